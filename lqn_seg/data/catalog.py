@@ -1,0 +1,122 @@
+"""Data sets by name. `get_dataset(name)` is how everything else gets at data."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from lqn_seg.data.ade20k import HOW_TO_GET as HOW_TO_GET_ADE20K
+from lqn_seg.data.ade20k import load_ade20k_sem_seg
+from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
+from lqn_seg.errors import InputError
+
+__all__ = [
+    "Category",
+    "Dataset",
+    "Metadata",
+    "Record",
+    "dataset_names",
+    "dataset_roots",
+    "get_dataset",
+    "register_coco_panoptic",
+]
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+# name -> image folder, panoptic folder, panoptic JSON
+_registered: dict[str, tuple[str, str, str]] = {}
+
+
+def dataset_roots(root: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Folders in which data sets are looked for, in order.
+
+    `root` alone where it is given; else $DETECTRON2_DATASETS, the repository's `datasets` and
+    `./datasets`.
+    """
+    if root is not None:
+        return [Path(root)]
+    environment = os.environ.get("DETECTRON2_DATASETS")
+    first = [Path(environment)] if environment else []
+    return list(dict.fromkeys([*first, _REPOSITORY / "datasets", Path("datasets").resolve()]))
+
+
+def get_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
+    """Look up a data set by name.
+
+    Args:
+        name: one of `dataset_names()`.
+        root: the folder of data sets; see `dataset_roots` for where it is looked for otherwise.
+
+    Raises:
+        InputError: the name is unknown, or the data set's files are missing or malformed.
+    """
+    if name in _registered:
+        return load_coco_panoptic(name, *_registered[name])
+    if name in _BUILTIN:
+        return _BUILTIN[name](name, root)
+    names = dataset_names()
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    raise InputError(f"unknown data set {name!r}: did you mean {' or '.join(near)}?")
+
+
+def dataset_names() -> list[str]:
+    """The names `get_dataset` knows: the built-in ones and those registered."""
+    return sorted({*_BUILTIN, *_registered})
+
+
+def register_coco_panoptic(
+    name: str,
+    image_dir: str | os.PathLike[str],
+    panoptic_dir: str | os.PathLike[str],
+    panoptic_json: str | os.PathLike[str],
+) -> None:
+    """Make a data set of one's own, in COCO panoptic layout, known under a name.
+
+    Nothing is read until `get_dataset(name)`. Registering the same name with the same files again
+    is allowed.
+
+    Raises:
+        InputError: the name is taken by another data set.
+    """
+    files = (os.fspath(image_dir), os.fspath(panoptic_dir), os.fspath(panoptic_json))
+    if name in _BUILTIN or _registered.get(name, files) != files:
+        raise InputError(f"the data set name {name!r} is already taken")
+    _registered[name] = files
+
+
+def _demo(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    file = Path("demo", "annotations", f"panoptic_{split}.json")
+    folder = _find(name, file, "run python datasets/prepare_demo.py", root) / "demo"
+    return load_coco_panoptic(
+        name,
+        folder / split,
+        folder / f"panoptic_{split}",
+        folder / "annotations" / f"panoptic_{split}.json",
+    )
+
+
+def _ade20k(name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    folder = Path("ADEChallengeData2016")
+    found = _find(name, folder / "images" / "validation", HOW_TO_GET_ADE20K, root)
+    return load_ade20k_sem_seg(name, found / folder)
+
+
+def _find(name: str, file: Path, how_to_get: str, root: str | os.PathLike[str] | None) -> Path:
+    """The first folder of `dataset_roots` that holds `file`."""
+    roots = dataset_roots(root)
+    for folder in roots:
+        if (folder / file).exists():
+            return folder
+    looked = ", ".join(map(str, roots))
+    unset = "" if root or "DETECTRON2_DATASETS" in os.environ else " ($DETECTRON2_DATASETS unset)"
+    raise InputError(f"data set {name} needs {file}, looked for in {looked}{unset}: {how_to_get}")
+
+
+_BUILTIN: dict[str, Callable[[str, str | os.PathLike[str] | None], Dataset]] = {
+    "demo_panoptic_val": partial(_demo, "val"),
+    "demo_panoptic_train": partial(_demo, "train"),
+    "ade20k_sem_seg_val": _ade20k,
+}

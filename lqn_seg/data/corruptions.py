@@ -1,0 +1,209 @@
+"""The seven everyday corruptions of ImageNet-C, five severities, seeded.
+
+Formulas and constants: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations" (ICLR 2019), and its published code. Four departures, all because
+images here have any size and must not depend on the order of calls:
+
+- lengths in pixels (blur radius, its anti-aliasing) are multiplied by min(height, width) / 224, the
+  side the constants were chosen for; the fog map is the next power of two that covers the image
+  (256 for 224, as published);
+- random numbers come from a generator keyed on (seed, CRC32 of the pixels, name, severity);
+- results are rounded to nearest, not truncated, to 8 bits;
+- the blur kernel is normalised to sum exactly 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import math
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lqn_seg.errors import InputError
+
+Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+Float = NDArray[np.float64]
+
+REFERENCE_SIDE = 224  # side in pixels of the images ImageNet-C's lengths were chosen for
+
+# Severities 1 .. 5.
+GAUSSIAN_NOISE_SCALE = (0.08, 0.12, 0.18, 0.26, 0.38)
+DEFOCUS_BLUR = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))  # radius, alias blur sigma
+CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
+FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))  # strength, wibble decay
+PIXELATE = (0.6, 0.5, 0.4, 0.3, 0.25)
+BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
+JPEG_QUALITY = (25, 18, 15, 10, 7)
+
+
+def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
+    """Corrupt one image.
+
+    The result depends on the arguments alone: not on the order of calls, nor on global state.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        name: one of `CORRUPTIONS`.
+        severity: 1 (mild) .. 5 (strong).
+        seed: non-negative; another seed draws other noise and other fog.
+
+    Returns:
+        A new (H, W, 3) uint8 array.
+
+    Raises:
+        InputError: an argument is not of this form; an unknown name gets the nearest known one.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise InputError(f"corrupt needs a uint8 array of RGB pixels, got {kind}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise InputError(f"corrupt needs an image of shape (H, W, 3), got {image.shape}")
+    if name not in _CORRUPT:
+        near = difflib.get_close_matches(name, CORRUPTIONS, n=1, cutoff=0.3) or CORRUPTIONS
+        raise InputError(f"unknown corruption {name!r}: did you mean {' or '.join(near)}?")
+    if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
+        raise InputError(f"corruption severity must be 1, 2, 3, 4 or 5, got {severity!r}")
+    if seed < 0:
+        raise InputError(f"corruption seed must not be negative, got {seed}")
+    image = np.ascontiguousarray(image)
+    random = np.random.default_rng(
+        [seed, zlib.crc32(image.data), zlib.crc32(name.encode()), int(severity)]
+    )
+    return _CORRUPT[name](image, int(severity) - 1, random)
+
+
+def _gaussian_noise(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    return _to_bytes(image / 255 + random.normal(0, GAUSSIAN_NOISE_SCALE[level], image.shape))
+
+
+def _defocus_blur(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    radius, alias_blur = DEFOCUS_BLUR[level]
+    scale = min(image.shape[:2]) / REFERENCE_SIDE
+    return _to_bytes(_filter(image / 255, disk_kernel(radius, alias_blur, scale)))
+
+
+def _contrast(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    x = image / 255
+    mean = x.mean(axis=(0, 1), keepdims=True)
+    return _to_bytes((x - mean) * CONTRAST[level] + mean)
+
+
+def _fog(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    strength, wibble_decay = FOG[level]
+    height, width = image.shape[:2]
+    side = max(2, 1 << (max(height, width) - 1).bit_length())
+    x = image / 255
+    brightest = x.max()
+    mist = plasma_fractal(side, wibble_decay, random)[:height, :width, None]
+    return _to_bytes((x + strength * mist) * brightest / (brightest + strength))
+
+
+def _pixelate(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    height, width = image.shape[:2]
+    small = (max(1, int(width * PIXELATE[level])), max(1, int(height * PIXELATE[level])))
+    picture = Image.fromarray(image).resize(small, Image.Resampling.BOX)
+    return np.array(picture.resize((width, height), Image.Resampling.BOX))
+
+
+def _brightness(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    # V of HSV is the largest channel; raising V at constant H and S scales all three channels.
+    # Black has no hue and becomes grey.
+    x = image / 255
+    value = x.max(axis=2, keepdims=True)
+    raised = np.minimum(value + BRIGHTNESS[level], 1)
+    return _to_bytes(np.where(value > 0, x * raised / np.where(value > 0, value, 1), raised))
+
+
+def _jpeg_compression(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY[level])
+    return np.array(Image.open(file).convert("RGB"))
+
+
+_CORRUPT: dict[str, Callable[[Pixels, int, np.random.Generator], Pixels]] = {
+    "gaussian_noise": _gaussian_noise,
+    "defocus_blur": _defocus_blur,
+    "contrast": _contrast,
+    "fog": _fog,
+    "pixelate": _pixelate,
+    "brightness": _brightness,
+    "jpeg_compression": _jpeg_compression,
+}
+CORRUPTIONS: tuple[str, ...] = tuple(_CORRUPT)
+
+
+def disk_kernel(radius: float, alias_blur: float, scale: float = 1.0) -> Float:
+    """A disk, slightly blurred to soften its edge: the kernel of a lens out of focus.
+
+    Args:
+        radius: in pixels, at `scale` 1; up to 8 the edge is blurred by 3 x 3 taps, else by 5 x 5.
+        alias_blur: sigma of that Gaussian, in pixels, at `scale` 1.
+        scale: what all lengths are multiplied by.
+
+    Returns:
+        (K, K), K odd, sum 1.
+    """
+    taps = math.ceil((1 if radius <= 8 else 2) * scale)
+    half = max(math.ceil(8 * scale), math.ceil(radius * scale))
+    axis = np.arange(-half, half + 1)
+    disk = (axis[:, None] ** 2 + axis[None, :] ** 2 <= (radius * scale) ** 2).astype(np.float64)
+    offsets = np.arange(-taps, taps + 1)
+    gaussian = np.exp(-(offsets**2) / (2 * (alias_blur * scale) ** 2))
+    kernel = _filter(disk[..., None], np.outer(gaussian, gaussian))[..., 0]
+    return kernel / kernel.sum()
+
+
+def _filter(x: Float, kernel: Float) -> Float:
+    """Convolve (H, W, C) with a symmetric (K, K) kernel, mirrored at the edge (edge pixel once)."""
+    half = kernel.shape[0] // 2
+    height, width = x.shape[:2]
+    padded = np.pad(x, ((half, half), (half, half), (0, 0)), mode="reflect")
+    shape = (padded.shape[0] + 2 * half, padded.shape[1] + 2 * half)  # linear, not circular
+    product = np.fft.rfft2(padded, shape, axes=(0, 1)) * np.fft.rfft2(kernel, shape)[..., None]
+    full = np.fft.irfft2(product, shape, axes=(0, 1))
+    return full[2 * half : 2 * half + height, 2 * half : 2 * half + width]
+
+
+def plasma_fractal(side: int, wibble_decay: float, random: np.random.Generator) -> Float:
+    """Diamond-square noise on a torus, scaled to 0 .. 1: ImageNet-C's fog.
+
+    Args:
+        side: a power of two, at least 2.
+        wibble_decay: what the amplitude is divided by each time the grid is halved; a larger one
+            gives smoother fog.
+
+    Returns:
+        (side, side).
+    """
+    if side < 2 or side & (side - 1):
+        raise ValueError(f"side must be a power of two, got {side}")
+    field = np.zeros((side, side))
+    wibble, step = 100.0, side
+
+    def jitter(total: Float) -> Float:
+        # As published, the amplitude enters twice: wibble * uniform(-wibble, wibble).
+        return total / 4 + wibble * random.uniform(-wibble, wibble, total.shape)
+
+    while step >= 2:
+        half = step // 2
+        corners = field[::step, ::step]
+        across = corners + np.roll(corners, -1, axis=0)
+        centres = jitter(across + np.roll(across, -1, axis=1))
+        field[half::step, half::step] = centres
+        vertical = centres + np.roll(centres, 1, axis=0)
+        field[::step, half::step] = jitter(vertical + corners + np.roll(corners, -1, axis=1))
+        horizontal = centres + np.roll(centres, 1, axis=1)
+        field[half::step, ::step] = jitter(horizontal + corners + np.roll(corners, -1, axis=0))
+        step, wibble = half, wibble / wibble_decay
+    field -= field.min()
+    return field / field.max()
+
+
+def _to_bytes(x: Float) -> Pixels:
+    """0 .. 1, clipped, to 0 .. 255, rounded."""
+    return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)

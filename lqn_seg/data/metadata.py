@@ -1,0 +1,203 @@
+"""What the rest of the package knows about a data set: its table of categories and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lqn_seg.data.images import read_id_map, read_label_map
+from lqn_seg.errors import InputError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Category:
+    """One row of a data set's table.
+
+    Attributes:
+        id: the data set's own id, not necessarily contiguous.
+        name: readable name.
+        isthing: whether instances of it are counted one by one.
+        color: RGB 0 .. 255, or None where the data set gives none.
+    """
+
+    id: int
+    name: str
+    isthing: bool
+    color: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Facts about a data set. A contiguous id is an index into `categories`.
+
+    Attributes:
+        name: the data set's name.
+        categories: the table; things and stuff may be mixed.
+        evaluator_type: Detectron2's word for how it is evaluated, "coco_panoptic_seg" or "sem_seg".
+        ignore_label: the semantic label of pixels that do not count.
+        reduce_zero_label: semantic files hold contiguous id + 1, with 0 for "ignore" (raw ADE20K).
+        image_root, panoptic_root, panoptic_json, sem_seg_root: where the files lie, if there.
+    """
+
+    name: str
+    categories: tuple[Category, ...]
+    evaluator_type: str
+    ignore_label: int = 255
+    reduce_zero_label: bool = False
+    image_root: str | None = None
+    panoptic_root: str | None = None
+    panoptic_json: str | None = None
+    sem_seg_root: str | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of categories, things and stuff together."""
+        return len(self.categories)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by contiguous id."""
+        return tuple(category.name for category in self.categories)
+
+    @cached_property
+    def thing_ids(self) -> frozenset[int]:
+        """Contiguous ids of the things."""
+        return frozenset(i for i, category in enumerate(self.categories) if category.isthing)
+
+    @cached_property
+    def stuff_ids(self) -> frozenset[int]:
+        """Contiguous ids of the stuff."""
+        return frozenset(range(self.num_classes)) - self.thing_ids
+
+    @cached_property
+    def dataset_id_to_contiguous_id(self) -> dict[int, int]:
+        """The data set's own category id -> index into `categories`."""
+        return {category.id: i for i, category in enumerate(self.categories)}
+
+    # The next four have Detectron2's names and its layout: both lists of names are indexed by
+    # contiguous id, so both are the full table; its semantic evaluator needs every id in the
+    # "stuff" mapping (as Mask2Former registers its data sets).
+    @property
+    def thing_classes(self) -> tuple[str, ...]:
+        """All names by contiguous id, or () where the data set has no things (Detectron2)."""
+        return self.class_names if self.thing_ids else ()
+
+    @property
+    def stuff_classes(self) -> tuple[str, ...]:
+        """All names by contiguous id (Detectron2)."""
+        return self.class_names
+
+    @property
+    def thing_dataset_id_to_contiguous_id(self) -> dict[int, int]:
+        """Own id -> contiguous id, things only (Detectron2)."""
+        return {k: v for k, v in self.dataset_id_to_contiguous_id.items() if v in self.thing_ids}
+
+    @property
+    def stuff_dataset_id_to_contiguous_id(self) -> dict[int, int]:
+        """Own id -> contiguous id, every category (Detectron2)."""
+        return dict(self.dataset_id_to_contiguous_id)
+
+    def read_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
+        """Read a record's ground-truth id map and hold it against `segments_info`.
+
+        Returns:
+            (H, W) int32 segment ids, 0 = void.
+
+        Raises:
+            InputError: the record has no `pan_seg_file_name` or `segments_info`, the file cannot be
+                read, its size is not the record's, or its ids are not those of `segments_info`.
+        """
+        path = _field(record, "pan_seg_file_name")
+        ids = read_id_map(path)
+        _check_size(ids, record, path)
+        listed = {int(segment["id"]) for segment in _field(record, "segments_info")}
+        drawn = set(np.unique(ids).tolist()) - {0}
+        if drawn - listed:
+            raise InputError(
+                f"panoptic map {path} holds segment id {min(drawn - listed)}, which the field "
+                f"segments_info of image {record.get('image_id')} does not list"
+            )
+        if listed - drawn:
+            raise InputError(
+                f"the field segments_info of image {record.get('image_id')} lists segment id "
+                f"{min(listed - drawn)}, which has no pixel in panoptic map {path}"
+            )
+        return ids
+
+    def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
+        """Read a record's semantic ground truth: from its label map, or else its panoptic map.
+
+        This is the one place where raw labels become contiguous ids (`reduce_zero_label`). From a
+        panoptic map every pixel gets its segment's category; void and crowd segments are ignored.
+
+        Returns:
+            (H, W) int32, contiguous ids or `ignore_label`.
+
+        Raises:
+            InputError: as `read_panoptic`, or a label lies outside the table.
+        """
+        if "sem_seg_file_name" not in record:
+            return self._semantic_from_panoptic(record)
+        path = record["sem_seg_file_name"]
+        labels = read_label_map(path)
+        _check_size(labels, record, path)
+        if self.reduce_zero_label:
+            labels = np.where(labels == 0, self.ignore_label, labels - 1).astype(np.int32)
+        known = (labels >= 0) & (labels < self.num_classes) | (labels == self.ignore_label)
+        if not known.all():
+            raise InputError(
+                f"label map {path} holds label {int(labels[~known][0])}, outside the "
+                f"{self.num_classes} classes of {self.name} (and not the ignore label "
+                f"{self.ignore_label})"
+            )
+        return labels
+
+    def _semantic_from_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
+        ids = self.read_panoptic(record)
+        labels = np.full(ids.shape, self.ignore_label, dtype=np.int32)
+        for segment in record["segments_info"]:
+            if not segment.get("iscrowd", 0):
+                labels[ids == segment["id"]] = segment["category_id"]
+        return labels
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its facts and a way to list its images.
+
+    `records()` gives Detectron2's dictionaries, one per image, in a fixed order: `file_name`,
+    `image_id`, `height`, `width`, and `pan_seg_file_name` + `segments_info` (category ids
+    contiguous) or `sem_seg_file_name`.
+    """
+
+    metadata: Metadata
+    load: Callable[[], list[Record]]
+
+    def records(self) -> list[Record]:
+        """List the images; the dictionaries are the caller's to change."""
+        return self.load()
+
+
+def _field(record: Mapping[str, Any], key: str) -> Any:
+    if key not in record:
+        raise InputError(
+            f"the record of image {record.get('image_id')} has no field {key}, which its "
+            "evaluation needs"
+        )
+    return record[key]
+
+
+def _check_size(label: NDArray[np.int32], record: Mapping[str, Any], path: Any) -> None:
+    height, width = record.get("height", label.shape[0]), record.get("width", label.shape[1])
+    if label.shape != (height, width):
+        raise InputError(
+            f"{path} is {label.shape[0]} x {label.shape[1]} (height x width) but the fields "
+            f"height and width of image {record.get('image_id')} say {height} x {width}"
+        )

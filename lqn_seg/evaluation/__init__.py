@@ -1,0 +1,19 @@
+"""Evaluators in Detectron2's protocol (`reset`, `process`, `evaluate`); none needs Detectron2."""
+
+from lqn_seg.evaluation.bootstrap import (
+    PairedDifference,
+    paired_bootstrap,
+    paired_bootstrap_totals,
+)
+from lqn_seg.evaluation.instance import InstanceEvaluator
+from lqn_seg.evaluation.panoptic import PanopticEvaluator
+from lqn_seg.evaluation.semantic import SemanticEvaluator
+
+__all__ = [
+    "InstanceEvaluator",
+    "PairedDifference",
+    "PanopticEvaluator",
+    "SemanticEvaluator",
+    "paired_bootstrap",
+    "paired_bootstrap_totals",
+]

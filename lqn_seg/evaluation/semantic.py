@@ -1,0 +1,126 @@
+"""Semantic segmentation: mIoU and its relatives from one confusion matrix of the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lqn_seg.errors import InputError
+from lqn_seg.evaluation.base import (
+    ImageEvaluator,
+    Statistics,
+    check_shape,
+    output_field,
+    to_numpy,
+)
+
+
+def confusion_matrix(
+    truth: NDArray[np.integer], predicted: NDArray[np.integer], classes: int, ignore_label: int
+) -> NDArray[np.int64]:
+    """Count pixels by (true class, predicted class), without those whose truth is ignored.
+
+    Args:
+        truth: (H, W), 0 .. classes - 1 or `ignore_label`.
+        predicted: (H, W), 0 .. classes - 1.
+
+    Returns:
+        (classes, classes), rows = truth.
+    """
+    counted = truth != ignore_label
+    pairs = truth[counted].astype(np.int64) * classes + predicted[counted]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def semantic_quality(totals: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
+    """mIoU, fwIoU, mACC and pACC from pixel totals per class.
+
+    Classes absent from the ground truth are not averaged; without any ground truth all is NaN.
+
+    Args:
+        totals: (..., C, 3): pixels that are right, pixels of the class in the ground truth, pixels
+            predicted as the class (ignored ones in none of them); leading dimensions are
+            independent data sets.
+
+    Returns:
+        name -> (...), 0 .. 100.
+    """
+    right, truth, _ = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
+    present = truth > 0
+    iou, accuracy = _per_class(totals)
+    classes, pixels = present.sum(axis=-1), truth.sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return {
+            "mIoU": 100 * np.nansum(iou, axis=-1) / classes,
+            "fwIoU": 100 * np.nansum(iou * truth, axis=-1) / pixels,
+            "mACC": 100 * np.nansum(accuracy, axis=-1) / classes,
+            "pACC": 100 * right.sum(axis=-1) / pixels,
+        }
+
+
+def _per_class(
+    totals: NDArray[np.floating],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """IoU and accuracy of each class, 0 .. 1, NaN where the ground truth has none of it."""
+    right, truth, predicted = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = np.where(truth > 0, right / (truth + predicted - right), np.nan)
+        return iou, np.where(truth > 0, right / truth, np.nan)
+
+
+class SemanticEvaluator(ImageEvaluator):
+    """mIoU of `output["sem_seg"]`, class scores (C, H, W), of which the highest counts.
+
+    Ground truth is the record's label map, or its panoptic map where there is no label map. An
+    image's statistics are {"confusion": [[true class, predicted class, pixels], ...]}.
+    """
+
+    task = "sem_seg"
+
+    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
+        """Confusion of one image.
+
+        Raises:
+            InputError: the output has no `sem_seg`, or another number of classes or another size
+                than the ground truth.
+        """
+        record, classes = self._record(record), len(self.metadata.class_names)
+        scores = output_field(record, output, "sem_seg")
+        if scores.ndim != 3 or scores.shape[0] != classes:
+            raise InputError(
+                f"sem_seg of image {record.get('image_id')} has shape {tuple(scores.shape)}, "
+                f"expected ({classes} classes, height, width)"
+            )
+        truth = self.metadata.read_semantic(record)
+        predicted = to_numpy(scores.argmax(0))
+        check_shape(record, "the semantic prediction", predicted.shape, truth.shape)
+        matrix = confusion_matrix(truth, predicted, classes, self.metadata.ignore_label)
+        rows, columns = np.nonzero(matrix)
+        cells = zip(rows.tolist(), columns.tolist(), matrix[rows, columns].tolist(), strict=True)
+        return {"confusion": [list(cell) for cell in cells]}
+
+    def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
+        """mIoU fwIoU mACC pACC and IoU-<class>, 0 .. 100, NaN where undefined."""
+        totals = self.stack(statistics).sum(axis=0)
+        result = {key: float(value) for key, value in semantic_quality(totals).items()}
+        for name, value in zip(self.metadata.class_names, _per_class(totals)[0], strict=True):
+            result[f"IoU-{name}"] = float(100 * value)
+        return result
+
+    def stack(self, statistics: Sequence[Statistics]) -> NDArray[np.float64]:
+        """Statistics as one array (images, C, 3), see `semantic_quality`."""
+        stacked = np.zeros((len(statistics), len(self.metadata.class_names), 3))
+        for i, image in enumerate(statistics):
+            for truth, predicted, pixels in image["confusion"]:
+                stacked[i, truth, 1] += pixels
+                stacked[i, predicted, 2] += pixels
+                if truth == predicted:
+                    stacked[i, truth, 0] += pixels
+        return stacked
+
+    def metric(self, totals: NDArray[np.floating], key: str = "mIoU") -> NDArray[np.float64]:
+        """One of the four numbers from pixel totals (..., C, 3) -> (...)."""
+        return semantic_quality(totals)[key]

@@ -1,0 +1,1 @@
+"""Teacher, student and head joined into segmentation."""

@@ -1,0 +1,153 @@
+"""Mask and class logits of queries -> semantic, panoptic and instance predictions.
+
+Pure functions of one image. Shapes: Q queries, C classes, h x w pixels; mask logits are already at
+the output size; the last class logit is "no object". The rules are EoMT's (Kerssies et al., "Your
+ViT is Secretly an Image Segmentation Model", CVPR 2025, and its code), which are Mask2Former's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Instances:
+    """Instance predictions of one image, under Detectron2's names.
+
+    Attributes:
+        image_size: (h, w).
+        pred_masks: (N, h, w) bool.
+        scores: (N,) 0 .. 1, descending.
+        pred_classes: (N,) int64, contiguous ids.
+    """
+
+    image_size: tuple[int, int]
+    pred_masks: Tensor
+    scores: Tensor
+    pred_classes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def semantic_inference(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
+    """Scores per class and pixel: each query votes for its classes where its mask is.
+
+    Args:
+        mask_logits: (Q, h, w).
+        class_logits: (Q, C + 1).
+
+    Returns:
+        (C, h, w), not normalised over classes.
+    """
+    _check(mask_logits, class_logits)
+    return torch.einsum("qc,qhw->chw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
+
+
+def panoptic_inference(
+    mask_logits: Tensor,
+    class_logits: Tensor,
+    thing_classes: Collection[int],
+    object_mask_threshold: float = 0.8,
+    overlap_threshold: float = 0.8,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Give every pixel to at most one segment.
+
+    Queries whose likeliest class is an object, with a probability above `object_mask_threshold`,
+    compete: a pixel goes to the highest class probability x mask probability. A query's segment is
+    what it won where its own mask is >= 0.5. It is dropped if it is empty, or if
+    area(won) / area(mask >= 0.5) < `overlap_threshold`: it lost most of its mask to others. (As in
+    EoMT's and Mask2Former's code, the numerator is all it won, also where its mask is below 0.5.)
+    Segments of the same stuff class become one.
+
+    Args:
+        mask_logits: (Q, h, w).
+        class_logits: (Q, C + 1).
+        thing_classes: contiguous ids of the classes whose instances stay apart.
+
+    Returns:
+        (h, w) int32 ids, 0 = void, and for each id 1, 2, ... a dictionary with "id", "isthing",
+        "category_id" (contiguous) and "score" (class probability; of merged stuff the highest).
+    """
+    _check(mask_logits, class_logits)
+    scores, classes = class_logits.softmax(-1).max(-1)
+    keep = (classes != class_logits.shape[-1] - 1) & (scores > object_mask_threshold)
+    id_map = torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=mask_logits.device)
+    segments: list[dict[str, Any]] = []
+    if not keep.any():
+        return id_map, segments
+
+    scores, classes = scores[keep], classes[keep]
+    masks = mask_logits[keep].sigmoid()  # (K, h, w)
+    winner = (scores[:, None, None] * masks).argmax(0)  # (h, w)
+    inside = masks >= 0.5
+    # One transfer to the host for all areas rather than one per query.
+    inside_area = inside.flatten(1).sum(1)
+    won_area = torch.bincount(winner.flatten(), minlength=len(masks))
+    own = inside & (winner == torch.arange(len(masks), device=winner.device)[:, None, None])
+    areas = torch.stack([inside_area, won_area, own.flatten(1).sum(1)], 1).tolist()
+
+    stuff: dict[int, dict[str, Any]] = {}
+    rows = zip(classes.tolist(), scores.tolist(), areas, strict=True)
+    for k, (category, score, (mask_area, area, own_area)) in enumerate(rows):
+        if own_area == 0 or area / mask_area < overlap_threshold:
+            continue
+        isthing = category in thing_classes
+        if not isthing and category in stuff:
+            segment = stuff[category]
+            segment["score"] = max(segment["score"], score)
+        else:
+            segment = {"id": len(segments) + 1, "isthing": isthing, "category_id": category}
+            segment["score"] = score
+            segments.append(segment)
+            if not isthing:
+                stuff[category] = segment
+        id_map[own[k]] = segment["id"]
+    return id_map, segments
+
+
+def instance_inference(
+    mask_logits: Tensor, class_logits: Tensor, thing_classes: Collection[int], top_k: int = 100
+) -> Instances:
+    """The `top_k` likeliest pairs (query, class), as EoMT is evaluated for AP.
+
+    The mask is logit > 0; the score is the class probability x the mean mask probability inside the
+    mask. As in Mask2Former, pairs of a stuff class are dropped after the choice of the `top_k`.
+
+    Args:
+        mask_logits: (Q, h, w).
+        class_logits: (Q, C + 1).
+        thing_classes: contiguous ids of the classes that have instances.
+
+    Returns:
+        At most `top_k` instances, highest score first.
+    """
+    _check(mask_logits, class_logits)
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    num_classes = probabilities.shape[1]
+    chosen, index = probabilities.flatten().topk(min(top_k, probabilities.numel()))
+    query, category = index // num_classes, index % num_classes
+    things = torch.tensor(sorted(thing_classes), dtype=category.dtype, device=category.device)
+    is_thing = torch.isin(category, things)
+    chosen, query, category = chosen[is_thing], query[is_thing], category[is_thing]
+
+    # Quality per query, once: several classes of one query share its mask.
+    masks = mask_logits > 0
+    inside = (mask_logits.sigmoid() * masks).flatten(1).sum(1)
+    quality = inside / (masks.flatten(1).sum(1) + 1e-6)
+    scores, order = (chosen * quality[query]).sort(descending=True, stable=True)
+    height, width = mask_logits.shape[-2:]
+    return Instances((height, width), masks[query[order]], scores, category[order])
+
+
+def _check(mask_logits: Tensor, class_logits: Tensor) -> None:
+    if mask_logits.ndim != 3 or class_logits.ndim != 2 or len(mask_logits) != len(class_logits):
+        raise ValueError(
+            "expected mask logits (Q, h, w) and class logits (Q, C + 1), got "
+            f"{tuple(mask_logits.shape)} and {tuple(class_logits.shape)}"
+        )

@@ -1,0 +1,197 @@
+"""The COCO panoptic reader and the catalog: ids, ground truth, a sentence per malformed file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lqn_seg.data import catalog
+from lqn_seg.data.catalog import dataset_names, get_dataset, register_coco_panoptic
+from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.images import write_id_map
+from lqn_seg.errors import InputError
+
+IDS = np.array([[0, 5, 5, 300], [0, 5, 5, 300], [7, 7, 7, 300]], dtype=np.int32)
+CONTENT: dict[str, Any] = {
+    "categories": [
+        {"id": 90, "name": "road", "isthing": 0, "color": [1, 2, 3]},
+        {"id": 4, "name": "car", "isthing": 1},
+        {"id": 17, "name": "sky", "isthing": 0},
+    ],
+    "images": [{"id": 11, "file_name": "x.jpg", "width": 4, "height": 3}],
+    "annotations": [
+        {
+            "image_id": 11,
+            "file_name": "x.png",
+            "segments_info": [
+                {"id": 5, "category_id": 4, "iscrowd": 0, "area": 4, "bbox": [1, 0, 2, 2]},
+                {"id": 300, "category_id": 4, "iscrowd": 1, "area": 3, "bbox": [3, 0, 1, 3]},
+                {"id": 7, "category_id": 17},
+            ],
+        }
+    ],
+}
+
+
+def write(root: Path, content: Any, ids: np.ndarray = IDS) -> Any:
+    (root / "panoptic").mkdir(exist_ok=True)
+    write_id_map(root / "panoptic" / "x.png", ids)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (root / "p.json").write_text(text)
+    return root / "images", root / "panoptic", root / "p.json"
+
+
+def test_records_are_detectron2s(tmp_path: Path) -> None:
+    dataset = load_coco_panoptic("mine", *write(tmp_path, CONTENT))
+    (record,) = dataset.records()
+    assert record["file_name"] == str(tmp_path / "images" / "x.jpg")
+    assert record["pan_seg_file_name"] == str(tmp_path / "panoptic" / "x.png")
+    assert (record["image_id"], record["height"], record["width"]) == (11, 3, 4)
+    got = [(s["id"], s["category_id"], s["isthing"], s["iscrowd"]) for s in record["segments_info"]]
+    assert got == [(5, 1, True, 0), (300, 1, True, 1), (7, 2, False, 0)]
+    record["segments_info"].clear()  # the caller's copy
+    assert len(dataset.records()[0]["segments_info"]) == 3
+
+
+def test_contiguous_ids_are_indices_of_the_table(tmp_path: Path) -> None:
+    metadata = load_coco_panoptic("mine", *write(tmp_path, CONTENT)).metadata
+    assert metadata.class_names == metadata.stuff_classes == ("road", "car", "sky")
+    assert metadata.thing_ids == {1}
+    assert metadata.stuff_ids == {0, 2}
+    assert metadata.thing_dataset_id_to_contiguous_id == {4: 1}
+    assert metadata.stuff_dataset_id_to_contiguous_id == {90: 0, 4: 1, 17: 2}
+    assert metadata.categories[0].color == (1, 2, 3)
+    assert metadata.categories[1].color is None
+    assert (metadata.evaluator_type, metadata.ignore_label) == ("coco_panoptic_seg", 255)
+
+
+def test_ground_truth(tmp_path: Path) -> None:
+    dataset = load_coco_panoptic("mine", *write(tmp_path, CONTENT))
+    (record,) = dataset.records()
+    np.testing.assert_array_equal(dataset.metadata.read_panoptic(record), IDS)
+    # void and the crowd are ignored
+    np.testing.assert_array_equal(
+        dataset.metadata.read_semantic(record),
+        [[255, 1, 1, 255], [255, 1, 1, 255], [2, 2, 2, 255]],
+    )
+
+
+Change = Callable[[dict[str, Any]], Any]
+MALFORMED: list[tuple[Change, str]] = [
+    (lambda c: c.pop("images"), "no list under the key 'images'"),
+    (lambda c: c.pop("annotations"), "no list under the key 'annotations'"),
+    (lambda c: c["annotations"].clear(), "lists no image"),
+    (lambda c: c["categories"].clear(), "nothing under the key 'categories'"),
+    (lambda c: c["categories"][1].pop("isthing"), r"categories\[1\] has no key 'isthing'"),
+    (lambda c: c["categories"][1].update(id=90), r"categories\[\].id 90 occurs twice"),
+    (lambda c: c["categories"][1].update(name="sky"), r"categories\[\].name 'sky' occurs twice"),
+    (lambda c: c["images"][0].pop("id"), r"images\[0\] has no key 'id'"),
+    (lambda c: c["images"][0].pop("width"), "image with id 11 has no key 'width'"),
+    (lambda c: c["annotations"][0].update(image_id=12), r"annotations\[0\] has image_id 12, which"),
+    (lambda c: c["annotations"].append(c["annotations"][0]), "image_id 11 is annotated twice"),
+    (lambda c: c["annotations"][0].pop("segments_info"), "has no key 'segments_info'"),
+    (
+        lambda c: c["annotations"][0]["segments_info"][1].update(category_id=5),
+        r"annotations\[0\].segments_info\[1\].category_id 5 is not among",
+    ),
+    (
+        lambda c: c["annotations"][0]["segments_info"][2].pop("id"),
+        r"annotations\[0\].segments_info\[2\] has no key 'id'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MALFORMED)
+def test_malformed_json_names_file_and_field(tmp_path: Path, change: Change, message: str) -> None:
+    content = copy.deepcopy(CONTENT)
+    change(content)
+    with pytest.raises(InputError, match=rf"p\.json.*{message}"):
+        load_coco_panoptic("mine", *write(tmp_path, content))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_unreadable_json(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"p\.json"):
+        load_coco_panoptic("mine", *write(tmp_path, text))
+    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
+        load_coco_panoptic("mine", tmp_path, tmp_path, tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.where(IDS == 7, 8, IDS), r"x\.png holds segment id 8, which .*segments_info"),
+        (np.where(IDS == 7, 5, IDS), r"segments_info of image 11 lists segment id 7.*x\.png"),
+        (IDS[:2], r"x\.png is 2 x 4 .* image 11 say 3 x 4"),
+    ],
+)
+def test_png_that_disagrees_with_the_json(tmp_path: Path, ids: np.ndarray, message: str) -> None:
+    dataset = load_coco_panoptic("mine", *write(tmp_path, CONTENT, ids))
+    with pytest.raises(InputError, match=message):
+        dataset.metadata.read_semantic(dataset.records()[0])
+
+
+def test_registered_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_registered", {})
+    files = write(tmp_path, CONTENT)
+    for _ in range(2):
+        register_coco_panoptic("mine", *files)
+    assert get_dataset("mine").metadata.name == "mine"
+    assert "mine" in dataset_names()
+    for name, changed in (("mine", (*files[:2], "other.json")), ("demo_panoptic_val", files)):
+        with pytest.raises(InputError, match=f"'{name}' is already taken"):
+            register_coco_panoptic(name, *changed)
+
+
+def test_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(InputError, match="'demo_panoptik_val': did you mean demo_panoptic_val"):
+        get_dataset("demo_panoptik_val")
+    with pytest.raises(InputError, match="did you mean ade20k_sem_seg_val or demo_panoptic_train"):
+        get_dataset("§")
+
+
+def demo_tree(root: Path) -> None:
+    for folder in ("annotations", "panoptic_val"):
+        (root / "demo" / folder).mkdir(parents=True)
+    (root / "demo" / "annotations" / "panoptic_val.json").write_text(json.dumps(CONTENT))
+    write_id_map(root / "demo" / "panoptic_val" / "x.png", IDS)
+
+
+def test_where_the_demo_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "environment"))
+    monkeypatch.setattr(catalog, "_REPOSITORY", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    roots = [tmp_path / "environment", tmp_path / "repository" / "datasets", tmp_path / "datasets"]
+    with pytest.raises(InputError, match=r"panoptic_val\.json.*prepare_demo") as error:
+        get_dataset("demo_panoptic_val")
+    for root in roots:
+        assert str(root) in str(error.value)
+    for root in reversed(roots):  # an earlier one wins over those that are there already
+        demo_tree(root)
+        dataset = get_dataset("demo_panoptic_val")
+        assert dataset.metadata.panoptic_root == str(root / "demo" / "panoptic_val")
+        assert dataset.records()[0]["file_name"] == str(root / "demo" / "val" / "x.jpg")
+    with pytest.raises(InputError, match="elsewhere"):
+        get_dataset("demo_panoptic_val", root=tmp_path / "elsewhere")
+
+
+@pytest.mark.skipif("LQN_SEG_REAL_DATA" not in os.environ, reason="LQN_SEG_REAL_DATA is not set")
+def test_real_coco_annotations_are_consistent() -> None:
+    root = Path(os.environ["LQN_SEG_REAL_DATA"]) / "coco"
+    annotations = root / "annotations" / "panoptic_train2017.json"
+    dataset = load_coco_panoptic(
+        "real", root / "train2017", root / "panoptic_train2017", annotations
+    )
+    assert dataset.metadata.thing_ids == set(range(80))
+    assert dataset.metadata.num_classes == 133
+    for record in dataset.records():
+        ids = dataset.metadata.read_panoptic(record)
+        for segment in record["segments_info"]:
+            assert (ids == segment["id"]).sum() == segment["area"]

@@ -1,0 +1,112 @@
+"""mIoU and relatives against brute force, class by class."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lqn_seg.errors import InputError
+from lqn_seg.evaluation.semantic import SemanticEvaluator, confusion_matrix
+
+SKY, CAT, ROAD, DOG, UNSEEN = range(5)
+NAMES = ("sky", "cat", "road", "dog", "unseen")
+
+
+def one_hot(labels: np.ndarray) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(labels), 5).permute(2, 0, 1).float()
+
+
+def segments_of(labels: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """A panoptic image whose semantic map is `labels` (-1 = void)."""
+    return labels + 1, [(c + 1, c, 0) for c in range(5) if (labels == c).any()]
+
+
+def test_against_brute_force(make_dataset: Any) -> None:
+    random = np.random.default_rng(0)
+    truths = random.integers(-1, 4, (3, 9, 11))  # UNSEEN never occurs in the truth
+    predictions = random.integers(0, 5, (3, 9, 11))
+    dataset = make_dataset([segments_of(truth) for truth in truths])
+    evaluator = SemanticEvaluator(dataset.metadata)
+    evaluator.process(dataset.records(), [{"sem_seg": one_hot(p)} for p in predictions])
+    result = evaluator.evaluate()["sem_seg"]
+
+    counted = truths >= 0
+    truth, predicted = truths[counted], predictions[counted]
+    iou, accuracy, weight = [], [], []
+    for c in range(4):
+        hit = ((truth == c) & (predicted == c)).sum()
+        iou.append(hit / ((truth == c) | (predicted == c)).sum())
+        accuracy.append(hit / (truth == c).sum())
+        weight.append((truth == c).mean())
+        assert result[f"IoU-{NAMES[c]}"] == pytest.approx(100 * iou[-1])
+    assert math.isnan(result["IoU-unseen"])
+    assert result["mIoU"] == pytest.approx(100 * np.mean(iou))
+    assert result["fwIoU"] == pytest.approx(100 * np.dot(iou, weight))
+    assert result["mACC"] == pytest.approx(100 * np.mean(accuracy))
+    assert result["pACC"] == pytest.approx(100 * (truth == predicted).mean())
+
+
+def test_one_matrix_for_the_data_set_not_a_mean_over_images(make_dataset: Any) -> None:
+    truths = [np.full((1, 10), SKY), np.full((1, 90), SKY)]
+    predictions = [np.full((1, 10), SKY), np.full((1, 90), CAT)]
+    dataset = make_dataset([segments_of(truth) for truth in truths])
+    evaluator = SemanticEvaluator(dataset.metadata)
+    evaluator.process(dataset.records(), [{"sem_seg": one_hot(p)} for p in predictions])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(10)
+
+
+def test_ground_truth_as_prediction_scores_100_and_resumes_from_json(make_dataset: Any) -> None:
+    labels = np.random.default_rng(1).integers(-1, 4, (6, 7))
+    dataset = make_dataset([segments_of(labels)])
+    evaluator = SemanticEvaluator(dataset.metadata)
+    output = {"sem_seg": one_hot(np.maximum(labels, 0))}  # void is predicted as something
+    statistics = evaluator.statistics(dataset.records()[0], output)
+    for _ in range(2):
+        evaluator.add(0, json.loads(json.dumps(statistics)))
+    result = evaluator.evaluate()["sem_seg"]
+    assert [result[k] for k in ("mIoU", "fwIoU", "mACC", "pACC")] == [100] * 4
+    totals = evaluator.stack([statistics, statistics])
+    assert totals[..., 1].sum() == 2 * (labels >= 0).sum()
+    np.testing.assert_array_equal(evaluator.metric(totals), [100, 100])
+
+
+def test_crowd_is_ignored(make_dataset: Any) -> None:
+    dataset = make_dataset([([[1, 1, 2, 2]], [(1, SKY, 0), (2, CAT, 1)])])
+    evaluator = SemanticEvaluator(dataset.metadata)
+    output = {"sem_seg": one_hot(np.array([[SKY, DOG, DOG, SKY]]))}
+    assert evaluator.statistics(dataset.records()[0], output) == {
+        "confusion": [[SKY, SKY, 1], [SKY, DOG, 1]]
+    }
+
+
+def test_records_complete_inputs_that_lack_the_ground_truth(make_dataset: Any) -> None:
+    labels = np.array([[0, 1], [2, 3]])
+    dataset = make_dataset([segments_of(labels)])
+    evaluator = SemanticEvaluator(dataset.metadata, dataset.records())
+    evaluator.process([{"image_id": 0}], [{"sem_seg": one_hot(labels)}])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
+    with pytest.raises(InputError, match="image 0 has no field pan_seg_file_name"):
+        SemanticEvaluator(dataset.metadata).process(
+            [{"image_id": 0}], [{"sem_seg": one_hot(labels)}]
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((4, 2, 2), "5 classes"), ((5, 2, 3), "2 x 3 .* 2 x 2")]
+)
+def test_wrong_shape_is_named(make_dataset: Any, shape: Any, message: str) -> None:
+    dataset = make_dataset([segments_of(np.array([[0, 1], [2, 3]]))])
+    with pytest.raises(InputError, match=message):
+        SemanticEvaluator(dataset.metadata).process(
+            dataset.records(), [{"sem_seg": torch.zeros(shape)}]
+        )
+
+
+def test_confusion_rows_are_truth() -> None:
+    matrix = confusion_matrix(np.array([0, 0, 1, 255]), np.array([0, 1, 1, 0]), 2, 255)
+    np.testing.assert_array_equal(matrix, [[1, 1], [0, 1]])

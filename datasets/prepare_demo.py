@@ -1,0 +1,337 @@
+"""Draw the demo data set: scenes with things and stuff, in COCO-panoptic layout.
+
+Every scene is drawn from ``(seed, split, index)`` alone, with NumPy only, so the same command makes
+the same files anywhere. Classes are told apart by shape and texture; every class is drawn in any
+hue, so colour alone decides nothing. The validation split is shipped with the repository; the
+training split is only needed to train the teacher:
+
+    python datasets/prepare_demo.py --split train --count 12000
+    python datasets/prepare_demo.py --split val --count 64     # rewrites what is shipped
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE = 96  # pixels, both sides
+SPLITS = ("train", "val", "tune", "report")  # the order is part of every scene's seed: append only
+MIN_VISIBLE_PIXELS = 30  # a thing with fewer visible pixels is not drawn at all
+MIN_VISIBLE_FRACTION = 0.35  # nor one that is hidden by more than this leaves
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class DemoCategory:
+    name: str
+    isthing: bool
+    color: tuple[int, int, int]
+
+
+CATEGORIES = (
+    DemoCategory("disc", True, (220, 20, 60)),
+    DemoCategory("ball", True, (255, 140, 0)),
+    DemoCategory("ring", True, (148, 0, 211)),
+    DemoCategory("square", True, (30, 144, 255)),
+    DemoCategory("crate", True, (139, 69, 19)),
+    DemoCategory("triangle", True, (255, 215, 0)),
+    DemoCategory("star", True, (255, 105, 180)),
+    DemoCategory("rod", True, (0, 206, 209)),
+    DemoCategory("sky", False, (135, 206, 235)),
+    DemoCategory("grass", False, (60, 179, 60)),
+    DemoCategory("water", False, (40, 80, 160)),
+    DemoCategory("brick", False, (178, 80, 60)),
+    DemoCategory("sand", False, (210, 190, 140)),
+)
+THINGS = tuple(c.name for c in CATEGORIES if c.isthing)
+STUFF = tuple(c.name for c in CATEGORIES if not c.isthing)
+CATEGORY_ID = {c.name: index + 1 for index, c in enumerate(CATEGORIES)}  # 0 is void
+
+ROWS, COLUMNS = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5, indexing="ij")
+
+
+@dataclass
+class Scene:
+    """One drawn image and its segments."""
+
+    image: Array  # (SIZE, SIZE, 3) uint8
+    segment_ids: Array  # (SIZE, SIZE) int32, every pixel belongs to a segment
+    categories: dict[int, str]  # segment id -> category name
+
+
+def random_color(rng: np.random.Generator, value: tuple[float, float]) -> Array:
+    """A colour of any hue, (3,) in 0..1, with HSV value within ``value``."""
+    hsv = (rng.uniform(), rng.uniform(0.15, 0.75), rng.uniform(*value))
+    return np.array(colorsys.hsv_to_rgb(*hsv))
+
+
+def smooth_noise(rng: np.random.Generator, cells: int) -> Array:
+    """Bilinear value noise, (SIZE, SIZE) in -1..1, with ``cells`` lattice cells a side."""
+    lattice = rng.uniform(-1, 1, (cells + 2, cells + 2))
+    position = np.arange(SIZE) / SIZE * cells
+    low = position.astype(int)
+    t = position - low
+    t = t * t * (3 - 2 * t)
+    rows = lattice[low] * (1 - t)[:, None] + lattice[low + 1] * t[:, None]
+    return rows[:, low] * (1 - t) + rows[:, low + 1] * t
+
+
+# ---- stuff: a texture over the whole image, later cut to its region ------------------------------
+
+
+def sky(rng: np.random.Generator) -> Array:
+    """Smooth vertical ramp with faint clouds: -1..1."""
+    return 0.8 * (ROWS / SIZE * 2 - 1) * rng.choice([-1, 1]) + 0.5 * smooth_noise(rng, 3)
+
+
+def grass(rng: np.random.Generator) -> Array:
+    """Short upright strokes: noise that varies fast along columns and slowly along rows."""
+    strokes = rng.uniform(-1, 1, (SIZE // 6 + 2, SIZE // 2))
+    shift = rng.integers(0, 6, SIZE // 2)
+    rows = (np.arange(SIZE)[:, None] + shift[None]) // 6
+    return np.repeat(strokes[rows, np.arange(SIZE // 2)[None]], 2, axis=1)[:, :SIZE]
+
+
+def water(rng: np.random.Generator) -> Array:
+    """Wavy horizontal stripes."""
+    period, phase = rng.uniform(6, 9), rng.uniform(0, 2 * np.pi)
+    wobble = 1.8 * np.sin(COLUMNS / rng.uniform(6, 10) + phase)
+    return np.sin(2 * np.pi * (ROWS + wobble) / period + phase)
+
+
+def brick(rng: np.random.Generator) -> Array:
+    """Courses of bricks, dark mortar between them."""
+    height, width = rng.integers(7, 10), rng.integers(13, 19)
+    row, column = ROWS + rng.uniform(0, height), COLUMNS + rng.uniform(0, width)
+    course = (row // height).astype(int)
+    column = column + (course % 2) * width / 2
+    mortar = (row % height < 1.6) | (column % width < 1.6)
+    tone = rng.uniform(-0.2, 0.9, (64, 64))[course % 64, (column // width).astype(int) % 64]
+    return np.where(mortar, -1.0, tone)
+
+
+def sand(rng: np.random.Generator) -> Array:
+    """Round grains on a flat ground."""
+    texture = 0.25 * smooth_noise(rng, 5)
+    lattice = 6
+    for row in range(0, SIZE + lattice, lattice):
+        for column in range(0, SIZE + lattice, lattice):
+            y, x = row + rng.uniform(-2, 2), column + rng.uniform(-2, 2)
+            grain, radius = rng.choice([-1.0, 1.0]), rng.uniform(0.9, 1.7)
+            r0, r1 = max(int(y) - 3, 0), max(int(y) + 4, 0)
+            c0, c1 = max(int(x) - 3, 0), max(int(x) + 4, 0)
+            near = np.hypot(ROWS[r0:r1, c0:c1] - y, COLUMNS[r0:r1, c0:c1] - x) < radius
+            texture[r0:r1, c0:c1][near] = grain
+    return texture
+
+
+TEXTURES = {"sky": sky, "grass": grass, "water": water, "brick": brick, "sand": sand}
+
+
+def paint_stuff(rng: np.random.Generator, name: str) -> Array:
+    """The stuff ``name`` over the whole image: (SIZE, SIZE, 3) in 0..1."""
+    color = random_color(rng, (0.45, 0.85))
+    texture = TEXTURES[name](rng)[..., None]
+    return color * (1 + rng.uniform(0.22, 0.34) * texture)
+
+
+def paint_background(rng: np.random.Generator) -> tuple[Array, Array, dict[int, str]]:
+    """Two or three stuff regions with wavy borders.
+
+    Returns the image (SIZE, SIZE, 3) in 0..1, the region map (SIZE, SIZE) int32 from 1, and names.
+    """
+    count = int(rng.integers(2, 4))
+    names = [str(n) for n in rng.choice(STUFF, count, replace=False)]
+    angle = rng.normal(0, 0.35) + rng.choice([0, 0, np.pi / 2])
+    height = np.cos(angle) * (ROWS - SIZE / 2) + np.sin(angle) * (COLUMNS - SIZE / 2)
+    height = height / SIZE + 0.10 * smooth_noise(rng, 3)
+    cuts = {2: [0.0], 3: [-0.18, 0.18]}[count] + rng.uniform(-0.09, 0.09, count - 1)
+    region = 1 + sum((height > cut).astype(np.int32) for cut in cuts)
+    layers = np.stack([paint_stuff(rng, name) for name in names])
+    image = np.take_along_axis(layers, region[None, ..., None] - 1, axis=0)[0]
+    return image, region, {index + 1: name for index, name in enumerate(names)}
+
+
+# ---- things: a signed distance (pixels, negative inside) and a surface tone ----------------------
+
+
+def polygon_distance(y: Array, x: Array, corners: Array) -> Array:
+    """Signed distance to a polygon given by its corners (N, 2) as (y, x)."""
+    points = np.stack([y, x], -1)
+    distance = np.full(y.shape, np.inf)
+    inside = np.zeros(y.shape, bool)
+    for a, b in zip(corners, np.roll(corners, -1, axis=0)):
+        edge, offset = b - a, points - a
+        t = np.clip((offset @ edge) / (edge @ edge), 0, 1)
+        distance = np.minimum(distance, np.linalg.norm(offset - t[..., None] * edge, axis=-1))
+        crosses = (a[0] > y) != (b[0] > y)
+        slope = np.where(crosses, (y - a[0]) / (b[0] - a[0] + 1e-12), 0) * (b[1] - a[1]) + a[1]
+        inside ^= crosses & (x < slope)
+    return np.where(inside, -distance, distance)
+
+
+def regular_corners(count: int, radii: tuple[float, ...]) -> Array:
+    """Corners (count, 2) at equal angles, radii taken in turn."""
+    angles = np.arange(count) / count * 2 * np.pi
+    radius = np.array([radii[k % len(radii)] for k in range(count)])
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], -1)
+
+
+def box_distance(y: Array, x: Array, half_height: float, half_width: float) -> Array:
+    qy, qx = np.abs(y) - half_height, np.abs(x) - half_width
+    outside = np.hypot(np.maximum(qy, 0), np.maximum(qx, 0))
+    return outside + np.minimum(np.maximum(qy, qx), 0)
+
+
+def thing_distance(name: str, y: Array, x: Array, r: float, rng: np.random.Generator) -> Array:
+    """Signed distance of the thing ``name`` of radius ``r`` pixels, centred and turned already."""
+    if name in ("disc", "ball"):
+        return np.hypot(y, x) - r
+    if name == "ring":
+        return np.abs(np.hypot(y, x) - 0.75 * r) - 0.25 * r
+    if name in ("square", "crate"):
+        return box_distance(y, x, 0.85 * r, 0.85 * r)
+    if name == "triangle":
+        return polygon_distance(y, x, regular_corners(3, (1.15 * r,)))
+    if name == "star":
+        return polygon_distance(y, x, regular_corners(10, (1.2 * r, 0.52 * r)))
+    if name == "rod":
+        return box_distance(y, x, 1.45 * r, rng.uniform(1.7, 2.6))
+    raise ValueError(f"no thing is called {name!r}")
+
+
+def thing_tone(name: str, y: Array, x: Array, r: float) -> Array:
+    """Surface tone, about -1..1: dots for a ball, diagonal boards for a crate, shading for all."""
+    shading = -0.45 * (y + x) / (1.5 * r)
+    if name == "ball":
+        period = max(r / 1.6, 5.0)
+        dots = np.hypot((y % period) - period / 2, (x % period) - period / 2) < 0.30 * period
+        return np.where(dots, -1.3, 0.35)
+    if name == "crate":
+        boards = (np.abs(np.abs(y) - np.abs(x)) < 0.16 * r) | (
+            np.maximum(np.abs(y), np.abs(x)) > 0.66 * r
+        )
+        return np.where(boards, -1.2, 0.4)
+    return shading
+
+
+def draw_thing(rng: np.random.Generator, image: Array, name: str) -> tuple[Array, Array]:
+    """Draw one thing over ``image``; returns the new image and its mask (SIZE, SIZE) bool."""
+    r = rng.uniform(7.5, 17.0) if rng.uniform() < 0.8 else rng.uniform(5.5, 7.5)
+    cy, cx = rng.uniform(6, SIZE - 6, 2)
+    angle = rng.uniform(0, 2 * np.pi)
+    y = np.cos(angle) * (ROWS - cy) + np.sin(angle) * (COLUMNS - cx)
+    x = -np.sin(angle) * (ROWS - cy) + np.cos(angle) * (COLUMNS - cx)
+    distance = thing_distance(name, y, x, r, rng)
+    # A colour that stands off from what it covers: camouflage would be a colour-blindness test.
+    covered = image[distance < 0].mean(0) if (distance < 0).any() else image.mean((0, 1))
+    color = max(
+        (random_color(rng, (0.3, 1.0)) for _ in range(3)), key=lambda c: abs(c - covered).sum()
+    )
+    surface = color * (1 + 0.30 * thing_tone(name, y, x, r))[..., None]
+    shadow = 1 - 0.35 * np.clip(1 - np.maximum(distance, 0) / 2.5, 0, 1)[..., None]
+    alpha = np.clip(0.5 - distance, 0, 1)[..., None]
+    return image * shadow * (1 - alpha) + surface * alpha, distance < 0
+
+
+def draw_scene(seed: int, split: str, index: int) -> Scene:
+    """The scene ``index`` of a split; depends on nothing but the three arguments."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    image, segment_ids, categories = paint_background(rng)
+    segment_ids = segment_ids.copy()
+    visible = {key: int((segment_ids == key).sum()) for key in categories}
+    for name in rng.choice(THINGS, int(rng.integers(2, 6))):
+        drawn, mask = draw_thing(rng, image, str(name))
+        after = np.where(mask, len(visible) + 1, segment_ids)
+        # Keep the new thing only if it and all that it covers stay visible enough to be labelled.
+        counts = {key: int((after == key).sum()) for key in (*visible, len(visible) + 1)}
+        full = {**visible, len(visible) + 1: int(mask.sum())}
+        if all(
+            counts[key] >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * full[key])
+            for key in counts
+        ):
+            image, segment_ids = drawn, after
+            categories[len(visible) + 1] = str(name)
+            visible = full
+    light = 1 + 0.12 * smooth_noise(rng, 2)[..., None]
+    image = image * light + rng.normal(0, 0.012, image.shape)
+    image = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return Scene(image, segment_ids.astype(np.int32), categories)
+
+
+# ---- COCO-panoptic files -------------------------------------------------------------------------
+
+
+def segments_info(scene: Scene) -> list[dict]:
+    """COCO's ``segments_info`` of a scene, boxes as [x, y, width, height]."""
+    infos = []
+    for segment_id, name in scene.categories.items():
+        mask = scene.segment_ids == segment_id
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+        infos.append(
+            {
+                "id": segment_id,
+                "category_id": CATEGORY_ID[name],
+                "iscrowd": 0,
+                "area": int(mask.sum()),
+                "bbox": [int(v) for v in box],
+            }
+        )
+    return infos
+
+
+def write_split(root: Path, split: str, count: int, seed: int) -> Path:
+    """Write ``count`` scenes of ``split`` under ``root``; returns the annotation file."""
+    images, annotations = [], []
+    for folder in (split, f"panoptic_{split}", "annotations"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        scene = draw_scene(seed, split, index)
+        name = f"{index:06d}.png"
+        Image.fromarray(scene.image).save(root / split / name, optimize=split != "train")
+        ids = np.stack([scene.segment_ids >> shift & 255 for shift in (0, 8, 16)], -1)
+        Image.fromarray(ids.astype(np.uint8)).save(root / f"panoptic_{split}" / name)
+        images.append({"id": index, "file_name": name, "height": SIZE, "width": SIZE})
+        annotations.append(
+            {"image_id": index, "file_name": name, "segments_info": segments_info(scene)}
+        )
+    categories = [
+        {"id": CATEGORY_ID[c.name], "name": c.name, "isthing": int(c.isthing), "color": c.color}
+        for c in CATEGORIES
+    ]
+    info = {"description": "lqn_seg demo scenes", "split": split, "seed": seed, "count": count}
+    path = root / "annotations" / f"panoptic_{split}.json"
+    content = {
+        "info": info,
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--split", choices=SPLITS, required=True)
+    parser.add_argument("--count", type=int, required=True, help="number of scenes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--root", type=Path, default=Path(__file__).parent / "demo")
+    args = parser.parse_args()
+    if args.count < 1:
+        parser.error(f"--count must be at least 1, not {args.count}")
+    print(f"wrote {args.count} scenes: {write_split(args.root, args.split, args.count, args.seed)}")
+
+
+if __name__ == "__main__":
+    main()

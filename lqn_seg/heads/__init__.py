@@ -1,0 +1,1 @@
+"""Frozen heads: last-layer tokens to mask and class logits."""

@@ -1,0 +1,39 @@
+"""EoMT's frozen mask head: patch tokens from whoever answers, query tokens from the teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import EomtForUniversalSegmentation
+
+
+class EomtHead:
+    """Final norm, mask head, upscaling and class predictor of a frozen EoMT.
+
+    The paper hands the student's answer "through the teacher's mask-head" (section 3.2.1). EoMT's
+    head reads query tokens as well as patch tokens, so both are arguments here.
+    """
+
+    def __init__(self, model: EomtForUniversalSegmentation) -> None:
+        self.model = model
+        self.num_queries: int = model.config.num_queries
+        self.num_classes: int = model.config.num_labels
+
+    @torch.no_grad()
+    def __call__(self, patch_tokens: Tensor, query_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask and class logits.
+
+        Args:
+            patch_tokens: (B, H, W, D) of the last block, before the final norm.
+            query_tokens: (B, Q, D) likewise.
+
+        Returns:
+            Mask logits (B, Q, h, w) at the head's own resolution and class logits (B, Q, C + 1),
+            the last class being "no object".
+        """
+        patches = patch_tokens.flatten(1, 2)
+        # The head ignores the prefix tokens, but transformers' slicing expects them to be there.
+        count = self.model.embeddings.num_prefix_tokens
+        prefix = patches.new_zeros(patches.shape[0], count, patches.shape[2])
+        normed = self.model.layernorm(torch.cat([query_tokens, prefix, patches], 1))
+        return self.model.predict(normed)

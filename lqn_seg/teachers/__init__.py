@@ -1,0 +1,1 @@
+"""Frozen vision transformers that hand out their tokens at every layer."""

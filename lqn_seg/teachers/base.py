@@ -1,0 +1,38 @@
+"""What a teacher is: the protocol that everything above the teachers relies on."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+ContextT = TypeVar("ContextT")
+
+
+class Teacher(Protocol[ContextT]):
+    """A frozen ViT: images to a token field and whatever else its frozen rest needs.
+
+    Attributes:
+        num_layers: L; layers are numbered 1..L, 0 is the patch embedding.
+        width: D, features of a token.
+        grid: (H, W) patches.
+        image_size: (height, width) in pixels that :meth:`encode` takes.
+        pixel_mean, pixel_std: normalisation of the teacher's input, for pixels in 0..1.
+    """
+
+    num_layers: int
+    width: int
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ContextT]:
+        """(B, 3, h, w) normalised images to the token field (B, L, H, W, D) and its context."""
+
+    def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
+        """The frozen rest from ``layer`` on: last-layer tokens (B, H, W, D) and their context."""

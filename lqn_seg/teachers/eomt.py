@@ -1,0 +1,227 @@
+"""The EoMT teacher: transformers' model, opened up so that every layer's tokens can be read.
+
+EoMT (Kerssies et al., CVPR 2025) is a plain ViT whose last ``num_blocks`` layers also carry object
+queries. Sequence order inside those layers is ``[queries | prefix | patches]``; before them it is
+``[prefix | patches]``, where the prefix is the CLS token followed by the register tokens.
+
+Shapes: B images, L layers, H x W patches, D features, Q queries, P prefix tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import EomtConfig, EomtForUniversalSegmentation
+
+from lqn_seg.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class EomtContext:
+    """What the frozen rest of the teacher needs beside the patch tokens.
+
+    prefix: (B, L + 1, P, D) CLS and register tokens after each layer; index 0 is the embedding.
+    queries: (B, num_blocks + 1, Q, D) query tokens after each query layer; index 0 is as learned.
+    """
+
+    prefix: Tensor
+    queries: Tensor
+
+    @property
+    def last_queries(self) -> Tensor:
+        """(B, Q, D) query tokens after the last layer, before the final norm."""
+        return self.queries[:, -1]
+
+
+class EomtTeacher:
+    """A frozen EoMT that hands out its tokens at every layer and can resume from any of them."""
+
+    def __init__(self, model: EomtForUniversalSegmentation) -> None:
+        self.model = model.eval().requires_grad_(False)
+        config = model.config
+        self.num_layers: int = config.num_hidden_layers
+        self.num_query_layers: int = config.num_blocks
+        self.num_queries: int = config.num_queries
+        self.width: int = config.hidden_size
+        self.grid: tuple[int, int] = model.grid_size
+        self.image_size: tuple[int, int] = (config.image_size, config.image_size)
+        self.pixel_mean: tuple[float, ...] = IMAGENET_MEAN
+        self.pixel_std: tuple[float, ...] = IMAGENET_STD
+        # Read once: asking a tensor for its value inside the layer loop would stall a GPU.
+        self._mask_probabilities: list[float] = model.attn_mask_probs.tolist()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, EomtContext]:
+        """Token field of a batch, in one forward pass.
+
+        Args:
+            images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``.
+
+        Returns:
+            The token field (B, L, H, W, D), block outputs of layers 1..L, and its context.
+
+        Raises:
+            InputError: the image size is not the one that the position embeddings were learned at.
+        """
+        if tuple(images.shape[-2:]) != self.image_size:
+            got, want = "x".join(map(str, images.shape[-2:])), "x".join(map(str, self.image_size))
+            raise InputError(f"the EoMT teacher takes images of {want} pixels, not {got}")
+        patches, prefix, queries = self._run(0, *self._embed(images))
+        return patches.unflatten(2, self.grid), EomtContext(prefix, queries)
+
+    @torch.no_grad()
+    def resume(
+        self, layer: int, tokens: Tensor, context: EomtContext
+    ) -> tuple[Tensor, EomtContext]:
+        """Run the frozen rest of the teacher on patch tokens put in place at ``layer``.
+
+        Args:
+            layer: 0 (the embedding) to L; the tokens are what that layer gave out.
+            tokens: (B, H, W, D) patch tokens.
+            context: prefix and query tokens of the same images, from :meth:`encode`.
+
+        Returns:
+            Last-layer patch tokens (B, H, W, D) and the context as it is after the resumed layers.
+
+        Raises:
+            InputError: ``layer`` is not one of the teacher's.
+        """
+        if not 0 <= layer <= self.num_layers:
+            raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
+        first_query_layer = self.num_layers - self.num_query_layers
+        passed = max(layer - first_query_layer, 0)
+        patches, prefix, queries = self._run(
+            layer, tokens.flatten(1, 2), context.prefix[:, layer], context.queries[:, passed]
+        )
+        last = patches[:, -1].unflatten(1, self.grid) if layer < self.num_layers else tokens
+        return last, EomtContext(
+            torch.cat([context.prefix[:, : layer + 1], prefix[:, 1:]], 1),
+            torch.cat([context.queries[:, : passed + 1], queries[:, 1:]], 1),
+        )
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embedded = self.model.embeddings(images)
+        count = self.model.embeddings.num_prefix_tokens
+        queries = self.model.query.weight.expand(images.shape[0], -1, -1)
+        return embedded[:, count:], embedded[:, :count], queries
+
+    def _run(
+        self, layer: int, patches: Tensor, prefix: Tensor, queries: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Layers ``layer + 1`` to L on (B, N, D) patches, (B, P, D) prefix and (B, Q, D) queries.
+
+        Returns patches of the layers run (B, layers, N, D), prefix (B, 1 + layers, P, D) and
+        queries (B, 1 + query layers run, Q, D); the last two start with what came in.
+        """
+        first_query_layer = self.num_layers - self.num_query_layers
+        sizes = [prefix.shape[1], patches.shape[1]]
+        state = torch.cat([prefix, patches], 1)
+        if layer > first_query_layer:
+            state, sizes = torch.cat([queries, state], 1), [queries.shape[1], *sizes]
+        fields, prefixes, query_states = [], [prefix], [queries]
+        mask = None
+        for index in range(layer, self.num_layers):
+            if index == first_query_layer:
+                state, sizes = torch.cat([queries, state], 1), [queries.shape[1], *sizes]
+            if index >= first_query_layer:
+                mask = self._attention_mask(state, index - first_query_layer, mask)
+            state = self.model.layers[index](state, mask)
+            *query_part, prefix_part, patch_part = state.split(sizes, 1)
+            fields.append(patch_part)
+            prefixes.append(prefix_part)
+            query_states.extend(query_part)
+        field = torch.stack(fields, 1) if fields else patches[:, None][:, :0]
+        return field, torch.stack(prefixes, 1), torch.stack(query_states, 1)
+
+    def _attention_mask(self, state: Tensor, block: int, mask: Tensor | None) -> Tensor | None:
+        """Additive mask (B, heads, N, N) of a query layer, or the previous one where it is off.
+
+        Each query attends only to the patches that its current mask covers; off (probability 0)
+        in every published checkpoint. Probabilities between 0 and 1 exist during training only.
+        """
+        if self._mask_probabilities[block] <= 0:
+            return mask
+        normed = self.model.layernorm(state)
+        mask_logits, _ = self.model.predict(normed)
+        covered = F.interpolate(mask_logits, size=self.grid, mode="bilinear").flatten(2) > 0
+        allowed = torch.ones(
+            state.shape[0], state.shape[1], state.shape[1], dtype=torch.bool, device=state.device
+        )
+        first_patch = self.num_queries + self.model.embeddings.num_prefix_tokens
+        allowed[:, : self.num_queries, first_patch:] = covered
+        heads = self.model.config.num_attention_heads
+        blocked = ~allowed[:, None].expand(-1, heads, -1, -1)
+        return torch.zeros(blocked.shape, dtype=state.dtype, device=state.device).masked_fill(
+            blocked, -1e9
+        )
+
+
+def load_eomt(weights: str, config: str = "", device: str | torch.device = "cpu") -> EomtTeacher:
+    """Load a frozen EoMT teacher.
+
+    Args:
+        weights: a local directory (``config.json`` and ``model.safetensors``) or a hub id; empty
+            for random weights of the shape that ``config`` gives.
+        config: path of an ``EomtConfig`` JSON file; only read where ``weights`` is empty.
+
+    Raises:
+        InputError: a file is missing, is no EoMT, or does not fit its config.
+    """
+    if not weights:
+        model = EomtForUniversalSegmentation(read_eomt_config(config))
+        nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
+        return EomtTeacher(model.to(device))
+    path = Path(weights)
+    if not path.is_dir() and (path.is_absolute() or len(path.parts) > 2 or weights.startswith(".")):
+        raise InputError(f"MODEL.LQN.TEACHER.WEIGHTS: there is no directory {weights}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"MODEL.LQN.TEACHER.WEIGHTS: {weights} holds no config.json")
+    try:
+        model, report = EomtForUniversalSegmentation.from_pretrained(
+            weights, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"MODEL.LQN.TEACHER.WEIGHTS: {weights} could not be loaded as an EoMT checkpoint, "
+            f"neither as a local directory nor from the model hub or its cache "
+            f"({_first_line(error)}); download it on a machine with internet by "
+            f"`hf download {weights}` and give the directory"
+        ) from error
+    bad = {
+        key: sorted(map(str, report[key])) for key in report if key != "error_msgs" and report[key]
+    }
+    if bad:
+        parts = "; ".join(f"{key}: {', '.join(names[:3])}" for key, names in bad.items())
+        raise InputError(f"checkpoint {weights} does not fit its config.json ({parts})")
+    return EomtTeacher(model.to(device))
+
+
+def read_eomt_config(path: str) -> EomtConfig:
+    """An ``EomtConfig`` from a JSON file.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"MODEL.LQN.TEACHER.CONFIG: there is no file {path or '(empty)'}")
+    try:
+        return EomtConfig(**json.loads(Path(path).read_text()))
+    except json.JSONDecodeError as error:
+        raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} is not JSON ({error})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,140 @@
+"""The opened-up EoMT against transformers' own forward pass."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import EomtConfig, EomtForUniversalSegmentation
+
+from lqn_seg.errors import InputError
+from lqn_seg.heads.eomt import EomtHead
+from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
+
+SMALL = dict(
+    hidden_size=16,
+    num_hidden_layers=5,
+    num_attention_heads=2,
+    image_size=32,
+    patch_size=8,
+    num_blocks=2,
+    num_queries=6,
+    num_register_tokens=3,
+    num_labels=4,
+)
+
+
+def build(masked: tuple[float, float] = (0.0, 0.0), **changes) -> EomtForUniversalSegmentation:
+    torch.manual_seed(0)
+    model = EomtForUniversalSegmentation(EomtConfig(**{**SMALL, **changes})).eval()
+    model.attn_mask_probs.copy_(torch.tensor(masked))
+    # Learned values differ from layer to layer; transformers' start values would hide a mix-up.
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0)])
+def test_field_and_head_reproduce_transformers_exactly(masked):
+    model, images = build(masked), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images, output_hidden_states=True)
+    teacher, head = EomtTeacher(model), EomtHead(model)
+    field, context = teacher.encode(images)
+    assert field.shape == (2, 5, 4, 4, 16)
+    masks, classes = head(field[:, -1], context.last_queries)
+    # transformers adds 1 instead of 0 to allowed attention logits: the same softmax, other rounding
+    tolerance = 0 if masked == (0.0, 0.0) else 1e-4
+    assert (masks - expected.masks_queries_logits).abs().max() <= tolerance
+    assert (classes - expected.class_queries_logits).abs().max() <= tolerance
+
+
+def test_every_layer_is_that_layers_output():
+    model, images = build(), torch.randn(1, 3, 32, 32)
+    outputs = []
+    handles = [
+        layer.register_forward_hook(lambda m, i, out: outputs.append(out)) for layer in model.layers
+    ]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    field, context = EomtTeacher(model).encode(images)
+    for index, state in enumerate(outputs):
+        assert torch.equal(field[:, index].flatten(1, 2), state[:, -16:])
+        assert torch.equal(context.prefix[:, index + 1], state[:, -20:-16])
+    assert torch.equal(context.queries[:, 1], outputs[3][:, :6])
+    assert torch.equal(context.queries[:, 2], outputs[4][:, :6])
+
+
+@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize("layer", range(6))
+def test_resume_reproduces_the_logits_from_every_layer(layer, masked):
+    model, images = build(masked), torch.randn(2, 3, 32, 32)
+    teacher, head = EomtTeacher(model), EomtHead(model)
+    field, context = teacher.encode(images)
+    count = model.embeddings.num_prefix_tokens
+    embedded = model.embeddings(images)[:, count:].unflatten(1, (4, 4))
+    tokens = field[:, layer - 1] if layer else embedded
+    last, resumed = teacher.resume(layer, tokens, context)
+    for got, want in zip(
+        head(last, resumed.last_queries), head(field[:, -1], context.last_queries)
+    ):
+        assert torch.equal(got, want)
+    assert torch.equal(resumed.prefix, context.prefix)
+    assert torch.equal(resumed.queries, context.queries)
+
+
+def test_resume_listens_to_the_tokens_it_is_given():
+    model, images = build(), torch.randn(1, 3, 32, 32)
+    teacher = EomtTeacher(model)
+    field, context = teacher.encode(images)
+    changed, _ = teacher.resume(2, field[:, 1] + 1, context)
+    assert not torch.allclose(changed, field[:, -1], atol=1e-3)
+
+
+def test_vit_l_is_just_a_config():
+    with torch.device("meta"):
+        model = EomtForUniversalSegmentation(EomtConfig(image_size=512, num_queries=100))
+    parameters = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
+    # 24 blocks of width 1024: 4 d^2 attention + 8 d^2 MLP, biases, two norms, two layer scales
+    assert parameters == 24 * (12 * 1024**2 + 13 * 1024 + 2 * 1024)
+
+
+def test_round_trip_through_a_directory(tmp_path):
+    model, images = build(), torch.randn(1, 3, 32, 32)
+    model.save_pretrained(tmp_path)
+    field, _ = load_eomt(str(tmp_path)).encode(images)
+    assert torch.equal(field, EomtTeacher(model).encode(images)[0])
+
+
+def test_random_weights_from_a_config_run_without_masked_attention(tmp_path):
+    path = tmp_path / "eomt.json"
+    path.write_text(json.dumps(SMALL))
+    assert load_eomt("", str(path)).model.attn_mask_probs.tolist() == [0.0, 0.0]
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere.json"):
+        load_eomt("", str(tmp_path / "nowhere.json"))
+    with pytest.raises(InputError, match="no config.json"):
+        load_eomt(str(tmp_path))
+    with pytest.raises(InputError, match="32x32 pixels, not 48x32"):
+        EomtTeacher(build()).encode(torch.zeros(1, 3, 48, 32))
+    build(num_queries=5).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "num_queries": 9}))
+    with pytest.raises(InputError, match=r"query\.weight|could not be loaded"):
+        load_eomt(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="could not be loaded"):
+        load_eomt(str(tmp_path))
+
+
+def test_a_truncated_weights_file_is_named(tmp_path):
+    build().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="could not be loaded"):
+        load_eomt(str(tmp_path))

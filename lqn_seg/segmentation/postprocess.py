@@ -7,7 +7,8 @@ ViT is Secretly an Image Segmentation Model", CVPR 2025, and its code), which ar
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,31 @@ def instance_inference(
     scores, order = (chosen * quality[query]).sort(descending=True, stable=True)
     height, width = mask_logits.shape[-2:]
     return Instances((height, width), masks[query[order]], scores, category[order])
+
+
+def mask_hash(output: Mapping[str, Any]) -> str:
+    """A fingerprint of what was predicted, to tell whether two runs or engines agree bit for bit.
+
+    Args:
+        output: an image's "panoptic_seg", or else "sem_seg", of which the winning classes count, or
+            else "instances", masks and classes in order.
+
+    Returns:
+        the first 16 hex digits of a SHA-256, over shapes too, scores left out.
+    """
+    if "panoptic_seg" in output:
+        id_map, segments = output["panoptic_seg"]
+        table = [[int(s["id"]), int(s["category_id"])] for s in segments]
+        parts = [id_map, torch.tensor(sorted(table)).view(-1, 2)]
+    elif "sem_seg" in output:
+        parts = [output["sem_seg"].argmax(0)]
+    else:
+        parts = [output["instances"].pred_masks, output["instances"].pred_classes]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(tuple(part.shape)).encode())
+        digest.update(part.cpu().to(torch.int32).contiguous().numpy().astype("<i4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check(mask_logits: Tensor, class_logits: Tensor) -> None:

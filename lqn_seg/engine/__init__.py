@@ -1,0 +1,1 @@
+"""The native engine: configuration, evaluation with resume, and teacher training."""

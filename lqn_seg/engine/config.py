@@ -1,0 +1,265 @@
+"""One configuration for both engines: Detectron2's schema, filled from our dataclasses.
+
+The native engine starts from :func:`get_cfg`, Detectron2's from its own ``get_cfg`` and
+:func:`add_lqn_config`; the same YAML file then merges into either. Defaults live in the dataclasses
+alone (``StudentConfig``, ``FitConfig``, ``SegmentationConfig``): under ``MODEL.LQN.STUDENT`` and
+``MODEL.LQN.FIT`` a key that is left at ``None`` means "as ``MODEL.LQN.PRESET`` has it".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from lqn_seg.core.fit import VARIANTS, FitConfig, LQNConfig, preset, with_variant
+from lqn_seg.core.student import StudentConfig
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
+
+# Set by the variant, not by the user: see `with_variant`.
+_BY_VARIANT = {"student": ("source", "axes"), "fit": ("variant",)}
+
+
+def get_cfg() -> CfgNode:
+    """The native engine's configuration: the part of Detectron2's schema that it reads, and ours."""
+    cfg = CfgNode(
+        {
+            "VERSION": 2,
+            "MODEL": {
+                "META_ARCHITECTURE": "LQNTTTMetaArch",
+                "DEVICE": "cuda",
+                "WEIGHTS": "",
+                "PIXEL_MEAN": [103.53, 116.28, 123.675],
+                "PIXEL_STD": [1.0, 1.0, 1.0],
+                "BACKBONE": {"NAME": "build_resnet_backbone"},
+            },
+            "INPUT": {"FORMAT": "BGR", "MIN_SIZE_TEST": 800, "MAX_SIZE_TEST": 1333},
+            "DATASETS": {"TRAIN": (), "TEST": ()},
+            "DATALOADER": {"NUM_WORKERS": 4},
+            "SOLVER": {
+                "IMS_PER_BATCH": 16,
+                "BASE_LR": 0.001,
+                "MAX_ITER": 40000,
+                "WARMUP_ITERS": 1000,
+                "WEIGHT_DECAY": 0.0001,
+                "CHECKPOINT_PERIOD": 5000,
+                "AMP": {"ENABLED": False},
+                "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_VALUE": 1.0},
+            },
+            "SEED": -1,
+            "OUTPUT_DIR": "./output",
+        }
+    )
+    add_lqn_config(cfg)
+    return cfg
+
+
+def add_lqn_config(cfg: CfgNode) -> None:
+    """Add ``MODEL.LQN``, and ``MODEL.MASK_FORMER.TEST`` where Mask2Former has not added it.
+
+    Works before and after Mask2Former's ``add_maskformer2_config``. That function replaces the
+    whole of ``MODEL.MASK_FORMER`` by its own defaults, so thresholds are set in our YAML files.
+    """
+    node = type(cfg)
+    defaults = SegmentationConfig()
+    cfg.MODEL.LQN = node(
+        {
+            "PRESET": "default",
+            "METHOD": "lqn",
+            "METHODS": (),
+            "SEED": defaults.seed,
+            "BATCH": defaults.batch,
+            "QUERIES": defaults.queries,
+            "INFERENCE": defaults.inference,
+            "TEACHER": {"NAME": "eomt", "WEIGHTS": "", "CONFIG": ""},
+            # Feature maps of the teacher as a Detectron2 backbone, `layer1` ...; () is all of them.
+            "BACKBONE": {"OUT_FEATURES": ()},
+            "STUDENT": _nones(StudentConfig, _BY_VARIANT["student"]),
+            "FIT": _nones(FitConfig, _BY_VARIANT["fit"]),
+            "EVAL": {
+                "CORRUPTIONS": (),
+                "SEVERITY": 3,
+                "MAX_IMAGES": 0,
+                "PANEL_IMAGES": 3,
+                "PANEL_METHODS": (),
+                "BOOTSTRAP_SAMPLES": 2000,
+            },
+        }
+    )
+    if "MASK_FORMER" not in cfg.MODEL:
+        cfg.MODEL.MASK_FORMER = node()
+    if "TEST" not in cfg.MODEL.MASK_FORMER:
+        cfg.MODEL.MASK_FORMER.TEST = node(
+            {
+                "SEMANTIC_ON": defaults.semantic,
+                "INSTANCE_ON": defaults.instances,
+                "PANOPTIC_ON": defaults.panoptic,
+                "OBJECT_MASK_THRESHOLD": defaults.object_mask_threshold,
+                "OVERLAP_THRESHOLD": defaults.overlap_threshold,
+            }
+        )
+
+
+def _nones(config: type, left_out: Sequence[str]) -> dict[str, None]:
+    names = [f.name for f in dataclasses.fields(config)]
+    return {name.upper(): None for name in names if name not in left_out}
+
+
+def lqn_config(cfg: CfgNode, recipe: str | None = None) -> LQNConfig:
+    """The student recipe of a configuration, as the ``lqn`` variant.
+
+    Args:
+        cfg: a configuration with ``MODEL.LQN``.
+        recipe: a preset to use in place of ``MODEL.LQN.PRESET``; the sizes under ``STUDENT`` still
+            hold, the keys under ``FIT`` and ``STUDENT.INIT`` do not, for they are the recipe.
+    """
+    lqn = cfg.MODEL.LQN
+    base = preset(recipe or lqn.PRESET)
+    student = _given(lqn.STUDENT)
+    fit = _given(lqn.FIT)
+    if recipe:
+        fit = {}
+        student.pop("init", None)
+    return LQNConfig(
+        dataclasses.replace(base.student, **student), dataclasses.replace(base.fit, **fit)
+    )
+
+
+def _given(node: CfgNode) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    return {key.lower(): plain(value) for key, value in node.items() if value is not None}
+
+
+def method_config(cfg: CfgNode, name: str) -> Method:
+    """The recipe of a method by name; None for ``teacher``.
+
+    ``lqn``, ``lqn-src``, ``apm`` and ``teacher`` are the variants; ``lqn@paper`` is the variant
+    ``lqn`` with the recipe of the preset ``paper`` at this configuration's student sizes.
+
+    Raises:
+        InputError: no variant or preset has that name.
+    """
+    variant, _, recipe = name.partition("@")
+    config = with_variant(lqn_config(cfg, recipe or None), variant)
+    return None if config.fit.variant == "teacher" else config
+
+
+def methods(cfg: CfgNode) -> dict[str, Method]:
+    """All methods of a configuration by name: ``METHODS``, or the one ``METHOD``."""
+    names = tuple(cfg.MODEL.LQN.METHODS) or (cfg.MODEL.LQN.METHOD,)
+    return {name: method_config(cfg, name) for name in names}
+
+
+def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
+    """Outputs and protocol of a configuration."""
+    test, lqn = cfg.MODEL.MASK_FORMER.TEST, cfg.MODEL.LQN
+    return SegmentationConfig(
+        semantic=test.SEMANTIC_ON,
+        instances=test.INSTANCE_ON,
+        panoptic=test.PANOPTIC_ON,
+        inference=lqn.INFERENCE,
+        object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+        overlap_threshold=test.OVERLAP_THRESHOLD,
+        queries=lqn.QUERIES,
+        seed=lqn.SEED,
+        batch=lqn.BATCH,
+    )
+
+
+def load_cfg(path: str, overrides: Sequence[str] = (), device: str = "") -> CfgNode:
+    """Read a YAML file (``_BASE_`` included) into :func:`get_cfg`, then ``KEY VALUE`` overrides.
+
+    Raises:
+        InputError: the file is missing or malformed, or a key is unknown; the nearest is suggested.
+    """
+    cfg = get_cfg()
+    merge_cfg(cfg, path, overrides, device)
+    return cfg
+
+
+def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[str] = (), device: str = "") -> None:
+    """Merge a file and overrides into either engine's configuration, with readable errors."""
+    if not Path(path).is_file():
+        raise InputError(f"there is no config file {path}")
+    if len(overrides) % 2:
+        raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
+    try:
+        loaded = CfgNode.load_yaml_with_base(path)
+        _check_keys(loaded, cfg, path)
+        cfg.merge_from_other_cfg(type(cfg)(loaded))
+        for key in overrides[::2]:
+            _check_key(key.split("."), cfg, "command line")
+        cfg.merge_from_list(list(overrides))
+    except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
+    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
+    for name in (*cfg.MODEL.LQN.METHODS, cfg.MODEL.LQN.METHOD):
+        method_config(cfg, name)  # an unknown name is named now, not after the data has loaded
+    segmentation_config(cfg)
+
+
+def _check_keys(
+    loaded: dict[str, Any], cfg: CfgNode, where: str, above: tuple[str, ...] = ()
+) -> None:
+    for key, value in loaded.items():
+        _check_key([key], cfg, where, above)
+        if isinstance(value, dict):
+            _check_keys(value, cfg[key], where, (*above, key))
+
+
+def _check_key(parts: Sequence[str], cfg: CfgNode, where: str, above: tuple[str, ...] = ()) -> None:
+    node: Any = cfg
+    for depth, part in enumerate(parts):
+        if not isinstance(node, CfgNode) or part not in node:
+            name = ".".join((*above, *parts[: depth + 1]))
+            known = list(node) if isinstance(node, CfgNode) else []
+            near = difflib.get_close_matches(part, known, 1)
+            hint = f"; did you mean {'.'.join((*above, *parts[:depth], near[0]))}?" if near else ""
+            raise InputError(f"{where}: there is no key {name}{hint}")
+        node = node[part]
+
+
+def resolve_device(name: str, asked: bool = True) -> str:
+    """``auto``, or a device that was not asked for by hand, falls back to what is there.
+
+    Raises:
+        InputError: a device was asked for that this machine does not have, or that does not exist.
+    """
+    kind = name.split(":")[0]
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if kind != "auto" and kind not in there:
+        raise InputError(f"the device must be auto, cpu, cuda or mps, not {name!r}")
+    if kind != "auto" and there[kind]:
+        return name
+    if kind != "auto" and asked:
+        raise InputError(f"device {name} was asked for, but this machine has none")
+    return next(device for device in ("cuda", "mps", "cpu") if there[device])
+
+
+__all__ = [
+    "VARIANTS",
+    "add_lqn_config",
+    "get_cfg",
+    "load_cfg",
+    "lqn_config",
+    "merge_cfg",
+    "method_config",
+    "methods",
+    "resolve_device",
+    "segmentation_config",
+]

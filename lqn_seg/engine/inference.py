@@ -1,0 +1,261 @@
+"""Evaluate methods side by side: clean and corrupted images, one teacher pass per image.
+
+What is kept of an image is one line of JSON per condition: each method's statistics for every
+metric, its costs and a hash of its masks. All numbers are made from those lines, so a run that was
+killed goes on where it stopped, and intervals and means need no second run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from lqn_seg import __version__
+from lqn_seg.data.catalog import Dataset, Metadata, Record
+from lqn_seg.data.corruptions import corrupt
+from lqn_seg.data.images import read_image
+from lqn_seg.engine.build import build_segmenter
+from lqn_seg.engine.config import methods
+from lqn_seg.errors import InputError
+from lqn_seg.evaluation.base import ImageEvaluator
+from lqn_seg.evaluation.instance import InstanceEvaluator
+from lqn_seg.evaluation.panoptic import PanopticEvaluator
+from lqn_seg.evaluation.semantic import SemanticEvaluator
+from lqn_seg.segmentation.postprocess import mask_hash
+from lqn_seg.segmentation.segmenter import Prediction, Segmenter
+
+CLEAN = "clean"
+ImageLine = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A corruption at a severity, or the clean images."""
+
+    corruption: str = CLEAN
+    severity: int = 0
+
+    def __str__(self) -> str:
+        return self.corruption if self.corruption == CLEAN else f"{self.corruption}-{self.severity}"
+
+    def apply(self, image: Any, seed: int) -> Any:
+        """(H, W, 3) uint8 to the same, damaged."""
+        if self.corruption == CLEAN:
+            return image
+        return corrupt(image, self.corruption, self.severity, seed)
+
+
+def conditions(cfg: CfgNode) -> list[Condition]:
+    """Clean first, then the corruptions of ``MODEL.LQN.EVAL`` at their severity."""
+    evaluation = cfg.MODEL.LQN.EVAL
+    return [Condition(), *(Condition(c, evaluation.SEVERITY) for c in evaluation.CORRUPTIONS)]
+
+
+def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluator]:
+    """Evaluators by task, for the outputs that the configuration turns on."""
+    test = cfg.MODEL.MASK_FORMER.TEST
+    chosen: list[ImageEvaluator] = []
+    if test.PANOPTIC_ON:
+        chosen.append(PanopticEvaluator(metadata))
+    if test.INSTANCE_ON:
+        chosen.append(InstanceEvaluator(metadata))
+    if test.SEMANTIC_ON:
+        chosen.append(SemanticEvaluator(metadata))
+    if not chosen:
+        raise InputError("MODEL.MASK_FORMER.TEST turns every output off: there is nothing to score")
+    return {evaluator.task: evaluator for evaluator in chosen}
+
+
+class ResultFile:
+    """One condition's lines on disk; every finished image is in it, whatever happens next."""
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path = path
+        self.lines: dict[Any, ImageLine] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume and path.is_file():
+            self._read()
+        # Rewritten without the line that a kill may have cut in two.
+        content = "".join(json.dumps(line) + "\n" for line in self.lines.values())
+        partial = path.with_suffix(".partial")
+        partial.write_text(content)
+        partial.replace(path)
+
+    def _read(self) -> None:
+        for text in self.path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            self.lines[line["image_id"]] = line
+
+    def add(self, line: ImageLine) -> None:
+        self.lines[line["image_id"]] = line
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Evaluation:
+    """One run: a data set, conditions and methods, resumable.
+
+    Args:
+        cfg: the configuration; ``OUTPUT_DIR/inference`` receives the results.
+        dataset: images and ground truth.
+        resume: go on from what is in the output folder.
+
+    Raises:
+        InputError: the folder holds a run of another configuration and ``resume`` was asked for.
+    """
+
+    def __init__(self, cfg: CfgNode, dataset: Dataset, resume: bool = False) -> None:
+        self.cfg, self.dataset = cfg, dataset
+        self.records = dataset.records()
+        limit = cfg.MODEL.LQN.EVAL.MAX_IMAGES
+        self.total = len(self.records)
+        if limit:
+            self.records = self.records[:limit]
+        self.folder = Path(cfg.OUTPUT_DIR) / "inference"
+        metadata = dataset.metadata
+        self.segmenter = build_segmenter(cfg, metadata.thing_ids, metadata.num_classes)
+        self.evaluators = build_evaluators(cfg, metadata)
+        self.conditions = conditions(cfg)
+        self._check_fingerprint(resume)
+        self.files = {
+            str(condition): ResultFile(self.folder / f"{condition}.jsonl", resume)
+            for condition in self.conditions
+        }
+
+    @property
+    def is_subset(self) -> bool:
+        return len(self.records) < self.total
+
+    def _check_fingerprint(self, resume: bool) -> None:
+        path = self.folder / "run.json"
+        fingerprint = self.fingerprint()
+        if resume and path.is_file() and json.loads(path.read_text()) != fingerprint:
+            raise InputError(
+                f"{self.folder} holds results of another configuration or teacher: choose another "
+                "OUTPUT_DIR, or leave --resume out to start again"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(fingerprint, indent=2) + "\n")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What has to be equal for two runs' lines to belong together."""
+        described = {name: repr(method) for name, method in methods(self.cfg).items()}
+        return {
+            "dataset": self.dataset.metadata.name,
+            "methods": described,
+            "segmentation": repr(self.segmenter.config),
+            "teacher": weights_hash(self.segmenter.teacher.model),
+            "version": __version__,
+        }
+
+    def run(self, progress: bool = True) -> None:
+        """Predict and score what is not on disk yet."""
+        todo = [
+            (condition, record)
+            for condition in self.conditions
+            for record in self.records
+            if record["image_id"] not in self.files[str(condition)].lines
+        ]
+        batch = self.segmenter.config.batch
+        with tqdm(total=len(todo), unit="image", disable=not progress, smoothing=0.05) as bar:
+            for condition in self.conditions:
+                bar.set_description(f"{condition!s:<20}")
+                mine = [record for c, record in todo if c == condition]
+                for start in range(0, len(mine), batch):
+                    chunk = mine[start : start + batch]
+                    for line in self._predict(condition, chunk):
+                        self.files[str(condition)].add(line)
+                    bar.update(len(chunk))
+
+    def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterable[ImageLine]:
+        images = [self.image(condition, record) for record in records]
+        sizes = [(int(record["height"]), int(record["width"])) for record in records]
+        for record, by_method in zip(records, self.segmenter(images, sizes)):
+            yield {
+                "image_id": record["image_id"],
+                "methods": {
+                    name: self._method_line(record, prediction)
+                    for name, prediction in by_method.items()
+                },
+            }
+
+    def image(self, condition: Condition, record: Record) -> torch.Tensor:
+        """(3, h, w) uint8 RGB image of a record under a condition."""
+        pixels = condition.apply(read_image(record["file_name"]), self.cfg.MODEL.LQN.SEED)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def _method_line(self, record: Record, prediction: Prediction) -> dict[str, Any]:
+        scored = {
+            task: evaluator.statistics(record, prediction.output)
+            for task, evaluator in self.evaluators.items()
+        }
+        return {**scored, "lqn": prediction.stats, "mask_hash": mask_hash(prediction.output)}
+
+    def lines(self, condition: Condition | str, method: str) -> list[dict[str, Any]]:
+        """One method's line for every image, in the data set's order."""
+        stored = self.files[str(condition)].lines
+        return [stored[record["image_id"]]["methods"][method] for record in self.records]
+
+    def metrics(self, condition: Condition | str, method: str) -> dict[str, dict[str, float]]:
+        """All metrics of a method under a condition, by task, 0..100; ``lqn`` holds the means."""
+        lines = self.lines(condition, method)
+        result = {
+            task: evaluator.summarize([line[task] for line in lines])
+            for task, evaluator in self.evaluators.items()
+        }
+        result["lqn"] = mean_stats([line["lqn"] for line in lines])
+        return result
+
+
+def mean_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each statistic over the images; ``fallback`` is their number instead."""
+    means = {key: sum(s[key] for s in stats) / len(stats) for key in stats[0]}
+    means["fallback"] = sum(s["fallback"] for s in stats)
+    return means
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names and values of all weights, the first 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def environment() -> dict[str, str]:
+    """What a number depends on beside the code: versions and machine."""
+    return {
+        "lqn_seg": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": sys.modules["transformers"].__version__,
+        "platform": platform.platform(),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+__all__ = [
+    "CLEAN",
+    "Condition",
+    "Evaluation",
+    "Segmenter",
+    "conditions",
+    "environment",
+    "mean_stats",
+    "weights_hash",
+]

@@ -1,0 +1,373 @@
+"""From the lines of an evaluation to tables, ``results.json``, one honest sentence and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from lqn_seg.engine.config import method_config
+from lqn_seg.engine.inference import CLEAN, Condition, Evaluation, environment
+from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
+from lqn_seg.evaluation.flops import EomtShape, method_gmacs
+from lqn_seg.evaluation.panoptic import PanopticEvaluator
+from lqn_seg.evaluation.semantic import SemanticEvaluator
+from lqn_seg.segmentation.segmenter import Segmenter
+from lqn_seg.visualization.panels import (
+    DIFFERENCE_LEGEND,
+    Segmentation,
+    comparison_row,
+    legend_entries,
+    panel,
+    save_png,
+)
+
+TITLES = {"teacher": "EoMT (teacher)", "apm": "APM", "lqn-src": "LQN-[src]", "lqn": "LQN"}
+CORRUPTED = "mean of corruptions"
+HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}
+# Columns of the quality tables: task, key.
+COLUMNS = (
+    *(("panoptic_seg", f"{k}{g}") for g in ("", "_th", "_st") for k in ("PQ", "SQ", "RQ")),
+    ("segm", "AP"),
+    ("sem_seg", "mIoU"),
+    ("lqn", "token_cos"),
+)
+STAGES = ("teacher", "fit", "readout", "head")
+
+
+def title(method: str) -> str:
+    """A method's name as people write it: ``lqn@paper`` is "LQN, recipe: paper"."""
+    variant, _, recipe = method.partition("@")
+    name = TITLES.get(variant, variant)
+    return f"{name}, recipe: {recipe}" if recipe else name
+
+
+class Report:
+    """Everything that is printed, written and drawn about a finished evaluation."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.evaluation = evaluation
+        self.cfg = evaluation.cfg
+        self.methods = list(evaluation.segmenter.methods)
+        self.names = [str(condition) for condition in evaluation.conditions]
+        self.corrupted = [name for name in self.names if name != CLEAN]
+        self.task = next(task for task in HEADLINE if task in evaluation.evaluators)
+        self.key = HEADLINE[self.task]
+        self.metrics = {
+            name: {method: evaluation.metrics(name, method) for method in self.methods}
+            for name in self.names
+        }
+        self.gmacs = {method: self._gmacs(method) for method in self.methods}
+        self.differences = self._differences()
+
+    def _gmacs(self, method: str) -> dict[str, float]:
+        """Multiply-adds per image; one window each, or the mean number that was run."""
+        shape = EomtShape.from_config(self.evaluation.segmenter.teacher.model.config)
+        recipe = method_config(self.cfg, "lqn" if method == "teacher" else method)
+        assert recipe is not None
+        windows = self.metrics[CLEAN][method]["lqn"]["windows"]
+        costs = method_gmacs(recipe, shape, windows=windows)
+        if method == "teacher":
+            costs |= {"gmacs_fit": 0.0, "gmacs_readout": 0.0}
+            costs["gmacs_total"] = costs["gmacs_teacher"] + costs["gmacs_head"]
+            costs["gmacs_paper_convention"] = costs["gmacs_total"]
+        return costs
+
+    def _differences(self) -> dict[str, dict[str, PairedDifference]]:
+        """Headline metric minus the teacher's: method -> condition -> interval.
+
+        Images are resampled, each with all its conditions, so the mean over corruptions has an
+        interval of its own.
+        """
+        evaluator = self.evaluation.evaluators[self.task]
+        if "teacher" not in self.methods or not isinstance(
+            evaluator, PanopticEvaluator | SemanticEvaluator
+        ):
+            return {}
+
+        def stacked(method: str, names: Sequence[str]) -> np.ndarray:
+            """(images, conditions, ...) statistics."""
+            return np.stack(
+                [
+                    evaluator.stack(
+                        [line[self.task] for line in self.evaluation.lines(name, method)]
+                    )
+                    for name in names
+                ],
+                axis=1,
+            )
+
+        def mean_metric(totals: np.ndarray) -> np.ndarray:
+            return evaluator.metric(totals).mean(-1)
+
+        groups = {name: [name] for name in self.names}
+        if self.corrupted:
+            groups[CORRUPTED] = self.corrupted
+        samples = self.cfg.MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES
+        return {
+            method: {
+                group: paired_bootstrap_totals(
+                    mean_metric, stacked(method, names), stacked("teacher", names), samples
+                )
+                for group, names in groups.items()
+            }
+            for method in self.methods
+            if method != "teacher"
+        }
+
+    def value(self, group: str, method: str, task: str, key: str) -> float:
+        """One number; for the mean of corruptions, the mean of theirs."""
+        names = self.corrupted if group == CORRUPTED else [group]
+        return float(np.mean([self.metrics[name][method][task][key] for name in names]))
+
+    # ---- text ------------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        """The tables and the sentence, as they are printed."""
+        evaluation = self.evaluation
+        subset = f"SUBSET of {evaluation.total}: " if evaluation.is_subset else ""
+        count = len(evaluation.records)
+        parts = [
+            f"{evaluation.dataset.metadata.name}, {subset}{count} images, scores 0-100; "
+            f"thresholds {self.cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD} / "
+            f"{self.cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD}"
+        ]
+        for group in [CLEAN, *([CORRUPTED] if self.corrupted else [])]:
+            severity = self.cfg.MODEL.LQN.EVAL.SEVERITY
+            extra = "" if group == CLEAN else f" ({len(self.corrupted)}, severity {severity})"
+            parts.append(f"{group}{extra}\n{self._quality_table(group)}")
+        if self.corrupted:
+            parts.append(f"{self.key} by condition\n{self._condition_table()}")
+        if self.differences:
+            parts.append(
+                f"{self.key} minus the teacher's, with its 95% interval (paired bootstrap over "
+                f"images)\n{self._difference_table()}"
+            )
+        parts.append(
+            "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
+            f"{environment()['device']}, {environment()['threads']} threads\n{self._cost_table()}"
+        )
+        failed = {m: self._fallbacks(m) for m in self.methods if self._fallbacks(m)}
+        for method, number in failed.items():
+            parts.append(
+                f"{title(method)}: {number} fits failed (non-finite loss or out of memory); the "
+                "teacher's prediction stands in for them"
+            )
+        if self.differences:
+            parts.append(self.sentence())
+        return "\n\n".join(parts)
+
+    def _fallbacks(self, method: str) -> int:
+        return int(sum(self.metrics[name][method]["lqn"]["fallback"] for name in self.names))
+
+    def _quality_table(self, group: str) -> str:
+        columns = [c for c in COLUMNS if c[0] in self.metrics[CLEAN][self.methods[0]]]
+        rows = [
+            [title(method), *(self.value(group, method, task, key) for task, key in columns)]
+            for method in self.methods
+        ]
+        formats = ["", *(".3f" if key == "token_cos" else ".1f" for _, key in columns)]
+        return tabulate(rows, ["", *(key for _, key in columns)], floatfmt=formats)
+
+    def _condition_table(self) -> str:
+        rows = [
+            [
+                title(method),
+                *(self.value(name, method, self.task, self.key) for name in self.names),
+            ]
+            for method in self.methods
+        ]
+        return tabulate(rows, ["", *(_short(name) for name in self.names)], floatfmt=".1f")
+
+    def _difference_table(self) -> str:
+        groups = [*self.names, *([CORRUPTED] if self.corrupted else [])]
+        rows = [
+            [_short(group), *(_interval(self.differences[m][group]) for m in self.differences)]
+            for group in groups
+        ]
+        return tabulate(rows, ["", *map(title, self.differences)], stralign="right")
+
+    def _cost_table(self) -> str:
+        rows = []
+        for method in self.methods:
+            times = [self.value(CLEAN, method, "lqn", f"{stage}_ms") for stage in STAGES]
+            costs = self.gmacs[method]
+            rows.append(
+                [
+                    title(method),
+                    *(costs[f"gmacs_{stage}"] for stage in (*STAGES, "total")),
+                    costs["gmacs_paper_convention"],
+                    *times,
+                    sum(times),
+                ]
+            )
+        heads = [
+            *(f"GMACs {s}" for s in (*STAGES, "total", "(paper's)")),
+            *(f"ms {s}" for s in STAGES),
+        ]
+        head = ["", *(h.replace(" ", "\n") for h in (*heads, "ms total"))]
+        return tabulate(rows, head, floatfmt=["", *[".2f"] * 6, *[".1f"] * 5])
+
+    def sentence(self) -> str:
+        """What the table shows about the last full method, in one sentence and without flattery."""
+        method = "lqn" if "lqn" in self.differences else next(reversed(self.differences))
+        clean = self.differences[method][CLEAN]
+        text = (
+            f"On these {len(self.evaluation.records)} images {title(method)} {_verdict(clean)} its "
+            f"teacher on clean images ({_interval(clean)} {self.key})"
+        )
+        if self.corrupted:
+            damaged = self.differences[method][CORRUPTED]
+            text += (
+                f" and {_verdict(damaged)} it on the mean of {len(self.corrupted)} corruptions "
+                f"({_interval(damaged)} {self.key})"
+            )
+        ratio = self.gmacs[method]["gmacs_total"] / self.gmacs["teacher"]["gmacs_total"]
+        return f"{text}, at {ratio:.1f} times the teacher's multiply-adds."
+
+    def copypaste(self) -> str:
+        """Detectron2's lines for grep, one block per method and task, clean images."""
+        lines = []
+        for method in self.methods:
+            for task, values in self.metrics[CLEAN][method].items():
+                main = {k: v for k, v in values.items() if "-" not in k}
+                lines.append(f"copypaste: Task: {task} ({method})")
+                lines.append("copypaste: " + ",".join(main))
+                lines.append("copypaste: " + ",".join(f"{v:.4f}" for v in main.values()))
+        return "\n".join(lines)
+
+    # ---- files -----------------------------------------------------------------------------------
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds."""
+        evaluation = self.evaluation
+        return {
+            "environment": environment(),
+            **evaluation.fingerprint(),
+            "seed": self.cfg.MODEL.LQN.SEED,
+            "images": len(evaluation.records),
+            "subset_of": evaluation.total if evaluation.is_subset else None,
+            "policy": {
+                "reset": "student, optimizer, scaler and random numbers are fresh for every image",
+                "order": "results do not depend on it",
+            },
+            "metrics": self.metrics,
+            "gmacs": self.gmacs,
+            "differences_to_teacher": {
+                self.key: {
+                    method: {group: d._asdict() for group, d in by_group.items()}
+                    for method, by_group in self.differences.items()
+                }
+            },
+            "sentence": self.sentence() if self.differences else "",
+        }
+
+    def write(self) -> Path:
+        """``inference/results.json``, ``metrics.json``, ``config.yaml`` and ``log.txt``."""
+        output = Path(self.cfg.OUTPUT_DIR)
+        path = self.evaluation.folder / "results.json"
+        path.write_text(json.dumps(_json_numbers(self.results()), indent=1) + "\n")
+        flat = {
+            f"{method}/{name}/{task}/{key}": value
+            for name, by_method in self.metrics.items()
+            for method, tasks in by_method.items()
+            for task, values in tasks.items()
+            for key, value in values.items()
+            if "-" not in key
+        }
+        (output / "metrics.json").write_text(json.dumps(_json_numbers(flat)) + "\n")
+        (output / "config.yaml").write_text(self.cfg.dump())
+        (output / "log.txt").write_text(f"{self.text()}\n\n{self.copypaste()}\n")
+        return path
+
+    def draw_panels(self) -> Path | None:
+        """A picture per image, a row per condition: truth, methods, and where they differ."""
+        evaluation, wanted = self.evaluation, self.cfg.MODEL.LQN.EVAL
+        chosen = list(wanted.PANEL_METHODS) or [m for m in ("teacher", "apm", "lqn")]
+        chosen = [method for method in chosen if method in self.methods]
+        if not wanted.PANEL_IMAGES or self.task != "panoptic_seg" or len(chosen) < 2:
+            return None
+        full = evaluation.segmenter
+        segmenter = Segmenter(
+            full.teacher,
+            full.head,
+            {method: full.methods[method] for method in chosen},
+            full.thing_ids,
+            full.config,
+        )
+        folder = Path(self.cfg.OUTPUT_DIR) / "panels"
+        path = None
+        for record in evaluation.records[: wanted.PANEL_IMAGES]:
+            path = save_png(
+                self._panel(segmenter, record, chosen), folder / f"{record['image_id']}.png"
+            )
+        return path.parent if path else None
+
+    def _panel(
+        self, segmenter: Segmenter, record: Mapping[str, Any], chosen: Sequence[str]
+    ) -> np.ndarray:
+        evaluation, metadata = self.evaluation, self.evaluation.dataset.metadata
+        truth = Segmentation(metadata.read_panoptic(record), record["segments_info"])
+        evaluator = evaluation.evaluators["panoptic_seg"]
+        rows, drawn = [], [truth]
+        for condition in panel_conditions(evaluation.conditions):
+            image = evaluation.image(condition, dict(record))
+            (predictions,) = segmenter([image])
+            maps = {}
+            for method in chosen:
+                ids, segments = predictions[method].output["panoptic_seg"]
+                maps[title(method)] = Segmentation(ids.cpu().numpy(), segments)
+            figures = {title(m): _figure(evaluator, record, predictions[m].output) for m in chosen}
+            rows.append(
+                comparison_row(
+                    image.permute(1, 2, 0).numpy(),
+                    truth,
+                    maps,
+                    metadata.categories,
+                    reference=title(chosen[0]),
+                    compared=title(chosen[-1]),
+                    label=str(condition),
+                    figures=figures,
+                )
+            )
+            drawn.extend(maps.values())
+        return panel(rows, [*legend_entries(drawn, metadata.categories), *DIFFERENCE_LEGEND])
+
+
+def panel_conditions(conditions: Sequence[Condition]) -> list[Condition]:
+    """Clean and the two corruptions that look least alike: noise and fog where they are there."""
+    preferred = [c for c in conditions if c.corruption in (CLEAN, "gaussian_noise", "fog")]
+    return preferred if len(preferred) > 1 else list(conditions[:3])
+
+
+def _figure(evaluator: Any, record: Mapping[str, Any], output: Mapping[str, Any]) -> str:
+    value = evaluator.summarize([evaluator.statistics(record, output)])["PQ"]
+    return f"PQ {value:.0f}"
+
+
+def _short(name: str) -> str:
+    return name.rsplit("-", 1)[0].replace("_", " ")
+
+
+def _interval(difference: PairedDifference) -> str:
+    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+
+
+def _verdict(difference: PairedDifference) -> str:
+    if difference.low > 0:
+        return "is better than"
+    return "is worse than" if difference.high < 0 else "cannot be told apart from"
+
+
+def _json_numbers(value: Any) -> Any:
+    """NaN is no JSON: null says "undefined" to every reader."""
+    if isinstance(value, Mapping):
+        return {key: _json_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_numbers(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

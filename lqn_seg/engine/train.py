@@ -1,0 +1,294 @@
+"""Train an EoMT teacher: transformers' set-prediction loss, mask annealing, resumable.
+
+The loss is the one inside ``EomtForUniversalSegmentation`` (Hungarian matching, cross-entropy,
+point-sampled mask and dice losses). The masked attention that EoMT trains with is annealed block by
+block to zero, so that the finished teacher runs without it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from transformers import EomtForUniversalSegmentation
+
+from lqn_seg.data.catalog import Dataset, get_dataset
+from lqn_seg.data.images import read_image
+from lqn_seg.engine.build import find_local
+from lqn_seg.errors import InputError
+from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, read_eomt_config
+
+# The annealing of block k of n runs over this part of the training, one block after the other.
+ANNEALING_START, ANNEALING_END = 0.15, 0.75
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What ``training.json`` says about how a teacher was made."""
+
+    dataset: str
+    images: int
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    loss_first_100: float
+    loss_last_100: float
+    minutes: float
+    torch: str
+
+
+class TrainingImages:
+    """Images and segment masks of a panoptic data set, decoded once and kept as uint8."""
+
+    def __init__(self, dataset: Dataset, size: tuple[int, int]) -> None:
+        self.metadata = dataset.metadata
+        self.records = dataset.records()
+        self.size = size
+        self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (h, w, 3) uint8 and segment index map (h, w) uint8, 255 where nothing is labelled."""
+        if index not in self._decoded:
+            record = self.records[index]
+            image = read_image(record["file_name"])
+            if image.shape[:2] != self.size:
+                raise InputError(
+                    f"{record['file_name']} is {image.shape[0]}x{image.shape[1]} pixels; the "
+                    f"teacher is trained at {self.size[0]}x{self.size[1]}"
+                )
+            ids = self.metadata.read_panoptic(record)
+            index_map = np.full(ids.shape, 255, np.uint8)
+            for position, info in enumerate(record["segments_info"]):
+                index_map[ids == info["id"]] = position
+            self._decoded[index] = image, index_map
+        return self._decoded[index]
+
+    def batch(self, indices: Sequence[int], flips: Sequence[bool]) -> dict[str, Any]:
+        """Model inputs: ``pixel_values`` (B, 3, h, w), lists of masks (N, h, w) and classes (N,)."""
+        mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+        pixels, masks, classes = [], [], []
+        for index, flip in zip(indices, flips):
+            image, index_map = self.read(index)
+            if flip:
+                image, index_map = image[:, ::-1], index_map[:, ::-1]
+            pixels.append(((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1))
+            segments = self.records[index]["segments_info"]
+            masks.append(
+                torch.from_numpy(index_map == np.arange(len(segments))[:, None, None]).float()
+            )
+            classes.append(torch.tensor([info["category_id"] for info in segments]))
+        return {
+            "pixel_values": torch.from_numpy(np.stack(pixels)),
+            "mask_labels": masks,
+            "class_labels": classes,
+        }
+
+
+def annealed_mask_probabilities(progress: float, blocks: int) -> list[float]:
+    """Probability of masked attention per query block: 1, then a 0.9-power decay, then 0.
+
+    Args:
+        progress: fraction of the training that is done, 0..1.
+    """
+    span = (ANNEALING_END - ANNEALING_START) / blocks
+    starts = [ANNEALING_START + span * block for block in range(blocks)]
+    return [(1 - min(max((progress - start) / span, 0.0), 1.0)) ** 0.9 for start in starts]
+
+
+def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    if iteration < warmup:
+        return (iteration + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(total - warmup, 1)))
+
+
+def sine_cosine_grid(rows: int, columns: int, width: int) -> Tensor:
+    """2-D sine-cosine position embeddings (rows * columns, width): the start, learned from there on."""
+    quarter = width // 4
+    frequency = 1 / 100 ** (torch.arange(quarter) / quarter)
+    axes = [torch.arange(n)[:, None] * frequency for n in (rows, columns)]
+    row, column = (torch.cat([axis.sin(), axis.cos()], 1) for axis in axes)
+    grid = torch.cat(
+        [row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)], dim=2
+    )
+    return nn.functional.pad(grid.flatten(0, 1), (0, width - 4 * quarter))
+
+
+def build_optimizers(
+    model: nn.Module, learning_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for everything else.
+
+    Muon's step is an orthogonal matrix, so its rate is on another scale: 20 times AdamW's. It
+    reaches the same loss in about half the steps here, which on a CPU is what counts.
+    """
+    matrices = [p for name, p in model.named_parameters() if "layers." in name and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=20 * learning_rate, weight_decay=weight_decay),
+        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98)),
+    ]
+
+
+class TeacherTrainer:
+    """Trains one EoMT from a config; every batch follows from (seed, iteration) alone."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        if len(cfg.DATASETS.TRAIN) != 1:
+            raise InputError("DATASETS.TRAIN must name exactly one panoptic data set")
+        self.cfg = cfg
+        self.output = Path(cfg.OUTPUT_DIR)
+        dataset = get_dataset(cfg.DATASETS.TRAIN[0])
+        torch.manual_seed(cfg.SEED)
+        config = read_eomt_config(find_local(cfg.MODEL.LQN.TEACHER.CONFIG))
+        names = [category.name for category in dataset.metadata.categories]
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+        self.model = EomtForUniversalSegmentation(config)
+        with torch.no_grad():
+            grid = sine_cosine_grid(*self.model.grid_size, config.hidden_size)
+            self.model.embeddings.position_embeddings.weight.copy_(grid)
+        # Depth-wise convolutions run several times faster in this layout on a CPU.
+        self.model.upscale_block.to(memory_format=torch.channels_last)
+        self.images = TrainingImages(dataset, (config.image_size, config.image_size))
+        self.optimizers = build_optimizers(self.model, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY)
+        self.base_rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        self.iteration = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.output / "checkpoint.pt"
+
+    def save_checkpoint(self) -> None:
+        """Write the whole training state; a kill in the middle leaves the previous one."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "losses": self.losses,
+        }
+        partial = self.checkpoint_path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint_path)
+
+    def load_checkpoint(self) -> None:
+        """Go on from the checkpoint in the output folder, if there is one."""
+        if not self.checkpoint_path.is_file():
+            return
+        state = torch.load(self.checkpoint_path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.losses = state["losses"]
+
+    def batch_indices(self, iteration: int) -> tuple[list[int], list[bool]]:
+        """Indices and flips of one iteration: consecutive slices of one shuffle per epoch."""
+        size, total = self.cfg.SOLVER.IMS_PER_BATCH, len(self.images)
+        indices = []
+        for position in range(iteration * size, (iteration + 1) * size):
+            epoch, offset = divmod(position, total)
+            indices.append(int(self._shuffle(epoch)[offset]))
+        flips = np.random.default_rng([self.cfg.SEED, 1, iteration]).random(size) < 0.5
+        return indices, flips.tolist()
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        cached = getattr(self, "_shuffled", None)
+        if cached is None or cached[0] != epoch:
+            rng = np.random.default_rng([self.cfg.SEED, 0, epoch])
+            self._shuffled = cached = epoch, rng.permutation(len(self.images))
+        return cached[1]
+
+    def step(self) -> float:
+        """One iteration; returns its loss."""
+        solver = self.cfg.SOLVER
+        factor = learning_rate_factor(self.iteration, solver.WARMUP_ITERS, solver.MAX_ITER)
+        for optimizer, rate in zip(self.optimizers, self.base_rates):
+            optimizer.param_groups[0]["lr"] = rate * factor
+        progress = self.iteration / solver.MAX_ITER
+        blocks = self.model.config.num_blocks
+        probabilities = annealed_mask_probabilities(progress, blocks)
+        self.model.attn_mask_probs.copy_(torch.tensor(probabilities))
+        batch = self.images.batch(*self.batch_indices(self.iteration))
+        # The matching and the point sampling draw random numbers: keyed, so a resume repeats them.
+        torch.manual_seed(self.cfg.SEED * 1_000_003 + self.iteration)
+        with torch.autocast("cpu", torch.bfloat16, enabled=solver.AMP.ENABLED):
+            loss = self.model(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), solver.CLIP_GRADIENTS.CLIP_VALUE)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.iteration += 1
+        return loss.item()
+
+    def train(self, resume: bool = False) -> Path:
+        """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self.load_checkpoint()
+        self.model.train()
+        solver = self.cfg.SOLVER
+        started = time.perf_counter()
+        already, first = self.seconds, self.iteration
+        while self.iteration < solver.MAX_ITER:
+            loss = self.step()
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"training diverged at iteration {self.iteration}: lower SOLVER.BASE_LR"
+                )
+            self.losses.append(round(loss, 4))
+            self.seconds = already + time.perf_counter() - started
+            if self.iteration % 20 == 0 or self.iteration == solver.MAX_ITER:
+                pace = (time.perf_counter() - started) / (self.iteration - first)
+                left = (solver.MAX_ITER - self.iteration) * pace
+                print(
+                    f"iteration {self.iteration}/{solver.MAX_ITER}  "
+                    f"loss {np.mean(self.losses[-20:]):.3f}  {pace:.2f} s/iteration  "
+                    f"eta {left / 60:.0f} min",
+                    flush=True,
+                )
+            if self.iteration % solver.CHECKPOINT_PERIOD == 0:
+                self.save_checkpoint()
+        self.save_checkpoint()
+        return self.export()
+
+    def export(self) -> Path:
+        """Write the teacher as transformers does (safetensors) beside how it was made."""
+        folder = self.output / "teacher"
+        self.model.eval()
+        self.model.attn_mask_probs.zero_()
+        self.model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        solver = self.cfg.SOLVER
+        state = TrainingState(
+            dataset=self.cfg.DATASETS.TRAIN[0],
+            images=len(self.images),
+            iterations=self.iteration,
+            batch_size=solver.IMS_PER_BATCH,
+            learning_rate=solver.BASE_LR,
+            seed=self.cfg.SEED,
+            loss_first_100=round(float(np.mean(self.losses[:100])), 4),
+            loss_last_100=round(float(np.mean(self.losses[-100:])), 4),
+            minutes=round(self.seconds / 60, 1),
+            torch=torch.__version__,
+        )
+        (folder / "training.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+        return folder

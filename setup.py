@@ -1,0 +1,39 @@
+"""Install lqn_seg from package indexes alone. Detectron2 plugs in when it is there."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="lqn_seg",
+    version="0.1.0",
+    description="Test-time training by querying layers, for segmentation and classification",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["lqn_seg", "lqn_seg.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.9",  # torch.optim.Muon trains teachers
+        "torchvision",
+        "transformers>=4.57",  # EomtForUniversalSegmentation with a loading report
+        "timm",
+        "huggingface_hub",
+        "safetensors",
+        "scipy",  # transformers' EoMT asks for it when it is built
+        "pycocotools",
+        "cityscapesscripts",
+        "fvcore",
+        "opencv-python",
+        "numpy",
+        "Pillow",
+        "matplotlib",
+        "tabulate",
+        "tqdm",
+    ],
+    extras_require={
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tabulate"]
+    },
+)

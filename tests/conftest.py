@@ -1,0 +1,101 @@
+"""Small real things that many tests share: an EoMT of 16 features, and drawn scenes on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import EomtConfig, EomtForUniversalSegmentation
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config) -> None:
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
+
+
+@pytest.fixture(scope="session")
+def prepare_demo() -> ModuleType:
+    """The script that draws the scenes; `datasets/` is no package."""
+    spec = importlib.util.spec_from_file_location(
+        "prepare_demo", ROOT / "datasets" / "prepare_demo.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["prepare_demo"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory, prepare_demo) -> Path:
+    """A $DETECTRON2_DATASETS with five validation and eight training scenes."""
+    root = tmp_path_factory.mktemp("datasets")
+    prepare_demo.write_split(root / "demo", "val", 5, seed=3)
+    prepare_demo.write_split(root / "demo", "train", 8, seed=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory) -> Path:
+    """A random EoMT for the scenes' 13 classes, saved as transformers does.
+
+    Its weights are loud enough that some queries pass the thresholds, so that masks are compared.
+    """
+    torch.manual_seed(0)
+    config = EomtConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        num_blocks=2,
+        num_queries=6,
+        num_register_tokens=1,
+        num_labels=13,
+        num_upscale_blocks=1,
+    )
+    model = EomtForUniversalSegmentation(config)
+    model.attn_mask_probs.zero_()
+    model.class_predictor.weight.data.normal_(0, 3)
+    model.mask_head.fc3.weight.data.normal_(0, 2)
+    folder = tmp_path_factory.mktemp("teacher")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small_config(tmp_path, monkeypatch, scenes_root, teacher_folder) -> Path:
+    """A YAML file for a run that takes a second: tiny teacher, tiny student, five scenes."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes_root))
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"""
+_BASE_: {ROOT / "configs" / "Base-LQN.yaml"}
+MODEL:
+  DEVICE: cpu
+  MASK_FORMER: {{TEST: {{INSTANCE_ON: True, PANOPTIC_ON: True, OBJECT_MASK_THRESHOLD: 0.2}}}}
+  LQN:
+    TEACHER: {{WEIGHTS: {teacher_folder}}}
+    STUDENT:
+      INPUT_SIZE: 32
+      STRIDE: 8
+      WIDTHS: (32, 32)
+      POSITION_DIM: 32
+    FIT: {{STEPS: 5, POSITIONS_PER_STEP: 16}}
+    METHODS: ("teacher", "lqn")
+    EVAL:
+      CORRUPTIONS: ("contrast",)
+      PANEL_IMAGES: 1
+      PANEL_METHODS: ("teacher", "lqn")
+      BOOTSTRAP_SAMPLES: 50
+DATASETS:
+  TEST: ("demo_panoptic_val",)
+OUTPUT_DIR: {tmp_path / "output"}
+"""
+    )
+    return path

@@ -1,0 +1,114 @@
+"""The configuration: defaults stand once, names are checked, files merge into either engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fvcore.common.config import CfgNode
+
+from lqn_seg.core.fit import PRESETS, VARIANTS, with_variant
+from lqn_seg.engine.config import (
+    add_lqn_config,
+    get_cfg,
+    load_cfg,
+    lqn_config,
+    method_config,
+    methods,
+    segmentation_config,
+)
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.segmenter import SegmentationConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_the_nodes_defaults_are_the_dataclasses():
+    cfg = get_cfg()
+    assert lqn_config(cfg) == PRESETS["default"]
+    assert segmentation_config(cfg) == SegmentationConfig()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_taken_whole_and_changed_key_by_key(name):
+    cfg = get_cfg()
+    cfg.MODEL.LQN.PRESET = name
+    assert lqn_config(cfg) == PRESETS[name]
+    cfg.merge_from_list(["MODEL.LQN.FIT.STEPS", "7", "MODEL.LQN.STUDENT.WIDTHS", "(8, 8)"])
+    changed = lqn_config(cfg)
+    assert changed.fit.steps == 7 and changed.student.widths == (8, 8)
+    assert changed.fit.learning_rate == PRESETS[name].fit.learning_rate
+
+
+def test_every_variant_and_its_alias_is_a_method():
+    cfg = get_cfg()
+    for name in VARIANTS:
+        method = method_config(cfg, name)
+        assert (method is None) == (name == "teacher")
+        assert method is None or method.fit.variant == name
+    assert method_config(cfg, "two-word") == method_config(cfg, "lqn")
+
+
+def test_a_recipe_keeps_the_students_sizes_and_nothing_else():
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.LQN.STUDENT.WIDTHS", "(8, 8)", "MODEL.LQN.FIT.STEPS", "99"])
+    literal = method_config(cfg, "lqn@paper")
+    assert literal.student.widths == (8, 8)
+    assert literal.fit == PRESETS["paper"].fit
+    assert literal.student.init == "normal"
+    assert method_config(cfg, "apm@paper").fit == with_variant(PRESETS["paper"], "apm").fit
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_loads(path):
+    cfg = load_cfg(str(path), device="cpu")
+    assert cfg.MODEL.META_ARCHITECTURE == "LQNTTTMetaArch"
+    assert methods(cfg)
+    assert cfg.INPUT.FORMAT == "RGB" and cfg.INPUT.MIN_SIZE_TEST == 0
+
+
+def mask2former_config(cfg: CfgNode) -> None:
+    """What Mask2Former's own function does to the node that both want: it replaces it whole."""
+    cfg.MODEL.MASK_FORMER = type(cfg)({"TEST": type(cfg)({"PANOPTIC_ON": False, "NEW": 1})})
+
+
+def test_beside_mask2former_in_either_order():
+    ours_last = CfgNode({"MODEL": CfgNode()})
+    mask2former_config(ours_last)
+    add_lqn_config(ours_last)
+    assert ours_last.MODEL.MASK_FORMER.TEST.NEW == 1
+    ours_first = CfgNode({"MODEL": CfgNode()})
+    add_lqn_config(ours_first)
+    mask2former_config(ours_first)
+    assert ours_first == ours_last
+
+
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        (["MODEL.LQN.FITT.STEPS", "3"], r"no key MODEL\.LQN\.FITT; did you mean MODEL\.LQN\.FIT"),
+        (["MODEL.LQN.FIT.STEP", "3"], r"did you mean MODEL\.LQN\.FIT\.STEPS"),
+        (["MODEL.LQN.METHOD", "lqm"], "did you mean 'lqn'"),
+        (["MODEL.LQN.PRESET", "papr"], "did you mean 'paper'"),
+        (["MODEL.LQN.FIT.STEPS", "-1"], "steps must not be negative"),
+        (["MODEL.LQN.INFERENCE", "tiles"], "pad or windows"),
+        (["MODEL.LQN.BATCH"], "has no value"),
+        (["MODEL.LQN.BATCH", "many"], "config"),
+    ],
+)
+def test_a_wrong_override_is_named(overrides, sentence, small_config):
+    with pytest.raises(InputError, match=sentence):
+        load_cfg(str(small_config), overrides)
+
+
+def test_a_wrong_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        load_cfg(str(tmp_path / "nowhere.yaml"))
+    (tmp_path / "a.yaml").write_text("MODEL:\n  LQN:\n    PRESETS: paper\n")
+    with pytest.raises(InputError, match=r"a\.yaml: .*MODEL\.LQN\.PRESETS; .*MODEL\.LQN\.PRESET\?"):
+        load_cfg(str(tmp_path / "a.yaml"))
+    (tmp_path / "b.yaml").write_text("MODEL: [1, 2\n")
+    with pytest.raises(InputError, match=r"b\.yaml"):
+        load_cfg(str(tmp_path / "b.yaml"))
+    with pytest.raises(InputError, match="auto, cpu, cuda or mps"):
+        load_cfg(str(CONFIGS / "demo_lqn.yaml"), device="gpu")

@@ -1,0 +1,147 @@
+"""A whole evaluation on five small scenes: tables, files, resume, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.engine import inference
+from lqn_seg.engine.config import load_cfg
+from lqn_seg.engine.inference import Condition, Evaluation
+from lqn_seg.engine.report import Report, title
+from lqn_seg.engine.run import evaluate
+from lqn_seg.errors import InputError
+from lqn_seg.evaluation.bootstrap import PairedDifference
+
+
+@pytest.fixture
+def cfg(small_config):
+    return load_cfg(str(small_config))
+
+
+def run(cfg, resume=False) -> Evaluation:
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume)
+    evaluation.run(progress=False)
+    return evaluation
+
+
+def quality(evaluation: Evaluation) -> dict:
+    """Everything but the times, which differ from run to run."""
+    found = {}
+    for condition in evaluation.conditions:
+        for method in evaluation.segmenter.methods:
+            metrics = evaluation.metrics(condition, method)
+            metrics["lqn"] = {k: v for k, v in metrics["lqn"].items() if not k.endswith("_ms")}
+            hashes = [line["mask_hash"] for line in evaluation.lines(condition, method)]
+            found[f"{condition}/{method}"] = [repr(metrics), hashes]
+    return found
+
+
+def test_the_whole_run(small_config, capsys):
+    report = evaluate(str(small_config))
+    printed = capsys.readouterr().out
+    for words in ("PQ by condition", "95% interval", "milliseconds", "clean", "contrast"):
+        assert words in printed
+    assert report.sentence() in printed
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("pictures: ") and last.endswith(".png")
+    output = small_config.parent / "output"
+    results = json.loads((output / "inference" / "results.json").read_text())
+    assert results["images"] == 5 and results["subset_of"] is None
+    assert results["metrics"]["clean"]["teacher"]["lqn"]["token_cos"] == pytest.approx(1)
+    assert results["gmacs"]["lqn"]["gmacs_fit"] > 0 == results["gmacs"]["teacher"]["gmacs_fit"]
+    assert "copypaste: Task: panoptic_seg" in (output / "log.txt").read_text()
+    for name in ("config.yaml", "metrics.json"):
+        assert (output / name).is_file()
+    assert list((output / "panels").glob("*.png"))
+
+
+def test_a_killed_run_goes_on_where_it_stopped(cfg, monkeypatch):
+    whole = quality(run(cfg))
+    path = run(cfg).folder / "contrast-3.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:100])  # killed while it wrote the third line
+    executed = []
+    original = Evaluation._predict
+
+    def counting(self, condition, records):
+        executed.extend((str(condition), record["image_id"]) for record in records)
+        return original(self, condition, records)
+
+    monkeypatch.setattr(Evaluation, "_predict", counting)
+    assert quality(run(cfg, resume=True)) == whole
+    assert executed == [("contrast-3", k) for k in (2, 3, 4)]
+
+
+def test_without_resume_everything_is_done_again(cfg):
+    run(cfg)
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=False)
+    assert not evaluation.files["clean"].lines
+
+
+def test_resuming_another_configuration_is_refused(cfg):
+    run(cfg)
+    cfg.MODEL.LQN.FIT.STEPS = 6
+    with pytest.raises(InputError, match="another configuration"):
+        Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
+
+
+def test_an_unreadable_image_is_named_and_what_was_done_stays(cfg, monkeypatch):
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
+    evaluation.records[3]["file_name"] = "gone.png"
+    with pytest.raises(InputError, match=r"gone\.png"):
+        evaluation.run(progress=False)
+    lines = (evaluation.folder / "clean.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+
+
+def test_a_subset_says_so(cfg):
+    cfg.MODEL.LQN.EVAL.MAX_IMAGES = 2
+    report = Report(run(cfg))
+    assert "SUBSET of 5: 2 images" in report.text()
+    assert report.results()["subset_of"] == 5
+
+
+def test_failed_fits_are_counted_and_reported(cfg):
+    cfg.MODEL.LQN.FIT.LEARNING_RATE = 1e38
+    report = Report(run(cfg))
+    assert "LQN: 10 fits failed" in report.text()
+    assert report.differences["lqn"]["clean"] == PairedDifference(0, 0, 0)
+
+
+def test_the_difference_is_the_difference_of_the_metrics(cfg):
+    report = Report(run(cfg))
+    by_hand = report.value("clean", "lqn", "panoptic_seg", "PQ") - report.value(
+        "clean", "teacher", "panoptic_seg", "PQ"
+    )
+    assert report.differences["lqn"]["clean"].difference == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    "interval, words",
+    [((1, 0.1, 2), "is better than"), ((-1, -2, -0.1), "is worse"), ((1, -1, 2), "cannot be told")],
+)
+def test_the_sentence_does_not_flatter(cfg, interval, words):
+    report = Report(run(cfg))
+    report.differences["lqn"]["clean"] = PairedDifference(*interval)
+    assert f"LQN {words}" in report.sentence()
+
+
+def test_conditions_and_names(cfg):
+    assert [str(c) for c in inference.conditions(cfg)] == ["clean", "contrast-3"]
+    assert str(Condition()) == "clean"
+    assert title("lqn@paper") == "LQN, recipe: paper" and title("lqn-src") == "LQN-[src]"
+
+
+def test_a_teacher_of_other_classes_is_refused(cfg, tmp_path):
+    cfg.MODEL.LQN.TEACHER.WEIGHTS = ""
+    path = tmp_path / "eomt.json"
+    path.write_text(
+        '{"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 1, "image_size": 32,'
+        ' "patch_size": 8, "num_blocks": 1, "num_queries": 2, "num_labels": 4}'
+    )
+    cfg.MODEL.LQN.TEACHER.CONFIG = str(path)
+    with pytest.raises(InputError, match="predicts 4 classes.*has 13"):
+        Evaluation(cfg, get_dataset("demo_panoptic_val"))

@@ -1,0 +1,129 @@
+"""Teacher training: schedules in closed form, a falling loss, and a resume that changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from lqn_seg.engine.config import load_cfg
+from lqn_seg.engine.train import (
+    TeacherTrainer,
+    annealed_mask_probabilities,
+    learning_rate_factor,
+    sine_cosine_grid,
+)
+from lqn_seg.errors import InputError
+from lqn_seg.teachers.eomt import load_eomt
+
+
+@pytest.fixture
+def cfg(tmp_path, small_config):
+    teacher = tmp_path / "eomt.json"
+    teacher.write_text(
+        json.dumps(
+            dict(
+                hidden_size=16,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                image_size=96,
+                patch_size=16,
+                num_blocks=2,
+                num_queries=10,
+                num_upscale_blocks=1,
+                train_num_points=64,
+            )
+        )
+    )
+    cfg = load_cfg(str(small_config))
+    cfg.MODEL.LQN.TEACHER.CONFIG = str(teacher)
+    cfg.DATASETS.TRAIN = ("demo_panoptic_train",)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = 4, 6, 2
+    cfg.SOLVER.CHECKPOINT_PERIOD = 3
+    cfg.SEED = 0
+    return cfg
+
+
+def test_annealing_goes_block_by_block_from_one_to_zero():
+    assert annealed_mask_probabilities(0, 2) == [1, 1]
+    assert annealed_mask_probabilities(1, 2) == [0, 0]
+    half = annealed_mask_probabilities(0.45, 2)  # the first block is done, the second begins
+    assert half[0] == pytest.approx(0) and half[1] == pytest.approx(1)
+    middle = annealed_mask_probabilities(0.30, 2)
+    assert middle == [pytest.approx(0.5**0.9), 1]
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    factors = [learning_rate_factor(k, 10, 110) for k in range(111)]
+    assert factors[:10] == [(k + 1) / 10 for k in range(10)]
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[110] == pytest.approx(0)
+    assert factors[35] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_position_embeddings_start_as_sines_and_cosines():
+    grid = sine_cosine_grid(3, 5, 18)
+    assert grid.shape == (15, 18)
+    assert grid[:, 16:].eq(0).all()
+    row, column, frequency = 2, 4, 1 / 100 ** (1 / 4)
+    assert grid[row * 5 + column, 1] == pytest.approx(math.sin(row * frequency))
+    assert grid[row * 5 + column, 8 + 4 + 1] == pytest.approx(math.cos(column * frequency))
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(cfg, tmp_path, monkeypatch):
+    cfg.OUTPUT_DIR = str(tmp_path / "whole")
+    whole = TeacherTrainer(cfg).train()
+    cfg.OUTPUT_DIR = str(tmp_path / "parts")
+    first = TeacherTrainer(cfg)
+    original, calls = TeacherTrainer.step, []
+
+    def step_then_die(self):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(self)
+
+    monkeypatch.setattr(TeacherTrainer, "step", step_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    monkeypatch.setattr(TeacherTrainer, "step", original)
+    parts = TeacherTrainer(cfg).train(resume=True)
+    images = torch.randn(1, 3, 96, 96)
+    a, b = load_eomt(str(whole)), load_eomt(str(parts))
+    assert torch.equal(a.encode(images)[0], b.encode(images)[0])
+    made = json.loads((parts / "training.json").read_text())
+    assert made["iterations"] == 6 and made["images"] == 8 and made["seed"] == 0
+
+
+def test_the_loss_falls_and_the_finished_teacher_runs_unmasked(cfg, tmp_path):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR = 40, 3e-3
+    trainer = TeacherTrainer(cfg)
+    folder = trainer.train()
+    assert sum(trainer.losses[-5:]) < 0.8 * sum(trainer.losses[:5])
+    teacher = load_eomt(str(folder))
+    assert teacher.model.attn_mask_probs.tolist() == [0, 0]
+    assert teacher.model.config.id2label[7] == "rod"
+
+
+def test_every_image_comes_once_an_epoch(cfg):
+    trainer = TeacherTrainer(cfg)
+    indices = [i for k in range(4) for i in trainer.batch_indices(k)[0]]
+    assert sorted(indices[:8]) == sorted(indices[8:]) == list(range(8))
+    assert indices[:8] != indices[8:]
+
+
+def test_flipped_masks_belong_to_flipped_images(cfg):
+    images = TeacherTrainer(cfg).images
+    plain, flipped = images.batch([1], [False]), images.batch([1], [True])
+    assert plain["pixel_values"].flip(3).equal(flipped["pixel_values"])
+    assert plain["mask_labels"][0].flip(2).equal(flipped["mask_labels"][0])
+    assert plain["mask_labels"][0].sum(0).eq(1).all()  # every pixel in exactly one segment
+
+
+def test_images_of_another_size_are_named(cfg, tmp_path):
+    path = tmp_path / "eomt.json"
+    path.write_text(path.read_text().replace('"image_size": 96', '"image_size": 64'))
+    with pytest.raises(InputError, match=r"\.png is 96x96 pixels; .* 64x64"):
+        TeacherTrainer(cfg).step()

@@ -1,0 +1,174 @@
+"""The segmenter against transformers, and what must hold whatever the method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lqn_seg.core.fit import FitConfig, LQNConfig, StudentFitter, with_variant
+from lqn_seg.core.student import StudentConfig
+from lqn_seg.errors import InputError
+from lqn_seg.heads.eomt import EomtHead
+from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
+from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
+from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
+from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
+
+LQN = LQNConfig(
+    StudentConfig(input_size=32, stride=8, widths=(32, 32), position_dim=32, init="he"),
+    FitConfig(steps=4, learning_rate=1e-3, positions_per_step=16, target_norm="layer"),
+)
+THINGS = frozenset(range(8))
+
+
+@pytest.fixture
+def build(teacher_folder):
+    def make(methods=None, **config) -> Segmenter:
+        teacher = load_eomt(str(teacher_folder))
+        chosen = {"teacher": None, "lqn": LQN} if methods is None else methods
+        settings = SegmentationConfig(instances=True, object_mask_threshold=0.2, **config)
+        return Segmenter(teacher, EomtHead(teacher.model), chosen, THINGS, settings)
+
+    return make
+
+
+def image(seed: int, height: int = 32, width: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def test_the_teachers_prediction_is_transformers_own(build):
+    segmenter, pixels = build({"teacher": None}), image(0)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        expected = segmenter.teacher.model(((pixels / 255 - mean) / std)[None])
+    masks = F.interpolate(expected.masks_queries_logits, (32, 32), mode="bilinear")[0]
+    want = semantic_inference(masks, expected.class_queries_logits[0])
+    (got,) = segmenter([pixels])
+    torch.testing.assert_close(got["teacher"].output["sem_seg"], want)
+    assert got["teacher"].stats["token_cos"] == pytest.approx(1)
+
+
+def test_a_prediction_does_not_depend_on_order_or_company(build):
+    images = [image(k) for k in range(5)]
+    alone = [mask_hash(build(batch=2)([x])[0]["lqn"].output) for x in images]
+    together = build(batch=2)(images)
+    backwards = build(batch=2)(images[::-1])[::-1]
+    assert [mask_hash(p["lqn"].output) for p in together] == alone
+    assert [mask_hash(p["lqn"].output) for p in backwards] == alone
+    assert len(set(alone)) > 1  # hashes that never differ would prove nothing
+
+
+def test_batch_size_changes_results_by_rounding_only(build):
+    images = [image(k) for k in range(3)]
+    one, three = build(batch=1)(images), build(batch=3)(images)
+    for a, b in zip(one, three):
+        torch.testing.assert_close(
+            a["lqn"].output["sem_seg"], b["lqn"].output["sem_seg"], atol=2e-4, rtol=2e-4
+        )
+
+
+def test_the_answer_follows_the_seed_the_image_and_the_window(build):
+    hashes = {
+        str(build({"lqn": LQN}, seed=seed)([pixels])[0]["lqn"].output["sem_seg"].sum().item())
+        for seed in (0, 7)
+        for pixels in (image(0), image(1))
+    }
+    assert len(hashes) == 4
+
+
+def test_a_student_that_diverges_falls_back_to_the_teacher(build):
+    wild = LQNConfig(LQN.student, FitConfig(**{**LQN.fit.__dict__, "learning_rate": 1e38}))
+    (prediction,) = build({"teacher": None, "lqn": wild})([image(0)])
+    assert prediction["lqn"].stats["fallback"] == 1
+    assert mask_hash(prediction["lqn"].output) == mask_hash(prediction["teacher"].output)
+
+
+def test_running_out_of_memory_loses_no_image(build, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(StudentFitter, "fit", exhausted)
+    (prediction,) = build()([image(0)])
+    assert prediction["lqn"].stats["fallback"] == 1
+    assert mask_hash(prediction["lqn"].output) == mask_hash(prediction["teacher"].output)
+
+
+def test_a_long_fit_comes_back_to_the_teacher(build):
+    """The student can represent the field of one tiny image: cosine and error say so."""
+    long = LQNConfig(
+        StudentConfig(input_size=32, stride=8, widths=(128, 128), position_dim=32, init="he"),
+        FitConfig(steps=600, learning_rate=3e-3, positions_per_step=64, target_norm="layer"),
+    )
+    short, done = ({"lqn-src": with_variant(c, "lqn-src")} for c in (LQN, long))
+    (before,), (after,) = build(short)([image(0)]), build(done)([image(0)])
+    assert after["lqn-src"].stats["error_over_variance"] < 0.2
+    assert before["lqn-src"].stats["error_over_variance"] > 0.5
+    assert after["lqn-src"].stats["token_cos"] > before["lqn-src"].stats["token_cos"]
+
+
+def test_student_queries_come_from_rows_below_the_grid(build):
+    teacher, student = build(), build(queries="student")
+    assert student._query_rows == 2  # six queries on a grid four columns wide
+    images = torch.randn(1, 3, 32, 32)
+    field, context = student.teacher.encode(images)
+    extended = student._with_queries(field, context)
+    assert extended.shape == (1, 4, 6, 4, 16)
+    assert extended[0, -1, 4:].flatten(0, 1)[:6].equal(context.last_queries[0])
+    assert extended[0, 0, 4:].flatten(0, 1)[:6].equal(student.teacher.model.query.weight)
+    assert extended[0, -1, 4:].flatten(0, 1)[6:].equal(context.last_queries[0, :2])
+    a, b = teacher([image(0)])[0], student([image(0)])[0]
+    assert mask_hash(a["teacher"].output) == mask_hash(b["teacher"].output)
+    assert not a["lqn"].output["sem_seg"].equal(b["lqn"].output["sem_seg"])
+
+
+def test_windows_make_one_student_each(build):
+    teacher_segmenter = build()
+    config = SegmentationConfig(panoptic=False, inference="windows")
+    segmenter = Segmenter(
+        teacher_segmenter.teacher, teacher_segmenter.head, {"lqn": LQN}, THINGS, config
+    )
+    (prediction,) = segmenter([image(0, 20, 45)])
+    assert prediction["lqn"].output["sem_seg"].shape == (13, 20, 45)
+    assert prediction["lqn"].stats["windows"] == 3
+
+
+def test_bad_input_is_named(build):
+    with pytest.raises(InputError, match="uint8"):
+        build()([torch.zeros(3, 32, 32)])
+    with pytest.raises(InputError, match="semantic output only"):
+        SegmentationConfig(inference="windows")
+    with pytest.raises(InputError, match="BATCH"):
+        SegmentationConfig(batch=0)
+
+
+def test_meta_arch_takes_detectron2s_dicts_under_no_grad(build):
+    model = LQNTTTMetaArch(build({"lqn": LQN}))
+    assert not model.train().training
+    inputs = [{"image": image(0), "height": 50, "width": 40}, {"image": image(1, 24, 60)}]
+    with torch.no_grad():
+        outputs = model(inputs)
+    assert outputs[0]["sem_seg"].shape == (13, 50, 40)
+    assert outputs[1]["panoptic_seg"][0].shape == (24, 60)
+    assert outputs[0]["instances"].pred_masks.shape[1:] == (50, 40)
+    assert outputs[0]["lqn"]["fit_ms"] > 0
+
+
+def test_bgr_and_float_images_give_the_same_masks(build):
+    rgb = LQNTTTMetaArch(build({"lqn": LQN}))
+    bgr = LQNTTTMetaArch(build({"lqn": LQN}), input_format="BGR")
+    want = mask_hash(rgb([{"image": image(0)}])[0])
+    assert mask_hash(bgr([{"image": image(0).flip(0)}])[0]) == want
+    assert mask_hash(bgr([{"image": image(0).flip(0).float()}])[0]) == want
+    assert mask_hash(bgr([{"image": image(0)}])[0]) != want
+
+
+def test_inference_mode_is_refused_with_the_reason(build):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+        LQNTTTMetaArch(build({"lqn": LQN}))([{"image": image(0)}])
+
+
+def test_meta_arch_runs_one_method(build):
+    with pytest.raises(InputError, match=r"MODEL\.LQN\.METHOD"):
+        LQNTTTMetaArch(build())

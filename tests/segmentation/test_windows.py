@@ -1,0 +1,81 @@
+"""Windows against closed forms and against what they must leave unchanged."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lqn_seg.segmentation.windows import PaddedWindow, SlidingWindows, resize_image
+
+
+@pytest.mark.parametrize(
+    "size, starts",
+    [
+        ((512, 512), (0,)),
+        ((512, 683), (0, 171)),  # ceil(683 / 512) = 2, flush with the end
+        ((1024, 2048), (0, 512)),  # Cityscapes at 1024: twice the height, halved to 512 x 1024
+        ((300, 1000), (0, 397, 795, 1194)),  # resized to 512 x 1707: overhang 1195 over 3 gaps
+    ],
+)
+def test_windows_cover_the_long_side_as_eomt_does(size, starts):
+    layout = SlidingWindows.of(size, (512, 512))
+    assert layout.starts[0] == 0
+    assert len(layout.starts) == math.ceil(max(layout.resized) / 512)
+    assert all(abs(a - b) <= 1 for a, b in zip(layout.starts, starts))
+    assert layout.starts[-1] + 512 == max(layout.resized)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(5, 90), st.integers(5, 90))
+def test_a_window_shows_the_pixels_it_names_and_averages_restore_the_image(height, width):
+    layout = SlidingWindows.of((height, width), (16, 16))
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    crops = layout.crops(image)
+    resized = resize_image(image, layout.resized)
+    whole = SlidingWindows(layout.resized, (16, 16), layout.resized, layout.starts)
+    # Scores that are the pixels themselves come back as the resized image: overlaps agree.
+    restored = whole.average(crops.float(), layout.resized)
+    assert torch.allclose(restored, resized.float())
+
+
+def test_overlaps_are_averaged():
+    layout = SlidingWindows((4, 6), (4, 4), (4, 6), (0, 2))
+    scores = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
+    assert layout.average(scores, (4, 6))[0, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1]
+
+
+def test_portrait_images_slide_down():
+    layout = SlidingWindows.of((40, 16), (16, 16))
+    assert layout.axis == 0 and len(layout.starts) == 3
+    image = torch.arange(40).repeat(3, 16, 1).mT.to(torch.uint8).contiguous()
+    assert layout.crops(image)[1, 0, 0, 0] == layout.starts[1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_padding_keeps_the_aspect_ratio_and_fills_one_side(height, width):
+    layout = PaddedWindow.of((height, width), (32, 48))
+    assert layout.inside[0] == 32 or layout.inside[1] == 48
+    assert abs(layout.inside[0] / height - layout.inside[1] / width) <= 1 / min(height, width)
+    image = torch.full((3, height, width), 7, dtype=torch.uint8)
+    crop = layout.crops(image)[0]
+    assert crop.shape == (3, 32, 48)
+    assert (crop[:, : layout.inside[0], : layout.inside[1]] == 7).all()
+    assert int(crop.sum()) == 3 * 7 * layout.inside[0] * layout.inside[1]
+
+
+def test_the_padding_is_cut_off_before_the_masks_are_resized():
+    layout = PaddedWindow.of((16, 32), (32, 32))
+    logits = torch.ones(1, 32, 32)
+    logits[:, 16:] = -1  # the padding
+    assert (layout.logits(logits, (16, 32)) == 1).all()
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    assert PaddedWindow.of((32, 32), (32, 32)).crops(image)[0].equal(image)
+    assert SlidingWindows.of((32, 32), (32, 32)).crops(image)[0].equal(image)

@@ -1,0 +1,105 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.name)
+def test_every_tool_explains_itself(tool):
+    result = run(tool, "--help")
+    assert result.returncode == 0, result.stderr
+    assert "xample" in result.stdout
+
+
+def test_missing_data_of_a_real_config_is_one_sentence(tmp_path):
+    config = "configs/ade20k_lqn.yaml"
+    result = run(
+        "tools/train_net.py", "--eval-only", "--config", config, DETECTRON2_DATASETS=str(tmp_path)
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "ADEChallengeData2016" in result.stderr and str(tmp_path) in result.stderr
+
+
+def test_missing_weights_of_a_real_config_are_one_sentence(tmp_path):
+    images = tmp_path / "ADEChallengeData2016" / "images" / "validation"
+    labels = tmp_path / "ADEChallengeData2016" / "annotations" / "validation"
+    for folder in (images, labels):
+        folder.mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(images / "ADE_val_00000001.jpg")
+    Image.fromarray(np.ones((30, 40), np.uint8)).save(labels / "ADE_val_00000001.png")
+    result = run(
+        "tools/train_net.py",
+        "--eval-only",
+        "--config",
+        "configs/ade20k_lqn.yaml",
+        DETECTRON2_DATASETS=str(tmp_path),
+        HF_HOME=str(tmp_path),
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "tue-mps/ade20k_semantic_eomt_large_512 could not be loaded" in result.stderr
+
+
+def test_visualize_draws_ones_own_images_and_names_bad_ones(small_config, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(own / "photo.jpg")
+    (own / "cut.png").write_bytes(b"\x89PNG\r\n")
+    output = tmp_path / "out"
+    result = run(
+        "tools/visualize.py",
+        *("--config", small_config, "--input", own, "--output", output),
+        *("--methods", "teacher,lqn"),
+    )
+    assert result.returncode == 2  # one of the two could not be read
+    assert "cut.png" in result.stderr and "Traceback" not in result.stderr
+    panel = np.asarray(Image.open(output / "photo_panel.png"))
+    assert panel.shape[1] > 3 * 90  # image, teacher, LQN, difference side by side
+    assert len(np.unique(panel.reshape(-1, 3), axis=0)) > 50
+
+
+def test_visualize_names_an_empty_folder(small_config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run(
+        "tools/visualize.py",
+        *("--config", small_config, "--input", tmp_path / "empty", "--output", tmp_path),
+    )
+    assert result.returncode == 2 and "holds no image" in result.stderr
+
+
+def test_the_detectron2_engine_is_named_where_it_is_missing(small_config):
+    pytest.importorskip("lqn_seg")
+    if (
+        subprocess.run(
+            [sys.executable, "-c", "import detectron2.config"], capture_output=True
+        ).returncode
+        == 0
+    ):
+        pytest.skip("Detectron2 is installed here")
+    result = run(
+        "tools/train_net.py", "--eval-only", "--engine", "detectron2", "--config", small_config
+    )
+    assert result.returncode == 2 and "needs Detectron2" in result.stderr

@@ -44,7 +44,7 @@ def read_image(path: PathLike) -> NDArray[np.uint8]:
         )
     else:
         image_rgb = image.convert("RGB")
-    return np.ascontiguousarray(np.asarray(image_rgb, dtype=np.uint8))
+    return np.array(image_rgb, dtype=np.uint8)  # a copy: Pillow's own buffer is read-only
 
 
 def read_id_map(path: PathLike) -> NDArray[np.int32]:

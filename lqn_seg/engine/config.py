@@ -28,7 +28,7 @@ _BY_VARIANT = {"student": ("source", "axes"), "fit": ("variant",)}
 
 
 def get_cfg() -> CfgNode:
-    """The native engine's configuration: the part of Detectron2's schema that it reads, and ours."""
+    """The native engine's configuration: what it reads of Detectron2's schema, and ours."""
     cfg = CfgNode(
         {
             "VERSION": 2,

@@ -315,9 +315,9 @@ class Report:
         truth = Segmentation(metadata.read_panoptic(record), record["segments_info"])
         evaluator = evaluation.evaluators["panoptic_seg"]
         rows, drawn = [], [truth]
-        for condition in panel_conditions(evaluation.conditions):
-            image = evaluation.image(condition, dict(record))
-            (predictions,) = segmenter([image])
+        shown = panel_conditions(evaluation.conditions)
+        images = [evaluation.image(condition, dict(record)) for condition in shown]
+        for condition, image, predictions in zip(shown, images, segmenter(images)):
             maps = {}
             for method in chosen:
                 ids, segments = predictions[method].output["panoptic_seg"]

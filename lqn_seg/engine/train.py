@@ -61,7 +61,7 @@ class TrainingImages:
         return len(self.records)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (h, w, 3) uint8 and segment index map (h, w) uint8, 255 where nothing is labelled."""
+        """Image (h, w, 3) uint8 and segment indices (h, w) uint8, 255 where nothing is labelled."""
         if index not in self._decoded:
             record = self.records[index]
             image = read_image(record["file_name"])
@@ -78,7 +78,7 @@ class TrainingImages:
         return self._decoded[index]
 
     def batch(self, indices: Sequence[int], flips: Sequence[bool]) -> dict[str, Any]:
-        """Model inputs: ``pixel_values`` (B, 3, h, w), lists of masks (N, h, w) and classes (N,)."""
+        """``pixel_values`` (B, 3, h, w), and lists of masks (N, h, w) and classes (N,)."""
         mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
         pixels, masks, classes = [], [], []
         for index, flip in zip(indices, flips):
@@ -117,7 +117,7 @@ def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
 
 
 def sine_cosine_grid(rows: int, columns: int, width: int) -> Tensor:
-    """2-D sine-cosine position embeddings (rows * columns, width): the start, learned from there on."""
+    """2-D sine-cosine position embeddings (rows * columns, width); learned from there on."""
     quarter = width // 4
     frequency = 1 / 100 ** (torch.arange(quarter) / quarter)
     axes = [torch.arange(n)[:, None] * frequency for n in (rows, columns)]

@@ -1,4 +1,4 @@
-"""``LQNTTTMetaArch``: Detectron2's contract (list of dicts in, list of dicts out) around a segmenter.
+"""``LQNTTTMetaArch``: Detectron2's contract, list of dicts in, list of dicts out.
 
 It is a plain ``nn.Module`` without Detectron2; the plugin adds ``from_config`` and turns the
 instances into Detectron2's class.

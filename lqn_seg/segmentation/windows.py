@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 
 def resize_image(image: Tensor, size: Size) -> Tensor:
-    """(3, h, w) uint8 to (3, *size) uint8, bilinear with antialiasing; the same tensor if it fits."""
+    """(3, h, w) uint8 to (3, *size) uint8, bilinear with antialiasing; itself if it fits."""
     if tuple(image.shape[-2:]) == size:
         return image
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]

@@ -143,5 +143,5 @@ def test_a_teacher_of_other_classes_is_refused(cfg, tmp_path):
         ' "patch_size": 8, "num_blocks": 1, "num_queries": 2, "num_labels": 4}'
     )
     cfg.MODEL.LQN.TEACHER.CONFIG = str(path)
-    with pytest.raises(InputError, match="predicts 4 classes.*has 13"):
+    with pytest.raises(InputError, match=r"predicts 4 classes.*has 13"):
         Evaluation(cfg, get_dataset("demo_panoptic_val"))

@@ -116,9 +116,9 @@ def test_random_weights_from_a_config_run_without_masked_attention(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.json"):
+    with pytest.raises(InputError, match=r"nowhere\.json"):
         load_eomt("", str(tmp_path / "nowhere.json"))
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         load_eomt(str(tmp_path))
     with pytest.raises(InputError, match="32x32 pixels, not 48x32"):
         EomtTeacher(build()).encode(torch.zeros(1, 3, 48, 32))

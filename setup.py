@@ -28,7 +28,7 @@ setup(
         "fvcore",
         "opencv-python",
         "numpy",
-        "Pillow",
+        "Pillow>=11.2",
         "matplotlib",
         "tabulate",
         "tqdm",

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lqn_seg.errors import InputError
+from lqn_seg.visualization import (
+    CATEGORY_DIFFERS,
+    DIFFERENCE_LEGEND,
+    INSTANCE_DIFFERS,
+    SAME,
+    VOID_COLOR,
+    Cell,
+    Row,
+    Segmentation,
+    comparison_row,
+    difference_map,
+    draw_difference,
+    legend_entries,
+    overlay,
+    panel,
+    save_png,
+)
+from lqn_seg.visualization.panels import _BAR, _GUTTER, _LABEL, _MARGIN, cell_size
+
+CATEGORIES = [
+    SimpleNamespace(name="sky", isthing=False, color=(0, 0, 255)),
+    SimpleNamespace(name="disc", isthing=True, color=(255, 0, 0)),
+    SimpleNamespace(name="square", isthing=True, color=(0, 255, 0)),
+]
+SKY, DISC, SQUARE = 0, 1, 2
+
+
+def _segments(**ids):
+    names = {"sky": SKY, "disc": DISC, "square": SQUARE}
+    return [{"id": i, "category_id": names[n[:-1]]} for n, i in ids.items()]
+
+
+def _scene():
+    image = np.full((12, 12, 3), 100, np.uint8)
+    ids = np.zeros((12, 12), np.int32)
+    ids[:, :6] = 7
+    return image, ids, _segments(sky1=7)
+
+
+def test_overlay_colors_segments_and_leaves_void_as_it_is():
+    image, ids, segments = _scene()
+    drawn = overlay(image, ids, segments, CATEGORIES, alpha=0.5)
+    assert (drawn[:, :5] == (50, 50, 178)).all()  # halfway from grey 100 to blue
+    assert (drawn[:, 5] > 200).all()  # the border, on the side of the left pixel
+    void = drawn[:, 6:]
+    untouched = (void == 100).all(-1)
+    hatched = (void == VOID_COLOR).all(-1)
+    assert (untouched | hatched).all()
+    assert untouched.mean() > 0.8 and hatched.any()
+
+
+def test_overlay_at_a_larger_size_keeps_borders_one_pixel_wide():
+    image, ids, segments = _scene()
+    drawn = overlay(image, ids, segments, CATEGORIES, size=(36, 36))
+    assert drawn.shape == (36, 36, 3)
+    white = (drawn > 200).all(-1)
+    assert white.sum() == 36 and white[:, 17].all()
+
+
+def test_difference_map_by_hand():
+    # columns: sky | the same disc under other ids | disc vs square | two discs merged into one
+    first = Segmentation(
+        np.array([[1, 2, 3, 4, 4, 5]] * 2), _segments(sky1=1, disc1=2, disc2=3, disc3=4, disc4=5)
+    )
+    second = Segmentation(
+        np.array([[9, 3, 8, 6, 6, 6]] * 2), _segments(sky1=9, disc1=3, square1=8, disc2=6)
+    )
+    same, category, instance = SAME, CATEGORY_DIFFERS, INSTANCE_DIFFERS
+    # Segment 4 has IoU 2/3 with segment 6: a match. Segment 5 has 1/3: none.
+    expected = [[same, same, category, same, same, instance]] * 2
+    assert difference_map(first, second, CATEGORIES).tolist() == expected
+    assert difference_map(second, first, CATEGORIES).tolist() == expected
+
+
+def test_difference_map_needs_more_than_half_for_a_match():
+    first = Segmentation(np.array([[1, 1, 2, 2]]), _segments(disc1=1, disc2=2))
+    second = Segmentation(np.array([[1, 1, 1, 1]]), _segments(disc1=1))
+    assert (difference_map(first, second, CATEGORIES) == INSTANCE_DIFFERS).all()  # IoU 0.5 each
+
+
+def test_difference_map_counts_void_as_a_category_and_stuff_has_no_instances():
+    first = Segmentation(np.array([[0, 0, 1, 1]]), _segments(sky1=1))
+    second = Segmentation(np.array([[0, 2, 2, 3]]), _segments(sky1=2, sky2=3))
+    assert difference_map(first, second, CATEGORIES).tolist() == [[SAME, CATEGORY_DIFFERS, 0, 0]]
+
+
+def test_draw_difference_colors_only_what_differs():
+    image = np.full((1, 3, 3), 200, np.uint8)
+    drawn = draw_difference(image, np.array([[0, 1, 2]], np.uint8))
+    assert len(set(drawn[0, 0])) == 1  # grey
+    for pixel, (_, color) in zip(drawn[0, 1:], DIFFERENCE_LEGEND):
+        assert np.abs(pixel.astype(int) - color).max() < 60
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((96, 96), (288, 288)),
+        ((48, 96), (144, 288)),
+        ((480, 640), (240, 320)),
+        ((300, 40), (300, 40)),
+    ],
+)
+def test_cell_size(shape, expected):
+    assert cell_size(*shape) == expected
+
+
+def test_panel_size_is_the_sum_of_its_parts():
+    picture = np.zeros((40, 50, 3), np.uint8)
+    plain = panel([Row([Cell(picture), Cell(picture)])] * 2)
+    assert plain.shape == (2 * 40 + _GUTTER + 2 * _MARGIN, 2 * 50 + _GUTTER + 2 * _MARGIN, 3)
+    titled = panel([Row([Cell(picture, "a"), Cell(picture, "b")], "clean")] * 2)
+    # A repeated header is written once; labels take a strip at the left.
+    assert titled.shape == (plain.shape[0] + _BAR, plain.shape[1] + _LABEL + 12, 3)
+    rows = [Row([Cell(picture, "a", f"PQ {k}")]) for k in range(2)]
+    assert panel(rows).shape[0] == plain.shape[0] + 2 * _BAR
+
+
+def test_panel_holds_the_pictures_unchanged_and_fits_long_text():
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
+    cells = [
+        Cell(p, "a title far too long for a picture of this width", "PQ 61.3") for p in pictures
+    ]
+    drawn = panel([Row(cells, "a label too long for it")], [("entry " * 40, (1, 2, 3))] * 3)
+    top = _MARGIN + _BAR
+    left = _MARGIN + _LABEL + 12
+    for k, picture in enumerate(pictures):
+        x = left + k * (80 + _GUTTER)
+        assert (drawn[top : top + 60, x : x + 80] == picture).all()
+    # Nothing but paper between the pictures and at the right edge.
+    assert (drawn[top : top + 60, left + 80 : left + 80 + _GUTTER] == 255).all()
+    assert (drawn[:, -_MARGIN + 1 :] == 255).all()
+
+
+def test_panel_draws_titles_labels_and_legend():
+    picture = np.full((60, 90, 3), 255, np.uint8)
+    legend = [("sky", (0, 0, 255)), ("disc", (255, 0, 0))]
+    drawn = panel([Row([Cell(picture, "LQN", "PQ 61.3")], "fog")], legend)
+    for _, color in legend:
+        assert (drawn == color).all(-1).sum() > 100
+    body = slice(_MARGIN + _BAR, _MARGIN + _BAR + 60)
+    assert (drawn[: _MARGIN + _BAR] < 128).any()  # title
+    assert (drawn[body, : _MARGIN + _LABEL] < 128).any()  # label
+
+
+def test_legend_names_what_occurs_in_table_order():
+    first = Segmentation(np.array([[3, 4]]), _segments(square1=3, disc1=4))
+    second = Segmentation(np.array([[0, 4]]), _segments(disc1=4))
+    names = [name for name, _ in legend_entries([first], CATEGORIES)]
+    assert names == ["disc", "square"]
+    names = [name for name, _ in legend_entries([first, second], CATEGORIES)]
+    assert names == ["disc", "square", "no segment"]
+
+
+def test_comparison_row_has_one_cell_per_picture_and_says_how_much_differs():
+    image, ids, segments = _scene()
+    truth = Segmentation(ids, segments)
+    other = Segmentation(np.where(ids == 7, 0, 0).astype(np.int32), [])
+    row = comparison_row(
+        image,
+        truth,
+        {"EoMT": truth, "LQN": other},
+        CATEGORIES,
+        reference="EoMT",
+        compared="LQN",
+        label="clean",
+        figures={"LQN": "PQ 61.3"},
+    )
+    assert [c.title for c in row.cells] == ["image", "ground truth", "EoMT", "LQN", "LQN vs EoMT"]
+    assert row.cells[3].figure == "PQ 61.3" and row.cells[4].note == "50.0% of pixels"
+    assert {c.image.shape for c in row.cells} == {(276, 276, 3)}
+    without = comparison_row(image, None, {"A": truth}, CATEGORIES, reference="A", compared="A")
+    assert [c.title for c in without.cells] == ["image", "A", "A vs A"]
+
+
+def test_pictures_are_deterministic():
+    image, ids, segments = _scene()
+    row = Row([Cell(overlay(image, ids, segments, CATEGORIES, size=(48, 48)), "a")], "b")
+    legend = legend_entries([Segmentation(ids, segments)], CATEGORIES)
+    assert (panel([row], legend) == panel([row], legend)).all()
+
+
+def test_save_png_round_trip_leaves_nothing_else(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    path = save_png(image, tmp_path / "new" / "a.png")
+    assert (np.asarray(Image.open(path)) == image).all()
+    save_png(255 - image, path)
+    assert (np.asarray(Image.open(path)) == 255 - image).all()
+    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+def test_save_png_to_an_impossible_place_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"Cannot write picture '.*a\.png'"):
+        save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "file" / "a.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match=r"Cannot write picture '.*folder\.png'"):
+        save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "folder.png")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_bad_input_is_named():
+    image, ids, segments = _scene()
+    good = Segmentation(ids, segments)
+    cases = [
+        (lambda: overlay(image / 255, ids, segments, CATEGORIES), "uint8 RGB"),
+        (lambda: overlay(image[..., 0], ids, segments, CATEGORIES), "uint8 RGB"),
+        (lambda: overlay(image, ids[:3], segments, CATEGORIES), r"map is \(3, 12\)"),
+        (lambda: overlay(image, ids.astype(float), segments, CATEGORIES), "integer ids"),
+        (lambda: overlay(image, ids, [], CATEGORIES), r"ids \[7\]"),
+        (lambda: difference_map(good, Segmentation(ids[:3], segments), CATEGORIES), "sizes"),
+        (lambda: difference_map(good, Segmentation(ids, []), CATEGORIES), r"ids \[7\]"),
+        (lambda: draw_difference(image, ids[:3]), "difference map"),
+        (lambda: panel([]), "at least one row"),
+        (lambda: panel([Row([Cell(image)]), Row([Cell(image)] * 2)]), r"\[1, 2\]"),
+        (lambda: panel([Row([Cell(image.astype(int))])]), "uint8 RGB"),
+        (
+            lambda: comparison_row(
+                image, good, {"A": good}, CATEGORIES, reference="A", compared="LQN"
+            ),
+            "'LQN'",
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises(InputError, match=message):
+            call()

@@ -161,7 +161,8 @@ class TeacherTrainer:
         config.label2id = {name: index for index, name in enumerate(names)}
         self.model = EomtForUniversalSegmentation(config)
         with torch.no_grad():
-            grid = sine_cosine_grid(*self.model.grid_size, config.hidden_size)
+            rows, columns = self.model.grid_size
+            grid = sine_cosine_grid(rows, columns, config.hidden_size)
             self.model.embeddings.position_embeddings.weight.copy_(grid)
         # Depth-wise convolutions run several times faster in this layout on a CPU.
         self.model.upscale_block.to(memory_format=torch.channels_last)

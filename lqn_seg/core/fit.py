@@ -1,0 +1,608 @@
+"""Test-time training: fit a fresh student to the token field of one image (Algorithm 1).
+
+    reset the student; N times: sample dest, src1, src2; loss L_B + alpha L_R; one Adam step
+    query dest = (i, j, L) from src = (0, 0, 0)
+
+B images are fitted side by side by B independent students in flat (B, P) buffers; B = 1 is the same
+code. The buffers, and what depends on the grid alone, outlive an image; nothing that depends on an
+image does.
+
+Shapes: B students, L x H x W grid, D features, n positions per step, N steps, P parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
+from lqn_seg.core.positions import ANCHOR, grid_positions, grid_rows, grid_table, tabulate
+from lqn_seg.core.random import CounterRandom, RandomKey
+from lqn_seg.core.sampling import Draw, positions_per_step, sample_positions
+from lqn_seg.core.student import StudentConfig, Students, image_patches
+from lqn_seg.errors import InputError
+
+Grid = tuple[int, int, int]
+Classify = Callable[[Tensor], Tensor]
+
+VARIANTS = ("lqn", "lqn-src", "apm", "teacher")
+ALIASES = {"two-word": "lqn"}
+
+# Rows whose addresses are drawn at one go, and floats of hidden layer a query may hold at one go.
+_ROWS_AT_ONCE = 1 << 18
+_QUERY_FLOATS = 1 << 26
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_INITIAL_LOSS_SCALE = 2.0**16
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a student is fitted; the defaults are the paper's.
+
+    Attributes:
+        variant: "lqn" (both losses), "lqn-src" (no source, no recirculation), "apm" (last layer
+            only, 2-D positions, no source) or "teacher" (no student at all). Change it by
+            `with_variant`, which sets the student's inputs to match.
+        steps: N Adam updates.
+        learning_rate, betas, eps: Adam's.
+        alpha: weight of the recirculation loss.
+        positions_per_step: n, as a count (int), or as a fraction (float in (0, 1]) of the positions
+            in the fitted layers.
+        layers: 1-based layers to fit on; None for all, "last" for the last one. The others can
+            still be queried (depth extrapolation).
+        target_norm: "layer" standardises the targets per layer and feature over the positions, and
+            undoes it at query time; "none" fits the teacher's own units.
+        objective: "l2" (binding), or "entropy" of a classifier on the tokens instead (an ablation).
+        readout_source: source of a query: "anchor" is (0, 0, 0), "random" draws one for each
+            position, (i, j, l) is that address.
+        precision: of the hidden layers' matrix products, over float32 weights: "float32",
+            "bfloat16", "float16" (with a loss scale of each student's own), or "auto", bfloat16
+            where the hardware has it and float32 elsewhere.
+    """
+
+    variant: str = "lqn"
+    steps: int = 15
+    learning_rate: float = 1e-4
+    alpha: float = 0.7
+    positions_per_step: int | float = 196
+    layers: tuple[int, ...] | Literal["last"] | None = None
+    target_norm: Literal["none", "layer"] = "none"
+    objective: Literal["l2", "entropy"] = "l2"
+    readout_source: Literal["anchor", "random"] | tuple[float, float, float] = "anchor"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        nearest(self.variant, VARIANTS, "variant")
+        nearest(self.target_norm, ("none", "layer"), "target_norm")
+        nearest(self.objective, ("l2", "entropy"), "objective")
+        nearest(self.precision, ("auto", *_DTYPES), "precision")
+        if isinstance(self.readout_source, str):
+            nearest(self.readout_source, ("anchor", "random"), "readout_source")
+        elif len(self.readout_source) != 3:
+            raise InputError(f"readout_source must be an address (i, j, l): {self.readout_source}")
+        if isinstance(self.layers, str):
+            nearest(self.layers, ("last",), "layers")
+        if self.steps < 0:
+            raise InputError(f"steps must not be negative, got {self.steps}")
+        positions_per_step(self.positions_per_step, (1, 1, 1))
+
+
+@dataclass(frozen=True)
+class LQNConfig:
+    """A student and how it is fitted.
+
+    Raises:
+        InputError: the student's inputs are not those of the variant (`with_variant` sets both).
+    """
+
+    student: StudentConfig = field(default_factory=StudentConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        variant = self.fit.variant
+        expected = {"lqn": (True, 3), "lqn-src": (False, 3), "apm": (False, 2)}.get(variant)
+        if expected and expected != (self.student.source, self.student.axes):
+            raise InputError(
+                f"variant {variant!r} needs a student with source={expected[0]} and "
+                f"axes={expected[1]}; use with_variant(config, {variant!r})"
+            )
+
+
+def nearest(name: str, choices: Sequence[str], what: str) -> str:
+    """`name` if it is one of `choices`; otherwise an InputError that suggests the nearest one."""
+    if name in choices:
+        return name
+    close = get_close_matches(str(name).lower(), choices, n=1, cutoff=0.0)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise InputError(f"unknown {what} {name!r}: {hint}choices are {', '.join(choices)}")
+
+
+def with_variant(config: LQNConfig, name: str) -> LQNConfig:
+    """The same recipe as another variant ("two-word" is "lqn").
+
+    Raises:
+        InputError: no variant has that name.
+    """
+    name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
+    layers = "last" if name == "apm" else config.fit.layers
+    if config.fit.variant == "apm" and name != "apm":
+        layers = None
+    student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
+    return LQNConfig(student, replace(config.fit, variant=name, layers=layers))
+
+
+_SLIM = StudentConfig(widths=(4096, 2048, 1024))
+
+PRESETS: dict[str, LQNConfig] = {
+    # The paper's recipe to the letter: Table 4, N(0, 0.01^2), 15 steps of 1e-4, teacher's units.
+    "paper": LQNConfig(),
+    # The same without the two 4096 x 4096 layers: about the 25 M parameters the text speaks of.
+    "slim": LQNConfig(student=_SLIM),
+    # A recipe whose student learns its image: standardised targets, He initialisation, larger and
+    # more steps.
+    "default": LQNConfig(
+        student=replace(_SLIM, init="he"),
+        fit=FitConfig(steps=250, learning_rate=1e-3, target_norm="layer"),
+    ),
+}
+
+
+def preset(name: str) -> LQNConfig:
+    """The preset of that name.
+
+    Raises:
+        InputError: there is none; the nearest is suggested.
+    """
+    return PRESETS[nearest(name, tuple(PRESETS), "preset")]
+
+
+class Adam:
+    """torch.optim.Adam's update, in place on flat (B, P) buffers, one row per student."""
+
+    def __init__(self, parameters: Tensor, config: FitConfig) -> None:
+        self.parameters, self.config = parameters, config
+        self.exp_avg = torch.zeros_like(parameters)
+        self.exp_avg_sq = torch.zeros_like(parameters)
+        self.steps = parameters.new_zeros(len(parameters))  # updates made, (B,)
+
+    def reset(self) -> None:
+        """Forget everything: moments and step counts of zero."""
+        for buffer in (self.exp_avg, self.exp_avg_sq, self.steps):
+            buffer.zero_()
+
+    def step(self, gradients: Tensor) -> None:
+        """One update of all students."""
+        self.steps += 1
+        self._update(gradients, slice(None), self.steps[0])
+
+    def scaled_step(self, gradients: Tensor, scale: Tensor) -> None:
+        """One update from gradients that are (B,) `scale` times too large.
+
+        As torch's GradScaler does, but each student for itself: one whose gradients overflowed
+        keeps its weights and halves its scale. (No fit is long enough for a scale to grow.)
+        """
+        overflow = (~torch.isfinite(gradients).all(dim=1)).float()
+        self.steps += 1
+        for b in range(len(self.parameters)):
+            scaling = {"grad_scale": scale[b], "found_inf": overflow[b]}
+            self._update(gradients, slice(b, b + 1), self.steps[b], **scaling)
+        self.steps -= overflow
+        scale.mul_(1 - 0.5 * overflow)
+
+    def _update(self, gradients: Tensor, rows: slice, count: Tensor, **scaling: Tensor) -> None:
+        torch._fused_adam_(
+            [self.parameters[rows]],
+            [gradients[rows]],
+            [self.exp_avg[rows]],
+            [self.exp_avg_sq[rows]],
+            [],
+            [count],
+            lr=self.config.learning_rate,
+            beta1=self.config.betas[0],
+            beta2=self.config.betas[1],
+            weight_decay=0.0,
+            eps=self.config.eps,
+            amsgrad=False,
+            maximize=False,
+            **scaling,
+        )
+
+
+@dataclass
+class _Targets:
+    """The fitted layers of B fields, (standardised) and ready to be sampled.
+
+    Attributes:
+        layers: the m fitted layers, ascending, (m,).
+        tokens: (B * m * H * W, D).
+        mean, deviation: (B, m, D) statistics, None if the targets are in the teacher's units.
+    """
+
+    layers: Tensor
+    tokens: Tensor
+    mean: Tensor | None = None
+    deviation: Tensor | None = None
+
+    def restore(self, tokens: Tensor, layer: Tensor) -> Tensor:
+        """Tokens (B, n, D) at (n,) or (B, n) layers, back in the teacher's units.
+
+        Statistics are linear between neighbouring *fitted* layers and constant beyond the first and
+        the last: a layer that was held out of the fit lends nothing, its statistics included.
+        """
+        if self.mean is None or self.deviation is None:
+            return tokens
+        known = self.layers.float()
+        layer = layer.float().clamp(known[0], known[-1])
+        above = torch.searchsorted(known, layer.contiguous()).clamp_(min=min(1, len(known) - 1))
+        below = (above - 1).clamp_(min=0)
+        gap = (known[above] - known[below]).clamp_(min=1.0)
+        weight = ((layer - known[below]) / gap)[..., None]
+
+        def between(statistic: Tensor) -> Tensor:
+            lower, upper = (
+                statistic.gather(1, index.expand(len(tokens), -1)[..., None].expand_as(tokens))
+                for index in (below, above)
+            )
+            return torch.lerp(lower, upper, weight)
+
+        return torch.addcmul(between(self.mean), tokens, between(self.deviation))
+
+
+class StudentFitter:
+    """Fits students to token fields of one shape; owns their storage.
+
+    Args:
+        config: the recipe.
+        grid: (L, H, W) of the teacher's token field.
+        feature_dim: D, width of the teacher's tokens (d_c in Table 4).
+        device: where to fit.
+
+    Raises:
+        InputError: the variant is "teacher", or the recipe names layers the grid does not have.
+    """
+
+    def __init__(
+        self,
+        config: LQNConfig,
+        grid: Grid,
+        feature_dim: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if config.fit.variant == "teacher":
+            raise InputError("variant 'teacher' has no student, so there is nothing to fit")
+        self.config, self.grid, self.feature_dim = config, grid, feature_dim
+        self.device = torch.device(device)
+        self.layers = _fitted_layers(config.fit, grid[0])
+        self.positions = positions_per_step(
+            config.fit.positions_per_step, (len(self.layers), *grid[1:])
+        )
+        self.precision = resolve_precision(config.fit.precision, self.device)
+        self.fits = 0  # made so far; a FittedStudents remembers which one it is
+        self._table = grid_table(
+            grid, config.student.position_dim, config.student.axes, self.device
+        )
+        self._students: Students | None = None
+        self._adam: Adam | None = None
+
+    def fit(
+        self,
+        images: Tensor,
+        fields: Tensor,
+        keys: Sequence[RandomKey],
+        classify: Classify | None = None,
+    ) -> FittedStudents:
+        """Fit B fresh students, one per image.
+
+        Works under `torch.no_grad()`. The result is good until the next call.
+
+        Args:
+            images: (B, 3, s, s), normalised, s the student's `input_size`.
+            fields: (B, L, H, W, D) tokens of the teacher.
+            keys: B random keys (`image_key`).
+            classify: tokens (B, n, D) in the teacher's units to logits (B, n, C); only for, and
+                required by, the entropy objective.
+
+        Raises:
+            InputError: a shape does not fit, or `classify` is missing or superfluous.
+            RuntimeError: called under `torch.inference_mode()`.
+        """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "fitting a student needs gradients, which torch.inference_mode() forbids for good; "
+                "call it under torch.no_grad() or outside"
+            )
+        self._check(images, fields, keys, classify)
+        self.fits += 1
+        start = self._now()
+        random = CounterRandom(keys, self.device)
+        students, adam = self._reset(random)
+        reset = self._now()
+        with torch.no_grad():
+            targets = self._targets(fields)
+            images = images.to(self.device, torch.float32)
+            patches = image_patches(images, self.config.student.stride)
+        with torch.enable_grad(), self.own_precision():
+            curve = self._train(students, adam, random, patches, targets, classify)
+        finite = torch.isfinite(curve).all(dim=1) & torch.isfinite(students.parameters.sum(dim=1))
+        finite = finite.cpu()
+        timing = {"reset": 1e3 * (reset - start), "fit": 1e3 * (self._now() - reset)}
+        return FittedStudents(self, students, random, patches, targets, curve, finite, timing)
+
+    def _check(
+        self, images: Tensor, fields: Tensor, keys: Sequence[RandomKey], classify: Classify | None
+    ) -> None:
+        batch, side = len(keys), self.config.student.input_size
+        if batch == 0:
+            raise InputError("there is no image to fit: no random keys were given")
+        for name, tensor, shape in (
+            ("images", images, (batch, 3, side, side)),
+            ("fields", fields, (batch, *self.grid, self.feature_dim)),
+        ):
+            if tuple(tensor.shape) != shape:
+                raise InputError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        if (classify is not None) != (self.config.fit.objective == "entropy"):
+            raise InputError(
+                f"objective {self.config.fit.objective!r} and a classifier: the entropy objective "
+                "needs `classify`, and no other takes one"
+            )
+
+    def _reset(self, random: CounterRandom) -> tuple[Students, Adam]:
+        """Fresh weights and moments: nothing of the last image is left."""
+        if self._students is None or self._adam is None or self._students.batch != len(random):
+            dtype = _DTYPES[self.precision]
+            self._students = Students(
+                self.config.student, self.feature_dim, len(random), self.device, dtype
+            )
+            self._adam = Adam(self._students.parameters.detach(), self.config.fit)
+        self._students.reset(random)
+        self._adam.reset()
+        return self._students, self._adam
+
+    def _targets(self, fields: Tensor) -> _Targets:
+        fields = fields.to(self.device)
+        if len(self.layers) < self.grid[0]:
+            fields = fields[:, [layer - 1 for layer in self.layers]]
+        tokens = fields.flatten(2, 3).float()  # (B, m, H * W, D)
+        layers = torch.tensor(self.layers, device=self.device)
+        if self.config.fit.target_norm == "none":
+            return _Targets(layers, tokens.flatten(0, 2))
+        variance, mean = torch.var_mean(tokens, dim=2, correction=0, keepdim=True)
+        deviation = variance.sqrt_().clamp_(min=1e-6)
+        tokens = (tokens - mean).div_(deviation)
+        return _Targets(layers, tokens.flatten(0, 2), mean.squeeze(2), deviation.squeeze(2))
+
+    def _train(
+        self,
+        students: Students,
+        adam: Adam,
+        random: CounterRandom,
+        patches: Tensor,
+        targets: _Targets,
+        classify: Classify | None,
+    ) -> Tensor:
+        """The loop of Algorithm 1; returns the loss curve (B, N)."""
+        config, n = self.config.fit, self.positions
+        curve = torch.zeros(config.steps, len(random), device=self.device)
+        loss_scale = curve.new_full((len(random),), _INITIAL_LOSS_SCALE)
+        for step, rows, destinations, chosen in self._schedule(students, random, targets):
+            tokens = students(patches, self._table, rows)  # (B, passes * n, D)
+            from_anchor, *from_sources = tokens.unflatten(1, (-1, n)).unbind(1)
+            if classify is None:
+                target = targets.tokens.index_select(0, chosen).view_as(from_anchor)
+                loss = binding_loss(from_anchor, target)
+            else:
+                loss = entropy_loss(classify(targets.restore(from_anchor, destinations)))
+            if from_sources:
+                loss = total_loss(loss, recirculation_loss(*from_sources), config.alpha)
+            if self.precision == "float16":
+                (gradients,) = torch.autograd.grad((loss * loss_scale).sum(), students.parameters)
+                adam.scaled_step(gradients, loss_scale)
+            else:
+                (gradients,) = torch.autograd.grad(loss.sum(), students.parameters)
+                adam.step(gradients)
+            curve[step] = loss.detach()
+        return curve.T
+
+    def _schedule(
+        self, students: Students, random: CounterRandom, targets: _Targets
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """What each step looks at, drawn for many steps at a time.
+
+        Yields:
+            the step, the students' input rows (B, passes * n, .), the layers of the destinations
+            (B, n), and the rows of `targets.tokens` that they name (B * n,).
+        """
+        batch, passes = len(random), self.passes
+        students_ = torch.arange(batch, device=self.device)[:, None, None]
+        chunk = max(1, _ROWS_AT_ONCE // (batch * passes * self.positions))
+        for first in range(0, self.config.fit.steps, chunk):
+            last = min(first + chunk, self.config.fit.steps)
+            steps = torch.arange(first, last, device=self.device)
+            destination = self._sample(random, steps, Draw.DESTINATION)  # (B, S, n, 3)
+            rows = self._input_rows(students, random, steps, destination)
+            i, j, layer = destination.movedim(-1, 0).contiguous()
+            chosen = students_ * len(self.layers) + torch.searchsorted(targets.layers, layer)
+            chosen = (chosen * self.grid[1] + i - 1) * self.grid[2] + j - 1
+            chosen = chosen.transpose(0, 1).flatten(1).contiguous()
+            for index in range(last - first):
+                yield first + index, rows[index], layer[:, index], chosen[index]
+
+    def _sample(self, random: CounterRandom, step: int | Tensor, draw: Draw) -> Tensor:
+        return sample_positions(random, self.grid, self.positions, self.layers, step, draw)
+
+    def _input_rows(
+        self, students: Students, random: CounterRandom, steps: Tensor, destination: Tensor
+    ) -> Tensor:
+        """(S, B, passes * n, .) input rows; the passes of a step share its destinations."""
+        grid, axes = self.grid, self.config.student.axes
+        source = None
+        if self.config.student.source:
+            source = torch.zeros_like(destination)  # Src0, the anchor
+            if self.passes == 3:
+                drawn = [self._sample(random, steps, d) for d in (Draw.SOURCE_1, Draw.SOURCE_2)]
+                source = torch.cat((source, *drawn), dim=2)
+                destination = destination.repeat(1, 1, 3, 1)
+            source = grid_rows(source, grid, axes)
+        rows = students.rows(self._table, source, grid_rows(destination, grid, axes))
+        return rows.transpose(0, 1).contiguous()
+
+    @property
+    def passes(self) -> int:
+        """Forward passes over a step's destinations: from Src0; to recirculate, Src1 and Src2."""
+        return 3 if self.config.student.source and self.config.fit.alpha else 1
+
+    def own_precision(self) -> AbstractContextManager[None]:
+        """The fit's precision is its own, even if the caller is under autocast."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class FittedStudents:
+    """B students, each fitted to one image; good until their fitter fits again.
+
+    Attributes:
+        loss_curve: (B, N), the loss before each update.
+        finite: (B,) bool on the CPU, whether a student's losses and weights all are.
+        timing: milliseconds of the batch: "reset" (fresh weights) and "fit" (targets and steps).
+    """
+
+    def __init__(
+        self,
+        fitter: StudentFitter,
+        students: Students,
+        random: CounterRandom,
+        patches: Tensor,
+        targets: _Targets,
+        loss_curve: Tensor,
+        finite: Tensor,
+        timing: dict[str, float],
+    ) -> None:
+        self._fitter, self._students, self._fit = fitter, students, fitter.fits
+        self._random, self._patches, self._targets = random, patches, targets
+        self.loss_curve, self.finite, self.timing = loss_curve, finite, timing
+
+    @torch.no_grad()
+    def query(self, positions: Tensor) -> Tensor:
+        """Predicted tokens at any addresses.
+
+        Args:
+            positions: (Q, 3), the same for all students, or (B, Q, 3): (i, j, l), fractional
+                allowed. A student without a layer axis (APM) ignores l.
+
+        Returns:
+            (B, Q, D) float32 in the teacher's units.
+
+        Raises:
+            InputError: another shape.
+            RuntimeError: the fitter has been used again, and these students are gone.
+        """
+        fitter, batch = self._fitter, self._students.batch
+        if self._fit != fitter.fits:
+            raise RuntimeError(
+                "these students are gone: their fitter has fitted other images since; query before "
+                "the next fit, or use another fitter"
+            )
+        shape, count = tuple(positions.shape), positions.shape[-2] if positions.dim() > 1 else 0
+        if shape not in ((count, 3), (batch, count, 3)):
+            raise InputError(f"positions must be (Q, 3) or ({batch}, Q, 3), got {shape}")
+        positions = positions.to(fitter.device, torch.float32)
+        sources = self._sources(positions.shape[-2])
+        chunk = max(1, _QUERY_FLOATS // (batch * max(fitter.config.student.widths)))
+        pieces = [
+            self._query(
+                positions[..., first : first + chunk, :], sources[..., first : first + chunk, :]
+            )
+            for first in range(0, positions.shape[-2], chunk)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def query_layer(self, layer: float) -> Tensor:
+        """(B, H, W, D) predicted tokens of a whole layer, which may be fractional or unfitted.
+
+        Raises:
+            InputError: a student without a layer axis was fitted to another layer.
+        """
+        depth, height, width = self._fitter.grid
+        if self._fitter.config.student.axes == 2 and layer not in self._fitter.layers:
+            raise InputError(f"this student knows only layer {depth}, not layer {layer}")
+        positions = grid_positions(height, width, layer, self._fitter.device)
+        return self.query(positions).unflatten(1, (height, width))
+
+    def _sources(self, count: int) -> Tensor:
+        """(Q, 3) or (B, Q, 3) source addresses of a query."""
+        source, fitter = self._fitter.config.fit.readout_source, self._fitter
+        if source == "random":
+            drawn = sample_positions(
+                self._random, fitter.grid, count, fitter.layers, draw=Draw.READOUT
+            )
+            return drawn.float()
+        address = ANCHOR if source == "anchor" else source
+        return torch.tensor(address, dtype=torch.float32, device=fitter.device).expand(count, 3)
+
+    def _query(self, positions: Tensor, sources: Tensor) -> Tensor:
+        config, students = self._fitter.config.student, self._students
+        if positions.dim() != sources.dim():
+            positions, sources = (x.expand(students.batch, -1, 3) for x in (positions, sources))
+        table, (source, destination) = tabulate(
+            torch.stack((sources, positions)), config.position_dim, config.axes
+        )
+        rows = students.rows(table, source if config.source else None, destination)
+        with self._fitter.own_precision():
+            tokens = students(self._patches, table, rows.expand(students.batch, *rows.shape[-2:]))
+        return self._targets.restore(tokens, positions[..., 2])
+
+
+def fit_student(
+    image: Tensor,
+    field: Tensor,
+    key: RandomKey,
+    config: LQNConfig,
+    classify: Classify | None = None,
+) -> FittedStudents:
+    """Fit one student to one image: `StudentFitter.fit` with B = 1 and a fitter of its own.
+
+    Args:
+        image: (3, s, s), normalised.
+        field: (L, H, W, D) tokens of the teacher; the fit runs where it lies.
+    """
+    if field.dim() != 4:
+        raise InputError(f"field must have shape (L, H, W, D), got {tuple(field.shape)}")
+    layers, rows, columns, features = field.shape
+    fitter = StudentFitter(config, (layers, rows, columns), features, field.device)
+    return fitter.fit(image[None], field[None], [key], classify)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What "auto" means on a device: bfloat16 where matrix products have hardware for it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def _fitted_layers(config: FitConfig, depth: int) -> tuple[int, ...]:
+    """The layers to fit on, ascending."""
+    if config.layers is None:
+        return tuple(range(1, depth + 1))
+    if config.layers == "last":
+        return (depth,)
+    layers = tuple(sorted(set(config.layers)))
+    if not layers or layers[0] < 1 or layers[-1] > depth:
+        raise InputError(f"layers must be among 1..{depth}, got {config.layers}")
+    return layers

@@ -1,0 +1,143 @@
+"""Addresses in a token field, and their encoding: the only definition of either.
+
+An address is (i, j, l) = (row, column, layer), 1-based: i = 1..H, j = 1..W, and l = 1..L are the
+outputs of the teacher's blocks. 0 is off the grid: ANCHOR = (0, 0, 0) is the constant source of the
+paper's binding step and read-out. Queries may be fractional.
+
+A location is encoded in d_p features (Eq. 2): the coordinate code P(i, j, l) in the first d_p - 2,
+and a flag that tells source from destination in the last two. There are no learnable parameters.
+
+The code is *separable*: P(i, j, l) is the concatenation of a block for i, a block for j and a block
+for l. Padded with zeros to full width, the three blocks *sum* to the code, so whatever is linear in
+the code (the student's first layer is) needs only one row per axis value, H + W + L rows and the
+anchor's in place of H x W x L, and an address is three look-ups, summed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lqn_seg.errors import InputError
+
+ANCHOR = (0, 0, 0)
+SOURCE_FLAG = 0
+DESTINATION_FLAG = 1
+_BASE = 10000.0
+_FLAG_FEATURES = 2
+
+
+def grid_positions(
+    rows: int, columns: int, layer: float, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(rows * columns, 3) float32 addresses of one layer, row by row."""
+    i = torch.arange(1, rows + 1, device=device, dtype=torch.float32)
+    j = torch.arange(1, columns + 1, device=device, dtype=torch.float32)
+    i, j = torch.meshgrid(i, j, indexing="ij")
+    return torch.stack((i, j, torch.full_like(i, layer)), dim=-1).flatten(0, 1)
+
+
+def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
+    """How the d_p - 2 features of the coordinate code fall to i, j (and l): whole sin-cos pairs,
+    the same number for every axis, the remainder to the last.
+
+    Raises:
+        InputError: `position_dim` is odd, or leaves an axis without a pair.
+    """
+    if position_dim % 2:
+        raise InputError(f"position_dim must be even (sin-cos pairs), got {position_dim}")
+    pairs = (position_dim - _FLAG_FEATURES) // 2
+    if pairs < axes:
+        least = 2 * axes + _FLAG_FEATURES
+        raise InputError(f"position_dim must be at least {least} for {axes} axes: {position_dim}")
+    each = pairs // axes
+    return (2 * each,) * (axes - 1) + (2 * (pairs - each * (axes - 1)),)
+
+
+def axis_code(values: Tensor, features: int) -> Tensor:
+    """Sinusoidal code of coordinates along one axis (Vaswani et al., 2017).
+
+    Shapes: (...) to (..., features).
+    Pair k of K is (sin, cos) of value x 10000^(-k / K), k = 0..K-1.
+    """
+    pairs = features // 2
+    frequencies = torch.tensor([_BASE ** (-k / pairs) for k in range(pairs)], device=values.device)
+    angles = values.float().unsqueeze(-1) * frequencies
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+def encode_positions(positions: Tensor, position_dim: int, flag: int, axes: int = 3) -> Tensor:
+    """A location's block of the student's input: (..., 3) addresses to (..., d_p) features.
+
+    Args:
+        positions: addresses (i, j, l), fractional allowed; l is ignored when `axes` is 2.
+        flag: SOURCE_FLAG or DESTINATION_FLAG.
+    """
+    widths = axis_features(position_dim, axes)
+    blocks = [axis_code(positions[..., axis], width) for axis, width in enumerate(widths)]
+    return torch.cat((*blocks, _flag_code(flag, positions[..., 0])), dim=-1)
+
+
+def _flag_code(flag: int, like: Tensor) -> Tensor:
+    code = torch.tensor([math.sin(flag), math.cos(flag)], device=like.device)
+    return code.expand(*like.shape, _FLAG_FEATURES)
+
+
+class AddressTable(NamedTuple):
+    """The axis values that a set of addresses uses, each encoded once, for both roles.
+
+    `source` and `destination` are (R, d_p): one row per value of i, then of j, then of l, each in
+    its own columns and zero elsewhere, so that the rows an address names add up to its encoding.
+    Every address names exactly one row of i, which is why the flag can ride there.
+    """
+
+    source: Tensor
+    destination: Tensor
+
+
+def grid_table(
+    grid: tuple[int, int, int],
+    position_dim: int,
+    axes: int = 3,
+    device: torch.device | str = "cpu",
+) -> AddressTable:
+    """The table of every whole address of a grid (L, H, W), and of the anchor."""
+    layers, rows, columns = grid
+    sizes = (rows, columns, layers)[:axes]
+    return _table([torch.arange(size + 1, device=device) for size in sizes], position_dim)
+
+
+def grid_rows(positions: Tensor, grid: tuple[int, int, int], axes: int = 3) -> Tensor:
+    """Rows of `grid_table` for whole addresses: (..., 3) int64 to (..., axes)."""
+    _, rows, columns = grid
+    offsets = torch.tensor((0, rows + 1, rows + columns + 2)[:axes], device=positions.device)
+    return positions[..., :axes] + offsets
+
+
+def tabulate(positions: Tensor, position_dim: int, axes: int = 3) -> tuple[AddressTable, Tensor]:
+    """A table of just the values that (..., 3) addresses use, fractional ones included.
+
+    Returns:
+        The table, and the addresses as rows of it, (..., axes) int64.
+    """
+    values, rows, offset = [], [], 0
+    for axis in range(axes):
+        unique, inverse = torch.unique(positions[..., axis], return_inverse=True)
+        values.append(unique)
+        rows.append(inverse + offset)
+        offset += len(unique)
+    return _table(values, position_dim), torch.stack(rows, dim=-1)
+
+
+def _table(values: list[Tensor], position_dim: int) -> AddressTable:
+    widths = axis_features(position_dim, len(values))
+    code = torch.block_diag(*(axis_code(axis, width) for axis, width in zip(values, widths)))
+    roles = []
+    for flag in (SOURCE_FLAG, DESTINATION_FLAG):
+        flags = code.new_zeros(len(code), _FLAG_FEATURES)
+        flags[: len(values[0])] = _flag_code(flag, values[0])
+        roles.append(torch.cat((code, flags), dim=1))
+    return AddressTable(*roles)

@@ -1,0 +1,316 @@
+"""The student of Table 4: one small MLP per image, B of them side by side.
+
+    [conv(x) | P(src), flag 0 | P(dest), flag 1] -> Linear + ReLU, ... -> Linear -> token at dest
+
+Two facts about the first layer save most of its work. It is linear, so it can be applied to the
+three parts of its input apart; and conv(x) is the same for every query, while P is separable
+(positions.py), so each part has a handful of distinct rows: one for the image, one per axis value
+for either location. Those rows are projected once, and a query's first hidden layer is the sum of
+the rows it names. The concatenation is never formed.
+
+All weights of B students live in one flat (B, P) buffer, their gradients in another.
+Shapes: B students, n queries, R table rows, d_p = position_dim, d_c = feature_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lqn_seg.core.positions import AddressTable, axis_features
+from lqn_seg.core.random import CounterRandom
+from lqn_seg.core.sampling import Draw
+from lqn_seg.errors import InputError
+
+# Floats to which every parameter is aligned in the flat buffer: 64 bytes, a cache line.
+_ALIGNMENT = 16
+_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Architecture of a student; the defaults are Table 4's.
+
+    Attributes:
+        input_size: side s of the student's own (square) input image, in pixels.
+        stride: kernel and stride of the one convolution filter.
+        widths: hidden widths.
+        position_dim: d_p, features of a location: coordinate code and flag.
+        source: whether the student reads a source location (LQN) or only a destination (LQN-[src]).
+        combine: the two locations side by side ("concatenate") or summed ("add", an ablation).
+        axes: 3 for (i, j, l), 2 for (i, j) (APM).
+        init: "normal", the paper's N(0, 0.01^2) for every weight matrix, or "he", He's normal
+            initialisation with a last layer ten times smaller. Biases start at zero.
+    """
+
+    input_size: int = 448
+    stride: int = 14
+    widths: tuple[int, ...] = (4096, 4096, 4096, 2048, 1024)
+    position_dim: int = 768
+    source: bool = True
+    combine: Literal["concatenate", "add"] = "concatenate"
+    axes: Literal[2, 3] = 3
+    init: Literal["normal", "he"] = "normal"
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.input_size < self.stride or self.input_size % self.stride:
+            raise InputError(
+                f"student: input_size {self.input_size} must be a multiple of stride {self.stride}"
+            )
+        if not self.widths or min(self.widths) < 1:
+            raise InputError(f"student: widths must be positive, and at least one: {self.widths}")
+        for name, value, choices in (
+            ("combine", self.combine, ("concatenate", "add")),
+            ("axes", self.axes, (2, 3)),
+            ("init", self.init, ("normal", "he")),
+        ):
+            if value not in choices:
+                raise InputError(f"student: {name} must be one of {choices}, got {value!r}")
+        axis_features(self.position_dim, self.axes)
+
+    @property
+    def image_features(self) -> int:
+        """h/s * w/s, the length of the flattened convolution."""
+        return (self.input_size // self.stride) ** 2
+
+    @property
+    def locations(self) -> int:
+        """How many blocks of d_p features the first layer reads."""
+        return 2 if self.source and self.combine == "concatenate" else 1
+
+
+def parameter_count(config: StudentConfig, feature_dim: int) -> int:
+    """Parameters of one student, in closed form (Table 4's products, and the biases)."""
+    inputs = config.image_features + config.locations * config.position_dim
+    sizes = (inputs, *config.widths, feature_dim)
+    linear = sum(n_in * n_out + n_out for n_in, n_out in pairwise(sizes))
+    return _CHANNELS * config.stride**2 + 1 + linear
+
+
+def parameter_shapes(config: StudentConfig, feature_dim: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, in the order of the flat buffer.
+
+    The first layer's matrix is kept as its column blocks: "first.image", "first.source",
+    "first.destination".
+    """
+    first, last = config.widths[0], config.widths[-1]
+    shapes: dict[str, tuple[int, ...]] = {
+        "conv.weight": (_CHANNELS * config.stride**2,),
+        "conv.bias": (1,),
+        "first.image": (first, config.image_features),
+        "first.destination": (first, config.position_dim),
+    }
+    if config.locations == 2:
+        shapes["first.source"] = (first, config.position_dim)
+    shapes["first.bias"] = (first,)
+    for index, (n_in, n_out) in enumerate(pairwise(config.widths), start=1):
+        shapes[f"hidden{index}.weight"] = (n_out, n_in)
+        shapes[f"hidden{index}.bias"] = (n_out,)
+    shapes["output.weight"] = (feature_dim, last)
+    shapes["output.bias"] = (feature_dim,)
+    return shapes
+
+
+class Students:
+    """B independent students over flat float32 storage, differentiable in `parameters`.
+
+    Attributes:
+        parameters: (B, P) leaf tensor; P is padded so that every weight starts on a cache line.
+        weights: name -> (B, *shape), views of `parameters`.
+        gradients: (B, P), what a backward pass writes and returns.
+        dtype: of the matrix products of the hidden layers; the first layer is small and float32.
+    """
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        feature_dim: int,
+        batch: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config, self.feature_dim, self.batch, self.dtype = config, feature_dim, batch, dtype
+        shapes = parameter_shapes(config, feature_dim)
+        sizes = [-(-math.prod(s) // _ALIGNMENT) * _ALIGNMENT for s in shapes.values()]
+        self.parameters = torch.zeros(batch, sum(sizes), device=device, requires_grad=True)
+        self.gradients = torch.zeros(batch, sum(sizes), device=device)
+        self.weights = _views(self.parameters.detach(), shapes, sizes)
+        self._gradients = _views(self.gradients, shapes, sizes)
+        deviations = torch.tensor([initial_deviation(config, name) for name in shapes])
+        self._deviation = deviations.repeat_interleave(torch.tensor(sizes)).to(device)
+        self._later_layers = [f"hidden{k}" for k in range(1, len(config.widths))] + ["output"]
+
+    def reset(self, random: CounterRandom) -> None:
+        """Fresh weights: nothing of the last image is left."""
+        flat = self.parameters.detach()
+        random.normal((flat.shape[1],), draw=Draw.WEIGHTS, out=flat)
+        flat.mul_(self._deviation)
+
+    def rows(self, table: AddressTable, source: Tensor | None, destination: Tensor) -> Tensor:
+        """Queries as rows of the stacked first layer: image | source table | destination table.
+
+        Args:
+            source, destination: (..., axes) int64 rows of the address table.
+
+        Returns:
+            (..., 1 + k axes) int64 for k locations.
+        """
+        parts = [torch.zeros_like(destination[..., :1])]
+        if source is not None:
+            parts.append(source + 1)
+            destination = destination + len(table.source)
+        return torch.cat((*parts, destination + 1), dim=-1)
+
+    def __call__(self, patches: Tensor, table: AddressTable, rows: Tensor) -> Tensor:
+        """Predicted tokens of n queries per student.
+
+        Differentiable in `parameters` only; a graph holds one call and is walked back once, since
+        all calls share the buffer `gradients`.
+
+        Args:
+            patches: (B, h/s * w/s, 3 s s), from `image_patches`.
+            table: the address table that `rows` refer to.
+            rows: (B, n, 1 + k axes), from `self.rows`.
+
+        Returns:
+            (B, n, d_c) float32.
+        """
+        tokens: Tensor = _Students.apply(self.parameters, self, patches, table, rows)
+        return tokens
+
+    def forward(
+        self, patches: Tensor, table: AddressTable, rows: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The tokens; conv(x); and the input of every layer but the first, for the way back."""
+        w = self.weights
+        convolved = torch.baddbmm(w["conv.bias"][:, None], patches, w["conv.weight"][..., None])
+        stack = [_linear(convolved.mT, w["first.image"], w["first.bias"])]
+        stack += [codes @ w[name].mT for codes, name in self._locations(table)]
+        stacked = torch.cat(stack, dim=1)  # (B, 1 + k R, widths[0])
+        first = torch.arange(self.batch, device=rows.device) * stacked.shape[1]
+        look_ups = (rows + first[:, None, None]).flatten(0, 1)
+        hidden = F.embedding_bag(look_ups, stacked.flatten(0, 1), mode="sum").relu_()
+        inputs = [hidden.unflatten(0, (self.batch, -1)).to(self.dtype)]
+        for name in self._later_layers:
+            weight, bias = w[f"{name}.weight"].to(self.dtype), w[f"{name}.bias"].to(self.dtype)
+            hidden = _linear(inputs[-1], weight, bias)
+            inputs.append(hidden.relu_() if name != "output" else hidden)
+        return inputs.pop().float(), convolved, inputs
+
+    def backward(
+        self,
+        gradient: Tensor,
+        patches: Tensor,
+        table: AddressTable,
+        rows: Tensor,
+        convolved: Tensor,
+        inputs: list[Tensor],
+    ) -> Tensor:
+        """`gradients` (B, P), from the loss's gradient (B, n, d_c) by the tokens."""
+        w, g = self.weights, self._gradients
+        delta = gradient.to(self.dtype)
+        for name, layer_input in zip(reversed(self._later_layers), reversed(inputs)):
+            g[f"{name}.weight"].copy_(torch.bmm(delta.mT, layer_input))
+            g[f"{name}.bias"].copy_(delta.sum(dim=1))
+            delta = torch.bmm(delta, w[f"{name}.weight"].to(self.dtype))
+            delta = torch.ops.aten.threshold_backward(delta, layer_input, 0)  # ReLU's
+        self._first_layer_backward(delta, patches, table, rows, convolved)
+        return self.gradients
+
+    def _first_layer_backward(
+        self, delta: Tensor, patches: Tensor, table: AddressTable, rows: Tensor, convolved: Tensor
+    ) -> None:
+        """Gradients of the first layer and the filter, from (B, n, widths[0]) `delta`."""
+        w, g = self.weights, self._gradients
+        # A query's first hidden layer is the sum of its rows, so a row's gradient is the sum over
+        # its queries: a product with the 0/1 matrix of who reads what, the same sum on every run.
+        locations = self._locations(table)
+        size = 1 + len(locations) * len(table.source)
+        reads = delta.new_zeros(*rows.shape[:2], size).scatter_(2, rows, 1.0)
+        delta_image, *deltas = (
+            torch.bmm(reads.mT, delta)
+            .float()
+            .split([1] + [len(table.source)] * len(locations), dim=1)
+        )
+        for (codes, name), delta_codes in zip(locations, deltas):
+            g[name].copy_(delta_codes.mT @ codes)
+        if self.config.source and self.config.combine == "add":
+            g["first.destination"].add_(deltas[0].mT @ table.source)
+        g["first.bias"].copy_(delta_image.squeeze(1))
+        torch.mul(delta_image.mT, convolved.mT, out=g["first.image"])
+        delta_convolved = delta_image @ w["first.image"]  # (B, 1, h/s * w/s)
+        g["conv.weight"].copy_((delta_convolved @ patches).squeeze(1))
+        g["conv.bias"].copy_(delta_convolved.sum(dim=2))
+
+    def _locations(self, table: AddressTable) -> list[tuple[Tensor, str]]:
+        """The codes of each location that is read, and the weights that read them."""
+        locations = [(table.destination, "first.destination")]
+        if self.config.source:
+            added = self.config.combine == "add"
+            locations.insert(0, (table.source, "first.destination" if added else "first.source"))
+        return locations
+
+
+class _Students(torch.autograd.Function):
+    """`Students.forward` and `.backward` as one differentiable function of the flat parameters.
+
+    By hand, because the gradients then go straight to their places in the flat buffer, with no
+    zeroing, no accumulation and no graph of thirty nodes: a third of a small student's step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        parameters: Tensor,
+        students: Students,
+        patches: Tensor,
+        table: AddressTable,
+        rows: Tensor,
+    ) -> Tensor:
+        tokens, convolved, inputs = students.forward(patches, table, rows)
+        ctx.students, ctx.saved = students, (patches, table, rows, convolved, inputs)
+        return tokens
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.students.backward(gradient, *ctx.saved), None, None, None, None
+
+
+def _views(flat: Tensor, shapes: dict[str, tuple[int, ...]], sizes: list[int]) -> dict[str, Tensor]:
+    pieces = flat.split(sizes, dim=1)
+    return {
+        name: piece[:, : math.prod(shape)].unflatten(1, shape)
+        for (name, shape), piece in zip(shapes.items(), pieces)
+    }
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.baddbmm(bias[:, None], inputs, weight.mT)
+
+
+def image_patches(images: Tensor, stride: int) -> Tensor:
+    """(B, 3, s, s) images as the convolution sees them: (B, h/s * w/s, 3 * stride * stride)."""
+    return F.unfold(images, kernel_size=stride, stride=stride).mT.contiguous()
+
+
+def initial_deviation(config: StudentConfig, name: str) -> float:
+    """Standard deviation of a parameter's initial values."""
+    layer, kind = name.split(".")
+    if kind == "bias":
+        return 0.0
+    if config.init == "normal":
+        return 0.01
+    fan_in = {
+        "conv": _CHANNELS * config.stride**2,
+        "first": config.image_features + config.locations * config.position_dim,
+        "output": config.widths[-1],
+    }.get(layer)
+    if fan_in is None:
+        fan_in = config.widths[int(layer.removeprefix("hidden")) - 1]
+    return math.sqrt(2.0 / fan_in) * (0.1 if layer == "output" else 1.0)

@@ -1,0 +1,113 @@
+"""The student as one would write it down from the paper: slow, plain, in float64.
+
+Inputs are concatenated, layers are torch.nn's, the optimizer is torch.optim.Adam.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def encode(position: list[float], position_dim: int, flag: int, axes: int) -> list[float]:
+    """One location's features, number by number."""
+    pairs = (position_dim - 2) // 2
+    split = [pairs // axes] * (axes - 1)
+    split.append(pairs - sum(split))
+    code = []
+    for value, count in zip(position, split):
+        for k in range(count):
+            angle = value / 10000 ** (k / count)
+            code += [math.sin(angle), math.cos(angle)]
+    return [*code, math.sin(flag), math.cos(flag)]
+
+
+def encode_all(positions: Tensor, position_dim: int, flag: int, axes: int) -> Tensor:
+    rows = [encode(row, position_dim, flag, axes) for row in positions.tolist()]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+class Student(nn.Module):
+    """Table 4, for one image. `config` is lqn_seg's StudentConfig."""
+
+    def __init__(self, config, feature_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.conv = nn.Conv2d(3, 1, config.stride, config.stride)
+        locations = 2 if config.source and config.combine == "concatenate" else 1
+        inputs = (config.input_size // config.stride) ** 2 + locations * config.position_dim
+        sizes = [inputs, *config.widths, feature_dim]
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.double()
+
+    def forward(self, image: Tensor, source: Tensor, destination: Tensor) -> Tensor:
+        """(3, s, s), (n, 3), (n, 3) to (n, D)."""
+        c = self.config
+        dest = encode_all(destination, c.position_dim, 1, c.axes)
+        parts = [dest]
+        if c.source:
+            src = encode_all(source, c.position_dim, 0, c.axes)
+            parts = [src, dest] if c.combine == "concatenate" else [src + dest]
+        flat = self.conv(image[None]).flatten()
+        hidden = torch.cat([flat.expand(len(dest), -1), *parts], dim=1)
+        for linear in self.linears[:-1]:
+            hidden = torch.relu(linear(hidden))
+        return self.linears[-1](hidden)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters under lqn_seg's names; the first matrix in its column blocks (views)."""
+        return self._named({n: p.data for n, p in self.named_parameters()})
+
+    def gradients(self) -> dict[str, Tensor]:
+        return self._named({n: p.grad for n, p in self.named_parameters()})
+
+    def _named(self, t: dict[str, Tensor]) -> dict[str, Tensor]:
+        c = self.config
+        image = (c.input_size // c.stride) ** 2
+        first = t["linears.0.weight"]
+        named = {
+            "conv.weight": t["conv.weight"].view(-1),
+            "conv.bias": t["conv.bias"],
+            "first.image": first[:, :image],
+            "first.destination": first[:, -c.position_dim :],
+            "first.bias": t["linears.0.bias"],
+        }
+        if c.source and c.combine == "concatenate":
+            named["first.source"] = first[:, image : image + c.position_dim]
+        for k in range(1, len(self.linears)):
+            name = f"hidden{k}" if k < len(c.widths) else "output"
+            named[f"{name}.weight"] = t[f"linears.{k}.weight"]
+            named[f"{name}.bias"] = t[f"linears.{k}.bias"]
+        return named
+
+    def load(self, weights: dict[str, Tensor], student: int = 0) -> Student:
+        """Take the weights of one of lqn_seg's students."""
+        own = self.tensors()
+        assert own.keys() == weights.keys()
+        for name, tensor in own.items():
+            tensor.copy_(weights[name][student])
+        return self
+
+
+def fit(student: Student, image: Tensor, field: Tensor, steps, config) -> list[float]:
+    """Algorithm 1 at given positions; `steps` yields (dest, src1, src2), (n, 3) each."""
+    adam = torch.optim.Adam(
+        student.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.eps
+    )
+    curve = []
+    for dest, src1, src2 in steps:
+        i, j, layer = dest.unbind(1)
+        anchor = torch.zeros_like(dest)
+        predicted = student(image, anchor, dest)
+        loss = ((predicted - field[layer - 1, i - 1, j - 1]) ** 2).mean()
+        if student.config.source:
+            loss_r = (student(image, src1, dest) - student(image, src2, dest)) ** 2
+            loss = loss + config.alpha * loss_r.mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        curve.append(loss.item())
+    return curve

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lqn_seg.core import (
+    PRESETS,
+    VARIANTS,
+    CounterRandom,
+    FitConfig,
+    LQNConfig,
+    RandomKey,
+    StudentConfig,
+    StudentFitter,
+    fit_student,
+    grid_positions,
+    preset,
+    with_variant,
+)
+from lqn_seg.core.fit import Adam, resolve_precision
+from lqn_seg.core.sampling import Draw, sample_positions
+from lqn_seg.errors import InputError
+
+GRID = (4, 5, 6)  # L, H, W
+FEATURES = 8
+SIDE = 12
+KEYS = [RandomKey(0, 101), RandomKey(0, 202), RandomKey(0, 303)]
+SMALL = LQNConfig(
+    StudentConfig(SIDE, 4, (32, 24), 20, init="he"),
+    FitConfig(
+        steps=8, learning_rate=1e-3, positions_per_step=16, target_norm="layer", precision="float32"
+    ),
+)
+
+
+def changed(config: LQNConfig, **fit) -> LQNConfig:
+    return replace(config, fit=replace(config.fit, **fit))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def fields(make_fields) -> torch.Tensor:
+    return make_fields(3, GRID, FEATURES)
+
+
+def fitted(config, images, fields, keys=KEYS, classify=None):
+    fitter = StudentFitter(config, GRID, FEATURES)
+    return fitter.fit(images, fields, keys[: len(images)], classify)
+
+
+def error_over_variance(answer: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of (B, H, W, D) tokens over the field's variance across positions."""
+    error = (answer - field).square().mean(dim=(1, 2, 3))
+    return error / field.var(dim=(1, 2), correction=0).mean(dim=1)
+
+
+# --- against the plain student, torch.optim.Adam and float64
+
+
+@pytest.mark.parametrize(
+    "variant, student, fit",
+    [
+        ("lqn", {}, {}),
+        ("lqn-src", {}, {}),
+        ("apm", {}, {}),
+        ("lqn", {"combine": "add"}, {}),
+        ("lqn", {}, {"layers": (1, 3), "alpha": 0.2}),
+        ("lqn", {}, {"alpha": 0.0}),
+    ],
+)
+def test_loss_curve_is_that_of_the_plain_student(reference, images, fields, variant, student, fit):
+    config = with_variant(SMALL, variant)
+    config = changed(config, target_norm="none", **fit)
+    config = replace(config, student=replace(config.student, **student))
+    ours = fitted(config, images, fields)
+    start = StudentFitter(changed(config, steps=0), GRID, FEATURES)
+    start.fit(images, fields, KEYS)
+    layers = {"apm": (4,)}.get(variant, config.fit.layers)
+    for b, key in enumerate(KEYS):
+        random = CounterRandom([key])
+        draws = [
+            [
+                sample_positions(random, GRID, 16, layers, step, draw)[0]
+                for draw in (Draw.DESTINATION, Draw.SOURCE_1, Draw.SOURCE_2)
+            ]
+            for step in range(config.fit.steps)
+        ]
+        plain = reference.Student(config.student, FEATURES).load(start._students.weights, b)
+        curve = reference.fit(plain, images[b].double(), fields[b].double(), draws, config.fit)
+        curve = torch.tensor(curve, dtype=torch.float64)
+        torch.testing.assert_close(ours.loss_curve[b].double(), curve, rtol=2e-5, atol=0)
+        # and what is queried afterwards is what the plain student has become
+        positions = grid_positions(*GRID[1:], 4)
+        expected = plain(images[b].double(), torch.zeros_like(positions), positions)
+        torch.testing.assert_close(
+            ours.query(positions)[b].double(), expected.detach(), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_adam_is_torch_optim_adam():
+    generator = torch.Generator().manual_seed(0)
+    config = FitConfig(learning_rate=1e-2, betas=(0.8, 0.99), eps=1e-6)
+    start = torch.randn(2, 40, generator=generator)
+    flat, theirs = start.clone(), torch.nn.Parameter(start.clone())
+    adam = Adam(flat, config)
+    optimizer = torch.optim.Adam([theirs], lr=1e-2, betas=(0.8, 0.99), eps=1e-6, foreach=False)
+    for _ in range(20):
+        theirs.grad = torch.randn(2, 40, generator=generator)
+        adam.step(theirs.grad.clone())
+        optimizer.step()
+    torch.testing.assert_close(flat, theirs.detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_a_student_whose_gradients_overflow_waits_alone():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2, 40, generator=generator)
+    flat, theirs = start.clone(), torch.nn.Parameter(start[1:].clone())
+    adam = Adam(flat, FitConfig())
+    optimizer = torch.optim.Adam([theirs], lr=1e-4)
+    scale = torch.tensor([1024.0, 512.0])
+    for _ in range(3):
+        gradients = torch.randn(2, 40, generator=generator)
+        theirs.grad = gradients[1:].clone()
+        gradients[0, 7] = float("inf")
+        adam.scaled_step(gradients * scale.unsqueeze(1), scale)
+        optimizer.step()
+    assert torch.equal(flat[0], start[0]) and adam.steps.tolist() == [0, 3]
+    torch.testing.assert_close(flat[1:], theirs.detach(), atol=1e-6, rtol=1e-6)
+    assert scale.tolist() == [128.0, 512.0]
+
+
+# --- nothing survives an image
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_student_fitted_after_another_image_is_equal_bit_for_bit(images, fields, precision):
+    config = changed(SMALL, precision=precision)
+    fitter = StudentFitter(config, GRID, FEATURES)
+    poison = torch.full_like(fields[:1], float("nan"))
+    assert not fitter.fit(images[:1], poison, KEYS[:1]).finite.any()
+    for b in (2, 0, 1):
+        after = fitter.fit(images[b : b + 1], fields[b : b + 1], KEYS[b : b + 1])
+        alone = fit_student(images[b], fields[b], KEYS[b], config)
+        assert torch.equal(after.loss_curve, alone.loss_curve)
+        assert torch.equal(after.query_layer(4), alone.query_layer(4))
+
+
+def test_students_are_gone_once_their_fitter_fits_again(images, fields):
+    fitter = StudentFitter(SMALL, GRID, FEATURES)
+    first = fitter.fit(images, fields, KEYS)
+    curve = first.loss_curve.clone()
+    first.query_layer(4)
+    fitter.fit(images, fields, KEYS)
+    with pytest.raises(RuntimeError, match="gone"):
+        first.query_layer(4)
+    assert torch.equal(first.loss_curve, curve)
+
+
+def test_students_side_by_side_are_the_students_alone(images, fields):
+    together = fitted(SMALL, images, fields)
+    for b in range(3):
+        alone = fit_student(images[b], fields[b], KEYS[b], SMALL)
+        torch.testing.assert_close(together.loss_curve[b], alone.loss_curve[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            together.query_layer(4)[b], alone.query_layer(4)[0], rtol=1e-3, atol=1e-3
+        )
+
+
+def test_a_student_that_diverges_is_told_and_leaves_the_others_alone(images, fields):
+    sound = fitted(SMALL, images, fields)
+    broken = fields.clone()
+    broken[1, 2, 0, 0, 0] = float("nan")
+    result = fitted(SMALL, images, broken)
+    assert sound.finite.tolist() == [True] * 3 and result.finite.tolist() == [True, False, True]
+    for b in (0, 2):
+        assert torch.equal(result.loss_curve[b], sound.loss_curve[b])
+
+
+def test_image_and_key_both_matter(images, fields):
+    base = fit_student(images[0], fields[0], KEYS[0], SMALL).loss_curve
+    assert not torch.equal(base, fit_student(images[1], fields[0], KEYS[0], SMALL).loss_curve)
+    for key in (KEYS[1], KEYS[0]._replace(seed=7), KEYS[0]._replace(window=1)):
+        assert not torch.equal(base, fit_student(images[0], fields[0], key, SMALL).loss_curve)
+
+
+# --- the caller's modes
+
+
+def test_works_under_no_grad_and_outer_autocast_and_leaves_them_be(images, fields):
+    plain = fitted(SMALL, images, fields)
+    with torch.no_grad():
+        quiet = fitted(SMALL, images, fields)
+        assert not torch.is_grad_enabled()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = fitted(SMALL, images, fields)
+        cast_answer = cast.query_layer(4)
+    answer = plain.query_layer(4)
+    assert torch.equal(answer, quiet.query_layer(4)) and torch.equal(answer, cast_answer)
+    assert answer.dtype == torch.float32 and not answer.requires_grad
+
+
+def test_says_why_it_cannot_under_inference_mode(images, fields):
+    fitter = StudentFitter(SMALL, GRID, FEATURES)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"inference_mode.*no_grad"):
+        fitter.fit(images, fields, KEYS)
+    with torch.inference_mode():
+        made_there = fields.clone(), images.clone()
+    for norm in ("layer", "none"):
+        config = changed(SMALL, target_norm=norm)
+        outside = fitted(config, made_there[1], made_there[0]).query_layer(4)
+        assert torch.equal(outside, fitted(config, images, fields).query_layer(4))
+
+
+# --- recipes
+
+
+def test_default_recipe_learns_a_field_that_is_linear_in_position(images):
+    i, j = torch.meshgrid(torch.arange(5.0), torch.arange(6.0), indexing="ij")
+    generator = torch.Generator().manual_seed(0)
+    slopes = torch.randn(4, 3, FEATURES, generator=generator)
+    field = torch.stack([i[..., None] * a + j[..., None] * b + 3 * c for a, b, c in slopes])
+    config = replace(PRESETS["default"], student=replace(SMALL.student, widths=(128, 128)))
+    config = changed(config, steps=200, learning_rate=3e-3)
+    for variant in ("lqn", "lqn-src", "apm"):
+        students = fit_student(images[0], field, KEYS[0], with_variant(config, variant))
+        error = error_over_variance(students.query_layer(4), field[None, -1]).item()
+        assert error < 0.1, variant
+        assert students.loss_curve.shape == (1, 200) and students.finite.all()
+        assert students.timing.keys() == {"reset", "fit"}
+
+
+def test_literal_recipe_hardly_depends_on_the_address(images, fields):
+    config = replace(PRESETS["paper"], student=replace(SMALL.student, init="normal"))
+    students = fitted(config, images, fields)
+    answer = students.query_layer(4)
+    spread = answer.var(dim=(1, 2)).mean() / fields[:, -1].var(dim=(1, 2)).mean()
+    assert spread < 1e-3
+    assert (error_over_variance(answer, fields[:, -1]) > 0.9).all()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_stays_near_float32(images, fields, precision):
+    full, low = (
+        fitted(changed(SMALL, precision=p, steps=30), images, fields)
+        for p in ("float32", precision)
+    )
+    torch.testing.assert_close(low.loss_curve, full.loss_curve, rtol=0.1, atol=0.02)
+    assert not torch.equal(low.loss_curve, full.loss_curve)
+    assert low.query_layer(4).dtype == torch.float32
+
+
+def test_auto_precision_is_one_of_the_two():
+    assert resolve_precision("auto", torch.device("cpu")) in ("bfloat16", "float32")
+    assert resolve_precision("float16", torch.device("cpu")) == "float16"
+
+
+def test_layers_that_are_held_out_lend_nothing(images, fields):
+    config = changed(SMALL, layers=(2, 1))
+    other = fields.clone()
+    other[:, 2:] = 1e3
+    for layer in (1, 1.5, 3, 4):
+        assert torch.equal(
+            fitted(config, images, fields).query_layer(layer),
+            fitted(config, images, other).query_layer(layer),
+        )
+
+
+def test_statistics_between_and_beyond_fitted_layers(images):
+    levels = torch.tensor([1.0, 5.0, 2.0, 100.0])
+    fields = levels.view(1, 4, 1, 1, 1).expand(3, *GRID, FEATURES)
+    students = fitted(changed(SMALL, layers=(1, 2, 3)), images, fields)
+    for layer, expected in ((1, 1.0), (1.25, 2.0), (2, 5.0), (2.5, 3.5), (3, 2), (4, 2), (9, 2)):
+        answer = students.query_layer(layer)
+        torch.testing.assert_close(answer, torch.full_like(answer, expected), atol=1e-4, rtol=0)
+    # several layers in one query, per student or shared
+    mixed = torch.tensor([[1.0, 1.0, 1.25], [2.0, 1.0, 2.0], [1.0, 3.0, 9.0]])
+    expected = torch.tensor([2.0, 5.0, 2.0])[None, :, None].expand(3, 3, FEATURES)
+    for positions in (mixed, mixed.expand(3, 3, 3)):
+        torch.testing.assert_close(students.query(positions), expected, atol=1e-4, rtol=0)
+
+
+def test_standardised_targets_make_units_irrelevant(images, fields):
+    scaled = fields * 64 + 512  # exact in float32, so that only standardisation rounds
+    a, b = (fitted(SMALL, images, f) for f in (fields, scaled))
+    torch.testing.assert_close(a.loss_curve, b.loss_curve, rtol=1e-3, atol=0)
+    torch.testing.assert_close(a.query_layer(4) * 64 + 512, b.query_layer(4), rtol=1e-3, atol=0.3)
+
+
+def test_readout_sources(images, fields):
+    answers = {
+        source: fitted(changed(SMALL, readout_source=source), images, fields).query_layer(4)
+        for source in ("anchor", "random", (0.0, 0.0, 0.0), (2.0, 3.0, 1.0))
+    }
+    assert torch.equal(answers["anchor"], answers[(0.0, 0.0, 0.0)])
+    assert not torch.equal(answers["anchor"], answers[(2.0, 3.0, 1.0)])
+    assert not torch.equal(answers["anchor"], answers["random"])
+    again = fitted(changed(SMALL, readout_source="random"), images, fields).query_layer(4)
+    assert torch.equal(again, answers["random"])
+
+
+def test_entropy_objective(images, fields):
+    head = torch.randn(FEATURES, 5, generator=torch.Generator().manual_seed(0))
+    config = changed(SMALL, objective="entropy", layers="last", steps=40, alpha=0.1)
+    for norm in ("layer", "none"):
+        students = fitted(
+            changed(config, target_norm=norm), images, fields, classify=lambda t: t @ head
+        )
+        assert (students.loss_curve[:, -1] < students.loss_curve[:, 0]).all()
+    with pytest.raises(InputError, match="classify"):
+        fitted(config, images, fields)
+    with pytest.raises(InputError, match="classify"):
+        fitted(SMALL, images, fields, classify=lambda t: t)
+
+
+def test_long_queries_are_answered_in_pieces(images, fields, monkeypatch):
+    students = fitted(SMALL, images, fields)
+    whole = students.query_layer(4)
+    monkeypatch.setattr("lqn_seg.core.fit._QUERY_FLOATS", 3 * 32 * 7)
+    torch.testing.assert_close(students.query_layer(4), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_schedule_does_not_depend_on_how_much_is_drawn_at_once(images, fields, monkeypatch):
+    whole = fitted(SMALL, images, fields).loss_curve
+    monkeypatch.setattr("lqn_seg.core.fit._ROWS_AT_ONCE", 3 * 3 * 16 * 3)
+    assert torch.equal(fitted(SMALL, images, fields).loss_curve, whole)
+
+
+# --- names and bad input
+
+
+def test_variants_by_name():
+    paper = preset("paper")
+    assert [with_variant(paper, name).fit.variant for name in VARIANTS] == list(VARIANTS)
+    assert with_variant(paper, "two-word") == with_variant(paper, "lqn") == paper
+    src = with_variant(paper, "lqn-src")
+    assert (src.student.source, src.student.axes, src.fit.layers) == (False, 3, None)
+    apm = with_variant(paper, "apm")
+    assert (apm.student.source, apm.student.axes, apm.fit.layers) == (False, 2, "last")
+    assert with_variant(apm, "lqn") == paper
+    kept = with_variant(changed(paper, layers=(1, 2)), "lqn-src")
+    assert kept.fit.layers == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "call, reason",
+    [
+        (lambda: with_variant(SMALL, "lqn-scr"), "did you mean 'lqn-src'"),
+        (lambda: preset("papper"), "did you mean 'paper'"),
+        (lambda: FitConfig(precision="bf16"), "did you mean 'bfloat16'"),
+        (lambda: FitConfig(objective="entropie"), "did you mean 'entropy'"),
+        (lambda: FitConfig(target_norm="layers"), "did you mean 'layer'"),
+        (lambda: FitConfig(readout_source="ancor"), "did you mean 'anchor'"),
+        (lambda: FitConfig(readout_source=(1, 2)), "address"),
+        (lambda: FitConfig(layers="lost"), "did you mean 'last'"),
+        (lambda: FitConfig(steps=-1), "steps"),
+        (lambda: FitConfig(positions_per_step=0), "positions_per_step"),
+        (lambda: changed(SMALL, variant="apm"), "with_variant"),
+        (lambda: StudentFitter(with_variant(SMALL, "teacher"), GRID, 8), "no student"),
+        (lambda: StudentFitter(changed(SMALL, layers=(1, 5)), GRID, 8), r"1\.\.4"),
+        (lambda: StudentFitter(changed(SMALL, layers=()), GRID, 8), r"1\.\.4"),
+    ],
+)
+def test_bad_names_and_numbers(call, reason):
+    with pytest.raises(InputError, match=reason):
+        call()
+
+
+def test_bad_shapes(images, fields):
+    fitter = StudentFitter(SMALL, GRID, FEATURES)
+    for bad, name in (
+        ((images[:2], fields, KEYS), "images"),
+        ((images[..., :-1], fields, KEYS), "images"),
+        ((images, fields[:, :-1], KEYS), "fields"),
+        ((images[:0], fields[:0], []), "no image"),
+    ):
+        with pytest.raises(InputError, match=name):
+            fitter.fit(*bad)
+    with pytest.raises(InputError, match="field"):
+        fit_student(images[0], fields, KEYS[0], SMALL)
+    students = fitter.fit(images, fields, KEYS)
+    for shape in ((4, 2), (2, 4, 3), (3,)):
+        with pytest.raises(InputError, match="positions"):
+            students.query(torch.zeros(shape))
+    apm = fitted(with_variant(SMALL, "apm"), images, fields)
+    with pytest.raises(InputError, match="only layer 4"):
+        apm.query_layer(3)

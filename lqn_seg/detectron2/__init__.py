@@ -1,0 +1,27 @@
+"""The Detectron2 plugin, and the only place that imports Detectron2. The import registers nothing:
+
+import lqn_seg.detectron2 as lqn
+lqn.register(); lqn.add_lqn_config(cfg)                  # cfg = detectron2.config.get_cfg()
+cfg.merge_from_file("configs/demo_lqn.yaml")
+"""
+
+from __future__ import annotations
+
+try:
+    # Something inside it: an unrelated folder called `detectron2` can be imported as well.
+    import detectron2.config  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "lqn_seg.detectron2 needs Detectron2, which is not installed here; install it against the "
+        "installed torch by `pip install --no-build-isolation "
+        "git+https://github.com/facebookresearch/detectron2`, or use the native engine, which "
+        f"gives the same numbers without it ({error})"
+    ) from error
+
+from lqn_seg.detectron2.backbone import EomtBackbone
+from lqn_seg.detectron2.evaluation import LQNEvaluator, LQNTrainer, evaluate
+from lqn_seg.detectron2.meta_arch import LQNTTTMetaArch, register
+from lqn_seg.engine.config import add_lqn_config
+
+__all__ = ["EomtBackbone", "LQNEvaluator", "LQNTTTMetaArch", "LQNTrainer"]
+__all__ += ["add_lqn_config", "evaluate", "register"]

@@ -1,0 +1,95 @@
+"""The frozen EoMT teacher as a Detectron2 backbone: one feature map per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from torch import Tensor
+
+from lqn_seg.engine.build import build_teacher
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.feature_maps import feature_maps
+from lqn_seg.teachers.eomt import EomtTeacher
+
+
+class EomtBackbone(Backbone):
+    """Block outputs of a frozen EoMT under the names ``layer1`` ... ``layerL``.
+
+    All maps have the stride of the teacher's patches and its width. The teacher knows one image
+    size, S x S: `size_divisibility` is S, so that Detectron2 pads to multiples of it, and an input
+    of several times S goes through as S x S tiles.
+
+    Args:
+        teacher: frozen.
+        out_features: names of the maps to give out; all where empty.
+        pixel_mean, pixel_std: what the meta-architecture normalises images with. The teacher has
+            its own normalisation, so this one is taken back first, whatever it is.
+        input_format: channel order of the images, ``RGB`` or ``BGR``.
+
+    Raises:
+        InputError: a name is no layer of the teacher, or the format is another.
+    """
+
+    def __init__(
+        self,
+        teacher: EomtTeacher,
+        out_features: Sequence[str],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str,
+    ) -> None:
+        super().__init__()
+        if len(pixel_mean) != 3 or input_format not in ("RGB", "BGR"):
+            raise InputError(f"INPUT.FORMAT must be RGB or BGR for EoMT, not {input_format!r}")
+        layers = {f"layer{index + 1}": index for index in range(teacher.num_layers)}
+        if unknown := [name for name in out_features if name not in layers]:
+            raise InputError(
+                f"MODEL.LQN.BACKBONE.OUT_FEATURES: there is no map {unknown[0]!r}, the teacher has "
+                f"layer1 to layer{teacher.num_layers}"
+            )
+        self.teacher, self.flip = teacher, input_format == "BGR"
+        self.teacher_model = teacher.model  # so that .to() and state_dict() see it
+        self.layers = {name: layers[name] for name in out_features or layers}
+        normalisation = torch.tensor([pixel_mean, pixel_std], device=teacher.device)
+        self.register_buffer("normalisation", normalisation[..., None, None], persistent=False)
+
+    @property
+    def size_divisibility(self) -> int:
+        """S: height and width of the input must be multiples of it."""
+        return max(self.teacher.image_size)
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every map."""
+        stride = self.teacher.image_size[0] // self.teacher.grid[0]
+        return dict.fromkeys(self.layers, ShapeSpec(channels=self.teacher.width, stride=stride))
+
+    def train(self, mode: bool = True) -> EomtBackbone:
+        """The teacher is frozen and always in evaluation mode; ``train()`` changes nothing."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps (B, D, h / stride, w / stride) of normalised and padded images (B, 3, h, w).
+
+        Raises:
+            InputError: h or w is no multiple of the teacher's image size.
+        """
+        mean, std = self.normalisation
+        pixels = images * std + mean
+        maps = feature_maps(self.teacher, pixels.flip(1) if self.flip else pixels)
+        return {name: maps[index] for name, index in self.layers.items()}
+
+
+def build_eomt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EomtBackbone:
+    """``MODEL.BACKBONE.NAME: build_eomt_backbone``, with the teacher of MODEL.LQN.TEACHER.
+
+    For a semantic FPN, MODEL.SEM_SEG_HEAD.COMMON_STRIDE must be the patch size divided by a power
+    of two.
+    """
+    model, features = cfg.MODEL, cfg.MODEL.LQN.BACKBONE.OUT_FEATURES
+    return EomtBackbone(
+        build_teacher(cfg), features, model.PIXEL_MEAN, model.PIXEL_STD, cfg.INPUT.FORMAT
+    )

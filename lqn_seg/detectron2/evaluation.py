@@ -1,0 +1,109 @@
+"""Evaluation on Detectron2's engine: its loader and its loop, our evaluators.
+
+This engine runs one method per call, on clean images, and cannot resume; the native one can.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from lqn_seg.data.catalog import Record, get_dataset
+from lqn_seg.detectron2.meta_arch import method_name, register
+from lqn_seg.engine.config import add_lqn_config, merge_cfg
+from lqn_seg.engine.inference import build_evaluators, mean_stats
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.postprocess import mask_hash
+
+Metrics = dict[str, dict[str, float]]
+
+
+class LQNEvaluator(DatasetEvaluator):
+    """Our evaluators for the outputs that MODEL.MASK_FORMER.TEST turns on, as one of Detectron2's.
+
+    For a data set of our catalog, on any number of processes. ``images`` holds, by image id, each
+    task's statistics, ``lqn`` (the model's own) and ``mask_hash``; after :meth:`evaluate`, on the
+    main process, those of all processes.
+    """
+
+    def __init__(self, cfg: CfgNode, dataset_name: str) -> None:
+        dataset = get_dataset(dataset_name)
+        self.evaluators = build_evaluators(cfg, dataset.metadata)
+        self.records = {record["image_id"]: record for record in dataset.records()}
+        self.images: dict[int | str, dict[str, Any]] = {}
+
+    def reset(self) -> None:
+        self.images = {}
+
+    def process(self, inputs: Sequence[Record], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Score a batch, before Detectron2's COCOPanopticEvaluator rewrites it in place."""
+        for given, output in zip(inputs, outputs, strict=True):
+            record = self.records[given["image_id"]]  # the mapper takes some fields away
+            line: dict[str, Any] = {"lqn": output.get("lqn"), "mask_hash": mask_hash(output)}
+            line |= {task: e.statistics(record, output) for task, e in self.evaluators.items()}
+            self.images[record["image_id"]] = line
+
+    def evaluate(self) -> Metrics | None:
+        """Metrics 0 .. 100 by task, and under ``lqn`` means; None but on the main process."""
+        parts = comm.gather(self.images)
+        if not comm.is_main_process():
+            return None
+        gathered = {key: line for part in parts for key, line in part.items()}
+        self.images = {key: gathered[key] for key in self.records if key in gathered}
+        lines = list(self.images.values())
+        results = {t: e.summarize([line[t] for line in lines]) for t, e in self.evaluators.items()}
+        stats = [line["lqn"] for line in lines if line["lqn"]]
+        return {**results, "lqn": mean_stats(stats)} if stats else results
+
+
+class LQNTrainer(DefaultTrainer):
+    """DefaultTrainer that tests with our evaluators, on the data sets of our catalog.
+
+    It trains stock architectures on the frozen backbone; LQNTTTMetaArch has nothing to train.
+    """
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> LQNEvaluator:
+        return LQNEvaluator(cfg, dataset_name)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        records = get_dataset(dataset_name).records()[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
+        mapper, workers = DatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS
+        return build_detection_test_loader(records, mapper=mapper, num_workers=workers)
+
+
+def evaluate(
+    config_file: str, overrides: Sequence[str] = (), device: str = ""
+) -> tuple[Metrics, dict[int | str, str]]:
+    """Evaluate the one method of a configuration on Detectron2's engine, and print its metrics.
+
+    Returns:
+        metrics by task, and each image's mask hash by its id, to hold against the native engine's.
+
+    Raises:
+        InputError: something from outside is missing or wrong.
+    """
+    register()
+    cfg = get_cfg()
+    add_lqn_config(cfg)
+    merge_cfg(cfg, config_file, overrides, device)
+    if len(cfg.DATASETS.TEST) != 1:
+        raise InputError(f"{config_file}: DATASETS.TEST must name exactly one data set")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+    log = logging.getLogger("detectron2.lqn_seg")  # below Detectron2's, whose handlers print it
+    log.info("method %s on clean images; this engine cannot resume", method_name(cfg))
+    evaluator = LQNEvaluator(cfg, cfg.DATASETS.TEST[0])
+    results = LQNTrainer.test(cfg, build_model(cfg), evaluator)
+    if len(evaluator.images) < len(evaluator.records):
+        log.info("SUBSET: %d of %d images", len(evaluator.images), len(evaluator.records))
+    return results, {key: line["mask_hash"] for key, line in evaluator.images.items()}

@@ -1,0 +1,131 @@
+"""Their evaluators and ours, their engine and the native one: the same numbers, the same masks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2.engine", reason="Detectron2 is not installed")
+
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+    inference_on_dataset,
+)
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.detectron2 import LQNEvaluator, LQNTrainer, evaluate
+from lqn_seg.engine.config import load_cfg
+from lqn_seg.engine.inference import CLEAN, Evaluation
+from lqn_seg.errors import InputError
+from lqn_seg.evaluation import PanopticEvaluator
+
+NAME = "demo_panoptic_val"
+
+
+def their_evaluators(folder):
+    pytest.importorskip("panopticapi", reason="panopticapi is not installed")
+    return DatasetEvaluators(
+        [
+            SemSegEvaluator(NAME),
+            COCOEvaluator(NAME, tasks=("segm",), output_dir=str(folder)),
+            COCOPanopticEvaluator(NAME),
+        ]
+    )
+
+
+def assert_equal_metrics(ours, theirs):
+    compared = 0
+    for task in ("panoptic_seg", "sem_seg", "segm"):
+        for key, value in theirs[task].items():
+            if key in ours[task]:
+                both_undefined = math.isnan(value) and math.isnan(ours[task][key])
+                assert both_undefined or ours[task][key] == pytest.approx(value, abs=1e-3), key
+                compared += 1
+    assert compared >= 9 + 4 + 6
+
+
+class Oracle(torch.nn.Module):
+    """Knows the ground truth and gets it partly wrong: moved a little, some classes mixed up."""
+
+    def __init__(self):
+        super().__init__()
+        self.metadata = get_dataset(NAME).metadata
+
+    def forward(self, batch):
+        return [self.predict(record) for record in batch]
+
+    def predict(self, record):
+        ids = torch.from_numpy(self.metadata.read_panoptic(record)).roll((1, 2), (0, 1))
+        labels = torch.from_numpy(self.metadata.read_semantic(record)).long()
+        labels = torch.where(labels == 2, 3, labels).roll((3, 1), (0, 1))
+        segments = [
+            {key: s[key] for key in ("id", "isthing", "category_id")} | {"score": 0.9}
+            for s in record["segments_info"]
+        ]
+        things = [s for s in segments if s["isthing"]]
+        shifted = [(ids == s["id"]).roll(2 * k % 5, 0) for k, s in enumerate(things)]
+        masks = torch.stack(shifted)
+        instances = Instances((record["height"], record["width"]))
+        instances.pred_masks = masks
+        instances.pred_boxes = BitMasks(masks).get_bounding_boxes()
+        instances.scores = torch.linspace(0.9, 0.3, len(things))
+        instances.pred_classes = torch.tensor([s["category_id"] for s in things])
+        for segment in segments[::3]:  # another class of the same kind
+            segment["category_id"] = 1 if segment["isthing"] else 9
+        scores = torch.nn.functional.one_hot(labels, 13).permute(2, 0, 1).float()
+        return {"sem_seg": scores, "panoptic_seg": (ids, segments), "instances": instances}
+
+
+def test_their_evaluators_and_ours_agree_on_an_imperfect_prediction(cfg, tmp_path):
+    loader = build_detection_test_loader(cfg, NAME)
+    ours = inference_on_dataset(Oracle(), loader, LQNEvaluator(cfg, NAME))
+    alone = inference_on_dataset(Oracle(), loader, PanopticEvaluator(get_dataset(NAME).metadata))
+    assert alone["panoptic_seg"] == pytest.approx(ours["panoptic_seg"], nan_ok=True)
+    theirs = inference_on_dataset(Oracle(), loader, their_evaluators(tmp_path))
+    assert_equal_metrics(ours, theirs)
+    for task, key in (("panoptic_seg", "PQ"), ("sem_seg", "mIoU"), ("segm", "AP")):
+        assert 10 < ours[task][key] < 90  # neither nothing nor everything
+
+
+def test_both_engines_give_the_same_masks_and_numbers(cfg, config_file, tmp_path):
+    results, hashes = evaluate(str(config_file))
+    native = Evaluation(load_cfg(str(config_file)), get_dataset(NAME))
+    native.run(progress=False)
+    lines = {key: line["methods"]["lqn"] for key, line in native.files[CLEAN].lines.items()}
+    assert hashes == {key: line["mask_hash"] for key, line in lines.items()}
+    assert len(hashes) == 3 == len(set(hashes.values()))
+    metrics = native.metrics(CLEAN, "lqn")
+    for task in ("panoptic_seg", "sem_seg", "segm"):
+        assert results[task] == pytest.approx(metrics[task], abs=1e-3, nan_ok=True)
+    assert results["lqn"]["token_cos"] == pytest.approx(metrics["lqn"]["token_cos"], abs=1e-6)
+
+    # The same again as a stock user does it, with Detectron2's loader and evaluators.
+    model = build_model(cfg)
+    assert_equal_metrics(
+        results, DefaultTrainer.test(cfg, model, their_evaluators(tmp_path / "coco"))
+    )
+    assert_equal_metrics(results, LQNTrainer.test(cfg, model))
+
+
+def test_the_one_method_of_methods_counts(config_file):
+    _, teacher = evaluate(str(config_file), ["MODEL.LQN.METHODS", "('teacher',)"])
+    _, method = evaluate(str(config_file), ["MODEL.LQN.METHOD", "teacher"])
+    _, subset = evaluate(
+        str(config_file), ["MODEL.LQN.METHOD", "teacher", "MODEL.LQN.EVAL.MAX_IMAGES", "2"]
+    )
+    assert teacher == method
+    assert list(subset) == list(method)[:2] and len(method) == 3
+
+
+def test_two_data_sets_are_refused(config_file):
+    with pytest.raises(InputError, match=r"DATASETS\.TEST must name exactly one"):
+        evaluate(str(config_file), ["DATASETS.TEST", f"('{NAME}', 'demo_panoptic_train')"])

@@ -422,7 +422,7 @@ class StudentFitter:
             (B, n), and the rows of `targets.tokens` that they name (B * n,).
         """
         batch, passes = len(random), self.passes
-        students_ = torch.arange(batch, device=self.device)[:, None, None]
+        student = torch.arange(batch, device=self.device)[:, None, None]
         chunk = max(1, _ROWS_AT_ONCE // (batch * passes * self.positions))
         for first in range(0, self.config.fit.steps, chunk):
             last = min(first + chunk, self.config.fit.steps)
@@ -430,7 +430,7 @@ class StudentFitter:
             destination = self._sample(random, steps, Draw.DESTINATION)  # (B, S, n, 3)
             rows = self._input_rows(students, random, steps, destination)
             i, j, layer = destination.movedim(-1, 0).contiguous()
-            chosen = students_ * len(self.layers) + torch.searchsorted(targets.layers, layer)
+            chosen = student * len(self.layers) + torch.searchsorted(targets.layers, layer)
             chosen = (chosen * self.grid[1] + i - 1) * self.grid[2] + j - 1
             chosen = chosen.transpose(0, 1).flatten(1).contiguous()
             for index in range(last - first):

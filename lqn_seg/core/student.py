@@ -260,8 +260,9 @@ class Students:
 class _Students(torch.autograd.Function):
     """`Students.forward` and `.backward` as one differentiable function of the flat parameters.
 
-    By hand, because the gradients then go straight to their places in the flat buffer, with no
-    zeroing, no accumulation and no graph of thirty nodes: a third of a small student's step.
+    By hand, because the gradients then go straight to their places in the flat buffer: no zeroing,
+    no accumulation, no graph of thirty nodes, which is what a small student's step otherwise spends
+    beside its matrix products.
     """
 
     @staticmethod

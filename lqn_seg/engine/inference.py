@@ -156,6 +156,7 @@ class Evaluation:
         return {
             "dataset": self.dataset.metadata.name,
             "methods": described,
+            "precision": self.segmenter.precisions,
             "segmentation": repr(self.segmenter.config),
             "teacher": weights_hash(self.segmenter.teacher.model),
             "version": __version__,

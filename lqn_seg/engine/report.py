@@ -150,7 +150,8 @@ class Report:
             )
         parts.append(
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
-            f"{environment()['device']}, {environment()['threads']} threads\n{self._cost_table()}"
+            f"{environment()['device']}, {environment()['threads']} threads, students in "
+            f"{self._precisions()}\n{self._cost_table()}"
         )
         failed = {m: self._fallbacks(m) for m in self.methods if self._fallbacks(m)}
         for method, number in failed.items():
@@ -161,6 +162,10 @@ class Report:
         if self.differences:
             parts.append(self.sentence())
         return "\n\n".join(parts)
+
+    def _precisions(self) -> str:
+        found = sorted(set(self.evaluation.segmenter.precisions.values()))
+        return " and ".join(found) or "none"
 
     def _fallbacks(self, method: str) -> int:
         return int(sum(self.metrics[name][method]["lqn"]["fallback"] for name in self.names))

@@ -169,6 +169,11 @@ class Segmenter:
             for size, layout, by_method in zip(sizes, layouts, logits)
         ]
 
+    @property
+    def precisions(self) -> dict[str, str]:
+        """What each student's matrix products are computed in: ``auto`` depends on the machine."""
+        return {name: fitter.precision for name, fitter in self._fitters.items()}
+
     def _layout(self, image: Tensor) -> PaddedWindow | SlidingWindows:
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise InputError(

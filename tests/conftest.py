@@ -46,7 +46,6 @@ def teacher_folder(tmp_path_factory) -> Path:
 
     Its weights are loud enough that some queries pass the thresholds, so that masks are compared.
     """
-    torch.manual_seed(0)
     config = EomtConfig(
         hidden_size=16,
         num_hidden_layers=4,
@@ -61,8 +60,12 @@ def teacher_folder(tmp_path_factory) -> Path:
     )
     model = EomtForUniversalSegmentation(config)
     model.attn_mask_probs.zero_()
-    model.class_predictor.weight.data.normal_(0, 3)
-    model.mask_head.fc3.weight.data.normal_(0, 2)
+    generator = torch.Generator().manual_seed(0)  # transformers' own start differs by version
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.ndim > 1:
+            loud = {"class_predictor.weight": 3, "mask_head.fc3.weight": 2}
+            deviation = loud.get(name, parameter[0].numel() ** -0.5)
+            parameter.data.normal_(0, deviation, generator=generator)
     folder = tmp_path_factory.mktemp("teacher")
     model.save_pretrained(folder)
     return folder

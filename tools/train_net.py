@@ -3,7 +3,7 @@
 
 Examples:
     python tools/train_net.py --eval-only --config configs/demo_lqn.yaml
-    python tools/train_net.py --eval-only --config configs/ade20k_lqn.yaml MODEL.LQN.METHOD lqn-src
+    python tools/train_net.py --eval-only --config configs/ade20k_lqn.yaml --methods teacher,lqn-src
     python tools/train_net.py --eval-only --methods teacher,lqn --config configs/demo_lqn.yaml
     python tools/train_net.py --config configs/demo_teacher.yaml --resume
 """
@@ -11,7 +11,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 
 from lqn_seg.errors import InputError
@@ -39,10 +38,18 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def detectron2_is_installed() -> bool:
+    try:
+        import detectron2.config  # noqa: F401  (any folder called detectron2 has a spec)
+    except ImportError:
+        return False
+    return True
+
+
 def choose_engine(arguments: argparse.Namespace) -> str:
     if arguments.engine != "auto":
         return arguments.engine
-    if arguments.resume or arguments.methods or not importlib.util.find_spec("detectron2"):
+    if arguments.resume or arguments.methods or not detectron2_is_installed():
         return "native"
     from lqn_seg.engine.config import load_cfg
 

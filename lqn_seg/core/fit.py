@@ -281,7 +281,7 @@ class StudentFitter:
             raise InputError("variant 'teacher' has no student, so there is nothing to fit")
         self.config, self.grid, self.feature_dim = config, grid, feature_dim
         self.device = torch.device(device)
-        self.layers = _fitted_layers(config.fit, grid[0])
+        self.layers = fitted_layers(config.fit, grid[0])
         self.positions = positions_per_step(
             config.fit.positions_per_step, (len(self.layers), *grid[1:])
         )
@@ -596,7 +596,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def _fitted_layers(config: FitConfig, depth: int) -> tuple[int, ...]:
+def fitted_layers(config: FitConfig, depth: int) -> tuple[int, ...]:
     """The layers to fit on, ascending."""
     if config.layers is None:
         return tuple(range(1, depth + 1))

@@ -124,7 +124,8 @@ class Students:
         parameters: (B, P) leaf tensor; P is padded so that every weight starts on a cache line.
         weights: name -> (B, *shape), views of `parameters`.
         gradients: (B, P), what a backward pass writes and returns.
-        dtype: of the matrix products of the hidden layers; the first layer is small and float32.
+        dtype: of the matrix products of the hidden layers, and of the sums over queries on the way
+            back; the first layer is small and its products are float32.
     """
 
     def __init__(

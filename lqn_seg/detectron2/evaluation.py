@@ -78,8 +78,9 @@ class LQNTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         records = get_dataset(dataset_name).records()[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
-        mapper, workers = DatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS
-        return build_detection_test_loader(records, mapper=mapper, num_workers=workers)
+        # As many images as students side by side; a single image would be fitted BATCH times.
+        sizes = {"batch_size": cfg.MODEL.LQN.BATCH, "num_workers": cfg.DATALOADER.NUM_WORKERS}
+        return build_detection_test_loader(records, mapper=DatasetMapper(cfg, False), **sizes)
 
 
 def evaluate(

@@ -21,6 +21,8 @@ def build_teacher(cfg: CfgNode) -> EomtTeacher:
         InputError: the teacher's name is unknown, or its files are missing or do not fit.
     """
     teacher = cfg.MODEL.LQN.TEACHER
+    if cfg.MODEL.WEIGHTS and cfg.MODEL.META_ARCHITECTURE == "LQNTTTMetaArch":
+        raise InputError("MODEL.WEIGHTS is not read: the weights are MODEL.LQN.TEACHER.WEIGHTS")
     if teacher.NAME != "eomt":
         raise InputError(f"MODEL.LQN.TEACHER.NAME must be eomt, not {teacher.NAME!r}")
     if not teacher.WEIGHTS and not teacher.CONFIG:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from lqn_seg.core.fit import VARIANTS, FitConfig, LQNConfig, preset, with_variant
+from lqn_seg.core.fit import VARIANTS, FitConfig, LQNConfig, nearest, preset, with_variant
 from lqn_seg.core.student import StudentConfig
+from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
 
@@ -74,7 +76,6 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "PRESET": "default",
             "METHOD": "lqn",
             "METHODS": (),
-            "SEED": defaults.seed,
             "BATCH": defaults.batch,
             "QUERIES": defaults.queries,
             "INFERENCE": defaults.inference,
@@ -117,26 +118,58 @@ def lqn_config(cfg: CfgNode, recipe: str | None = None) -> LQNConfig:
 
     Args:
         cfg: a configuration with ``MODEL.LQN``.
-        recipe: a preset to use in place of ``MODEL.LQN.PRESET``; the sizes under ``STUDENT`` still
-            hold, the keys under ``FIT`` and ``STUDENT.INIT`` do not, for they are the recipe.
+        recipe: a preset to use in place of ``MODEL.LQN.PRESET``; the sizes under ``STUDENT`` and
+            ``FIT.PRECISION`` still hold, the other keys under ``FIT`` and ``STUDENT.INIT`` do not,
+            for they are the recipe.
+
+    Raises:
+        InputError: a value has the wrong type or is out of range; its key is named.
     """
     lqn = cfg.MODEL.LQN
     base = preset(recipe or lqn.PRESET)
-    student = _given(lqn.STUDENT)
-    fit = _given(lqn.FIT)
+    student = _given(lqn.STUDENT, base.student, "MODEL.LQN.STUDENT")
+    fit = _given(lqn.FIT, base.fit, "MODEL.LQN.FIT")
     if recipe:
-        fit = {}
+        fit = {key: fit[key] for key in ("precision",) if key in fit}
         student.pop("init", None)
     return LQNConfig(
         dataclasses.replace(base.student, **student), dataclasses.replace(base.fit, **fit)
     )
 
 
-def _given(node: CfgNode) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+def _given(node: CfgNode, base: Any, where: str) -> dict[str, Any]:
+    """The keys that are set, as keyword arguments; each of the type that ``base`` has there."""
+    given = {}
+    for key, value in node.items():
+        if value is None:
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        expected = getattr(base, key.lower())
+        if not _same_kind(value, expected):
+            raise InputError(f"{where}.{key} must be of the kind of {expected!r}, not {value!r}")
+        given[key.lower()] = value
+    return given
 
-    return {key.lower(): plain(value) for key, value in node.items() if value is not None}
+
+def _same_kind(value: Any, expected: Any) -> bool:
+    """Whether a value from YAML or the command line can stand where ``expected`` stands.
+
+    Numbers stay numbers (and finite), whole ones whole unless small enough to be a fraction, and
+    tuples of numbers such. ``FIT.LAYERS`` (None: all) and ``READOUT_SOURCE`` take words or tuples.
+    """
+    if isinstance(value, tuple):
+        return not isinstance(expected, int | float | bool) and all(_is_number(v) for v in value)
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(expected, bool)
+    if isinstance(expected, int | float):
+        return _is_number(value) and (
+            isinstance(value, int) or isinstance(expected, float) or 0 < value <= 1
+        )
+    return isinstance(value, str) and not isinstance(expected, tuple)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def method_config(cfg: CfgNode, name: str) -> Method:
@@ -170,7 +203,7 @@ def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
         object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
         overlap_threshold=test.OVERLAP_THRESHOLD,
         queries=lqn.QUERIES,
-        seed=lqn.SEED,
+        seed=max(cfg.SEED, 0),  # Detectron2's -1 asks for a random seed: nothing here is random
         batch=lqn.BATCH,
     )
 
@@ -198,15 +231,47 @@ def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[str] = (), device: st
         cfg.merge_from_other_cfg(type(cfg)(loaded))
         for key in overrides[::2]:
             _check_key(key.split("."), cfg, "command line")
+            if key.startswith(("MODEL.LQN.FIT.", "MODEL.LQN.STUDENT.")):
+                # Some may be a count or a fraction, a word or a tuple: `_given` checks their kind.
+                cfg.merge_from_list([key, None])
         cfg.merge_from_list(list(overrides))
     except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
+    if "MODEL.LQN.METHOD" in overrides and "MODEL.LQN.METHODS" not in overrides:
+        cfg.MODEL.LQN.METHODS = ()  # one method was asked for by hand
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
+    check_cfg(cfg)
+
+
+def check_cfg(cfg: CfgNode) -> None:
+    """Find what is wrong now, and not after the data has loaded or the clean images are done.
+
+    Raises:
+        InputError: a name is unknown or a number out of range; the key is named.
+    """
     for name in (*cfg.MODEL.LQN.METHODS, cfg.MODEL.LQN.METHOD):
-        method_config(cfg, name)  # an unknown name is named now, not after the data has loaded
+        method = method_config(cfg, name)
+        if method is not None and method.fit.objective == "entropy":
+            raise InputError(
+                "MODEL.LQN.FIT.OBJECTIVE entropy needs a classifier of single tokens, which a mask "
+                "head is not: it is there for lqn_seg.core.fit alone"
+            )
     segmentation_config(cfg)
+    evaluation = cfg.MODEL.LQN.EVAL
+    for name in evaluation.CORRUPTIONS:
+        nearest(name, CORRUPTIONS, "corruption in MODEL.LQN.EVAL.CORRUPTIONS")
+    for key, least, most in (
+        ("SEVERITY", 1, 5),
+        ("MAX_IMAGES", 0, None),
+        ("PANEL_IMAGES", 0, None),
+        ("BOOTSTRAP_SAMPLES", 1, None),
+    ):
+        value = evaluation[key]
+        if value < least or (most is not None and value > most):
+            upto = f" and at most {most}" if most else ""
+            raise InputError(f"MODEL.LQN.EVAL.{key} must be at least {least}{upto}, not {value}")
 
 
 def _check_keys(

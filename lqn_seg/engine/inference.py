@@ -97,7 +97,8 @@ class ResultFile:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            self.lines[line["image_id"]] = line
+            if isinstance(line, dict) and "image_id" in line:
+                self.lines[line["image_id"]] = line
 
     def add(self, line: ImageLine) -> None:
         self.lines[line["image_id"]] = line
@@ -140,14 +141,23 @@ class Evaluation:
         return len(self.records) < self.total
 
     def _check_fingerprint(self, resume: bool) -> None:
-        path = self.folder / "run.json"
-        fingerprint = self.fingerprint()
-        if resume and path.is_file() and json.loads(path.read_text()) != fingerprint:
+        """Refuse to go on from another run's results; start afresh by removing them all."""
+        path, fingerprint = self.folder / "run.json", self.fingerprint()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stored = json.loads(path.read_text()) if path.is_file() else None
+        except OSError as error:
+            raise InputError(f"OUTPUT_DIR: cannot use {self.folder} ({error.strerror})") from error
+        except json.JSONDecodeError:
+            stored = {}
+        if resume and stored not in (None, fingerprint):
             raise InputError(
-                f"{self.folder} holds results of another configuration or teacher: choose another "
-                "OUTPUT_DIR, or leave --resume out to start again"
+                f"{self.folder} holds results of another configuration, teacher, data set or "
+                "machine: choose another OUTPUT_DIR, or leave --resume out to start again"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not resume or stored is None:
+            for old in self.folder.glob("*.jsonl"):
+                old.unlink()
         path.write_text(json.dumps(fingerprint, indent=2) + "\n")
 
     def fingerprint(self) -> dict[str, Any]:
@@ -155,6 +165,8 @@ class Evaluation:
         described = {name: repr(method) for name, method in methods(self.cfg).items()}
         return {
             "dataset": self.dataset.metadata.name,
+            "records": _digest(json.dumps(self.dataset.records(), default=str)),
+            "device": self.segmenter.teacher.device.type,
             "methods": described,
             "precision": self.segmenter.precisions,
             "segmentation": repr(self.segmenter.config),
@@ -195,7 +207,7 @@ class Evaluation:
 
     def image(self, condition: Condition, record: Record) -> torch.Tensor:
         """(3, h, w) uint8 RGB image of a record under a condition."""
-        pixels = condition.apply(read_image(record["file_name"]), self.cfg.MODEL.LQN.SEED)
+        pixels = condition.apply(read_image(record["file_name"]), self.segmenter.config.seed)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def _method_line(self, record: Record, prediction: Prediction) -> dict[str, Any]:
@@ -226,6 +238,10 @@ def mean_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
     means = {key: sum(s[key] for s in stats) / len(stats) for key in stats[0]}
     means["fallback"] = sum(s["fallback"] for s in stats)
     return means
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def weights_hash(model: torch.nn.Module) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from lqn_seg.engine.config import method_config
+from lqn_seg.core.fit import LQNConfig, with_variant
 from lqn_seg.engine.inference import CLEAN, Condition, Evaluation, environment
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
 from lqn_seg.evaluation.flops import EomtShape, method_gmacs
@@ -68,15 +68,10 @@ class Report:
     def _gmacs(self, method: str) -> dict[str, float]:
         """Multiply-adds per image; one window each, or the mean number that was run."""
         shape = EomtShape.from_config(self.evaluation.segmenter.teacher.model.config)
-        recipe = method_config(self.cfg, "lqn" if method == "teacher" else method)
-        assert recipe is not None
+        segmenter = self.evaluation.segmenter
+        recipe = segmenter.methods[method] or with_variant(LQNConfig(), "teacher")
         windows = self.metrics[CLEAN][method]["lqn"]["windows"]
-        costs = method_gmacs(recipe, shape, windows=windows)
-        if method == "teacher":
-            costs |= {"gmacs_fit": 0.0, "gmacs_readout": 0.0}
-            costs["gmacs_total"] = costs["gmacs_teacher"] + costs["gmacs_head"]
-            costs["gmacs_paper_convention"] = costs["gmacs_total"]
-        return costs
+        return method_gmacs(recipe, shape, windows=windows, query_rows=segmenter.query_rows)
 
     def _differences(self) -> dict[str, dict[str, PairedDifference]]:
         """Headline metric minus the teacher's: method -> condition -> interval.
@@ -254,7 +249,7 @@ class Report:
         return {
             "environment": environment(),
             **evaluation.fingerprint(),
-            "seed": self.cfg.MODEL.LQN.SEED,
+            "seed": evaluation.segmenter.config.seed,
             "images": len(evaluation.records),
             "subset_of": evaluation.total if evaluation.is_subset else None,
             "policy": {
@@ -293,8 +288,7 @@ class Report:
     def draw_panels(self) -> Path | None:
         """A picture per image, a row per condition: truth, methods, and where they differ."""
         evaluation, wanted = self.evaluation, self.cfg.MODEL.LQN.EVAL
-        chosen = list(wanted.PANEL_METHODS) or [m for m in ("teacher", "apm", "lqn")]
-        chosen = [method for method in chosen if method in self.methods]
+        chosen = [m for m in wanted.PANEL_METHODS or ("teacher", "apm", "lqn") if m in self.methods]
         if not wanted.PANEL_IMAGES or self.task != "panoptic_seg" or len(chosen) < 2:
             return None
         full = evaluation.segmenter

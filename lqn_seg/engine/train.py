@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -98,6 +99,13 @@ class TrainingImages:
         }
 
 
+def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        key: value.to(device) if isinstance(value, Tensor) else [v.to(device) for v in value]
+        for key, value in batch.items()
+    }
+
+
 def annealed_mask_probabilities(progress: float, blocks: int) -> list[float]:
     """Probability of masked attention per query block: 1, then a 0.9-power decay, then 0.
 
@@ -151,6 +159,8 @@ class TeacherTrainer:
     def __init__(self, cfg: CfgNode) -> None:
         if len(cfg.DATASETS.TRAIN) != 1:
             raise InputError("DATASETS.TRAIN must name exactly one panoptic data set")
+        if cfg.SEED < 0:
+            raise InputError("SEED must be given and not negative: training is reproducible")
         self.cfg = cfg
         self.output = Path(cfg.OUTPUT_DIR)
         dataset = get_dataset(cfg.DATASETS.TRAIN[0])
@@ -166,12 +176,18 @@ class TeacherTrainer:
             self.model.embeddings.position_embeddings.weight.copy_(grid)
         # Depth-wise convolutions run several times faster in this layout on a CPU.
         self.model.upscale_block.to(memory_format=torch.channels_last)
+        self.model.to(cfg.MODEL.DEVICE)
         self.images = TrainingImages(dataset, (config.image_size, config.image_size))
         self.optimizers = build_optimizers(self.model, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY)
         self.base_rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.iteration = 0
         self.seconds = 0.0
         self.losses: list[float] = []
+
+    def recipe(self) -> str:
+        """What two runs must share for one to go on from the other's checkpoint."""
+        cfg = self.cfg
+        return repr((cfg.SEED, cfg.DATASETS.TRAIN, cfg.SOLVER, self.model.config.to_json_string()))
 
     @property
     def checkpoint_path(self) -> Path:
@@ -185,6 +201,7 @@ class TeacherTrainer:
             "iteration": self.iteration,
             "seconds": self.seconds,
             "losses": self.losses,
+            "recipe": self.recipe(),
         }
         partial = self.checkpoint_path.with_suffix(".partial")
         torch.save(state, partial)
@@ -194,7 +211,15 @@ class TeacherTrainer:
         """Go on from the checkpoint in the output folder, if there is one."""
         if not self.checkpoint_path.is_file():
             return
-        state = torch.load(self.checkpoint_path, weights_only=True)
+        try:
+            state = torch.load(self.checkpoint_path, weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(f"{self.checkpoint_path} cannot be read ({error})") from error
+        if state["recipe"] != self.recipe():
+            raise InputError(
+                f"{self.checkpoint_path} was made by another configuration: choose another "
+                "OUTPUT_DIR, or leave --resume out to start again"
+            )
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
@@ -231,10 +256,12 @@ class TeacherTrainer:
         batch = self.images.batch(*self.batch_indices(self.iteration))
         # The matching and the point sampling draw random numbers: keyed, so a resume repeats them.
         torch.manual_seed(self.cfg.SEED * 1_000_003 + self.iteration)
-        with torch.autocast("cpu", torch.bfloat16, enabled=solver.AMP.ENABLED):
-            loss = self.model(**batch).loss
+        device = self.model.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=solver.AMP.ENABLED):
+            loss = self.model(**_to_device(batch, device)).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), solver.CLIP_GRADIENTS.CLIP_VALUE)
+        if solver.CLIP_GRADIENTS.ENABLED:
+            nn.utils.clip_grad_norm_(self.model.parameters(), solver.CLIP_GRADIENTS.CLIP_VALUE)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

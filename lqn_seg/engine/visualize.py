@@ -48,20 +48,27 @@ def draw_images(
     """
     if len(chosen) < 2:
         raise InputError("--methods must name at least two methods, the last is compared")
-    overrides = [*overrides, "MODEL.LQN.METHODS", repr(tuple(chosen))]
+    # One image at a time: students beside it would be copies, and a user would wait for them.
+    one = ["MODEL.LQN.BATCH", "1"]
+    overrides = [*one, *overrides, "MODEL.LQN.METHODS", repr(tuple(chosen))]
     cfg = load_cfg(config_file, overrides, device)
     metadata = _metadata(cfg.DATASETS.TEST)
     thing_ids = metadata.thing_ids if metadata else frozenset()
     segmenter = build_segmenter(cfg, thing_ids, metadata.num_classes if metadata else None)
     categories = metadata.categories if metadata else _teacher_categories(segmenter)
     written = 0
+    names: set[str] = set()
     for file in files:
+        name = f"{file.stem}_panel.png"
+        if name in names:  # a.jpg and a.png, or the same name in two folders
+            name = f"{file.stem}_{len(names)}_panel.png"
+        names.add(name)
         try:
             image = read_image(file)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             continue
-        path = save_png(_panel(segmenter, image, categories), output / f"{file.stem}_panel.png")
+        path = save_png(_panel(segmenter, image, categories), output / name)
         written += 1
         print(f"picture: {path}")
     return written

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lqn_seg.core.fit import LQNConfig
+from lqn_seg.core.fit import LQNConfig, fitted_layers
 from lqn_seg.core.positions import ANCHOR
 from lqn_seg.core.sampling import positions_per_step
 from lqn_seg.core.student import StudentConfig
@@ -274,7 +274,12 @@ def readout_gmacs(
 
 
 def method_gmacs(
-    config: LQNConfig, teacher: EomtShape, *, windows: float = 1.0, literal: bool = False
+    config: LQNConfig,
+    teacher: EomtShape,
+    *,
+    windows: float = 1.0,
+    literal: bool = False,
+    query_rows: int = 0,
 ) -> dict[str, float]:
     """Cost per image of a method, by stage, in GMACs.
 
@@ -283,6 +288,7 @@ def method_gmacs(
         teacher: the EoMT.
         windows: windows per image (ADE20K at 512 px: about 1.83 on average; Cityscapes: 2).
         literal: count student passes as Table 4 states them instead of as we compute them.
+        query_rows: rows below the grid for the query tokens, where the student gives them too.
 
     Returns:
         `gmacs_teacher` (encoder), `gmacs_fit`, `gmacs_readout`, `gmacs_head`, `gmacs_total`, their
@@ -290,7 +296,7 @@ def method_gmacs(
         forward pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
     """
     parts = eomt_gmacs(teacher)
-    grid = (teacher.layers, *teacher.grid)
+    grid = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1])
     fit = readout = paper = 0.0
     if config.fit.variant != "teacher":
         fit = fit_gmacs(config, grid, teacher.width, literal)
@@ -321,15 +327,8 @@ def _deep_macs(config: StudentConfig, feature_dim: int) -> int:
 
 def _positions(config: LQNConfig, grid: tuple[int, int, int]) -> int:
     """Positions that one step visits; a fraction is of the fitted layers only."""
-    fitted = len(_fitted_layers(config, grid[0]))
+    fitted = len(fitted_layers(config.fit, grid[0]))
     return positions_per_step(config.fit.positions_per_step, (fitted, *grid[1:]))
-
-
-def _fitted_layers(config: LQNConfig, depth: int) -> set[int]:
-    layers = config.fit.layers
-    if layers is None:
-        return set(range(1, depth + 1))
-    return {depth} if layers == "last" else set(layers)
 
 
 def _readout_table_rows(config: LQNConfig, grid: tuple[int, int, int]) -> int:
@@ -337,7 +336,7 @@ def _readout_table_rows(config: LQNConfig, grid: tuple[int, int, int]) -> int:
     depth, rows, columns = grid
     source = config.fit.readout_source
     if source == "random":  # as many sources as addresses: all values of the fitted grid turn up
-        sizes = [rows, columns, len(_fitted_layers(config, depth) | {depth})]
+        sizes = [rows, columns, len({*fitted_layers(config.fit, depth), depth})]
     else:
         address = ANCHOR if source == "anchor" else source
         values: list[set[float]] = [set(range(1, rows + 1)), set(range(1, columns + 1)), {depth}]

@@ -128,10 +128,10 @@ class Segmenter:
         self.teacher, self.head, self.methods = teacher, head, dict(methods)
         self.thing_ids, self.config = thing_ids, config
         rows, columns = teacher.grid
-        self._query_rows = 0
+        self.query_rows = 0  # below the grid, where the student gives the query tokens too
         if config.queries == "student":
-            self._query_rows = math.ceil(teacher.num_queries / columns)
-        grid = (teacher.num_layers, rows + self._query_rows, columns)
+            self.query_rows = math.ceil(teacher.num_queries / columns)
+        grid = (teacher.num_layers, rows + self.query_rows, columns)
         self._fitters = {
             name: StudentFitter(method, grid, teacher.width, teacher.device)
             for name, method in self.methods.items()
@@ -257,15 +257,18 @@ class Segmenter:
             )
             own.fit_ms = clock.lap()
             answered = students.query_layer(self.teacher.num_layers)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             own.fallback = everywhere
             return own
         own.readout_ms = clock.lap()
-        own.fallback = ~students.finite.cpu()
-        keep = students.finite.to(field.device)[:, None, None]
+        finite = students.finite & answered.flatten(1).isfinite().all(1).cpu()
+        own.fallback = ~finite
+        keep = finite.to(field.device)[:, None, None]
         rows = self.teacher.grid[0]
         own.tokens = torch.where(keep[..., None], answered[:, :rows], own.tokens)
-        if self._query_rows:
+        if self.query_rows:
             queries = answered[:, rows:].flatten(1, 2)[:, : self.teacher.num_queries]
             own.queries = torch.where(keep, queries, own.queries)
         return own
@@ -276,7 +279,7 @@ class Segmenter:
         In layers before the queries enter, their rows hold the learned query embeddings; the last
         row is filled up by starting over.
         """
-        if not self._query_rows:
+        if not self.query_rows:
             return field
         layers, columns = self.teacher.num_layers, self.teacher.grid[1]
         passed = [
@@ -284,7 +287,7 @@ class Segmenter:
             for layer in range(1, layers + 1)
         ]
         queries = context.queries[:, passed]  # (B, L, Q, D)
-        cells = self._query_rows * columns
+        cells = self.query_rows * columns
         order = torch.arange(cells, device=field.device) % self.teacher.num_queries
         return torch.cat([field, queries[:, :, order].unflatten(2, (-1, columns))], 2)
 
@@ -327,6 +330,11 @@ class Segmenter:
                 mask_logits, class_logits, self.thing_ids, config.top_k
             )
         return Prediction(output, stats)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On a CPU torch has no class of its own for it.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class _Clock:

@@ -15,12 +15,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from lqn_seg.errors import InputError
 
+_BAD_CHECKPOINT = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -31,10 +41,13 @@ class EomtContext:
 
     prefix: (B, L + 1, P, D) CLS and register tokens after each layer; index 0 is the embedding.
     queries: (B, num_blocks + 1, Q, D) query tokens after each query layer; index 0 is as learned.
+    masks: attention mask that each query layer ran under, index 0 before any; None where it is off.
+        (A layer whose own mask is off keeps the one before it, as in transformers.)
     """
 
     prefix: Tensor
     queries: Tensor
+    masks: tuple[Tensor | None, ...]
 
     @property
     def last_queries(self) -> Tensor:
@@ -79,8 +92,8 @@ class EomtTeacher:
         if tuple(images.shape[-2:]) != self.image_size:
             got, want = "x".join(map(str, images.shape[-2:])), "x".join(map(str, self.image_size))
             raise InputError(f"the EoMT teacher takes images of {want} pixels, not {got}")
-        patches, prefix, queries = self._run(0, *self._embed(images))
-        return patches.unflatten(2, self.grid), EomtContext(prefix, queries)
+        patches, prefix, queries, masks = self._run(0, *self._embed(images), None)
+        return patches.unflatten(2, self.grid), EomtContext(prefix, queries, masks)
 
     @torch.no_grad()
     def resume(
@@ -103,13 +116,18 @@ class EomtTeacher:
             raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
         first_query_layer = self.num_layers - self.num_query_layers
         passed = max(layer - first_query_layer, 0)
-        patches, prefix, queries = self._run(
-            layer, tokens.flatten(1, 2), context.prefix[:, layer], context.queries[:, passed]
+        patches, prefix, queries, masks = self._run(
+            layer,
+            tokens.flatten(1, 2),
+            context.prefix[:, layer],
+            context.queries[:, passed],
+            context.masks[passed],
         )
         last = patches[:, -1].unflatten(1, self.grid) if layer < self.num_layers else tokens
         return last, EomtContext(
             torch.cat([context.prefix[:, : layer + 1], prefix[:, 1:]], 1),
             torch.cat([context.queries[:, : passed + 1], queries[:, 1:]], 1),
+            (*context.masks[: passed + 1], *masks[1:]),
         )
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,32 +137,32 @@ class EomtTeacher:
         return embedded[:, count:], embedded[:, :count], queries
 
     def _run(
-        self, layer: int, patches: Tensor, prefix: Tensor, queries: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, layer: int, patches: Tensor, prefix: Tensor, queries: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, ...]]:
         """Layers ``layer + 1`` to L on (B, N, D) patches, (B, P, D) prefix and (B, Q, D) queries.
 
-        Returns patches of the layers run (B, layers, N, D), prefix (B, 1 + layers, P, D) and
-        queries (B, 1 + query layers run, Q, D); the last two start with what came in.
+        Returns patches of the layers run (B, layers, N, D), prefix (B, 1 + layers, P, D), queries
+        (B, 1 + query layers run, Q, D) and as many masks; these three start with what came in.
         """
         first_query_layer = self.num_layers - self.num_query_layers
         sizes = [prefix.shape[1], patches.shape[1]]
         state = torch.cat([prefix, patches], 1)
         if layer > first_query_layer:
             state, sizes = torch.cat([queries, state], 1), [queries.shape[1], *sizes]
-        fields, prefixes, query_states = [], [prefix], [queries]
-        mask = None
+        fields, prefixes, query_states, masks = [], [prefix], [queries], [mask]
         for index in range(layer, self.num_layers):
             if index == first_query_layer:
                 state, sizes = torch.cat([queries, state], 1), [queries.shape[1], *sizes]
             if index >= first_query_layer:
                 mask = self._attention_mask(state, index - first_query_layer, mask)
+                masks.append(mask)
             state = self.model.layers[index](state, mask)
             *query_part, prefix_part, patch_part = state.split(sizes, 1)
             fields.append(patch_part)
             prefixes.append(prefix_part)
             query_states.extend(query_part)
         field = torch.stack(fields, 1) if fields else patches[:, None][:, :0]
-        return field, torch.stack(prefixes, 1), torch.stack(query_states, 1)
+        return field, torch.stack(prefixes, 1), torch.stack(query_states, 1), tuple(masks)
 
     def _attention_mask(self, state: Tensor, block: int, mask: Tensor | None) -> Tensor | None:
         """Additive mask (B, heads, N, N) of a query layer, or the previous one where it is off.
@@ -191,14 +209,18 @@ def load_eomt(weights: str, config: str = "", device: str | torch.device = "cpu"
         raise InputError(f"MODEL.LQN.TEACHER.WEIGHTS: {weights} holds no config.json")
     try:
         model, report = EomtForUniversalSegmentation.from_pretrained(
-            weights, output_loading_info=True
+            weights, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _BAD_CHECKPOINT as error:
+        how = (
+            "its config.json or weights are damaged or not those of an EoMT"
+            if path.is_dir()
+            else "it is not in the model hub's cache and could not be fetched; download it on a "
+            f"machine with internet by `hf download {weights}` and give the directory"
+        )
         raise InputError(
-            f"MODEL.LQN.TEACHER.WEIGHTS: {weights} could not be loaded as an EoMT checkpoint, "
-            f"neither as a local directory nor from the model hub or its cache "
-            f"({_first_line(error)}); download it on a machine with internet by "
-            f"`hf download {weights}` and give the directory"
+            f"MODEL.LQN.TEACHER.WEIGHTS: {weights} could not be loaded: {how} "
+            f"({_first_line(error)})"
         ) from error
     bad = {
         key: sorted(map(str, report[key])) for key in report if key != "error_msgs" and report[key]
@@ -218,9 +240,17 @@ def read_eomt_config(path: str) -> EomtConfig:
     if not Path(path).is_file():
         raise InputError(f"MODEL.LQN.TEACHER.CONFIG: there is no file {path or '(empty)'}")
     try:
-        return EomtConfig(**json.loads(Path(path).read_text()))
+        content = json.loads(Path(path).read_text())
+        unknown = sorted(set(content) - {*EomtConfig().to_dict(), "num_labels"})
+        if unknown:
+            raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} has the unknown key {unknown[0]!r}")
+        return EomtConfig(**content)
     except json.JSONDecodeError as error:
         raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} is not JSON ({error})") from error
+    except (TypeError, StrictDataclassError) as error:
+        raise InputError(
+            f"MODEL.LQN.TEACHER.CONFIG: {path} is no EomtConfig ({_first_line(error)})"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

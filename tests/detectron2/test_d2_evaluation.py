@@ -96,9 +96,12 @@ def test_their_evaluators_and_ours_agree_on_an_imperfect_prediction(cfg, tmp_pat
         assert 10 < ours[task][key] < 90  # neither nothing nor everything
 
 
-def test_both_engines_give_the_same_masks_and_numbers(cfg, config_file, tmp_path):
-    results, hashes = evaluate(str(config_file))
-    native = Evaluation(load_cfg(str(config_file)), get_dataset(NAME))
+@pytest.mark.parametrize("students", [1, 2])
+def test_both_engines_give_the_same_masks_and_numbers(cfg, config_file, tmp_path, students):
+    cfg.MODEL.LQN.BATCH = students
+    results, hashes = evaluate(str(config_file), ["MODEL.LQN.BATCH", str(students)])
+    native_cfg = load_cfg(str(config_file), ["MODEL.LQN.BATCH", str(students)])
+    native = Evaluation(native_cfg, get_dataset(NAME))
     native.run(progress=False)
     lines = {key: line["methods"]["lqn"] for key, line in native.files[CLEAN].lines.items()}
     assert hashes == {key: line["mask_hash"] for key, line in lines.items()}
@@ -106,6 +109,8 @@ def test_both_engines_give_the_same_masks_and_numbers(cfg, config_file, tmp_path
     metrics = native.metrics(CLEAN, "lqn")
     for task in ("panoptic_seg", "sem_seg", "segm"):
         assert results[task] == pytest.approx(metrics[task], abs=1e-3, nan_ok=True)
+    batches = LQNTrainer.build_test_loader(cfg, NAME)
+    assert [len(batch) for batch in batches] == {1: [1, 1, 1], 2: [2, 1]}[students]
     assert results["lqn"]["token_cos"] == pytest.approx(metrics["lqn"]["token_cos"], abs=1e-6)
 
     # The same again as a stock user does it, with Detectron2's loader and evaluators.

@@ -57,6 +57,8 @@ def test_a_recipe_keeps_the_students_sizes_and_nothing_else():
     assert literal.fit == PRESETS["paper"].fit
     assert literal.student.init == "normal"
     assert method_config(cfg, "apm@paper").fit == with_variant(PRESETS["paper"], "apm").fit
+    cfg.merge_from_list(["MODEL.LQN.FIT.PRECISION", "float32"])  # no part of the recipe
+    assert method_config(cfg, "lqn@paper").fit.precision == "float32"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
@@ -92,6 +94,16 @@ def test_beside_mask2former_in_either_order():
         (["MODEL.LQN.PRESET", "papr"], "did you mean 'paper'"),
         (["MODEL.LQN.FIT.STEPS", "-1"], "steps must not be negative"),
         (["MODEL.LQN.INFERENCE", "tiles"], "pad or windows"),
+        (["MODEL.LQN.FIT.STEPS", "abc"], r"MODEL\.LQN\.FIT\.STEPS must be of the kind of 250"),
+        (["MODEL.LQN.FIT.STEPS", "2.5"], r"FIT\.STEPS must be"),
+        (["MODEL.LQN.FIT.LEARNING_RATE", "nan"], r"FIT\.LEARNING_RATE must be"),
+        (["MODEL.LQN.FIT.LAYERS", "3"], r"FIT\.LAYERS must be"),
+        (["MODEL.LQN.STUDENT.WIDTHS", "256"], r"STUDENT\.WIDTHS must be"),
+        (["MODEL.LQN.FIT.OBJECTIVE", "entropy"], "needs a classifier"),
+        (["MODEL.LQN.EVAL.SEVERITY", "6"], "at least 1 and at most 5, not 6"),
+        (["MODEL.LQN.EVAL.CORRUPTIONS", "('frog',)"], "did you mean 'fog'"),
+        (["MODEL.LQN.EVAL.MAX_IMAGES", "-1"], "at least 0"),
+        (["MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES", "0"], "at least 1"),
         (["MODEL.LQN.BATCH"], "has no value"),
         (["MODEL.LQN.BATCH", "many"], "config"),
     ],
@@ -99,6 +111,31 @@ def test_beside_mask2former_in_either_order():
 def test_a_wrong_override_is_named(overrides, sentence, small_config):
     with pytest.raises(InputError, match=sentence):
         load_cfg(str(small_config), overrides)
+
+
+@pytest.mark.parametrize(
+    "key, value, got",
+    [
+        ("FIT.POSITIONS_PER_STEP", "0.05", 0.05),
+        ("FIT.POSITIONS_PER_STEP", "300", 300),
+        ("FIT.LAYERS", "(1, 2)", (1, 2)),
+        ("FIT.LAYERS", "last", "last"),
+        ("FIT.READOUT_SOURCE", "(2, 5, 8)", (2, 5, 8)),
+        ("FIT.ALPHA", "1", 1),
+    ],
+)
+def test_values_of_every_kind_arrive(key, value, got, small_config):
+    cfg = load_cfg(str(small_config), [f"MODEL.LQN.{key}", value])
+    assert getattr(lqn_config(cfg).fit, key.split(".")[1].lower()) == got
+
+
+def test_a_method_named_by_hand_replaces_the_files_methods(small_config):
+    assert list(methods(load_cfg(str(small_config), ["MODEL.LQN.METHOD", "apm"]))) == ["apm"]
+
+
+def test_the_seed_is_detectron2s(small_config):
+    assert segmentation_config(load_cfg(str(small_config))).seed == 0
+    assert segmentation_config(load_cfg(str(small_config), ["SEED", "7"])).seed == 7
 
 
 def test_a_wrong_file_is_named(tmp_path):

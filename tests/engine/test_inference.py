@@ -81,6 +81,29 @@ def test_without_resume_everything_is_done_again(cfg):
     assert not evaluation.files["clean"].lines
 
 
+def test_starting_afresh_leaves_nothing_of_another_run(cfg):
+    run(cfg)
+    cfg.MODEL.LQN.FIT.STEPS, cfg.MODEL.LQN.EVAL.CORRUPTIONS = 6, ()
+    run(cfg)
+    cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("contrast",)
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
+    assert len(evaluation.files["clean"].lines) == 5
+    assert not evaluation.files["contrast-3"].lines
+
+
+def test_lines_without_their_configuration_are_not_believed(cfg):
+    (run(cfg).folder / "run.json").unlink()
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
+    assert not evaluation.files["clean"].lines
+
+
+def test_an_unusable_output_folder_is_named(cfg, tmp_path):
+    (tmp_path / "file").write_text("")
+    cfg.OUTPUT_DIR = str(tmp_path / "file")
+    with pytest.raises(InputError, match=r"OUTPUT_DIR: cannot use"):
+        Evaluation(cfg, get_dataset("demo_panoptic_val"))
+
+
 def test_resuming_another_configuration_is_refused(cfg):
     run(cfg)
     cfg.MODEL.LQN.FIT.STEPS = 6

@@ -97,6 +97,22 @@ def test_a_resumed_training_is_the_uninterrupted_one(cfg, tmp_path, monkeypatch)
     assert made["iterations"] == 6 and made["images"] == 8 and made["seed"] == 0
 
 
+def test_a_checkpoint_of_another_recipe_is_refused(cfg):
+    TeacherTrainer(cfg).train()
+    cfg.SOLVER.BASE_LR *= 2
+    with pytest.raises(InputError, match="another configuration"):
+        TeacherTrainer(cfg).train(resume=True)
+    TeacherTrainer(cfg).checkpoint_path.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read"):
+        TeacherTrainer(cfg).train(resume=True)
+
+
+def test_a_random_seed_is_refused(cfg):
+    cfg.SEED = -1
+    with pytest.raises(InputError, match="SEED"):
+        TeacherTrainer(cfg)
+
+
 def test_the_loss_falls_and_the_finished_teacher_runs_unmasked(cfg, tmp_path):
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR = 40, 3e-3
     trainer = TeacherTrainer(cfg)

@@ -35,7 +35,7 @@ def build(masked: tuple[float, float] = (0.0, 0.0), **changes) -> EomtForUnivers
     return model
 
 
-@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0)])
 def test_field_and_head_reproduce_transformers_exactly(masked):
     model, images = build(masked), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_every_layer_is_that_layers_output():
     assert torch.equal(context.queries[:, 2], outputs[4][:, :6])
 
 
-@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
 @pytest.mark.parametrize("layer", range(6))
 def test_resume_reproduces_the_logits_from_every_layer(layer, masked):
     model, images = build(masked), torch.randn(2, 3, 32, 32)
@@ -130,6 +130,19 @@ def test_bad_input_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="could not be loaded"):
         load_eomt(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"hidden_size": "a"}', '{"bogus": 1}', "{"])
+def test_a_wrong_config_file_is_named(content, tmp_path):
+    path = tmp_path / "eomt.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"eomt\.json"):
+        load_eomt("", str(path))
+    build().save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "config.json").write_text(content)
+    if content != '{"bogus": 1}':  # transformers itself lets that pass; the shapes then differ
+        with pytest.raises(InputError, match="could not be loaded"):
+            load_eomt(str(tmp_path / "whole"))
 
 
 def test_a_truncated_weights_file_is_named(tmp_path):

@@ -34,6 +34,13 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tabulate"]
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+            "types-PyYAML",
+            "types-tabulate",
+        ]
     },
 )

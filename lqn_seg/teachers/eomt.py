@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from lqn_seg.errors import InputError
+from lqn_seg.teachers.base import Teacher
 
 _BAD_CHECKPOINT = (
     OSError,
@@ -55,7 +56,7 @@ class EomtContext:
         return self.queries[:, -1]
 
 
-class EomtTeacher:
+class EomtTeacher(Teacher[EomtContext]):
     """A frozen EoMT that hands out its tokens at every layer and can resume from any of them."""
 
     def __init__(self, model: EomtForUniversalSegmentation) -> None:

@@ -200,7 +200,15 @@ def load_eomt(weights: str, config: str = "", device: str | torch.device = "cpu"
         InputError: a file is missing, is no EoMT, or does not fit its config.
     """
     if not weights:
-        model = EomtForUniversalSegmentation(read_eomt_config(config))
+        try:
+            model = EomtForUniversalSegmentation(read_eomt_config(config))
+        except _BAD_CHECKPOINT as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"MODEL.LQN.TEACHER.CONFIG: no EoMT has the shape of {config} "
+                f"({_first_line(error)})"
+            ) from error
         nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
         return EomtTeacher(model.to(device))
     path = Path(weights)

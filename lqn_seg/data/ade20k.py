@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
-from lqn_seg.errors import InputError
+from lqn_seg.data.label_folders import load_label_folders
+from lqn_seg.data.metadata import Dataset
 
 # First name of each class, in the order of objectInfo150.txt; raw label = index + 1, 0 = other.
 ADE20K_CLASSES: tuple[str, ...] = (
@@ -45,52 +42,16 @@ def load_ade20k_sem_seg(name: str, root: Path) -> Dataset:
             255 = ignore) is used where it is, else the raw `annotations/validation`.
 
     Raises:
-        InputError: a folder is missing or empty, or (on `records()`) an image has no label map.
+        InputError: as `load_label_folders`.
     """
-    image_root = root / "images" / "validation"
     converted = root / "annotations_detectron2" / "validation"
     raw = root / "annotations" / "validation"
     label_root = converted if converted.is_dir() else raw
-    for folder in (image_root, label_root):
-        if not folder.is_dir():
-            raise InputError(f"folder {folder} of {name} does not exist: {HOW_TO_GET}")
-    metadata = Metadata(
-        name=name,
-        categories=tuple(Category(i, c, False) for i, c in enumerate(ADE20K_CLASSES)),
-        evaluator_type="sem_seg",
+    return load_label_folders(
+        name,
+        root / "images" / "validation",
+        label_root,
+        ADE20K_CLASSES,
         reduce_zero_label=label_root == raw,
-        image_root=str(image_root),
-        sem_seg_root=str(label_root),
+        how_to_get=HOW_TO_GET,
     )
-    return Dataset(metadata, partial(_records, name, image_root, label_root))
-
-
-def _records(name: str, image_root: Path, label_root: Path) -> list[Record]:
-    images = sorted(image_root.glob("*.jpg"))
-    if not images:
-        raise InputError(f"folder {image_root} of {name} holds no .jpg file: {HOW_TO_GET}")
-    records: list[Record] = []
-    for image in images:
-        label = label_root / f"{image.stem}.png"
-        if not label.is_file():
-            raise InputError(f"image {image.name} of {name} has no label map {label}")
-        width, height = _size(image)
-        records.append(
-            {
-                "file_name": str(image),
-                "image_id": image.stem,
-                "height": height,
-                "width": width,
-                "sem_seg_file_name": str(label),
-            }
-        )
-    return records
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header alone: a listing of 2000 images decodes none."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError):
-        raise InputError(f"file {path} is not an image that Pillow can read") from None

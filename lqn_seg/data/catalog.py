@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from lqn_seg.data.ade20k import HOW_TO_GET as HOW_TO_GET_ADE20K
 from lqn_seg.data.ade20k import load_ade20k_sem_seg
+from lqn_seg.data.camvid import CAMVID_SPLITS, load_camvid_sem_seg
+from lqn_seg.data.camvid import HOW_TO_GET as HOW_TO_GET_CAMVID
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.label_folders import check_classes, load_label_folders
 from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
 from lqn_seg.errors import InputError
 
@@ -23,11 +26,12 @@ __all__ = [
     "dataset_roots",
     "get_dataset",
     "register_coco_panoptic",
+    "register_label_folders",
 ]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-# name -> image folder, panoptic folder, panoptic JSON
-_registered: dict[str, tuple[str, str, str]] = {}
+# name -> the reader of its layout, and what that reader wants beside the name
+_registered: dict[str, tuple[Callable[..., Dataset], tuple[object, ...]]] = {}
 
 
 def dataset_roots(root: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -54,7 +58,8 @@ def get_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Datase
         InputError: the name is unknown, or the data set's files are missing or malformed.
     """
     if name in _registered:
-        return load_coco_panoptic(name, *_registered[name])
+        load, arguments = _registered[name]
+        return load(name, *arguments)
     if name in _BUILTIN:
         return _BUILTIN[name](name, root)
     names = dataset_names()
@@ -82,9 +87,43 @@ def register_coco_panoptic(
         InputError: the name is taken by another data set.
     """
     files = (os.fspath(image_dir), os.fspath(panoptic_dir), os.fspath(panoptic_json))
-    if name in _BUILTIN or _registered.get(name, files) != files:
+    _register(name, load_coco_panoptic, files)
+
+
+def register_label_folders(
+    name: str,
+    image_dir: str | os.PathLike[str],
+    label_dir: str | os.PathLike[str],
+    classes: Sequence[str],
+    ignore_label: int = 255,
+    prefixes: Sequence[str] = (),
+) -> None:
+    """Make image and label folders of one's own, for semantic segmentation, known under a name.
+
+    The labels of `image_dir/x.jpg` (or .jpeg, .png) are `label_dir/x.png`: one channel of the
+    image's size that holds indices into `classes`. Nothing is read until `get_dataset(name)`.
+    Registering the same name with the same arguments again is allowed.
+
+    Args:
+        name: what `DATASETS.TRAIN` or `DATASETS.TEST` calls it.
+        classes: class names; a name's place is its label.
+        ignore_label: the label of pixels that count neither in training nor in a score.
+        prefixes: take only images whose file name starts with one of these, so that several data
+            sets can share a folder; () takes all.
+
+    Raises:
+        InputError: the name is taken by another data set, `classes` is empty or names one twice, or
+            `ignore_label` is one of the classes'.
+    """
+    check_classes(name, classes, ignore_label)
+    folders = (os.fspath(image_dir), os.fspath(label_dir))
+    _register(name, load_label_folders, (*folders, tuple(classes), ignore_label, tuple(prefixes)))
+
+
+def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, ...]) -> None:
+    if name in _BUILTIN or _registered.get(name, (load, arguments)) != (load, arguments):
         raise InputError(f"the data set name {name!r} is already taken")
-    _registered[name] = files
+    _registered[name] = load, arguments
 
 
 def _demo(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
@@ -104,9 +143,23 @@ def _ade20k(name: str, root: str | os.PathLike[str] | None) -> Dataset:
     return load_ade20k_sem_seg(name, found / folder)
 
 
-def _find(name: str, file: Path, how_to_get: str, root: str | os.PathLike[str] | None) -> Path:
-    """The first folder of `dataset_roots` that holds `file`."""
-    roots = dataset_roots(root)
+def _camvid(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    # The folder of real photographs goes first: they are never part of the repository.
+    real = os.environ.get("LQN_SEG_REAL_DATA")
+    first = [Path(real)] if real and root is None else []
+    found = _find(name, Path("camvid", "images"), HOW_TO_GET_CAMVID, root, first)
+    return load_camvid_sem_seg(name, split, found / "camvid")
+
+
+def _find(
+    name: str,
+    file: Path,
+    how_to_get: str,
+    root: str | os.PathLike[str] | None,
+    first: Sequence[Path] = (),
+) -> Path:
+    """The first folder of `first` and `dataset_roots` that holds `file`."""
+    roots = [*first, *dataset_roots(root)]
     for folder in roots:
         if (folder / file).exists():
             return folder
@@ -119,4 +172,5 @@ _BUILTIN: dict[str, Callable[[str, str | os.PathLike[str] | None], Dataset]] = {
     "demo_panoptic_val": partial(_demo, "val"),
     "demo_panoptic_train": partial(_demo, "train"),
     "ade20k_sem_seg_val": _ade20k,
+    **{f"camvid_sem_seg_{split}": partial(_camvid, split) for split in CAMVID_SPLITS},
 }

@@ -21,6 +21,7 @@ from fvcore.common.config import CfgNode
 
 from lqn_seg.core.fit import VARIANTS, FitConfig, LQNConfig, nearest, preset, with_variant
 from lqn_seg.core.student import StudentConfig
+from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
@@ -84,6 +85,12 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "BACKBONE": {"OUT_FEATURES": ()},
             "STUDENT": _nones(StudentConfig, _BY_VARIANT["student"]),
             "FIT": _nones(FitConfig, _BY_VARIANT["fit"]),
+            # Training of a teacher: AugmentationConfig, and the weight of a per-pixel
+            # cross-entropy on its last patch tokens (0: off).
+            "TRAIN": {
+                **{f.name.upper(): f.default for f in dataclasses.fields(AugmentationConfig)},
+                "PIXEL_LOSS_WEIGHT": 0.0,
+            },
             "EVAL": {
                 "CORRUPTIONS": (),
                 "SEVERITY": 3,
@@ -208,6 +215,17 @@ def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
     )
 
 
+def augmentation_config(cfg: CfgNode) -> AugmentationConfig:
+    """How a configuration varies its training images.
+
+    Raises:
+        InputError: a value under ``MODEL.LQN.TRAIN`` is out of range; its key is named.
+    """
+    train = cfg.MODEL.LQN.TRAIN
+    names = [field.name for field in dataclasses.fields(AugmentationConfig)]
+    return AugmentationConfig(**{name: train[name.upper()] for name in names})
+
+
 def load_cfg(path: str, overrides: Sequence[str] = (), device: str = "") -> CfgNode:
     """Read a YAML file (``_BASE_`` included) into :func:`get_cfg`, then ``KEY VALUE`` overrides.
 
@@ -259,6 +277,10 @@ def check_cfg(cfg: CfgNode) -> None:
                 "head is not: it is there for lqn_seg.core.fit alone"
             )
     segmentation_config(cfg)
+    augmentation_config(cfg)
+    weight = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT
+    if not 0 <= weight < math.inf:
+        raise InputError(f"MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT must be at least 0, not {weight}")
     evaluation = cfg.MODEL.LQN.EVAL
     for name in evaluation.CORRUPTIONS:
         nearest(name, CORRUPTIONS, "corruption in MODEL.LQN.EVAL.CORRUPTIONS")
@@ -319,6 +341,7 @@ def resolve_device(name: str, asked: bool = True) -> str:
 __all__ = [
     "VARIANTS",
     "add_lqn_config",
+    "augmentation_config",
     "get_cfg",
     "load_cfg",
     "lqn_config",

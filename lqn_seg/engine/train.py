@@ -12,7 +12,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from transformers import EomtForUniversalSegmentation
 
-from lqn_seg.data.catalog import Dataset, get_dataset
-from lqn_seg.data.images import read_image
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.build import find_local
+from lqn_seg.engine.config import augmentation_config, get_cfg
+from lqn_seg.engine.pixel_classifier import PixelClassifier
+from lqn_seg.engine.training_images import TrainingImages, pixel_labels
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, read_eomt_config
+from lqn_seg.teachers.eomt import read_eomt_config
 
 # The annealing of block k of n runs over this part of the training, one block after the other.
 ANNEALING_START, ANNEALING_END = 0.15, 0.75
@@ -47,56 +49,6 @@ class TrainingState:
     loss_last_100: float
     minutes: float
     torch: str
-
-
-class TrainingImages:
-    """Images and segment masks of a panoptic data set, decoded once and kept as uint8."""
-
-    def __init__(self, dataset: Dataset, size: tuple[int, int]) -> None:
-        self.metadata = dataset.metadata
-        self.records = dataset.records()
-        self.size = size
-        self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (h, w, 3) uint8 and segment indices (h, w) uint8, 255 where nothing is labelled."""
-        if index not in self._decoded:
-            record = self.records[index]
-            image = read_image(record["file_name"])
-            if image.shape[:2] != self.size:
-                raise InputError(
-                    f"{record['file_name']} is {image.shape[0]}x{image.shape[1]} pixels; the "
-                    f"teacher is trained at {self.size[0]}x{self.size[1]}"
-                )
-            ids = self.metadata.read_panoptic(record)
-            index_map = np.full(ids.shape, 255, np.uint8)
-            for position, info in enumerate(record["segments_info"]):
-                index_map[ids == info["id"]] = position
-            self._decoded[index] = image, index_map
-        return self._decoded[index]
-
-    def batch(self, indices: Sequence[int], flips: Sequence[bool]) -> dict[str, Any]:
-        """``pixel_values`` (B, 3, h, w), and lists of masks (N, h, w) and classes (N,)."""
-        mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-        pixels, masks, classes = [], [], []
-        for index, flip in zip(indices, flips):
-            image, index_map = self.read(index)
-            if flip:
-                image, index_map = image[:, ::-1], index_map[:, ::-1]
-            pixels.append(((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1))
-            segments = self.records[index]["segments_info"]
-            masks.append(
-                torch.from_numpy(index_map == np.arange(len(segments))[:, None, None]).float()
-            )
-            classes.append(torch.tensor([info["category_id"] for info in segments]))
-        return {
-            "pixel_values": torch.from_numpy(np.stack(pixels)),
-            "mask_labels": masks,
-            "class_labels": classes,
-        }
 
 
 def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -137,16 +89,16 @@ def sine_cosine_grid(rows: int, columns: int, width: int) -> Tensor:
 
 
 def build_optimizers(
-    model: nn.Module, learning_rate: float, weight_decay: float
+    model: nn.Module, learning_rate: float, weight_decay: float, others: Iterable[nn.Module] = ()
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for everything else.
+    """Muon for the matrices inside the layers, AdamW for everything else and for ``others``.
 
     Muon's step is an orthogonal matrix, so its rate is on another scale: 20 times AdamW's. It
     reaches the same loss in about half the steps here, which on a CPU is what counts.
     """
     matrices = [p for name, p in model.named_parameters() if "layers." in name and p.ndim == 2]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = [p for module in (model, *others) for p in module.parameters() if id(p) not in chosen]
     return [
         torch.optim.Muon(matrices, lr=20 * learning_rate, weight_decay=weight_decay),
         torch.optim.AdamW(rest, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98)),
@@ -158,7 +110,7 @@ class TeacherTrainer:
 
     def __init__(self, cfg: CfgNode) -> None:
         if len(cfg.DATASETS.TRAIN) != 1:
-            raise InputError("DATASETS.TRAIN must name exactly one panoptic data set")
+            raise InputError("DATASETS.TRAIN must name exactly one data set")
         if cfg.SEED < 0:
             raise InputError("SEED must be given and not negative: training is reproducible")
         self.cfg = cfg
@@ -177,8 +129,16 @@ class TeacherTrainer:
         # Depth-wise convolutions run several times faster in this layout on a CPU.
         self.model.upscale_block.to(memory_format=torch.channels_last)
         self.model.to(cfg.MODEL.DEVICE)
-        self.images = TrainingImages(dataset, (config.image_size, config.image_size))
-        self.optimizers = build_optimizers(self.model, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY)
+        self.augmentation = augmentation_config(cfg)
+        size = (config.image_size, config.image_size)
+        self.images = TrainingImages(dataset, size, self.augmentation)
+        self.pixel_weight: float = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT
+        self.auxiliary = nn.ModuleList()  # trained and kept in checkpoints, but never exported
+        if self.pixel_weight:
+            self.auxiliary.append(PixelClassifier(self.model).to(cfg.MODEL.DEVICE))
+        self.optimizers = build_optimizers(
+            self.model, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, self.auxiliary
+        )
         self.base_rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.iteration = 0
         self.seconds = 0.0
@@ -186,8 +146,10 @@ class TeacherTrainer:
 
     def recipe(self) -> str:
         """What two runs must share for one to go on from the other's checkpoint."""
-        cfg = self.cfg
-        return repr((cfg.SEED, cfg.DATASETS.TRAIN, cfg.SOLVER, self.model.config.to_json_string()))
+        cfg, train = self.cfg, self.cfg.MODEL.LQN.TRAIN
+        shared = (cfg.SEED, cfg.DATASETS.TRAIN, cfg.SOLVER, self.model.config.to_json_string())
+        # Left out at its defaults: checkpoints from before there was such a key go on.
+        return repr(shared if train == get_cfg().MODEL.LQN.TRAIN else (*shared, train))
 
     @property
     def checkpoint_path(self) -> Path:
@@ -197,6 +159,7 @@ class TeacherTrainer:
         """Write the whole training state; a kill in the middle leaves the previous one."""
         state = {
             "model": self.model.state_dict(),
+            "auxiliary": self.auxiliary.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "iteration": self.iteration,
             "seconds": self.seconds,
@@ -221,6 +184,7 @@ class TeacherTrainer:
                 "OUTPUT_DIR, or leave --resume out to start again"
             )
         self.model.load_state_dict(state["model"])
+        self.auxiliary.load_state_dict(state.get("auxiliary", {}))
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         self.iteration, self.seconds = state["iteration"], state["seconds"]
@@ -233,7 +197,8 @@ class TeacherTrainer:
         for position in range(iteration * size, (iteration + 1) * size):
             epoch, offset = divmod(position, total)
             indices.append(int(self._shuffle(epoch)[offset]))
-        flips = np.random.default_rng([self.cfg.SEED, 1, iteration]).random(size) < 0.5
+        draws = np.random.default_rng([self.cfg.SEED, 1, iteration]).random(size)
+        flips = draws < self.augmentation.flip
         return indices, flips.tolist()
 
     def _shuffle(self, epoch: int) -> np.ndarray:
@@ -242,6 +207,16 @@ class TeacherTrainer:
             rng = np.random.default_rng([self.cfg.SEED, 0, epoch])
             self._shuffled = cached = epoch, rng.permutation(len(self.images))
         return cached[1]
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Set-prediction loss of a batch, and the weighted per-pixel one where it is asked for."""
+        output = self.model(**batch)
+        loss = output.loss
+        if self.pixel_weight:
+            labels = pixel_labels(batch["mask_labels"], batch["class_labels"])
+            for classifier in self.auxiliary:
+                loss = loss + self.pixel_weight * classifier(output.last_hidden_state, labels)
+        return loss
 
     def step(self) -> float:
         """One iteration; returns its loss."""
@@ -253,15 +228,17 @@ class TeacherTrainer:
         blocks = self.model.config.num_blocks
         probabilities = annealed_mask_probabilities(progress, blocks)
         self.model.attn_mask_probs.copy_(torch.tensor(probabilities))
-        batch = self.images.batch(*self.batch_indices(self.iteration))
+        seed = (self.cfg.SEED, 2, self.iteration)
+        batch = self.images.batch(*self.batch_indices(self.iteration), seed)
         # The matching and the point sampling draw random numbers: keyed, so a resume repeats them.
         torch.manual_seed(self.cfg.SEED * 1_000_003 + self.iteration)
         device = self.model.device
         with torch.autocast(device.type, torch.bfloat16, enabled=solver.AMP.ENABLED):
-            loss = self.model(**_to_device(batch, device)).loss
+            loss = self.loss(_to_device(batch, device))
         loss.backward()
         if solver.CLIP_GRADIENTS.ENABLED:
-            nn.utils.clip_grad_norm_(self.model.parameters(), solver.CLIP_GRADIENTS.CLIP_VALUE)
+            trained = [*self.model.parameters(), *self.auxiliary.parameters()]
+            nn.utils.clip_grad_norm_(trained, solver.CLIP_GRADIENTS.CLIP_VALUE)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -153,7 +153,7 @@ def test_registered_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(InputError, match="'demo_panoptik_val': did you mean demo_panoptic_val"):
         get_dataset("demo_panoptik_val")
-    with pytest.raises(InputError, match="did you mean ade20k_sem_seg_val or demo_panoptic_train"):
+    with pytest.raises(InputError, match="did you mean ade20k_sem_seg_val or camvid_sem_seg_"):
         get_dataset("§")
 
 

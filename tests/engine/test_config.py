@@ -8,8 +8,10 @@ import pytest
 from fvcore.common.config import CfgNode
 
 from lqn_seg.core.fit import PRESETS, VARIANTS, with_variant
+from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.engine.config import (
     add_lqn_config,
+    augmentation_config,
     get_cfg,
     load_cfg,
     lqn_config,
@@ -149,3 +151,29 @@ def test_a_wrong_file_is_named(tmp_path):
         load_cfg(str(tmp_path / "b.yaml"))
     with pytest.raises(InputError, match="auto, cpu, cuda or mps"):
         load_cfg(str(CONFIGS / "demo_lqn.yaml"), device="gpu")
+
+
+@pytest.mark.parametrize(
+    "key, value, sentence",
+    [
+        ("CROPP", "True", r"no key MODEL\.LQN\.TRAIN\.CROPP; did you mean MODEL\.LQN\.TRAIN\.CROP"),
+        ("CROP", "1.0", r"MODEL\.LQN\.TRAIN\.CROP"),
+        ("SCALE", "(1.5, 0.5)", r"MODEL\.LQN\.TRAIN\.SCALE must be \(least, most\)"),
+        ("HUE", "0.7", r"MODEL\.LQN\.TRAIN\.HUE must be at least 0 and at most 0\.5, not 0\.7"),
+        ("PIXEL_LOSS_WEIGHT", "-1.0", r"PIXEL_LOSS_WEIGHT must be at least 0, not -1\.0"),
+        ("PIXEL_LOSS_WEIGHT", "much", r"MODEL\.LQN\.TRAIN\.PIXEL_LOSS_WEIGHT"),
+    ],
+)
+def test_training_keys_are_checked_when_they_are_read(key, value, sentence):
+    with pytest.raises(InputError, match=sentence) as error:
+        load_cfg(
+            str(CONFIGS / "camvid_teacher.yaml"), [f"MODEL.LQN.TRAIN.{key}", value], device="cpu"
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_training_is_a_flip_and_nothing_else_by_default():
+    assert augmentation_config(get_cfg()) == AugmentationConfig() == AugmentationConfig(flip=0.5)
+    assert not AugmentationConfig().crop and get_cfg().MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT == 0
+    changed = load_cfg(str(CONFIGS / "camvid_teacher.yaml"), device="cpu")
+    assert augmentation_config(changed).crop and augmentation_config(changed).hue == 0.05

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lqn_seg.engine.config import load_cfg
+from lqn_seg.engine.pixel_classifier import PixelClassifier
 from lqn_seg.engine.train import (
     TeacherTrainer,
     annealed_mask_probabilities,
@@ -72,7 +75,21 @@ def test_position_embeddings_start_as_sines_and_cosines():
     assert grid[row * 5 + column, 8 + 4 + 1] == pytest.approx(math.cos(column * frequency))
 
 
-def test_a_resumed_training_is_the_uninterrupted_one(cfg, tmp_path, monkeypatch):
+@pytest.fixture
+def augmented(cfg):
+    """The same on crops of another size than the scenes', with colours and the per-pixel loss."""
+    path = Path(cfg.MODEL.LQN.TEACHER.CONFIG)
+    path.write_text(path.read_text().replace('"image_size": 96', '"image_size": 64'))
+    train = ["CROP", True, "SCALE", (0.5, 1.5), "BRIGHTNESS", 0.5, "HUE", 0.1]
+    train += ["PIXEL_LOSS_WEIGHT", 2.0]
+    for key, value in zip(train[::2], train[1::2]):
+        cfg.MODEL.LQN.TRAIN[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize("which", ["cfg", "augmented"])
+def test_a_resumed_training_is_the_uninterrupted_one(which, request, tmp_path, monkeypatch):
+    cfg = request.getfixturevalue(which)
     cfg.OUTPUT_DIR = str(tmp_path / "whole")
     whole = TeacherTrainer(cfg).train()
     cfg.OUTPUT_DIR = str(tmp_path / "parts")
@@ -90,8 +107,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(cfg, tmp_path, monkeypatch)
         first.train()
     monkeypatch.setattr(TeacherTrainer, "step", original)
     parts = TeacherTrainer(cfg).train(resume=True)
-    images = torch.randn(1, 3, 96, 96)
     a, b = load_eomt(str(whole)), load_eomt(str(parts))
+    images = torch.randn(1, 3, *a.image_size)
     assert torch.equal(a.encode(images)[0], b.encode(images)[0])
     made = json.loads((parts / "training.json").read_text())
     assert made["iterations"] == 6 and made["images"] == 8 and made["seed"] == 0
@@ -99,6 +116,10 @@ def test_a_resumed_training_is_the_uninterrupted_one(cfg, tmp_path, monkeypatch)
 
 def test_a_checkpoint_of_another_recipe_is_refused(cfg):
     TeacherTrainer(cfg).train()
+    cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT = 1.0
+    with pytest.raises(InputError, match="another configuration"):
+        TeacherTrainer(cfg).train(resume=True)
+    cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT = 0.0
     cfg.SOLVER.BASE_LR *= 2
     with pytest.raises(InputError, match="another configuration"):
         TeacherTrainer(cfg).train(resume=True)
@@ -143,3 +164,53 @@ def test_images_of_another_size_are_named(cfg, tmp_path):
     path.write_text(path.read_text().replace('"image_size": 96', '"image_size": 64'))
     with pytest.raises(InputError, match=r"\.png is 96x96 pixels; .* 64x64"):
         TeacherTrainer(cfg).step()
+
+
+def test_the_pixel_loss_is_cross_entropy_of_the_upsampled_logits(cfg):
+    model = TeacherTrainer(cfg).model
+    classifier = PixelClassifier(model)
+    first, (rows, columns) = classifier.first_patch, classifier.grid
+    tokens = torch.randn(2, first + rows * columns, 16)
+    labels = torch.randint(-1, 13, (2, 96, 96))
+    logits = classifier.linear(tokens[:, first:]).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+    # Upsampling from the middle of one patch to the next, at the middle of every pixel.
+    position = ((torch.arange(96) + 0.5) / 16 - 0.5).clamp(0, 5)
+    low = position.floor().long().clamp(max=4)
+    matrix = torch.zeros(96, 6)
+    matrix[torch.arange(96), low] = 1 - (position - low)
+    matrix[torch.arange(96), low + 1] += position - low
+    pixels = matrix @ logits @ matrix.T
+    chances = pixels.log_softmax(1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    expected = -chances[labels >= 0].mean()
+    torch.testing.assert_close(classifier(tokens, labels), expected)
+    assert classifier(tokens, torch.full_like(labels, -1)) == 0
+
+
+def test_the_pixel_loss_reaches_the_layers_and_is_not_exported(augmented):
+    trainer = TeacherTrainer(augmented)
+    batch = trainer.images.batch([0, 1], [False, True], (0,))
+    torch.manual_seed(0)
+    both = trainer.loss(batch)
+    trainer.pixel_weight = 0.0
+    torch.manual_seed(0)
+    (both - trainer.loss(batch)).backward()  # the per-pixel part alone
+    assert trainer.model.layers[0].mlp.fc1.weight.grad.abs().max() > 1e-6
+    weight = trainer.auxiliary[0].linear.weight
+    assert weight.grad.abs().max() > 1e-3
+    before = weight.detach().clone()
+    trainer = TeacherTrainer(augmented)
+    folder = trainer.train()
+    assert not trainer.auxiliary[0].linear.weight.equal(before)
+    saved = torch.load(trainer.checkpoint_path, weights_only=True)["auxiliary"]
+    assert saved["0.linear.weight"].equal(trainer.auxiliary[0].linear.weight)
+    assert set(load_file(folder / "model.safetensors")) == set(trainer.model.state_dict())
+
+
+def test_a_crop_without_any_label_can_be_trained_on(augmented):
+    trainer = TeacherTrainer(augmented)
+    batch = trainer.images.batch([0, 1], [False, True], (0,))
+    batch["mask_labels"][1] = batch["mask_labels"][1][:0]
+    batch["class_labels"][1] = batch["class_labels"][1][:0]
+    trainer.loss(batch).backward()
+    norms = [p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]
+    assert torch.stack(norms).isfinite().all()

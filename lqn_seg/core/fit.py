@@ -21,6 +21,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
 from lqn_seg.core.positions import ANCHOR, grid_positions, grid_rows, grid_table, tabulate
@@ -32,7 +33,9 @@ from lqn_seg.errors import InputError
 Grid = tuple[int, int, int]
 Classify = Callable[[Tensor], Tensor]
 
-VARIANTS = ("lqn", "lqn-src", "apm", "teacher")
+# What stands in for a student as a control: nothing, a kernel smoother, kernel ridge regression.
+CONTROLS = ("restore", "kernel", "ridge")
+VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
 ALIASES = {"two-word": "lqn"}
 
 # Rows whose addresses are drawn at one go, and floats of hidden layer a query may hold at one go.
@@ -48,8 +51,8 @@ class FitConfig:
 
     Attributes:
         variant: "lqn" (both losses), "lqn-src" (no source, no recirculation), "apm" (last layer
-            only, 2-D positions, no source) or "teacher" (no student at all). Change it by
-            `with_variant`, which sets the student's inputs to match.
+            only, 2-D positions, no source), "teacher" (no student at all) or one of `CONTROLS`.
+            Change it by `with_variant`, which sets the student's inputs to match.
         steps: N Adam updates.
         learning_rate, betas, eps: Adam's.
         alpha: weight of the recirculation loss.
@@ -97,8 +100,29 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class AdaptConfig:
+    """What happens before the fit and after it; the defaults are the paper's: nothing.
+
+    Attributes:
+        restore: pull the teacher's tokens into the range of its clean images while it runs
+            (`lqn_seg.core.gauge`), where the teacher has been calibrated.
+        blend: share of the student's answer in the last layer's tokens, the rest being the
+            teacher's own.
+        gauged: multiply `blend` by how damaged the image looks (0..1); 0 without a calibration.
+    """
+
+    restore: bool = False
+    blend: float = 1.0
+    gauged: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.blend <= 1:
+            raise InputError(f"blend must be in 0..1, got {self.blend}")
+
+
+@dataclass(frozen=True)
 class LQNConfig:
-    """A student and how it is fitted.
+    """A student, how it is fitted, and what is done with its answer.
 
     Raises:
         InputError: the student's inputs are not those of the variant (`with_variant` sets both).
@@ -106,6 +130,7 @@ class LQNConfig:
 
     student: StudentConfig = field(default_factory=StudentConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
         variant = self.fit.variant
@@ -137,7 +162,7 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
     if config.fit.variant == "apm" and name != "apm":
         layers = None
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
-    return LQNConfig(student, replace(config.fit, variant=name, layers=layers))
+    return LQNConfig(student, replace(config.fit, variant=name, layers=layers), config.adapt)
 
 
 _SLIM = StudentConfig(widths=(4096, 2048, 1024))
@@ -148,10 +173,17 @@ PRESETS: dict[str, LQNConfig] = {
     # The same without the two 4096 x 4096 layers: about the 25 M parameters the text speaks of.
     "slim": LQNConfig(student=_SLIM),
     # A recipe whose student learns its image: standardised targets, He initialisation, larger and
-    # more steps.
-    "default": LQNConfig(
+    # more steps. It becomes the teacher again, and so gains nothing.
+    "distill": LQNConfig(
         student=replace(_SLIM, init="he"),
         fit=FitConfig(steps=250, learning_rate=1e-3, target_norm="layer"),
+    ),
+    # The one to switch on: the teacher's statistics restored, and a student of the last layer,
+    # guided by an early one, that is stopped early and heard as far as the image looks damaged.
+    "default": LQNConfig(
+        student=StudentConfig(widths=(1024, 1024), init="he", guide=0.125),
+        fit=FitConfig(steps=60, learning_rate=1e-3, target_norm="layer", layers="last"),
+        adapt=AdaptConfig(restore=True, blend=0.5, gauged=True),
     ),
 }
 
@@ -257,6 +289,37 @@ class _Targets:
         return torch.addcmul(between(self.mean), tokens, between(self.deviation))
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What B students read beside addresses.
+
+    Attributes:
+        patches: of the images, (B, h/s * w/s, 3 s s).
+        guide: (B, H, W, D) tokens of the guiding layer, or None.
+    """
+
+    patches: Tensor
+    guide: Tensor | None
+
+    @property
+    def guide_rows(self) -> Tensor | None:
+        """(B, H * W, D), one row per position of the grid."""
+        return None if self.guide is None else self.guide.flatten(1, 2)
+
+    def guide_at(self, positions: Tensor) -> Tensor | None:
+        """(B, Q, D) guide at (Q, 3) or (B, Q, 3) addresses, bilinear in between."""
+        if self.guide is None:
+            return None
+        height, width = self.guide.shape[1:3]
+        size = positions.new_tensor([width, height])
+        where = (2 * positions[..., :2].flip(-1) - 1) / size - 1  # grid_sample's x, y in -1..1
+        where = where.expand(len(self.guide), -1, 2)[:, None]
+        sampled = F.grid_sample(
+            self.guide.movedim(3, 1), where, padding_mode="border", align_corners=False
+        )
+        return sampled.squeeze(2).mT.contiguous()
+
+
 class StudentFitter:
     """Fits students to token fields of one shape; owns their storage.
 
@@ -277,8 +340,10 @@ class StudentFitter:
         feature_dim: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        if config.fit.variant == "teacher":
-            raise InputError("variant 'teacher' has no student, so there is nothing to fit")
+        if config.fit.variant in ("teacher", *CONTROLS):
+            raise InputError(
+                f"variant {config.fit.variant!r} has no student, so there is nothing to fit"
+            )
         self.config, self.grid, self.feature_dim = config, grid, feature_dim
         self.device = torch.device(device)
         self.layers = fitted_layers(config.fit, grid[0])
@@ -329,13 +394,13 @@ class StudentFitter:
         with torch.no_grad():
             targets = self._targets(fields)
             images = images.to(self.device, torch.float32)
-            patches = image_patches(images, self.config.student.stride)
+            inputs = _Inputs(image_patches(images, self.config.student.stride), self._guide(fields))
         with torch.enable_grad(), self.own_precision():
-            curve = self._train(students, adam, random, patches, targets, classify)
+            curve = self._train(students, adam, random, inputs, targets, classify)
         finite = torch.isfinite(curve).all(dim=1) & torch.isfinite(students.parameters.sum(dim=1))
         finite = finite.cpu()
         timing = {"reset": 1e3 * (reset - start), "fit": 1e3 * (self._now() - reset)}
-        return FittedStudents(self, students, random, patches, targets, curve, finite, timing)
+        return FittedStudents(self, students, random, inputs, targets, curve, finite, timing)
 
     def _check(
         self, images: Tensor, fields: Tensor, keys: Sequence[RandomKey], classify: Classify | None
@@ -380,12 +445,17 @@ class StudentFitter:
         tokens = (tokens - mean).div_(deviation)
         return _Targets(layers, tokens.flatten(0, 2), mean.squeeze(2), deviation.squeeze(2))
 
+    def _guide(self, fields: Tensor) -> Tensor | None:
+        """(B, H, W, D) tokens of the guiding layer, standardised over positions; None without."""
+        share = self.config.student.guide
+        return guiding_tokens(fields.to(self.device), share) if share else None
+
     def _train(
         self,
         students: Students,
         adam: Adam,
         random: CounterRandom,
-        patches: Tensor,
+        inputs: _Inputs,
         targets: _Targets,
         classify: Classify | None,
     ) -> Tensor:
@@ -394,7 +464,8 @@ class StudentFitter:
         curve = torch.zeros(config.steps, len(random), device=self.device)
         loss_scale = curve.new_full((len(random),), _INITIAL_LOSS_SCALE)
         for step, rows, destinations, chosen in self._schedule(students, random, targets):
-            tokens = students(patches, self._table, rows)  # (B, passes * n, D)
+            # (B, passes * n, D)
+            tokens = students(inputs.patches, self._table, rows, inputs.guide_rows)
             from_anchor, *from_sources = tokens.unflatten(1, (-1, n)).unbind(1)
             if classify is None:
                 target = targets.tokens.index_select(0, chosen).view_as(from_anchor)
@@ -445,6 +516,10 @@ class StudentFitter:
         """(S, B, passes * n, .) input rows; the passes of a step share its destinations."""
         grid, axes = self.grid, self.config.student.axes
         source = None
+        guide = None
+        if self.config.student.guide:
+            guide = (destination[..., :1] - 1) * grid[2] + destination[..., 1:2] - 1
+            guide = guide.repeat(1, 1, self.passes, 1)
         if self.config.student.source:
             source = torch.zeros_like(destination)  # Src0, the anchor
             if self.passes == 3:
@@ -452,7 +527,7 @@ class StudentFitter:
                 source = torch.cat((source, *drawn), dim=2)
                 destination = destination.repeat(1, 1, 3, 1)
             source = grid_rows(source, grid, axes)
-        rows = students.rows(self._table, source, grid_rows(destination, grid, axes))
+        rows = students.rows(self._table, source, grid_rows(destination, grid, axes), guide)
         return rows.transpose(0, 1).contiguous()
 
     @property
@@ -484,14 +559,14 @@ class FittedStudents:
         fitter: StudentFitter,
         students: Students,
         random: CounterRandom,
-        patches: Tensor,
+        inputs: _Inputs,
         targets: _Targets,
         loss_curve: Tensor,
         finite: Tensor,
         timing: dict[str, float],
     ) -> None:
         self._fitter, self._students, self._fit = fitter, students, fitter.fits
-        self._random, self._patches, self._targets = random, patches, targets
+        self._random, self._inputs, self._targets = random, inputs, targets
         self.loss_curve, self.finite, self.timing = loss_curve, finite, timing
 
     @torch.no_grad()
@@ -559,10 +634,25 @@ class FittedStudents:
         table, (source, destination) = tabulate(
             torch.stack((sources, positions)), config.position_dim, config.axes
         )
-        rows = students.rows(table, source if config.source else None, destination)
+        guide = self._inputs.guide_at(positions)
+        guide_rows = None
+        if guide is not None:
+            guide_rows = torch.arange(positions.shape[-2], device=positions.device)[:, None]
+            guide_rows = guide_rows.expand(*destination.shape[:-1], 1)
+        rows = students.rows(table, source if config.source else None, destination, guide_rows)
         with self._fitter.own_precision():
-            tokens = students(self._patches, table, rows.expand(students.batch, *rows.shape[-2:]))
+            rows = rows.expand(students.batch, *rows.shape[-2:])
+            tokens = students(self._inputs.patches, table, rows, guide)
         return self._targets.restore(tokens, positions[..., 2])
+
+
+def guiding_tokens(fields: Tensor, share: float) -> Tensor:
+    """Tokens (B, H, W, D) of the layer at a share of the depth of (B, L, H, W, D) fields,
+    standardised per feature over the positions."""
+    layer = max(1, round(share * fields.shape[1]))
+    tokens = fields[:, layer - 1].float()
+    variance, mean = torch.var_mean(tokens, dim=(1, 2), correction=0, keepdim=True)
+    return (tokens - mean) / variance.sqrt_().clamp_(min=1e-6)
 
 
 def fit_student(

@@ -45,6 +45,8 @@ class StudentConfig:
         source: whether the student reads a source location (LQN) or only a destination (LQN-[src]).
         combine: the two locations side by side ("concatenate") or summed ("add", an ablation).
         axes: 3 for (i, j, l), 2 for (i, j) (APM).
+        guide: depth, as a share of the teacher's layers, of the layer whose token at the same
+            position the student reads too; 0 reads none.
         init: "normal", the paper's N(0, 0.01^2) for every weight matrix, or "he", He's normal
             initialisation with a last layer ten times smaller. Biases start at zero.
     """
@@ -56,6 +58,7 @@ class StudentConfig:
     source: bool = True
     combine: Literal["concatenate", "add"] = "concatenate"
     axes: Literal[2, 3] = 3
+    guide: float = 0.0
     init: Literal["normal", "he"] = "normal"
 
     def __post_init__(self) -> None:
@@ -65,6 +68,8 @@ class StudentConfig:
             )
         if not self.widths or min(self.widths) < 1:
             raise InputError(f"student: widths must be positive, and at least one: {self.widths}")
+        if not 0 <= self.guide <= 1:
+            raise InputError(f"student: guide must be a share of the depth, got {self.guide}")
         for name, value, choices in (
             ("combine", self.combine, ("concatenate", "add")),
             ("axes", self.axes, (2, 3)),
@@ -80,6 +85,11 @@ class StudentConfig:
         return (self.input_size // self.stride) ** 2
 
     @property
+    def locations_read(self) -> int:
+        """How many locations a query names: source and destination, or a destination alone."""
+        return 2 if self.source else 1
+
+    @property
     def locations(self) -> int:
         """How many blocks of d_p features the first layer reads."""
         return 2 if self.source and self.combine == "concatenate" else 1
@@ -87,10 +97,16 @@ class StudentConfig:
 
 def parameter_count(config: StudentConfig, feature_dim: int) -> int:
     """Parameters of one student, in closed form (Table 4's products, and the biases)."""
-    inputs = config.image_features + config.locations * config.position_dim
+    inputs = first_inputs(config, feature_dim)
     sizes = (inputs, *config.widths, feature_dim)
     linear = sum(n_in * n_out + n_out for n_in, n_out in pairwise(sizes))
     return _CHANNELS * config.stride**2 + 1 + linear
+
+
+def first_inputs(config: StudentConfig, feature_dim: int) -> int:
+    """Features that the first layer reads: image, locations and guide."""
+    guide = feature_dim if config.guide else 0
+    return config.image_features + config.locations * config.position_dim + guide
 
 
 def parameter_shapes(config: StudentConfig, feature_dim: int) -> dict[str, tuple[int, ...]]:
@@ -108,6 +124,8 @@ def parameter_shapes(config: StudentConfig, feature_dim: int) -> dict[str, tuple
     }
     if config.locations == 2:
         shapes["first.source"] = (first, config.position_dim)
+    if config.guide:
+        shapes["first.guide"] = (first, feature_dim)
     shapes["first.bias"] = (first,)
     for index, (n_in, n_out) in enumerate(pairwise(config.widths), start=1):
         shapes[f"hidden{index}.weight"] = (n_out, n_in)
@@ -143,7 +161,7 @@ class Students:
         self.gradients = torch.zeros(batch, sum(sizes), device=device)
         self.weights = _views(self.parameters.detach(), shapes, sizes)
         self._gradients = _views(self.gradients, shapes, sizes)
-        deviations = torch.tensor([initial_deviation(config, name) for name in shapes])
+        deviations = torch.tensor([initial_deviation(config, name, feature_dim) for name in shapes])
         self._deviation = deviations.repeat_interleave(torch.tensor(sizes)).to(device)
         self._later_layers = [f"hidden{k}" for k in range(1, len(config.widths))] + ["output"]
 
@@ -153,22 +171,34 @@ class Students:
         random.normal((flat.shape[1],), draw=Draw.WEIGHTS, out=flat)
         flat.mul_(self._deviation)
 
-    def rows(self, table: AddressTable, source: Tensor | None, destination: Tensor) -> Tensor:
-        """Queries as rows of the stacked first layer: image | source table | destination table.
+    def rows(
+        self,
+        table: AddressTable,
+        source: Tensor | None,
+        destination: Tensor,
+        guide: Tensor | None = None,
+    ) -> Tensor:
+        """Queries as rows of the stacked first layer: image | source | destination table | guide.
 
         Args:
             source, destination: (..., axes) int64 rows of the address table.
+            guide: (..., 1) int64 rows of the guide.
 
         Returns:
-            (..., 1 + k axes) int64 for k locations.
+            (..., 1 + k axes [+ 1]) int64 for k locations.
         """
         parts = [torch.zeros_like(destination[..., :1])]
         if source is not None:
             parts.append(source + 1)
             destination = destination + len(table.source)
-        return torch.cat((*parts, destination + 1), dim=-1)
+        parts.append(destination + 1)
+        if guide is not None:
+            parts.append(guide + 1 + self.config.locations_read * len(table.source))
+        return torch.cat(parts, dim=-1)
 
-    def __call__(self, patches: Tensor, table: AddressTable, rows: Tensor) -> Tensor:
+    def __call__(
+        self, patches: Tensor, table: AddressTable, rows: Tensor, guide: Tensor | None = None
+    ) -> Tensor:
         """Predicted tokens of n queries per student.
 
         Differentiable in `parameters` only; a graph holds one call and is walked back once, since
@@ -177,23 +207,26 @@ class Students:
         Args:
             patches: (B, h/s * w/s, 3 s s), from `image_patches`.
             table: the address table that `rows` refer to.
-            rows: (B, n, 1 + k axes), from `self.rows`.
+            rows: (B, n, .), from `self.rows`.
+            guide: (B, G, d_c) tokens that the last of the rows refer to.
 
         Returns:
             (B, n, d_c) float32.
         """
-        tokens: Tensor = _Students.apply(self.parameters, self, patches, table, rows)
+        tokens: Tensor = _Students.apply(self.parameters, self, patches, table, rows, guide)
         return tokens
 
     def forward(
-        self, patches: Tensor, table: AddressTable, rows: Tensor
+        self, patches: Tensor, table: AddressTable, rows: Tensor, guide: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The tokens; conv(x); and the input of every layer but the first, for the way back."""
         w = self.weights
         convolved = torch.baddbmm(w["conv.bias"][:, None], patches, w["conv.weight"][..., None])
         stack = [_linear(convolved.mT, w["first.image"], w["first.bias"])]
         stack += [codes @ w[name].mT for codes, name in self._locations(table)]
-        stacked = torch.cat(stack, dim=1)  # (B, 1 + k R, widths[0])
+        if guide is not None:
+            stack.append(guide @ w["first.guide"].mT)
+        stacked = torch.cat(stack, dim=1)  # (B, 1 + k R [+ G], widths[0])
         first = torch.arange(self.batch, device=rows.device) * stacked.shape[1]
         look_ups = (rows + first[:, None, None]).flatten(0, 1)
         hidden = F.embedding_bag(look_ups, stacked.flatten(0, 1), mode="sum").relu_()
@@ -210,6 +243,7 @@ class Students:
         patches: Tensor,
         table: AddressTable,
         rows: Tensor,
+        guide: Tensor | None,
         convolved: Tensor,
         inputs: list[Tensor],
     ) -> Tensor:
@@ -221,24 +255,29 @@ class Students:
             g[f"{name}.bias"].copy_(delta.sum(dim=1))
             delta = torch.bmm(delta, w[f"{name}.weight"].to(self.dtype))
             delta = torch.ops.aten.threshold_backward(delta, layer_input, 0)  # ReLU's
-        self._first_layer_backward(delta, patches, table, rows, convolved)
+        self._first_layer_backward(delta, patches, table, rows, guide, convolved)
         return self.gradients
 
     def _first_layer_backward(
-        self, delta: Tensor, patches: Tensor, table: AddressTable, rows: Tensor, convolved: Tensor
+        self,
+        delta: Tensor,
+        patches: Tensor,
+        table: AddressTable,
+        rows: Tensor,
+        guide: Tensor | None,
+        convolved: Tensor,
     ) -> None:
         """Gradients of the first layer and the filter, from (B, n, widths[0]) `delta`."""
         w, g = self.weights, self._gradients
         # A query's first hidden layer is the sum of its rows, so a row's gradient is the sum over
         # its queries: a product with the 0/1 matrix of who reads what, the same sum on every run.
         locations = self._locations(table)
-        size = 1 + len(locations) * len(table.source)
-        reads = delta.new_zeros(*rows.shape[:2], size).scatter_(2, rows, 1.0)
-        delta_image, *deltas = (
-            torch.bmm(reads.mT, delta)
-            .float()
-            .split([1] + [len(table.source)] * len(locations), dim=1)
-        )
+        sizes = [1] + [len(table.source)] * len(locations)
+        sizes.append(0 if guide is None else guide.shape[1])
+        reads = delta.new_zeros(*rows.shape[:2], sum(sizes)).scatter_(2, rows, 1.0)
+        delta_image, *deltas, delta_guide = torch.bmm(reads.mT, delta).float().split(sizes, dim=1)
+        if guide is not None:
+            g["first.guide"].copy_(torch.bmm(delta_guide.mT, guide))
         for (codes, name), delta_codes in zip(locations, deltas):
             g[name].copy_(delta_codes.mT @ codes)
         if self.config.source and self.config.combine == "add":
@@ -274,14 +313,15 @@ class _Students(torch.autograd.Function):
         patches: Tensor,
         table: AddressTable,
         rows: Tensor,
+        guide: Tensor | None,
     ) -> Tensor:
-        tokens, convolved, inputs = students.forward(patches, table, rows)
-        ctx.students, ctx.saved = students, (patches, table, rows, convolved, inputs)
+        tokens, convolved, inputs = students.forward(patches, table, rows, guide)
+        ctx.students, ctx.saved = students, (patches, table, rows, guide, convolved, inputs)
         return tokens
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.students.backward(gradient, *ctx.saved), None, None, None, None
+        return ctx.students.backward(gradient, *ctx.saved), None, None, None, None, None
 
 
 def _views(flat: Tensor, shapes: dict[str, tuple[int, ...]], sizes: list[int]) -> dict[str, Tensor]:
@@ -301,7 +341,7 @@ def image_patches(images: Tensor, stride: int) -> Tensor:
     return F.unfold(images, kernel_size=stride, stride=stride).mT.contiguous()
 
 
-def initial_deviation(config: StudentConfig, name: str) -> float:
+def initial_deviation(config: StudentConfig, name: str, feature_dim: int) -> float:
     """Standard deviation of a parameter's initial values."""
     layer, kind = name.split(".")
     if kind == "bias":
@@ -310,7 +350,7 @@ def initial_deviation(config: StudentConfig, name: str) -> float:
         return 0.01
     fan_in = {
         "conv": _CHANNELS * config.stride**2,
-        "first": config.image_features + config.locations * config.position_dim,
+        "first": first_inputs(config, feature_dim),
         "output": config.widths[-1],
     }.get(layer)
     if fan_in is None:

@@ -41,6 +41,20 @@ BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
 JPEG_QUALITY = (25, 18, 15, 10, 7)
 
 
+def corruption_constants() -> dict[str, object]:
+    """Every number that a corruption's strength depends on, by name."""
+    return {
+        "REFERENCE_SIDE": REFERENCE_SIDE,
+        "GAUSSIAN_NOISE_SCALE": GAUSSIAN_NOISE_SCALE,
+        "DEFOCUS_BLUR": DEFOCUS_BLUR,
+        "CONTRAST": CONTRAST,
+        "FOG": FOG,
+        "PIXELATE": PIXELATE,
+        "BRIGHTNESS": BRIGHTNESS,
+        "JPEG_QUALITY": JPEG_QUALITY,
+    }
+
+
 def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
     """Corrupt one image.
 

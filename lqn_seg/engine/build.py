@@ -7,9 +7,11 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from lqn_seg.core.gauge import Calibration
 from lqn_seg.engine.config import methods, segmentation_config
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
+from lqn_seg.segmentation.calibration import FILE_NAME, load_calibration
 from lqn_seg.segmentation.segmenter import Method, Segmenter
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
 
@@ -60,4 +62,18 @@ def build_segmenter(
             f"set {', '.join(cfg.DATASETS.TEST) or '(none)'} has {num_classes}"
         )
     chosen = methods(cfg) if chosen is None else chosen
-    return Segmenter(teacher, head, chosen, thing_ids, segmentation_config(cfg))
+    calibration = build_calibration(cfg, teacher)
+    return Segmenter(teacher, head, chosen, thing_ids, segmentation_config(cfg), calibration)
+
+
+def build_calibration(cfg: CfgNode, teacher: EomtTeacher) -> Calibration | None:
+    """The calibration that is named, or else the one beside the teacher's local weights.
+
+    Raises:
+        InputError: the file cannot be read or belongs to a teacher of another shape.
+    """
+    if cfg.MODEL.LQN.CALIBRATION:
+        return load_calibration(find_local(cfg.MODEL.LQN.CALIBRATION), teacher)
+    weights = cfg.MODEL.LQN.TEACHER.WEIGHTS
+    beside = Path(find_local(weights)) / FILE_NAME
+    return load_calibration(beside, teacher) if weights and beside.is_file() else None

@@ -19,12 +19,21 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from lqn_seg.core.fit import VARIANTS, FitConfig, LQNConfig, nearest, preset, with_variant
+from lqn_seg.core.fit import (
+    VARIANTS,
+    AdaptConfig,
+    FitConfig,
+    LQNConfig,
+    nearest,
+    preset,
+    with_variant,
+)
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
+from lqn_seg.segmentation.views import PIXEL_CONTROLS, PixelControl
 
 # Set by the variant, not by the user: see `with_variant`.
 _BY_VARIANT = {"student": ("source", "axes"), "fit": ("variant",)}
@@ -81,10 +90,13 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "QUERIES": defaults.queries,
             "INFERENCE": defaults.inference,
             "TEACHER": {"NAME": "eomt", "WEIGHTS": "", "CONFIG": ""},
+            # From tools/calibrate.py; empty: calibration.safetensors beside local weights, if any.
+            "CALIBRATION": "",
             # Feature maps of the teacher as a Detectron2 backbone, `layer1` ...; () is all of them.
             "BACKBONE": {"OUT_FEATURES": ()},
             "STUDENT": _nones(StudentConfig, _BY_VARIANT["student"]),
             "FIT": _nones(FitConfig, _BY_VARIANT["fit"]),
+            "ADAPT": _nones(AdaptConfig),
             # Training of a teacher: AugmentationConfig, and the weight of a per-pixel
             # cross-entropy on its last patch tokens (0: off).
             "TRAIN": {
@@ -115,7 +127,7 @@ def add_lqn_config(cfg: CfgNode) -> None:
         )
 
 
-def _nones(config: type, left_out: Sequence[str]) -> dict[str, None]:
+def _nones(config: type, left_out: Sequence[str] = ()) -> dict[str, None]:
     names = [f.name for f in dataclasses.fields(config)]
     return {name.upper(): None for name in names if name not in left_out}
 
@@ -126,8 +138,8 @@ def lqn_config(cfg: CfgNode, recipe: str | None = None) -> LQNConfig:
     Args:
         cfg: a configuration with ``MODEL.LQN``.
         recipe: a preset to use in place of ``MODEL.LQN.PRESET``; the sizes under ``STUDENT`` and
-            ``FIT.PRECISION`` still hold, the other keys under ``FIT`` and ``STUDENT.INIT`` do not,
-            for they are the recipe.
+            ``FIT.PRECISION`` still hold, the other keys under ``FIT`` and ``ADAPT`` and
+            ``STUDENT.INIT`` and ``.GUIDE`` do not, for they are the recipe.
 
     Raises:
         InputError: a value has the wrong type or is out of range; its key is named.
@@ -136,11 +148,15 @@ def lqn_config(cfg: CfgNode, recipe: str | None = None) -> LQNConfig:
     base = preset(recipe or lqn.PRESET)
     student = _given(lqn.STUDENT, base.student, "MODEL.LQN.STUDENT")
     fit = _given(lqn.FIT, base.fit, "MODEL.LQN.FIT")
+    adapt = _given(lqn.ADAPT, base.adapt, "MODEL.LQN.ADAPT")
     if recipe:
         fit = {key: fit[key] for key in ("precision",) if key in fit}
-        student.pop("init", None)
+        student = {key: student[key] for key in student if key not in ("init", "guide")}
+        adapt = {}
     return LQNConfig(
-        dataclasses.replace(base.student, **student), dataclasses.replace(base.fit, **fit)
+        dataclasses.replace(base.student, **student),
+        dataclasses.replace(base.fit, **fit),
+        dataclasses.replace(base.adapt, **adapt),
     )
 
 
@@ -182,13 +198,17 @@ def _is_number(value: Any) -> bool:
 def method_config(cfg: CfgNode, name: str) -> Method:
     """The recipe of a method by name; None for ``teacher``.
 
-    ``lqn``, ``lqn-src``, ``apm`` and ``teacher`` are the variants; ``lqn@paper`` is the variant
+    ``lqn``, ``lqn-src``, ``apm`` and ``teacher`` are the variants, ``restore``, ``kernel`` and
+    ``ridge`` the recipe without a student or with a closed form in its place, and the names in
+    ``PIXEL_CONTROLS`` change pixels instead; ``lqn@paper`` is the variant
     ``lqn`` with the recipe of the preset ``paper`` at this configuration's student sizes.
 
     Raises:
         InputError: no variant or preset has that name.
     """
     variant, _, recipe = name.partition("@")
+    if variant in PIXEL_CONTROLS and not recipe:
+        return PixelControl(variant)
     config = with_variant(lqn_config(cfg, recipe or None), variant)
     return None if config.fit.variant == "teacher" else config
 
@@ -271,7 +291,7 @@ def check_cfg(cfg: CfgNode) -> None:
     """
     for name in (*cfg.MODEL.LQN.METHODS, cfg.MODEL.LQN.METHOD):
         method = method_config(cfg, name)
-        if method is not None and method.fit.objective == "entropy":
+        if isinstance(method, LQNConfig) and method.fit.objective == "entropy":
             raise InputError(
                 "MODEL.LQN.FIT.OBJECTIVE entropy needs a classifier of single tokens, which a mask "
                 "head is not: it is there for lqn_seg.core.fit alone"

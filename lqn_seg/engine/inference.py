@@ -7,6 +7,7 @@ killed goes on where it stopped, and intervals and means need no second run.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -21,6 +22,7 @@ from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from lqn_seg import __version__
+from lqn_seg.core.gauge import Calibration
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
 from lqn_seg.data.images import read_image
@@ -113,12 +115,19 @@ class Evaluation:
         cfg: the configuration; ``OUTPUT_DIR/inference`` receives the results.
         dataset: images and ground truth.
         resume: go on from what is in the output folder.
+        chosen: conditions in place of the configuration's.
 
     Raises:
         InputError: the folder holds a run of another configuration and ``resume`` was asked for.
     """
 
-    def __init__(self, cfg: CfgNode, dataset: Dataset, resume: bool = False) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        dataset: Dataset,
+        resume: bool = False,
+        chosen: Sequence[Condition] | None = None,
+    ) -> None:
         self.cfg, self.dataset = cfg, dataset
         self.records = dataset.records()
         limit = cfg.MODEL.LQN.EVAL.MAX_IMAGES
@@ -129,7 +138,7 @@ class Evaluation:
         metadata = dataset.metadata
         self.segmenter = build_segmenter(cfg, metadata.thing_ids, metadata.num_classes)
         self.evaluators = build_evaluators(cfg, metadata)
-        self.conditions = conditions(cfg)
+        self.conditions = conditions(cfg) if chosen is None else list(chosen)
         self._check_fingerprint(resume)
         self.files = {
             str(condition): ResultFile(self.folder / f"{condition}.jsonl", resume)
@@ -167,6 +176,7 @@ class Evaluation:
             "dataset": self.dataset.metadata.name,
             "records": _digest(json.dumps(self.dataset.records(), default=str)),
             "device": self.segmenter.teacher.device.type,
+            "calibration": calibration_hash(self.segmenter.calibration),
             "methods": described,
             "precision": self.segmenter.precisions,
             "segmentation": repr(self.segmenter.config),
@@ -244,13 +254,32 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names and values of all weights, the first 16 hex digits."""
+def weights_hash(model: torch.nn.Module, digits: int = 16) -> str:
+    """SHA-256 over names and values of all weights, its first hex digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:digits]
+
+
+def calibration_hash(calibration: Calibration | None, digits: int = 16) -> str:
+    """SHA-256 over a calibration's numbers, its first hex digits; empty where there is none."""
+    digest = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if dataclasses.is_dataclass(value):
+            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            for key in sorted(value):
+                add(f"{name}.{key}", value[key])
+            return
+        digest.update(name.encode())
+        is_tensor = isinstance(value, torch.Tensor)
+        digest.update(value.cpu().numpy().tobytes() if is_tensor else repr(value).encode())
+
+    add("", calibration)
+    return "" if calibration is None else digest.hexdigest()[:digits]
 
 
 def environment() -> dict[str, str]:
@@ -271,6 +300,7 @@ __all__ = [
     "Condition",
     "Evaluation",
     "Segmenter",
+    "calibration_hash",
     "conditions",
     "environment",
     "mean_stats",

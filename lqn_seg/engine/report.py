@@ -18,6 +18,7 @@ from lqn_seg.evaluation.flops import EomtShape, method_gmacs
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.segmentation.segmenter import Segmenter
+from lqn_seg.segmentation.views import PixelControl
 from lqn_seg.visualization.panels import (
     DIFFERENCE_LEGEND,
     Segmentation,
@@ -47,6 +48,23 @@ def title(method: str) -> str:
     return f"{name}, recipe: {recipe}" if recipe else name
 
 
+def count_gmacs(segmenter: Segmenter, method: str, windows: float = 1.0) -> dict[str, float]:
+    """Multiply-adds per image of one of a segmenter's methods, by stage: `method_gmacs`.
+
+    What a control does to pixels is not counted; "flip" is a second pass of the teacher.
+    """
+    shape = EomtShape.from_config(segmenter.teacher.model.config)
+    recipe = segmenter.methods[method]
+    if isinstance(recipe, LQNConfig):
+        return method_gmacs(recipe, shape, windows=windows, query_rows=segmenter.query_rows)
+    costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
+    if isinstance(recipe, PixelControl) and recipe.name == "flip":
+        second = costs["gmacs_teacher"]
+        for stage in ("teacher", "total", "paper_convention"):
+            costs[f"gmacs_{stage}"] += second
+    return costs
+
+
 class Report:
     """Everything that is printed, written and drawn about a finished evaluation."""
 
@@ -67,11 +85,8 @@ class Report:
 
     def _gmacs(self, method: str) -> dict[str, float]:
         """Multiply-adds per image; one window each, or the mean number that was run."""
-        shape = EomtShape.from_config(self.evaluation.segmenter.teacher.model.config)
-        segmenter = self.evaluation.segmenter
-        recipe = segmenter.methods[method] or with_variant(LQNConfig(), "teacher")
         windows = self.metrics[CLEAN][method]["lqn"]["windows"]
-        return method_gmacs(recipe, shape, windows=windows, query_rows=segmenter.query_rows)
+        return count_gmacs(self.evaluation.segmenter, method, windows)
 
     def _differences(self) -> dict[str, dict[str, PairedDifference]]:
         """Headline metric minus the teacher's: method -> condition -> interval.
@@ -182,12 +197,15 @@ class Report:
             ]
             for method in self.methods
         ]
-        return tabulate(rows, ["", *(_short(name) for name in self.names)], floatfmt=".1f")
+        return tabulate(rows, ["", *(short_name(name) for name in self.names)], floatfmt=".1f")
 
     def _difference_table(self) -> str:
         groups = [*self.names, *([CORRUPTED] if self.corrupted else [])]
         rows = [
-            [_short(group), *(_interval(self.differences[m][group]) for m in self.differences)]
+            [
+                short_name(group),
+                *(interval_text(self.differences[m][group]) for m in self.differences),
+            ]
             for group in groups
         ]
         return tabulate(rows, ["", *map(title, self.differences)], stralign="right")
@@ -219,13 +237,13 @@ class Report:
         clean = self.differences[method][CLEAN]
         text = (
             f"On these {len(self.evaluation.records)} images {title(method)} {_verdict(clean)} its "
-            f"teacher on clean images ({_interval(clean)} {self.key})"
+            f"teacher on clean images ({interval_text(clean)} {self.key})"
         )
         if self.corrupted:
             damaged = self.differences[method][CORRUPTED]
             text += (
                 f" and {_verdict(damaged)} it on the mean of {len(self.corrupted)} corruptions "
-                f"({_interval(damaged)} {self.key})"
+                f"({interval_text(damaged)} {self.key})"
             )
         ratio = self.gmacs[method]["gmacs_total"] / self.gmacs["teacher"]["gmacs_total"]
         return f"{text}, at {ratio:.1f} times the teacher's multiply-adds."
@@ -271,7 +289,7 @@ class Report:
         """``inference/results.json``, ``metrics.json``, ``config.yaml`` and ``log.txt``."""
         output = Path(self.cfg.OUTPUT_DIR)
         path = self.evaluation.folder / "results.json"
-        path.write_text(json.dumps(_json_numbers(self.results()), indent=1) + "\n")
+        path.write_text(json.dumps(json_numbers(self.results()), indent=1) + "\n")
         flat = {
             f"{method}/{name}/{task}/{key}": value
             for name, by_method in self.metrics.items()
@@ -280,7 +298,7 @@ class Report:
             for key, value in values.items()
             if "-" not in key
         }
-        (output / "metrics.json").write_text(json.dumps(_json_numbers(flat)) + "\n")
+        (output / "metrics.json").write_text(json.dumps(json_numbers(flat)) + "\n")
         (output / "config.yaml").write_text(self.cfg.dump())
         (output / "log.txt").write_text(f"{self.text()}\n\n{self.copypaste()}\n")
         return path
@@ -349,11 +367,11 @@ def _figure(evaluator: Any, record: Mapping[str, Any], output: Mapping[str, Any]
     return f"PQ {value:.0f}"
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     return name.rsplit("-", 1)[0].replace("_", " ")
 
 
-def _interval(difference: PairedDifference) -> str:
+def interval_text(difference: PairedDifference) -> str:
     return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
@@ -363,10 +381,10 @@ def _verdict(difference: PairedDifference) -> str:
     return "is worse than" if difference.high < 0 else "cannot be told apart from"
 
 
-def _json_numbers(value: Any) -> Any:
+def json_numbers(value: Any) -> Any:
     """NaN is no JSON: null says "undefined" to every reader."""
     if isinstance(value, Mapping):
-        return {key: _json_numbers(inner) for key, inner in value.items()}
+        return {key: json_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_numbers(inner) for inner in value]
+        return [json_numbers(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

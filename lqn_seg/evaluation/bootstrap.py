@@ -77,14 +77,50 @@ def paired_bootstrap_totals(
     Raises:
         InputError: as `paired_bootstrap`.
     """
-    images = _check(len(stats_a), len(stats_b), samples, confidence, block)
-    totals_a, totals_b = [stats_a.sum(axis=0)], [stats_b.sum(axis=0)]
+    _check(len(stats_a), len(stats_b), samples, confidence, block)
+    values_a, values_b = (
+        metric(resampled_totals(stats, samples, seed, block)) for stats in (stats_a, stats_b)
+    )
+    return paired_interval(values_a, values_b, confidence)
+
+
+def resampled_totals(
+    stats: NDArray[np.float64], samples: int = 1000, seed: int = 0, block: int = 1
+) -> NDArray[np.float64]:
+    """Sums over the images, and over each resampled data set: what paired intervals are made of.
+
+    Two methods' totals are paired as long as images, samples, seed and block are the same; a method
+    that is compared with many others needs its own only once.
+
+    Args:
+        stats: (images, ...), such as an evaluator's `stack`.
+        samples, seed, block: as `paired_bootstrap`, with the same samples.
+
+    Returns:
+        (1 + samples, ...), the whole data set first.
+
+    Raises:
+        InputError: as `paired_bootstrap`.
+    """
+    images = _check(len(stats), len(stats), samples, 0.5, block)
+    totals = [stats.sum(axis=0)]
     for chosen in _resamples(images, samples, seed, block):
         # Gather and add in a fixed order, not counts @ stats: equal statistics then give equal
         # totals to the last bit, and the difference of a method to itself is exactly 0.
-        totals_a.append(stats_a[chosen].sum(axis=0))
-        totals_b.append(stats_b[chosen].sum(axis=0))
-    differences = metric(np.stack(totals_a)) - metric(np.stack(totals_b))
+        totals.append(stats[chosen].sum(axis=0))
+    return np.stack(totals)
+
+
+def paired_interval(
+    values_a: NDArray[np.float64], values_b: NDArray[np.float64], confidence: float = 0.95
+) -> PairedDifference:
+    """The interval of metric(A) - metric(B), from the metric of both methods' `resampled_totals`.
+
+    Args:
+        values_a, values_b: (1 + samples,), the whole data set first.
+        confidence: of the interval, 0 .. 1.
+    """
+    differences = values_a - values_b
     return _interval(float(differences[0]), differences[1:], confidence)
 
 

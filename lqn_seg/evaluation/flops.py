@@ -30,9 +30,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lqn_seg.core.fit import LQNConfig, fitted_layers
+from lqn_seg.core.gauge import calibrated_layers
 from lqn_seg.core.positions import ANCHOR
 from lqn_seg.core.sampling import positions_per_step
-from lqn_seg.core.student import StudentConfig
+from lqn_seg.core.student import StudentConfig, first_inputs
 from lqn_seg.errors import InputError
 
 # --- closed forms: the teacher and its head -------------------------------------------------------
@@ -208,13 +209,13 @@ def literal_pass_macs(config: StudentConfig, feature_dim: int, queries: int) -> 
     for its weights and for its input; the convolution's input is the image, which needs none.
     """
     convolution = _convolution_macs(config)
-    inputs = config.image_features + config.locations * config.position_dim
+    inputs = first_inputs(config, feature_dim)
     every_query = queries * (inputs * config.widths[0] + _deep_macs(config, feature_dim))
     return PassMacs(convolution + every_query, convolution + 2 * every_query)
 
 
 def shared_pass_macs(
-    config: StudentConfig, feature_dim: int, queries: int, table_rows: int
+    config: StudentConfig, feature_dim: int, queries: int, table_rows: int, guide_rows: int = 0
 ) -> PassMacs:
     """One pass as `core.student` computes it: the first layer once per distinct row.
 
@@ -224,13 +225,15 @@ def shared_pass_macs(
 
     Args:
         table_rows: rows of the address table, `H + W + L + 3` when fitting a whole grid.
+        guide_rows: positions whose guiding token is projected: H W, where there is a guide.
     """
+    guide_rows *= bool(config.guide)
     width, convolution = config.widths[0], _convolution_macs(config)
     image = config.image_features * width
     table_rows *= 2 if config.source else 1
-    tables = table_rows * config.position_dim * width
+    tables = (table_rows * config.position_dim + guide_rows * feature_dim) * width
     deep = queries * _deep_macs(config, feature_dim)
-    look_ups = queries * (1 + table_rows) * width
+    look_ups = queries * (1 + table_rows + guide_rows) * width
     return PassMacs(
         forward=convolution + image + tables + deep,
         backward=convolution + 2 * image + tables + look_ups + 2 * deep,
@@ -256,7 +259,8 @@ def fit_gmacs(
         # The passes of a step share their weights, and with them the rows of the first layer.
         layers, rows, columns = grid
         table_rows = sum(size + 1 for size in (rows, columns, layers)[: config.student.axes])
-        one = shared_pass_macs(config.student, feature_dim, passes * n, table_rows)
+        places = rows * columns
+        one = shared_pass_macs(config.student, feature_dim, passes * n, table_rows, places)
         step = one.forward + one.backward
     return config.fit.steps * step / 1e9
 
@@ -270,7 +274,8 @@ def readout_gmacs(
     if literal:
         return literal_pass_macs(config.student, feature_dim, queries).forward / 1e9
     table_rows = _readout_table_rows(config, grid)
-    return shared_pass_macs(config.student, feature_dim, queries, table_rows).forward / 1e9
+    one = shared_pass_macs(config.student, feature_dim, queries, table_rows, queries)
+    return one.forward / 1e9
 
 
 def method_gmacs(
@@ -291,14 +296,17 @@ def method_gmacs(
         query_rows: rows below the grid for the query tokens, where the student gives them too.
 
     Returns:
-        `gmacs_teacher` (encoder), `gmacs_fit`, `gmacs_readout`, `gmacs_head`, `gmacs_total`, their
-        sum, and `gmacs_paper_convention`: teacher and head, and for each step but one a single
+        `gmacs_teacher` (encoder), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`, `gmacs_head`,
+        `gmacs_total`, their sum (of an image whose gauge asks for a student: the most there is), and `gmacs_paper_convention`: teacher and head, and for each step but one a single
         forward pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
     """
     parts = eomt_gmacs(teacher)
     grid = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1])
     fit = readout = paper = 0.0
-    if config.fit.variant != "teacher":
+    restore = restore_gmacs(teacher) if config.adapt.restore else 0.0
+    if config.fit.variant in ("kernel", "ridge"):
+        fit = closed_form_gmacs(config, grid, teacher.width)
+    elif config.fit.variant not in ("teacher", "restore"):
         fit = fit_gmacs(config, grid, teacher.width, literal)
         readout = readout_gmacs(config, grid, teacher.width, literal)
         n = _positions(config, grid)
@@ -306,13 +314,29 @@ def method_gmacs(
         paper = max(0, config.fit.steps - 1) * one_pass
     costs = {
         "gmacs_teacher": parts["teacher"],
+        "gmacs_restore": restore,
         "gmacs_fit": fit,
         "gmacs_readout": readout,
         "gmacs_head": parts["head"],
-        "gmacs_total": parts["teacher"] + fit + readout + parts["head"],
+        "gmacs_total": parts["teacher"] + restore + fit + readout + parts["head"],
         "gmacs_paper_convention": parts["teacher"] + parts["head"] + paper,
     }
     return {name: windows * cost for name, cost in costs.items()}
+
+
+def restore_gmacs(teacher: EomtShape) -> float:
+    """Turning the tokens of each calibrated layer into principal directions and back."""
+    layers = len(calibrated_layers(teacher.layers, teacher.num_blocks))
+    return layers * 2 * teacher.num_patches * teacher.width**2 / 1e9
+
+
+def closed_form_gmacs(config: LQNConfig, grid: tuple[int, int, int], feature_dim: int) -> float:
+    """The kernel matrix, its product with the tokens and, for "ridge", an LU solve besides."""
+    n = grid[1] * grid[2]
+    macs = 2 * n * n * feature_dim
+    if config.fit.variant == "ridge":
+        macs += n**3 // 3 + n * n * feature_dim
+    return macs / 1e9
 
 
 def _convolution_macs(config: StudentConfig) -> int:

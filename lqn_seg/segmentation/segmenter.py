@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lqn_seg.core.controls import ClosedFormField
 from lqn_seg.core.fit import LQNConfig, StudentFitter
+from lqn_seg.core.gauge import Calibration, Restorer
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
@@ -28,10 +30,19 @@ from lqn_seg.segmentation.postprocess import (
     panoptic_inference,
     semantic_inference,
 )
-from lqn_seg.segmentation.windows import PaddedWindow, Size, SlidingWindows, resize_scores
+from lqn_seg.segmentation.views import PixelControl
+from lqn_seg.segmentation.windows import (
+    PaddedWindow,
+    Size,
+    SlidingWindows,
+    layout_of,
+    normalise,
+    resize_scores,
+)
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, EomtContext, EomtTeacher
 
-Method = LQNConfig | None  # None is the teacher itself
+Method = LQNConfig | PixelControl | None  # None is the teacher itself
+Fitter = StudentFitter | ClosedFormField
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,20 @@ class _Window:
 
 
 @dataclass
+class _Pass:
+    """One run of the teacher over a chunk of windows.
+
+    damage, weight: (B,) what the gauge saw and makes of it; None where it was not asked.
+    """
+
+    field: Tensor
+    context: EomtContext
+    ms: float
+    damage: Tensor | None = None
+    weight: Tensor | None = None
+
+
+@dataclass
 class _Answer:
     """Last-layer tokens of a chunk of windows, query tokens for the head, and what they cost."""
 
@@ -105,6 +130,7 @@ class _Answer:
     fit_ms: float = 0.0
     readout_ms: float = 0.0
     fallback: Tensor | None = None
+    share: Tensor | None = None
 
 
 class Segmenter:
@@ -115,6 +141,8 @@ class Segmenter:
         methods: name -> student recipe, None for the teacher itself.
         thing_ids: contiguous ids of the classes that have instances.
         config: outputs and protocol.
+        calibration: the teacher's clean ranges. Without it nothing is restored, and a method whose
+            blend the gauge decides answers as the teacher does.
     """
 
     def __init__(
@@ -124,19 +152,24 @@ class Segmenter:
         methods: Mapping[str, Method],
         thing_ids: frozenset[int],
         config: SegmentationConfig,
+        calibration: Calibration | None = None,
     ) -> None:
         self.teacher, self.head, self.methods = teacher, head, dict(methods)
-        self.thing_ids, self.config = thing_ids, config
+        self.thing_ids, self.config, self.calibration = thing_ids, config, calibration
         rows, columns = teacher.grid
         self.query_rows = 0  # below the grid, where the student gives the query tokens too
         if config.queries == "student":
             self.query_rows = math.ceil(teacher.num_queries / columns)
         grid = (teacher.num_layers, rows + self.query_rows, columns)
         self._fitters = {
-            name: StudentFitter(method, grid, teacher.width, teacher.device)
+            name: self._fitter(method, grid)
             for name, method in self.methods.items()
-            if method is not None
+            if isinstance(method, LQNConfig) and method.fit.variant != "restore"
         }
+
+    def _fitter(self, method: LQNConfig, grid: tuple[int, int, int]) -> Fitter:
+        kind = ClosedFormField if method.fit.variant in ("kernel", "ridge") else StudentFitter
+        return kind(method, grid, self.teacher.width, self.teacher.device)
 
     @torch.no_grad()
     def __call__(
@@ -180,8 +213,8 @@ class Segmenter:
                 f"an image must be a (3, height, width) uint8 tensor, got {image.dtype} "
                 f"{tuple(image.shape)}"
             )
-        kind = SlidingWindows if self.config.inference == "windows" else PaddedWindow
-        return kind.of((image.shape[1], image.shape[2]), self.teacher.image_size)
+        size = (image.shape[1], image.shape[2])
+        return layout_of(size, self.teacher.image_size, self.config.inference)
 
     def _run_chunk(
         self, chunk: Sequence[_Window]
@@ -192,19 +225,18 @@ class Segmenter:
         filled = [*chunk, *[chunk[-1]] * (self.config.batch - len(chunk))]
         crops = torch.stack([window.pixels for window in filled]).float() / 255
         clock = _Clock(self.teacher.device)
-        field, context = self.teacher.encode(
-            _normalise(crops, self.teacher.pixel_mean, self.teacher.pixel_std)
-        )
-        teacher_ms = clock.lap()
+        passes: dict[str, _Pass] = {}
         results = {}
-        for name, fitter in self._fitters_by_method():
-            answer = self._answer(fitter, crops, field, context, [w.key for w in filled])
+        for name, method in self.methods.items():
+            run = self._encode(method, crops, passes)
+            clock.lap()
+            answer = self._answer(name, method, crops, run, [w.key for w in filled])
             clock.lap()
             mask_logits, class_logits = self.head(answer.tokens, answer.queries)
             head_ms = clock.lap()
-            cosine, error = _fidelity(answer.tokens, field[:, -1])
+            cosine, error = _fidelity(answer.tokens, run.field[:, -1])
             times = {
-                "teacher_ms": teacher_ms,
+                "teacher_ms": run.ms,
                 "fit_ms": answer.fit_ms,
                 "readout_ms": answer.readout_ms,
                 "head_ms": head_ms,
@@ -219,40 +251,94 @@ class Segmenter:
                         "token_cos": cosine[b],
                         "error_over_variance": error[b],
                         "fallback": float(answer.fallback is not None and answer.fallback[b]),
+                        **self._gauge_readings(run, answer, b),
                     },
                 )
                 for b in range(len(chunk))
             ]
         return results
 
-    def _fitters_by_method(self) -> list[tuple[str, StudentFitter | None]]:
-        return [(name, self._fitters.get(name)) for name in self.methods]
+    def _gauge_readings(self, run: _Pass, answer: _Answer, b: int) -> dict[str, float]:
+        """What the gauge saw in image ``b`` and how much of the student's answer was taken."""
+        readings = {} if answer.share is None else {"blend": float(answer.share[b])}
+        if run.damage is not None and self.calibration is not None:
+            damage = float(run.damage[b])
+            readings["damage"] = damage
+            readings["restored"] = float(damage > self.calibration.undamaged)
+        return readings
+
+    def _encode(self, method: Method, crops: Tensor, passes: dict[str, _Pass]) -> _Pass:
+        """The teacher's run that a method starts from; each kind is made once per chunk."""
+        restored = isinstance(method, LQNConfig) and method.adapt.restore
+        kind = method.name if isinstance(method, PixelControl) else ("", "restored")[restored]
+        if kind in passes:
+            return passes[kind]
+        clock = _Clock(self.teacher.device)
+        if isinstance(method, PixelControl):
+            changed = method.apply(crops, self.calibration)
+            if method.gauged:
+                damaged = self._weight(crops).to(crops.device) >= 0.5
+                changed = torch.where(damaged[:, None, None, None], changed, crops)
+            crops = changed
+        restorer = None
+        if restored and self.calibration is not None:
+            restorer = Restorer(self.calibration)
+        field, context = self.teacher.encode(self._input(crops), restorer)
+        passes[kind] = _Pass(field, context, clock.lap())
+        if restorer is not None:
+            passes[kind].damage, passes[kind].weight = restorer.damage, restorer.weight
+        return passes[kind]
+
+    def _input(self, crops: Tensor) -> Tensor:
+        return normalise(crops, self.teacher.pixel_mean, self.teacher.pixel_std)
+
+    def _weight(self, crops: Tensor) -> Tensor:
+        """(B,) how damaged images look, 0..1; 0 without a calibration."""
+        if self.calibration is None:
+            return torch.zeros(len(crops))
+        restorer = Restorer(self.calibration)
+        restorer(0, self.teacher.embed(self._input(crops)))
+        return restorer.weight
 
     def _answer(
         self,
-        fitter: StudentFitter | None,
+        name: str,
+        method: Method,
         crops: Tensor,
-        field: Tensor,
-        context: EomtContext,
+        run: _Pass,
         keys: Sequence[RandomKey],
     ) -> _Answer:
-        """Last-layer tokens: the teacher's own, or a fresh student's.
+        """Last-layer tokens: the teacher's own, or a fresh student's, or some of both."""
+        own = _Answer(run.field[:, -1], run.context.last_queries)
+        if isinstance(method, PixelControl) and method.name == "flip":
+            plain, _ = self.teacher.encode(self._input(crops))
+            own.tokens = (plain[:, -1] + run.field[:, -1].flip(2)) / 2
+        if name not in self._fitters:
+            return own
+        assert isinstance(method, LQNConfig)
+        share = torch.full((len(keys),), method.adapt.blend, device=own.tokens.device)
+        if method.adapt.gauged:
+            share = share * (0.0 if run.weight is None else run.weight)
+        own.share = share
+        return own if not share.any() else self._student_answer(name, own, crops, run, keys)
+
+    def _student_answer(
+        self, name: str, own: _Answer, crops: Tensor, run: _Pass, keys: Sequence[RandomKey]
+    ) -> _Answer:
+        """``own`` with the student's answer blended in.
 
         A student that runs out of memory or ends in a non-finite loss loses no image: the teacher
         answers for it, and the statistics say so.
         """
-        own = _Answer(field[:, -1], context.last_queries)
-        if fitter is None:
-            return own
-        everywhere = torch.ones(len(keys), dtype=torch.bool)
+        fitter = self._fitters[name]
         clock = _Clock(self.teacher.device)
         side = fitter.config.student.input_size
         small = F.interpolate(crops, (side, side), mode="bilinear", antialias=True)
         try:
             students = fitter.fit(
                 # The student's own normalisation, whatever the teacher's is (ambiguity 21).
-                _normalise(small, IMAGENET_MEAN, IMAGENET_STD),
-                self._with_queries(field, context),
+                normalise(small, IMAGENET_MEAN, IMAGENET_STD),
+                self._with_queries(run.field, run.context),
                 keys,
             )
             own.fit_ms = clock.lap()
@@ -260,17 +346,20 @@ class Segmenter:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            own.fallback = everywhere
+            own.fallback = torch.ones(len(keys), dtype=torch.bool)
             return own
         own.readout_ms = clock.lap()
         finite = students.finite & answered.flatten(1).isfinite().all(1).cpu()
         own.fallback = ~finite
-        keep = finite.to(field.device)[:, None, None]
+        assert own.share is not None
+        share = own.share[:, None, None]
+        keep = (finite.to(share.device) & (own.share > 0))[:, None, None]
         rows = self.teacher.grid[0]
-        own.tokens = torch.where(keep[..., None], answered[:, :rows], own.tokens)
+        blended = torch.lerp(own.tokens, answered[:, :rows], share[..., None])
+        own.tokens = torch.where(keep[..., None], blended, own.tokens)
         if self.query_rows:
             queries = answered[:, rows:].flatten(1, 2)[:, : self.teacher.num_queries]
-            own.queries = torch.where(keep, queries, own.queries)
+            own.queries = torch.where(keep, torch.lerp(own.queries, queries, share), own.queries)
         return own
 
     def _with_queries(self, field: Tensor, context: EomtContext) -> Tensor:
@@ -352,12 +441,6 @@ class _Clock:
     def lap(self) -> float:
         before, self.last = self.last, self._now()
         return 1e3 * (self.last - before)
-
-
-def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, h, w) in 0..1 to zero mean and unit deviation per channel."""
-    shape = (1, 3, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
 def _fidelity(answer: Tensor, target: Tensor) -> tuple[list[float], list[float]]:

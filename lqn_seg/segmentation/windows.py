@@ -10,6 +10,7 @@ Shapes: images (3, height, width) uint8 RGB; n windows of S = (rows, columns) pi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,12 @@ def resize_scores(scores: Tensor, size: Size) -> Tensor:
     if tuple(scores.shape[-2:]) == size:
         return scores
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, h, w) in 0..1 to zero mean and unit deviation per channel."""
+    shape = (1, 3, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
 @dataclass(frozen=True)
@@ -115,3 +122,9 @@ class SlidingWindows:
             total.narrow(self.axis + 1, start, length).add_(window_scores)
             count.narrow(self.axis, start, length).add_(1)
         return resize_scores(total / count, size)
+
+
+def layout_of(image_size: Size, window: Size, inference: str) -> PaddedWindow | SlidingWindows:
+    """How an image of (height, width) meets a teacher, by protocol: "pad" or "windows"."""
+    kind = SlidingWindows if inference == "windows" else PaddedWindow
+    return kind.of(image_size, window)

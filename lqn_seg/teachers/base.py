@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 ContextT = TypeVar("ContextT")
+# (layer, patch tokens (B, H, W, D)) -> what the teacher goes on with; layer 0 is the embedding.
+Edit = Callable[[int, Tensor], Tensor]
 
 
 class Teacher(Protocol[ContextT]):
@@ -31,8 +34,11 @@ class Teacher(Protocol[ContextT]):
     @property
     def device(self) -> torch.device: ...
 
-    def encode(self, images: Tensor) -> tuple[Tensor, ContextT]:
-        """(B, 3, h, w) normalised images to the token field (B, L, H, W, D) and its context."""
+    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, ContextT]:
+        """(B, 3, h, w) normalised images to the token field (B, L, H, W, D) and its context.
+
+        ``edit`` may replace the patch tokens of the embedding and of each layer as they come.
+        """
 
     def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
         """The frozen rest from ``layer`` on: last-layer tokens (B, H, W, D) and their context."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Teacher
+from lqn_seg.teachers.base import Edit, Teacher
 
 _BAD_CHECKPOINT = (
     OSError,
@@ -78,11 +78,12 @@ class EomtTeacher(Teacher[EomtContext]):
         return self.model.device
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> tuple[Tensor, EomtContext]:
+    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, EomtContext]:
         """Token field of a batch, in one forward pass.
 
         Args:
             images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``.
+            edit: replaces the patch tokens of the embedding and of each layer as they come.
 
         Returns:
             The token field (B, L, H, W, D), block outputs of layers 1..L, and its context.
@@ -93,8 +94,16 @@ class EomtTeacher(Teacher[EomtContext]):
         if tuple(images.shape[-2:]) != self.image_size:
             got, want = "x".join(map(str, images.shape[-2:])), "x".join(map(str, self.image_size))
             raise InputError(f"the EoMT teacher takes images of {want} pixels, not {got}")
-        patches, prefix, queries, masks = self._run(0, *self._embed(images), None)
+        embedded, *others = self._embed(images)
+        if edit is not None:
+            embedded = edit(0, embedded.unflatten(1, self.grid)).flatten(1, 2)
+        patches, prefix, queries, masks = self._run(0, embedded, *others, None, edit)
         return patches.unflatten(2, self.grid), EomtContext(prefix, queries, masks)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Layer 0 alone: (B, 3, h, w) normalised images to (B, H, W, D) patch embeddings."""
+        return self._embed(images)[0].unflatten(1, self.grid)
 
     @torch.no_grad()
     def resume(
@@ -138,7 +147,13 @@ class EomtTeacher(Teacher[EomtContext]):
         return embedded[:, count:], embedded[:, :count], queries
 
     def _run(
-        self, layer: int, patches: Tensor, prefix: Tensor, queries: Tensor, mask: Tensor | None
+        self,
+        layer: int,
+        patches: Tensor,
+        prefix: Tensor,
+        queries: Tensor,
+        mask: Tensor | None,
+        edit: Edit | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, ...]]:
         """Layers ``layer + 1`` to L on (B, N, D) patches, (B, P, D) prefix and (B, Q, D) queries.
 
@@ -159,6 +174,9 @@ class EomtTeacher(Teacher[EomtContext]):
                 masks.append(mask)
             state = self.model.layers[index](state, mask)
             *query_part, prefix_part, patch_part = state.split(sizes, 1)
+            if edit is not None:
+                patch_part = edit(index + 1, patch_part.unflatten(1, self.grid)).flatten(1, 2)
+                state = torch.cat([*query_part, prefix_part, patch_part], 1)
             fields.append(patch_part)
             prefixes.append(prefix_part)
             query_states.extend(query_part)

@@ -1,0 +1,210 @@
+"""How damaged a token field looks, and the way back: statistics of a teacher's clean images.
+
+A corrupted image moves the statistics of its tokens out of the range that clean images keep to.
+Along the principal directions of a layer's clean tokens, noise raises the deviations of the weak
+ones, blur lowers them, fog and contrast lower all. `Restorer` pulls an image's statistics back to
+the nearest end of the clean range, layer by layer while the teacher runs; inside the range it
+changes nothing. How far layer 0 had to be pulled is the image's *damage*.
+
+No label is needed, and nothing of an image is kept. Related: re-centring of activations at test
+time (NEO), and per-image feature statistics instead of the training set's (AdaBN).
+
+Shapes: B images, H x W grid, D features; layer 0 is the patch embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lqn_seg.errors import InputError
+
+# Directions whose clean variance is below this share of the mean one carry rounding, not signal.
+_LEAST_VARIANCE = 1e-6
+# Share of the clean images' damage that counts as undamaged, and the multiple of it at which the
+# student's answer has its full say.
+UNDAMAGED = 0.95
+FULL_DAMAGE = 4.0
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """What clean images keep to at one layer.
+
+    Attributes:
+        centre: (H, W, D) what a position's token is before any image: of a blank image at layer 0,
+            the mean clean token elsewhere.
+        basis: (D, D) principal directions of clean tokens less the centre, as columns.
+        mean: (2, D) lower and upper quantile over images of a direction's mean over positions.
+        deviation: (2, D) likewise of the logarithm of its deviation over positions.
+        gain: (2,) likewise of the logarithm of all directions' deviation together.
+    """
+
+    centre: Tensor
+    basis: Tensor
+    mean: Tensor
+    deviation: Tensor
+    gain: Tensor
+
+    def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
+        parts = (tokens.float() - self.centre) @ self.basis
+        variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
+        return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
+
+    def restore(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Pull each image's statistics back into the clean range.
+
+        Returns:
+            (B, H, W, D) tokens and (B,) the damage: root mean square, over directions, of the
+            logarithm by which their deviations were changed after the common gain.
+        """
+        parts, mean, deviation = self.components(tokens)
+        size = total_deviation(deviation)
+        common = size.clamp(*self.gain) - size
+        target = (deviation + common).clamp(*self.deviation)
+        change = torch.where(self.signal, target - deviation, 0.0)
+        parts = (parts - mean[:, None, None]) * change.exp()[:, None, None]
+        parts += mean.clamp(*self.mean)[:, None, None]
+        damage = (change - common)[:, self.signal].square().mean(1).sqrt()
+        return (parts @ self.basis.T + self.centre).to(tokens.dtype), damage
+
+    @property
+    def signal(self) -> Tensor:
+        """(D,) bool, the directions that carry signal."""
+        typical = self.deviation.mean(0)
+        return typical > typical.max() + 0.5 * torch.log(torch.tensor(_LEAST_VARIANCE))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A teacher's clean ranges by layer, and the damage that clean images seem to have.
+
+    Attributes:
+        layers: layer (0 = patch embedding) -> range.
+        undamaged: `UNDAMAGED` quantile of the damage of the clean images.
+        pixels: (2, 2) lower and upper quantile of an image's mean, and of the logarithm of its
+            deviation, in 0..1: for the control that changes pixels.
+    """
+
+    layers: dict[int, LayerRange]
+    undamaged: float
+    pixels: Tensor
+
+    def to(self, device: torch.device | str) -> Calibration:
+        """The same on a device."""
+        moved = {
+            layer: LayerRange(*(tensor.to(device) for tensor in vars(clean).values()))
+            for layer, clean in self.layers.items()
+        }
+        return Calibration(moved, self.undamaged, self.pixels.to(device))
+
+
+class Restorer:
+    """Restores one batch while the teacher runs: hand it to `Teacher.encode` as `edit`.
+
+    Attributes:
+        damage: (B,) damage at layer 0, once the teacher has run.
+    """
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+        self.damage = torch.zeros(0)
+
+    def __call__(self, layer: int, tokens: Tensor) -> Tensor:
+        """(B, H, W, D) tokens of a layer, restored where the calibration knows the layer."""
+        clean = self.calibration.layers.get(layer)
+        if clean is None:
+            return tokens
+        restored, damage = clean.restore(tokens)
+        if layer == min(self.calibration.layers):
+            self.damage = damage
+        return restored
+
+    @property
+    def weight(self) -> Tensor:
+        """(B,) in 0..1: 0 for what clean images look like, 1 for `FULL_DAMAGE` times as much."""
+        excess = self.damage / max(self.calibration.undamaged, 1e-6) - 1
+        return (excess / (FULL_DAMAGE - 1)).clamp(0, 1)
+
+
+class RangeBuilder:
+    """Finds one layer's clean range in two passes over clean images: `observe`, then `measure`.
+
+    Args:
+        centre: (H, W, D) in place of the mean over the images. At the embedding it should be that
+            of a blank image, the position embedding alone: what a loss of contrast does not scale.
+    """
+
+    def __init__(self, centre: Tensor | None = None) -> None:
+        self._given = centre
+        self._count = 0
+        self._sum = self._outer = torch.zeros(())
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._range: LayerRange | None = None
+
+    def observe(self, tokens: Tensor) -> None:
+        """First pass: (B, H, W, D) tokens of clean images."""
+        tokens = tokens.double()
+        self._count += len(tokens)
+        self._sum = self._sum.to(tokens.device) + tokens.sum(0)
+        flat = tokens.flatten(0, 2)
+        self._outer = self._outer.to(tokens.device) + flat.T @ flat
+
+    def measure(self, tokens: Tensor) -> None:
+        """Second pass: the same tokens again."""
+        if self._range is None:
+            self._range = self._directions()
+        _, mean, deviation = self._range.components(tokens)
+        self._statistics.append((mean, deviation))
+
+    def _directions(self) -> LayerRange:
+        """Centre and basis; the ranges are still empty."""
+        mean = self._sum / self._count
+        centre = mean if self._given is None else self._given.double()
+        places = centre.shape[0] * centre.shape[1]
+        shifted = (mean - centre).flatten(0, 1)
+        # E[(x - c)(x - c)'] from E[x x'], E[x] and c, then about the mean of x - c.
+        cross = mean.flatten(0, 1).T @ centre.flatten(0, 1)
+        second = self._outer / self._count - cross - cross.T
+        second = (second + centre.flatten(0, 1).T @ centre.flatten(0, 1)) / places
+        offset = shifted.mean(0)
+        basis = torch.linalg.eigh(second - offset.outer(offset)).eigenvectors.float()
+        empty = torch.zeros(2, centre.shape[-1], device=centre.device)
+        return LayerRange(centre.float(), basis, empty, empty, empty[:, 0])
+
+    def finish(self, quantile: float) -> LayerRange:
+        """The range.
+
+        Args:
+            quantile: share of the images left out at either end.
+
+        Raises:
+            InputError: fewer than two images were seen, or the quantile is not in [0, 0.5).
+        """
+        if self._count < 2 or self._range is None:
+            raise InputError(f"calibration needs at least two images, not {self._count}")
+        if not 0 <= quantile < 0.5:
+            raise InputError(f"the quantile must be in [0, 0.5), not {quantile}")
+        mean, deviation = (torch.cat(parts) for parts in zip(*self._statistics))
+        ends = torch.tensor([quantile, 1 - quantile], device=mean.device)
+        return LayerRange(
+            self._range.centre,
+            self._range.basis,
+            mean.quantile(ends, 0),
+            deviation.quantile(ends, 0),
+            total_deviation(deviation).squeeze(1).quantile(ends),
+        )
+
+
+def total_deviation(deviation: Tensor) -> Tensor:
+    """(B, D) log deviations of the directions to (B, 1) that of all together."""
+    return 0.5 * (2 * deviation).logsumexp(1, keepdim=True)
+
+
+def calibrated_layers(depth: int, query_layers: int) -> Sequence[int]:
+    """Layers to restore at: the embedding and the first half, before the queries come in."""
+    return range(min(depth // 2, depth - query_layers) + 1)

@@ -1,0 +1,76 @@
+"""Calibrate the teacher of a configuration on a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lqn_seg.data.images import read_image
+from lqn_seg.engine.build import build_teacher, find_local
+from lqn_seg.engine.config import load_cfg, segmentation_config
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.calibration import FILE_NAME, QUANTILE, calibrate, save_calibration
+from lqn_seg.segmentation.windows import layout_of
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_BATCH = 8
+
+
+def calibrate_teacher(
+    config_file: str,
+    images: Path,
+    overrides: Sequence[str] = (),
+    device: str = "",
+    most: int = 0,
+    quantile: float | None = None,
+    output: Path | None = None,
+) -> Path:
+    """Calibrate on all images below a folder, cut into windows as the configuration evaluates.
+
+    Args:
+        most: use the first so many images by name; 0 is all.
+        quantile: share of the windows left out at either end of each range.
+        output: file to write; by default beside the teacher's local weights.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        InputError: no image is found, or nothing says where to write, or the config is wrong.
+    """
+    cfg = load_cfg(config_file, overrides, device)
+    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = files[: most or None]
+    if not files:
+        raise InputError(f"--images: there is no image below {images}")
+    weights = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
+    if output is None:
+        if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not weights.is_dir():
+            raise InputError("--output is needed: the teacher's weights are not in a local folder")
+        output = weights / FILE_NAME
+    teacher = build_teacher(cfg)
+    inference = segmentation_config(cfg).inference
+
+    def batches() -> Iterator[Tensor]:
+        waiting: list[Tensor] = []
+        for file in files:
+            image = torch.from_numpy(read_image(file)).movedim(2, 0)
+            layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
+            waiting.extend(layout.crops(image).float() / 255)
+            while len(waiting) >= _BATCH:
+                yield torch.stack(waiting[:_BATCH]).to(teacher.device)
+                waiting = waiting[_BATCH:]
+        if waiting:
+            yield torch.stack(waiting).to(teacher.device)
+
+    share = QUANTILE if quantile is None else quantile
+    found = calibrate(teacher, batches, share)
+    save_calibration(
+        output,
+        found,
+        {"images": len(files), "folder": images.name, "quantile": share, "inference": inference},
+    )
+    return output

@@ -1,0 +1,122 @@
+"""Calibrate a teacher on clean, unlabelled images, and keep what was found in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lqn_seg.core.gauge import (
+    UNDAMAGED,
+    Calibration,
+    LayerRange,
+    RangeBuilder,
+    Restorer,
+    calibrated_layers,
+)
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.views import pixel_statistics
+from lqn_seg.segmentation.windows import normalise
+from lqn_seg.teachers.eomt import EomtTeacher
+
+FILE_NAME = "calibration.safetensors"
+QUANTILE = 0.02
+_FIELDS = ("centre", "basis", "mean", "deviation", "gain")
+Batches = Callable[[], Iterable[Tensor]]
+
+
+@torch.no_grad()
+def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE) -> Calibration:
+    """Find a teacher's clean ranges in three passes over clean images.
+
+    Args:
+        batches: gives (B, 3, h, w) teacher inputs in 0..1, the same ones at every call.
+        quantile: share of the images left out at either end of each range.
+
+    Raises:
+        InputError: fewer than two images.
+    """
+    blank = torch.zeros(1, 3, *teacher.image_size, device=teacher.device)  # the mean colour
+    depths = calibrated_layers(teacher.num_layers, teacher.num_query_layers)
+    builders = {layer: RangeBuilder() for layer in depths}
+
+    def first(layer: int, tokens: Tensor) -> Tensor:
+        if layer == 0:
+            builders[0] = RangeBuilder(tokens[0])
+        return tokens
+
+    def visitor(visit: Callable[[RangeBuilder, Tensor], None]) -> Callable[[int, Tensor], Tensor]:
+        def edit(layer: int, tokens: Tensor) -> Tensor:
+            if layer in builders:
+                visit(builders[layer], tokens)
+            return tokens
+
+        return edit
+
+    teacher.encode(blank, first)
+    pixels = []
+    for crops in batches():
+        pixels.append(pixel_statistics(crops))
+        _run(teacher, crops, visitor(RangeBuilder.observe))
+    for crops in batches():
+        _run(teacher, crops, visitor(RangeBuilder.measure))
+    layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
+    ends = torch.tensor([quantile, 1 - quantile], device=teacher.device)
+    ranges = Calibration(layers, 0.0, torch.cat(pixels).quantile(ends, 0))
+    damage = []
+    for crops in batches():
+        restorer = Restorer(ranges)
+        _run(teacher, crops, restorer)
+        damage.append(restorer.damage)
+    return Calibration(layers, torch.cat(damage).quantile(UNDAMAGED).item(), ranges.pixels)
+
+
+def _run(teacher: EomtTeacher, crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> None:
+    teacher.encode(normalise(crops.to(teacher.device), teacher.pixel_mean, teacher.pixel_std), edit)
+
+
+def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, Any]) -> None:
+    """Write a calibration as safetensors; `about` says how it was made."""
+    tensors = {
+        f"layer{layer}.{name}": getattr(clean, name).contiguous().cpu()
+        for layer, clean in calibration.layers.items()
+        for name in _FIELDS
+    }
+    tensors["pixels"] = calibration.pixels.contiguous().cpu()
+    about = {**about, "undamaged": calibration.undamaged}
+    save_file(tensors, path, {"calibration": json.dumps(about)})
+
+
+def load_calibration(path: str | Path, teacher: EomtTeacher) -> Calibration:
+    """Read a calibration for a teacher.
+
+    Raises:
+        InputError: the file is missing, is no calibration, or is one of another teacher's shape.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"MODEL.LQN.CALIBRATION: there is no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["calibration"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        numbers = sorted({int(key[5:].split(".")[0]) for key in tensors if key != "pixels"})
+        layers = {
+            number: LayerRange(*(tensors[f"layer{number}.{name}"] for name in _FIELDS))
+            for number in numbers
+        }
+        calibration = Calibration(layers, float(about["undamaged"]), tensors["pixels"])
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise InputError(f"MODEL.LQN.CALIBRATION: {path} is no calibration ({error})") from error
+    shape = (*teacher.grid, teacher.width)
+    if any(tuple(clean.centre.shape) != shape for clean in layers.values()):
+        raise InputError(
+            f"MODEL.LQN.CALIBRATION: {path} was made for a teacher of another shape than "
+            f"{'x'.join(map(str, shape))}"
+        )
+    return calibration.to(teacher.device)

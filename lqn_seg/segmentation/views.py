@@ -1,0 +1,69 @@
+"""What can be done to the pixels instead: the controls that work outside the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from lqn_seg.core.gauge import Calibration
+
+PIXEL_CONTROLS = ("blur", "denoise", "standardise", "flip")
+BLUR_SIGMA = 0.7  # pixels at a side of 96, as below
+DENOISE_STRENGTH = 15.0  # of 255
+_REFERENCE_SIDE = 96
+
+
+@dataclass(frozen=True)
+class PixelControl:
+    """The teacher on other pixels.
+
+    Attributes:
+        name: "blur" (Gaussian) or "denoise" (non-local means), where the gauge finds the image
+            damaged; "standardise" (contrast and brightness back into the clean range) or "flip"
+            (last-layer tokens averaged over the image and its mirror image, a second pass), always.
+    """
+
+    name: str
+
+    @property
+    def gauged(self) -> bool:
+        """Whether the gauge decides which images are changed."""
+        return self.name in ("blur", "denoise")
+
+    def apply(self, crops: Tensor, calibration: Calibration | None) -> Tensor:
+        """(B, 3, h, w) pixels in 0..1, changed."""
+        if self.name == "flip":
+            return crops.flip(-1)
+        if self.name == "standardise":
+            return crops if calibration is None else _standardise(crops, calibration.pixels)
+        images = (255 * crops).round().byte().movedim(1, 3).cpu().numpy()
+        change = _blur if self.name == "blur" else _denoise
+        changed = np.stack([change(np.ascontiguousarray(image)) for image in images])
+        return torch.from_numpy(changed).movedim(3, 1).to(crops.device).float() / 255
+
+
+def pixel_statistics(crops: Tensor) -> Tensor:
+    """(B, 3, h, w) pixels to (B, 2): mean, and logarithm of the deviation, over all of an image."""
+    variance, mean = torch.var_mean(crops.flatten(1), dim=1)
+    return torch.stack([mean, 0.5 * variance.clamp(min=1e-8).log()], 1)
+
+
+def _standardise(crops: Tensor, clean: Tensor) -> Tensor:
+    found = pixel_statistics(crops)
+    wanted = found.clamp(clean[0], clean[1])
+    mean, target = (s[:, 0].view(-1, 1, 1, 1) for s in (found, wanted))
+    gain = (wanted - found)[:, 1].exp().view(-1, 1, 1, 1)
+    return (crops - mean) * gain + target
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    sigma = BLUR_SIGMA * min(image.shape[:2]) / _REFERENCE_SIDE
+    return cv2.GaussianBlur(image, (0, 0), sigma)
+
+
+def _denoise(image: np.ndarray) -> np.ndarray:
+    return cv2.fastNlMeansDenoisingColored(image, None, DENOISE_STRENGTH, DENOISE_STRENGTH, 5, 15)

@@ -1,0 +1,153 @@
+"""Plots of a study's ``results.json``: differences with intervals, cost, and curves of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Results = Mapping[str, Any]
+_COLORS = (
+    *("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7"),
+    *("#a463f2", "#97bbf5", "#9c6b4e", "#9498a0", "#b8860b", "#111111", "#d14fb5"),
+)
+_MARKERS = "osD^vP*Xh<>"
+
+
+def draw_study(results: Results, path: Path) -> Path:
+    """A row per table: difference to the baseline per condition, and its mean against cost."""
+    tables = results["tables"]
+    figure = Figure(figsize=(15, 4.2 * len(tables)), layout="constrained")
+    axes = figure.subplots(len(tables), 2, squeeze=False, width_ratios=(2, 1))
+    for (left, right), table in zip(axes, tables):
+        _differences(left, results, table)
+        _against_cost(right, results, table)
+    return _save(figure, path)
+
+
+def draw_sweep(results: Results, path: Path) -> Path:
+    """A row per teacher, run and severity: score, and difference to the baseline, per value."""
+    rows: dict[tuple[Any, ...], list[Results]] = {}
+    for table in results["tables"]:
+        rows.setdefault((table["teacher"], table["run"], table["severity"]), []).append(table)
+    figure = Figure(figsize=(14, 4.6 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 2, squeeze=False)
+    for (left, right), ((teacher, run, severity), tables) in zip(axes, rows.items()):
+        _sweep(left, right, results, tables)
+        damage = "" if severity is None else f", severity {severity}"
+        left.set_title(f"teacher {teacher}, run {run}{damage}, {tables[0]['images']} images")
+    return _save(figure, path)
+
+
+def _differences(axes: Axes, results: Results, table: Results) -> None:
+    methods = {m: e for m, e in table["methods"].items() if "minus_baseline" in e}
+    groups = list(next(iter(table["methods"].values()))["scores"])
+    for k, (method, entry) in enumerate(methods.items()):
+        offset = (k - (len(methods) - 1) / 2) * 0.8 / max(len(methods), 1)
+        found = [entry["minus_baseline"][group] for group in groups]
+        x = np.arange(len(groups)) + offset
+        _whiskers(axes, x, found, _style(table, method), entry["title"])
+    axes.axhline(0, color="black", linewidth=0.8)
+    for edge in range(1, len(groups)):
+        axes.axvline(edge - 0.5, color="0.9", linewidth=0.8)
+    names = [_readable(group) for group in groups]
+    axes.set_xticks(range(len(groups)), names, rotation=20, ha="right")
+    axes.set_xlabel("images")
+    axes.set_ylabel(_difference_label(results))
+    axes.set_title(table["heading"])
+
+
+def _against_cost(axes: Axes, results: Results, table: Results) -> None:
+    group = list(next(iter(table["methods"].values()))["scores"])[-1]
+    for method, entry in table["methods"].items():
+        zero = {"difference": 0.0, "low": 0.0, "high": 0.0}  # the baseline, to itself
+        found = entry.get("minus_baseline", {}).get(group, zero)
+        x = np.array([entry["milliseconds"]["total"]])
+        _whiskers(axes, x, [found], _style(table, method), entry["title"])
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low / 1.5, max(high * 1.5, low * 10))  # at least a decade: ticks stay readable
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("milliseconds per image (log scale)")
+    axes.set_ylabel(_difference_label(results))
+    axes.set_title(f"{_readable(group)}, against cost")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results]) -> None:
+    sweep = results["sweep"]
+    values = [table["value"] for table in tables]
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    x = np.array(values, dtype=float) if numeric else np.arange(len(values), dtype=float)
+    groups = list(next(iter(tables[0]["methods"].values()))["scores"])
+    shown = dict.fromkeys((groups[0], groups[-1]))  # clean, and the mean of the corruptions
+    for method, entry in tables[0]["methods"].items():
+        for group, line in zip(shown, ("--", "-")):
+            style = _style(tables[0], method)
+            entries = [table["methods"][method] for table in tables]
+            label = f"{entry['title']}, {_readable(group)}"
+            scores = np.array([e["scores"][group] for e in entries], dtype=float)
+            left.plot(x, scores, linestyle=line, label=label, **style)
+            if "minus_baseline" in entry:
+                found = [e["minus_baseline"][group] for e in entries]
+                _whiskers(right, x, found, {**style, "linestyle": line}, label)
+    right.axhline(0, color="black", linewidth=0.8)
+    left.set_ylabel(f"{results['metric']} (0-100), {results['dataset']}")
+    right.set_ylabel(_difference_label(results))
+    for axes in (left, right):
+        axes.set_xlabel(sweep["label"])
+        if not numeric:
+            axes.set_xticks(x, [_value_name(value) for value in values], rotation=20, ha="right")
+    lines, names = left.get_legend_handles_labels()
+    if sweep["paper"]:
+        places = {str(value): place for value, place in zip(values, x)}
+        points = [(places.get(str(v), v), score) for v, score in sweep["paper"]]
+        theirs = left.twinx()
+        style = {"color": "black", "linestyle": ":", "marker": "*", "markersize": 10}
+        lines += theirs.plot(*zip(*points), label="published", **style)
+        names.append("published (right-hand axis)")
+        theirs.set_ylabel(f"published: {sweep['paper_label']}")
+    left.legend(lines, names, fontsize="small")
+    if len(tables[0]["methods"]) > 1:
+        right.legend(fontsize="small")
+
+
+def _whiskers(
+    axes: Axes, x: np.ndarray, found: Sequence[Results], style: dict[str, Any], label: str
+) -> None:
+    """Differences with their intervals; what is undefined is left out."""
+    middle, low, high = (
+        np.array([f[key] for f in found], dtype=float) for key in ("difference", "low", "high")
+    )
+    below, above = np.clip(middle - low, 0, None), np.clip(high - middle, 0, None)
+    style = {"linestyle": "none", **style}
+    axes.errorbar(x, middle, (below, above), label=label, capsize=2, markersize=4, **style)
+
+
+def _style(table: Results, method: str) -> dict[str, Any]:
+    place = list(table["methods"]).index(method)
+    return {"color": _COLORS[place % len(_COLORS)], "marker": _MARKERS[place % len(_MARKERS)]}
+
+
+def _difference_label(results: Results) -> str:
+    return f"{results['metric']} minus that of {results['baseline']}\n(95% interval)"
+
+
+def _readable(group: str) -> str:
+    return group.rsplit("-", 1)[0].replace("_", " ")
+
+
+def _value_name(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    FigureCanvasAgg(figure).print_figure(str(path), dpi=110)
+    return path

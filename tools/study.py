@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Run a study: teachers x seeds x corruptions x severities x methods, from one YAML file.
+
+Examples:
+    python tools/study.py configs/study/demo.yaml --resume
+    python tools/study.py configs/study/demo.yaml MAX_IMAGES 8 OUTPUT_DIR output/study/try
+    python tools/study.py configs/study/ablation_*.yaml
+    python tools/study.py configs/study/camvid.yaml MODEL.LQN.FIT.STEPS 100
+
+Writes results.json, table.md and plot.png into each study's OUTPUT_DIR. An override is a key of the
+study (OUTPUT_DIR, MAX_IMAGES, TEACHERS.small.WEIGHTS, ...) or of every evaluation's configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lqn_seg.errors import InputError
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "studies", nargs="+", metavar="FILE", help="study files (.yaml), then KEY VALUE overrides"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from what is in OUTPUT_DIR")
+    arguments = parser.parse_intermixed_args()
+    words = arguments.studies
+    files = [k for k, word in enumerate(words) if word.endswith((".yaml", ".yml"))]
+    first = next((k for k in range(len(words)) if k not in files), len(words))
+    arguments.studies, arguments.overrides = words[:first], words[first:]
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        if not arguments.studies:
+            raise InputError(f"{arguments.overrides[0]} is no study file: its name ends in .yaml")
+        from lqn_seg.engine.study import run_study
+
+        for path in arguments.studies:
+            run_study(path, arguments.overrides, arguments.resume)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

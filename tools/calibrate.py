@@ -7,7 +7,7 @@ see. The file is written beside the teacher's local weights, where the other too
 
 Examples:
     python tools/calibrate.py --config configs/demo_lqn.yaml --images datasets/demo/train --max 512
-    python tools/calibrate.py --config configs/ade20k_lqn.yaml --images my_photos/ --output my.safetensors
+    python tools/calibrate.py --config configs/ade20k_lqn.yaml --images photos/ --output my.st
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration")
-    parser.add_argument("--images", required=True, type=Path, help="folder of clean images")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, help="folder of clean images")
+    source.add_argument("--dataset", help="or the images of a registered data set")
     parser.add_argument("--max", type=int, default=0, help="use the first so many; 0 is all")
     parser.add_argument("--quantile", type=float, help="of images beyond either end of a range")
     parser.add_argument("--output", type=Path, help="file to write")
@@ -42,7 +44,7 @@ def main() -> int:
     try:
         path = calibrate_teacher(
             arguments.config_file,
-            arguments.images,
+            arguments.images or arguments.dataset,
             overrides=arguments.overrides,
             device=arguments.device,
             most=arguments.max,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.engine.build import build_teacher, find_local
 from lqn_seg.engine.config import load_cfg, segmentation_config
@@ -21,16 +22,17 @@ _BATCH = 8
 
 def calibrate_teacher(
     config_file: str,
-    images: Path,
+    images: Path | str,
     overrides: Sequence[str] = (),
     device: str = "",
     most: int = 0,
     quantile: float | None = None,
     output: Path | None = None,
 ) -> Path:
-    """Calibrate on all images below a folder, cut into windows as the configuration evaluates.
+    """Calibrate on clean images, cut into windows as the configuration evaluates.
 
     Args:
+        images: a folder, searched below, or the name of a registered data set.
         most: use the first so many images by name; 0 is all.
         quantile: share of the windows left out at either end of each range.
         output: file to write; by default beside the teacher's local weights.
@@ -42,10 +44,7 @@ def calibrate_teacher(
         InputError: no image is found, or nothing says where to write, or the config is wrong.
     """
     cfg = load_cfg(config_file, overrides, device)
-    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    files = files[: most or None]
-    if not files:
-        raise InputError(f"--images: there is no image below {images}")
+    files = _image_files(images)[: most or None]
     weights = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if output is None:
         if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not weights.is_dir():
@@ -71,6 +70,15 @@ def calibrate_teacher(
     save_calibration(
         output,
         found,
-        {"images": len(files), "folder": images.name, "quantile": share, "inference": inference},
+        {"images": len(files), "from": Path(images).name, "quantile": share, "inference": inference},
     )
     return output
+
+
+def _image_files(images: Path | str) -> list[Path]:
+    if isinstance(images, str):
+        return [Path(record["file_name"]) for record in get_dataset(images).records()]
+    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError(f"--images: there is no image below {images}")
+    return files

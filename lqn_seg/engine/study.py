@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ import yaml
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
-from lqn_seg.core.fit import nearest
 from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS, corruption_constants
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
@@ -36,6 +36,7 @@ from lqn_seg.evaluation.semantic import SemanticEvaluator
 
 # Metric -> the evaluator's task, and the one output that it needs.
 METRICS = {"PQ": ("panoptic_seg", "PANOPTIC_ON"), "mIoU": ("sem_seg", "SEMANTIC_ON")}
+NONE = "none"  # in place of the hash of a calibration that is not there
 _OUTPUTS = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON")
 
 # ---- what the file says --------------------------------------------------------------------------
@@ -57,9 +58,10 @@ class TeacherEntry:
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One entry of ``RUNS``; every key but ``MAX_IMAGES`` may also stand at the top, for all runs.
+    """One entry of ``RUNS``; all keys but ``NAME`` and ``MAX_IMAGES`` may stand at the top instead.
 
     Attributes:
+        name: what the report calls it.
         methods: as ``MODEL.LQN.METHODS``.
         corruptions: names; () evaluates clean images alone.
         severities: 1 .. 5.
@@ -68,6 +70,7 @@ class RunEntry:
         overrides: (key, value) of the evaluation's configuration.
     """
 
+    name: str = ""
     methods: tuple[str, ...] = ()
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = (3,)
@@ -131,9 +134,10 @@ class Study:
 
 
 _RUN_KEYS = tuple(f.name.upper() for f in dataclasses.fields(RunEntry))
+_SHARED_KEYS = tuple(key for key in _RUN_KEYS if key not in ("NAME", "MAX_IMAGES"))
 _STUDY_KEYS = (
     *(f.name.upper() for f in dataclasses.fields(Study) if f.name != "name"),
-    *(key for key in _RUN_KEYS if key != "MAX_IMAGES"),
+    *_SHARED_KEYS,
 )
 
 
@@ -165,7 +169,7 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
         if key == "SEED":
             raise InputError("SEED is set by the study: override SEEDS")
         if key.split(".")[0] in _STUDY_KEYS:
-            if key in _RUN_KEYS and key != "MAX_IMAGES" and isinstance(raw.get("RUNS"), list):
+            if key in _SHARED_KEYS and isinstance(raw.get("RUNS"), list):
                 for run in raw["RUNS"]:
                     if isinstance(run, dict):
                         run.pop(key, None)
@@ -191,7 +195,7 @@ class _Node:
         if not isinstance(raw, dict):
             raise self.error("", f"must be a mapping of keys, not {raw!r}")
         for key in raw if keys else ():
-            nearest(key, tuple(keys), f"key in study {path}{where and ', ' + where}:")
+            self.choice("", key, tuple(keys), "key")
 
     def error(self, key: str, complaint: str) -> InputError:
         name = ".".join(part for part in (self.where, key) if part)
@@ -199,6 +203,14 @@ class _Node:
 
     def __contains__(self, key: str) -> bool:
         return self.raw.get(key) is not None
+
+    def choice(self, key: str, value: Any, choices: Sequence[str], what: str) -> Any:
+        """The value if it is one of the choices; else the nearest is suggested."""
+        if value in choices:
+            return value
+        folded = {choice.lower(): choice for choice in choices}
+        near = get_close_matches(str(value).lower(), folded, n=1, cutoff=0)[0]
+        raise self.error(key, f"has no {what} {value!r}: did you mean {folded[near]!r}?")
 
     def get(self, key: str, kind: str, fits: Callable[[Any], bool], default: Any) -> Any:
         value = self.raw.get(key)
@@ -253,7 +265,7 @@ def _study(node: _Node, name: str, further: tuple[tuple[str, Any], ...]) -> Stud
         ]
         runs = [_run(entry, shared) for entry in nodes]
     runs = [dataclasses.replace(run, overrides=(*run.overrides, *further)) for run in runs]
-    metric = nearest(node.text("METRIC", "PQ"), tuple(METRICS), f"METRIC in study {node.path}:")
+    metric = node.choice("METRIC", node.text("METRIC", "PQ"), tuple(METRICS), "name")
     baseline, focus = node.text("BASELINE", "teacher"), node.text("FOCUS", "lqn")
     for k, run in enumerate(runs):
         if not run.methods:
@@ -309,9 +321,10 @@ def _run(node: _Node, shared: RunEntry) -> RunEntry:
 
     corruptions = node.list("CORRUPTIONS", "corruptions", is_text, shared.corruptions)
     for name in corruptions:
-        nearest(name, CORRUPTIONS, f"corruption in study {node.path}:")
+        node.choice("CORRUPTIONS", name, CORRUPTIONS, "name")
     flat = node.get("OVERRIDES", "a list KEY, VALUE, KEY, VALUE, ...", is_pairs, [])
     return RunEntry(
+        name=node.text("NAME", ""),
         methods=node.list("METHODS", "methods", is_text, shared.methods),
         corruptions=corruptions,
         severities=node.list(
@@ -351,8 +364,12 @@ def _sweep(node: _Node) -> SweepEntry:
 
 
 def value_name(value: Any) -> str:
-    """A sweep's value as it is printed."""
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """A sweep's value as it is printed; (1, 2, 3, 4) is "1-4"."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    if len(value) > 2 and all(_is_whole(v) and v == value[0] + k for k, v in enumerate(value)):
+        return f"{value[0]}-{value[-1]}"
+    return ", ".join(map(str, value))
 
 
 def slug(text: str) -> str:
@@ -368,7 +385,8 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
 
     ``dataset`` covers every record (ids, sizes, segments) and the bytes of its files, wherever they
     lie; ``teacher/<name>`` names and values of the weights; ``calibration/<name>`` the numbers of
-    the calibration that is used, if any; ``corruptions`` the constants of all corruptions.
+    the calibration that is used ("none" without one); ``corruptions`` the constants of all
+    corruptions.
 
     Raises:
         InputError: a file is missing.
@@ -383,8 +401,7 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
         teacher = build_teacher(cfg)
         hashes[f"teacher/{name}"] = weights_hash(teacher.model, digits=64)
         calibration = build_calibration(cfg, teacher)
-        if calibration is not None:
-            hashes[f"calibration/{name}"] = calibration_hash(calibration, digits=64)
+        hashes[f"calibration/{name}"] = calibration_hash(calibration, digits=64) or NONE
     return hashes
 
 
@@ -415,10 +432,10 @@ def check_frozen(study: Study, found: Mapping[str, str]) -> None:
         InputError: a hash of ``FROZEN`` is not the one that was found.
     """
     for name, expected in study.frozen.items():
-        if found.get(name, "none") != expected:
+        if found[name] != expected:
             raise InputError(
                 f"study {study.name}: FROZEN says that {name} has SHA-256 {expected}, but it has "
-                f"{found.get(name, 'none')}: these are other files than the study's"
+                f"{found[name]}: these are other files than the study's"
             )
 
 

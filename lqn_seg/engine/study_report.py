@@ -26,7 +26,7 @@ from lqn_seg.engine.report import (
     short_name,
     title,
 )
-from lqn_seg.engine.study import Finished, Study, value_name
+from lqn_seg.engine.study import NONE, Finished, Study, value_name
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
 
 # Statistics with columns of their own, or that say nothing about a method.
@@ -139,7 +139,8 @@ class StudyTable:
 
     def heading(self) -> str:
         sweep = self.study.sweep
-        parts = [f"teacher {self.teacher}", f"run {self.run + 1}"]
+        name = self.study.runs[self.run].name
+        parts = [f"teacher {self.teacher}", f"run {self.run + 1}{f' ({name})' if name else ''}"]
         if sweep and self.value is not None:
             parts.append(f"{sweep.label} = {value_name(sweep.values[self.value])}")
         if self.severity is not None:
@@ -247,8 +248,12 @@ class StudyTable:
             "teacher": self.teacher,
             "heading": self.heading(),
             "run": self.run + 1,
+            "name": self.study.runs[self.run].name,
             "severity": self.severity,
             "value": sweep.values[self.value] if sweep and self.value is not None else None,
+            "value_name": value_name(sweep.values[self.value])
+            if sweep and self.value is not None
+            else None,
             "seeds": self.seeds,
             "images": self.images,
             "overrides": [list(pair) for pair in study.runs[self.run].overrides],
@@ -309,6 +314,13 @@ class StudyReport:
             for name, value in self.hashes.items()
         ]
         head.append(tabulate(rows, ["what", "SHA-256", "frozen"], tablefmt="pipe"))
+        bare = [name for name in study.teachers if self.hashes[f"calibration/{name}"] == NONE]
+        if bare:
+            head.append(
+                f"Without a calibration (teacher {', '.join(bare)}) nothing is restored, and a "
+                "method whose blend the gauge decides answers as its teacher does "
+                "(tools/calibrate.py makes one)."
+            )
         if study.sweep:
             head.append(self._sweep_table())
         return "\n\n".join([*head, *(table.markdown() for table in self.tables)]) + "\n"
@@ -321,7 +333,8 @@ class StudyReport:
         for (teacher, run, severity), tables in kinds.items():
             damage = "" if severity is None else f", severity {severity}"
             for method in tables[0].methods:
-                yield f"teacher {teacher}, run {run + 1}{damage}", method, tables
+                name = self.study.runs[run].name or f"run {run + 1}"
+                yield f"teacher {teacher}, {name}{damage}", method, tables
 
     def _sweep_table(self) -> str:
         sweep, study = self.study.sweep, self.study
@@ -338,7 +351,9 @@ class StudyReport:
                     if method != study.baseline:
                         found = table.difference(method, study.baseline, group)
                         difference = interval_text(found)
-                    theirs = [f"{score:.1f}" for v, score in sweep.paper if v == value]
+                    # Published scores are of the whole method, on images as they are.
+                    ours = method == study.focus and group == CLEAN
+                    theirs = [f"{score:.1f}" for v, score in sweep.paper if ours and v == value]
                     rows.append(
                         [
                             where,

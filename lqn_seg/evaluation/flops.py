@@ -297,8 +297,9 @@ def method_gmacs(
 
     Returns:
         `gmacs_teacher` (encoder), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`, `gmacs_head`,
-        `gmacs_total`, their sum (of an image whose gauge asks for a student: the most there is), and `gmacs_paper_convention`: teacher and head, and for each step but one a single
-        forward pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
+        `gmacs_total`, their sum (of an image whose gauge asks for a student: the most there is),
+        and `gmacs_paper_convention`: teacher and head, and for each step but one a single forward
+        pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
     """
     parts = eomt_gmacs(teacher)
     grid = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1])

@@ -104,7 +104,7 @@ def load_calibration(path: str | Path, teacher: EomtTeacher) -> Calibration:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["calibration"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         numbers = sorted({int(key[5:].split(".")[0]) for key in tensors if key != "pixels"})
         layers = {
             number: LayerRange(*(tensors[f"layer{number}.{name}"] for name in _FIELDS))

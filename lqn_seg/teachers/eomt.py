@@ -94,10 +94,10 @@ class EomtTeacher(Teacher[EomtContext]):
         if tuple(images.shape[-2:]) != self.image_size:
             got, want = "x".join(map(str, images.shape[-2:])), "x".join(map(str, self.image_size))
             raise InputError(f"the EoMT teacher takes images of {want} pixels, not {got}")
-        embedded, *others = self._embed(images)
+        embedded, prefix, queries = self._embed(images)
         if edit is not None:
             embedded = edit(0, embedded.unflatten(1, self.grid)).flatten(1, 2)
-        patches, prefix, queries, masks = self._run(0, embedded, *others, None, edit)
+        patches, prefix, queries, masks = self._run(0, embedded, prefix, queries, None, edit)
         return patches.unflatten(2, self.grid), EomtContext(prefix, queries, masks)
 
     @torch.no_grad()

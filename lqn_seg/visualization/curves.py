@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ def draw_sweep(results: Results, path: Path) -> Path:
     for (left, right), ((teacher, run, severity), tables) in zip(axes, rows.items()):
         _sweep(left, right, results, tables)
         damage = "" if severity is None else f", severity {severity}"
-        left.set_title(f"teacher {teacher}, run {run}{damage}, {tables[0]['images']} images")
+        name = tables[0]["name"] or f"run {run}"
+        left.set_title(f"teacher {teacher}, {name}{damage}, {tables[0]['images']} images")
     return _save(figure, path)
 
 
@@ -104,7 +106,7 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
     for axes in (left, right):
         axes.set_xlabel(sweep["label"])
         if not numeric:
-            axes.set_xticks(x, [_value_name(value) for value in values], rotation=20, ha="right")
+            axes.set_xticks(x, [table["value_name"] for table in tables], rotation=20, ha="right")
     lines, names = left.get_legend_handles_labels()
     if sweep["paper"]:
         places = {str(value): place for value, place in zip(values, x)}
@@ -113,7 +115,7 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
         style = {"color": "black", "linestyle": ":", "marker": "*", "markersize": 10}
         lines += theirs.plot(*zip(*points), label="published", **style)
         names.append("published (right-hand axis)")
-        theirs.set_ylabel(f"published: {sweep['paper_label']}")
+        theirs.set_ylabel(fill(f"published: {sweep['paper_label']}", 40))
     left.legend(lines, names, fontsize="small")
     if len(tables[0]["methods"]) > 1:
         right.legend(fontsize="small")
@@ -142,10 +144,6 @@ def _difference_label(results: Results) -> str:
 
 def _readable(group: str) -> str:
     return group.rsplit("-", 1)[0].replace("_", " ")
-
-
-def _value_name(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _save(figure: Figure, path: Path) -> Path:

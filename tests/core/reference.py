@@ -39,18 +39,23 @@ class Student(nn.Module):
         self.conv = nn.Conv2d(3, 1, config.stride, config.stride)
         locations = 2 if config.source and config.combine == "concatenate" else 1
         inputs = (config.input_size // config.stride) ** 2 + locations * config.position_dim
+        inputs += feature_dim if config.guide else 0
         sizes = [inputs, *config.widths, feature_dim]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.double()
 
-    def forward(self, image: Tensor, source: Tensor, destination: Tensor) -> Tensor:
-        """(3, s, s), (n, 3), (n, 3) to (n, D)."""
+    def forward(
+        self, image: Tensor, source: Tensor, destination: Tensor, guide: Tensor | None = None
+    ) -> Tensor:
+        """(3, s, s), (n, 3), (n, 3) and the guiding tokens (n, D), if any, to (n, D)."""
         c = self.config
         dest = encode_all(destination, c.position_dim, 1, c.axes)
         parts = [dest]
         if c.source:
             src = encode_all(source, c.position_dim, 0, c.axes)
             parts = [src, dest] if c.combine == "concatenate" else [src + dest]
+        if c.guide:
+            parts.append(guide)
         flat = self.conv(image[None]).flatten()
         hidden = torch.cat([flat.expand(len(dest), -1), *parts], dim=1)
         for linear in self.linears[:-1]:
@@ -68,6 +73,9 @@ class Student(nn.Module):
         c = self.config
         image = (c.input_size // c.stride) ** 2
         first = t["linears.0.weight"]
+        if c.guide:  # its block comes last
+            features = len(t[f"linears.{len(c.widths)}.bias"])
+            first, guide = first[:, :-features], first[:, -features:]
         named = {
             "conv.weight": t["conv.weight"].view(-1),
             "conv.bias": t["conv.bias"],
@@ -77,6 +85,8 @@ class Student(nn.Module):
         }
         if c.source and c.combine == "concatenate":
             named["first.source"] = first[:, image : image + c.position_dim]
+        if c.guide:
+            named["first.guide"] = guide
         for k in range(1, len(self.linears)):
             name = f"hidden{k}" if k < len(c.widths) else "output"
             named[f"{name}.weight"] = t[f"linears.{k}.weight"]
@@ -92,8 +102,19 @@ class Student(nn.Module):
         return self
 
 
-def fit(student: Student, image: Tensor, field: Tensor, steps, config) -> list[float]:
-    """Algorithm 1 at given positions; `steps` yields (dest, src1, src2), (n, 3) each."""
+def standardised(layer: Tensor) -> Tensor:
+    """(H, W, D) tokens of one layer as they guide: feature by feature, over the positions."""
+    features = [(x - x.mean()) / x.std(correction=0) for x in layer.double().unbind(-1)]
+    return torch.stack(features, -1)
+
+
+def fit(
+    student: Student, image: Tensor, field: Tensor, steps, config, guide: Tensor | None = None
+) -> list[float]:
+    """Algorithm 1 at given positions; `steps` yields (dest, src1, src2), (n, 3) each.
+
+    `guide` is (H, W, D), where the student reads one.
+    """
     adam = torch.optim.Adam(
         student.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.eps
     )
@@ -101,10 +122,12 @@ def fit(student: Student, image: Tensor, field: Tensor, steps, config) -> list[f
     for dest, src1, src2 in steps:
         i, j, layer = dest.unbind(1)
         anchor = torch.zeros_like(dest)
-        predicted = student(image, anchor, dest)
+        near = None if guide is None else guide[i - 1, j - 1]
+        predicted = student(image, anchor, dest, near)
         loss = ((predicted - field[layer - 1, i - 1, j - 1]) ** 2).mean()
         if student.config.source:
-            loss_r = (student(image, src1, dest) - student(image, src2, dest)) ** 2
+            both = [student(image, source, dest, near) for source in (src1, src2)]
+            loss_r = (both[0] - both[1]) ** 2
             loss = loss + config.alpha * loss_r.mean()
         adam.zero_grad()
         loss.backward()

@@ -19,7 +19,7 @@ from lqn_seg.core import (
     preset,
     with_variant,
 )
-from lqn_seg.core.fit import Adam, resolve_precision
+from lqn_seg.core.fit import Adam, AdaptConfig, _Inputs, guiding_tokens, resolve_precision
 from lqn_seg.core.sampling import Draw, sample_positions
 from lqn_seg.errors import InputError
 
@@ -72,6 +72,10 @@ def error_over_variance(answer: torch.Tensor, field: torch.Tensor) -> torch.Tens
         ("lqn", {"combine": "add"}, {}),
         ("lqn", {}, {"layers": (1, 3), "alpha": 0.2}),
         ("lqn", {}, {"alpha": 0.0}),
+        ("lqn", {"guide": 0.5}, {}),
+        ("lqn", {"guide": 0.01, "combine": "add"}, {"alpha": 0.0}),
+        ("lqn-src", {"guide": 1.0}, {"layers": (2, 3)}),
+        ("apm", {"guide": 0.75}, {}),
     ],
 )
 def test_loss_curve_is_that_of_the_plain_student(reference, images, fields, variant, student, fit):
@@ -92,12 +96,19 @@ def test_loss_curve_is_that_of_the_plain_student(reference, images, fields, vari
             for step in range(config.fit.steps)
         ]
         plain = reference.Student(config.student, FEATURES).load(start._students.weights, b)
-        curve = reference.fit(plain, images[b].double(), fields[b].double(), draws, config.fit)
+        guide = at_grid = None
+        if config.student.guide:  # a share of four layers, at least the first
+            layer = {0.01: 1, 0.5: 2, 0.75: 3, 1.0: 4}[config.student.guide]
+            guide = reference.standardised(fields[b, layer - 1])
+            at_grid = guide.flatten(0, 1)
+        curve = reference.fit(
+            plain, images[b].double(), fields[b].double(), draws, config.fit, guide
+        )
         curve = torch.tensor(curve, dtype=torch.float64)
         torch.testing.assert_close(ours.loss_curve[b].double(), curve, rtol=2e-5, atol=0)
         # and what is queried afterwards is what the plain student has become
         positions = grid_positions(*GRID[1:], 4)
-        expected = plain(images[b].double(), torch.zeros_like(positions), positions)
+        expected = plain(images[b].double(), torch.zeros_like(positions), positions, at_grid)
         torch.testing.assert_close(
             ours.query(positions)[b].double(), expected.detach(), rtol=1e-3, atol=1e-4
         )
@@ -187,6 +198,87 @@ def test_image_and_key_both_matter(images, fields):
     assert not torch.equal(base, fit_student(images[1], fields[0], KEYS[0], SMALL).loss_curve)
     for key in (KEYS[1], KEYS[0]._replace(seed=7), KEYS[0]._replace(window=1)):
         assert not torch.equal(base, fit_student(images[0], fields[0], key, SMALL).loss_curve)
+
+
+# --- the guide
+
+GUIDED = replace(SMALL, student=replace(SMALL.student, guide=0.5))
+
+
+def test_the_guide_is_the_layers_token_and_the_mean_halfway(fields):
+    guide = guiding_tokens(fields, 0.5)
+    inputs = _Inputs(torch.zeros(0), guide)
+    whole = grid_positions(*GRID[1:], 3.0)
+    for positions in (whole, whole.expand(3, -1, 3)):
+        at = inputs.guide_at(positions).unflatten(1, GRID[1:])
+        torch.testing.assert_close(at, guide, atol=1e-5, rtol=1e-5)
+    below = whole.unflatten(0, GRID[1:]) + torch.tensor([0.5, 0, 0])
+    right = whole.unflatten(0, GRID[1:]) + torch.tensor([0, 0.5, 0])
+    at = inputs.guide_at(below[:-1].flatten(0, 1)).unflatten(1, (GRID[1] - 1, GRID[2]))
+    torch.testing.assert_close(at, (guide[:, :-1] + guide[:, 1:]) / 2, atol=1e-5, rtol=1e-5)
+    at = inputs.guide_at(right[:, :-1].flatten(0, 1)).unflatten(1, (GRID[1], GRID[2] - 1))
+    torch.testing.assert_close(at, (guide[:, :, :-1] + guide[:, :, 1:]) / 2, atol=1e-5, rtol=1e-5)
+    # beyond the edge: the edge; and each student its own positions
+    corners = torch.tensor([[[0.0, 0, 1]], [[9.0, 9, 1]], [[2.25, 3.75, 1]]])
+    mixed = torch.stack([guide[2, 1, 2:4], guide[2, 2, 2:4]])  # rows 2 and 3, columns 3 and 4
+    shares = torch.outer(torch.tensor([0.75, 0.25]), torch.tensor([0.25, 0.75]))
+    between = torch.einsum("rc,rcd->d", shares, mixed)
+    expected = torch.stack([guide[0, 0, 0], guide[1, -1, -1], between])[:, None]
+    torch.testing.assert_close(inputs.guide_at(corners), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share, layer", [(0.01, 1), (0.25, 1), (0.5, 2), (0.7, 3), (1.0, 4)])
+def test_guiding_tokens_are_the_layers_standardised(reference, fields, share, layer):
+    found = guiding_tokens(fields, share)
+    for b in range(3):
+        expected = reference.standardised(fields[b, layer - 1]).float()
+        torch.testing.assert_close(found[b], expected, atol=1e-4, rtol=1e-4)
+    constant = torch.full_like(fields, 3.0)
+    assert torch.equal(guiding_tokens(constant, share), torch.zeros_like(found))
+
+
+def test_a_guided_student_reads_only_its_guide_and_the_layers_it_fits(images, fields):
+    config = changed(GUIDED, layers="last")
+    answer = fitted(config, images, fields).query_layer(4)
+    other = fields.clone()
+    other[:, [0, 2]] = 1e3
+    assert torch.equal(fitted(config, images, other).query_layer(4), answer)
+    other[:, 1] = fields[:, 1].flip(1)
+    assert not torch.equal(fitted(config, images, other).query_layer(4), answer)
+
+
+def test_a_guided_student_is_alone_with_its_image(images, fields):
+    together = fitted(GUIDED, images, fields)
+    for b in range(3):
+        alone = fit_student(images[b], fields[b], KEYS[b], GUIDED)
+        torch.testing.assert_close(together.loss_curve[b], alone.loss_curve[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            together.query_layer(4)[b], alone.query_layer(4)[0], rtol=1e-3, atol=1e-3
+        )
+
+
+def test_a_guide_tells_what_no_address_does(images):
+    """A last layer that is a function of the guide, over a guide without any order in space."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(1, *GRID[1:], FEATURES, generator=generator)
+    mix = torch.randn(FEATURES, FEATURES, generator=generator)
+    field = torch.stack([first, first, first, (first @ mix).tanh()], 1)
+    errors = {}
+    for share in (0.0, 0.25):
+        config = changed(SMALL, steps=60, learning_rate=3e-3, layers="last")
+        config = replace(config, student=replace(config.student, guide=share))
+        students = fitted(config, images[:1], field)
+        errors[share] = error_over_variance(students.query_layer(4), field[:, -1]).item()
+    assert errors[0.25] < 0.5 * errors[0.0]
+
+
+def test_guided_queries_in_pieces_and_per_student(images, fields, monkeypatch):
+    students = fitted(GUIDED, images, fields)
+    whole = students.query_layer(4)
+    each = grid_positions(*GRID[1:], 4).expand(3, -1, 3)
+    torch.testing.assert_close(students.query(each).view_as(whole), whole, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("lqn_seg.core.fit._QUERY_FLOATS", 3 * 32 * 7)
+    torch.testing.assert_close(students.query_layer(4), whole, rtol=1e-5, atol=1e-5)
 
 
 # --- the caller's modes
@@ -361,6 +453,10 @@ def test_variants_by_name():
         (lambda: FitConfig(steps=-1), "steps"),
         (lambda: FitConfig(positions_per_step=0), "positions_per_step"),
         (lambda: changed(SMALL, variant="apm"), "with_variant"),
+        (lambda: AdaptConfig(blend=1.5), "blend"),
+        (lambda: AdaptConfig(blend=-0.5), "blend"),
+        (lambda: StudentFitter(with_variant(SMALL, "restore"), GRID, 8), "no student"),
+        (lambda: StudentFitter(with_variant(SMALL, "kernel"), GRID, 8), "no student"),
         (lambda: StudentFitter(with_variant(SMALL, "teacher"), GRID, 8), "no student"),
         (lambda: StudentFitter(changed(SMALL, layers=(1, 5)), GRID, 8), r"1\.\.4"),
         (lambda: StudentFitter(changed(SMALL, layers=()), GRID, 8), r"1\.\.4"),

@@ -26,6 +26,10 @@ CONFIGS = {
     "apm": replace(BASE, source=False, axes=2),
     "added": replace(BASE, combine="add"),
     "one hidden layer": replace(BASE, widths=(16,)),
+    "guided": replace(BASE, guide=0.5),
+    "guided lqn-src": replace(BASE, guide=0.5, source=False),
+    "guided apm": replace(BASE, guide=1.0, source=False, axes=2),
+    "guided added": replace(BASE, guide=0.1, combine="add"),
 }
 
 
@@ -34,6 +38,13 @@ def addresses(batch: int, count: int, seed: int) -> torch.Tensor:
     layers, rows, columns = GRID
     high = torch.tensor([rows, columns, layers])
     return (torch.rand(batch, count, 3, generator=generator) * (high + 1)).long()
+
+
+def guiding(batch: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, H W, D), and (B, count, 1) which of them a query reads; some never, some often."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(batch, GRID[1] * GRID[2], FEATURES, generator=generator)
+    return tokens, torch.randint(1, 12, (batch, count, 1), generator=generator)
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -53,20 +64,23 @@ def test_forward_and_gradients_are_those_of_the_plain_student(reference, name, b
     images = torch.randn(batch, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     source, destination = addresses(batch, 30, 2), addresses(batch, 30, 3)
     weight = torch.randn(batch, 30, FEATURES, generator=torch.Generator().manual_seed(4))
+    guide, read = guiding(batch, 30, 5) if config.guide else (None, None)
 
     table = grid_table(GRID, config.position_dim, config.axes)
     rows = students.rows(
         table,
         grid_rows(source, GRID, config.axes) if config.source else None,
         grid_rows(destination, GRID, config.axes),
+        read,
     )
-    tokens = students(image_patches(images, config.stride), table, rows)
+    tokens = students(image_patches(images, config.stride), table, rows, guide)
     (flat,) = torch.autograd.grad((weight * tokens).sum(), students.parameters)
 
     assert flat.data_ptr() == students.gradients.data_ptr()  # no copy on the way
     for b in range(batch):
         plain = reference.Student(config, FEATURES).load(students.weights, b)
-        expected = plain(images[b].double(), source[b], destination[b])
+        near = None if guide is None else guide[b, read[b, :, 0]].double()
+        expected = plain(images[b].double(), source[b], destination[b], near)
         (weight[b] * expected).sum().backward()
         assert relative_error(tokens[b], expected.detach()) < 1e-5
         theirs = plain.gradients()
@@ -116,6 +130,27 @@ def test_parameter_count_is_that_of_the_plain_student(reference, name):
     assert count == sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
+def test_a_guide_costs_one_more_input_for_each_feature():
+    for widths in ((24, 16, 20), (16,)):
+        plain = replace(BASE, widths=widths)
+        more = parameter_count(replace(plain, guide=0.125), 768) - parameter_count(plain, 768)
+        assert more == 768 * widths[0]
+    # 2560 + 768 inputs: as [conv | src | dest | guide] of Table 4's sizes
+    shipped = replace(PRESETS["default"].student, input_size=448, stride=14, position_dim=768)
+    inputs, outputs = 32 * 32 + 2 * 768 + 768, 768
+    linear = inputs * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * outputs + outputs
+    assert parameter_count(shipped, 768) == linear + 588 + 1
+
+
+def test_he_initialisation_counts_the_guide():
+    students = Students(StudentConfig(28, 14, (256,), 96, guide=0.5, init="he"), 64)
+    students.reset(CounterRandom([RandomKey(0)]))
+    expected = (2 / (4 + 2 * 96 + 64)) ** 0.5
+    for block in ("source", "destination", "guide"):
+        deviation = students.weights[f"first.{block}"].std().item()
+        assert deviation == pytest.approx(expected, rel=0.03)
+
+
 def test_initial_weights():
     config = StudentConfig(28, 14, (256, 512), 96)
     for init, first, hidden, output in (
@@ -141,6 +176,8 @@ def test_initial_weights():
         ({"axes": 4}, "axes"),
         ({"init": "xavier"}, "init"),
         ({"position_dim": 21}, "position_dim"),
+        ({"guide": -0.1}, "guide"),
+        ({"guide": 1.1}, "guide"),
     ],
 )
 def test_bad_architectures(change, reason):

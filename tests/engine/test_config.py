@@ -96,7 +96,7 @@ def test_beside_mask2former_in_either_order():
         (["MODEL.LQN.PRESET", "papr"], "did you mean 'paper'"),
         (["MODEL.LQN.FIT.STEPS", "-1"], "steps must not be negative"),
         (["MODEL.LQN.INFERENCE", "tiles"], "pad or windows"),
-        (["MODEL.LQN.FIT.STEPS", "abc"], r"MODEL\.LQN\.FIT\.STEPS must be of the kind of 250"),
+        (["MODEL.LQN.FIT.STEPS", "abc"], r"MODEL\.LQN\.FIT\.STEPS must be of the kind of 40"),
         (["MODEL.LQN.FIT.STEPS", "2.5"], r"FIT\.STEPS must be"),
         (["MODEL.LQN.FIT.LEARNING_RATE", "nan"], r"FIT\.LEARNING_RATE must be"),
         (["MODEL.LQN.FIT.LAYERS", "3"], r"FIT\.LAYERS must be"),

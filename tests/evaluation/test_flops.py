@@ -14,12 +14,14 @@ from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from lqn_seg.core.fit import (
     VARIANTS,
+    AdaptConfig,
     FitConfig,
     LQNConfig,
     StudentFitter,
     preset,
     with_variant,
 )
+from lqn_seg.core.gauge import Calibration, LayerRange, Restorer
 from lqn_seg.core.positions import grid_rows, grid_table
 from lqn_seg.core.random import RandomKey
 from lqn_seg.core.student import StudentConfig, Students, image_patches
@@ -27,6 +29,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import (
     EomtShape,
     UncountedOperatorError,
+    closed_form_gmacs,
     count_eomt,
     count_fvcore,
     count_torch,
@@ -37,6 +40,7 @@ from lqn_seg.evaluation.flops import (
     load_eomt_config,
     method_gmacs,
     readout_gmacs,
+    restore_gmacs,
     shared_pass_macs,
     vit_gmacs,
 )
@@ -235,6 +239,7 @@ class _Table4(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(3, 1, config.stride, config.stride)
         inputs = config.image_features + config.locations * config.position_dim
+        inputs += feature_dim if config.guide else 0
         sizes = (inputs, *config.widths, feature_dim)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
@@ -249,14 +254,19 @@ class _Table4(nn.Module):
 def _literal_counts(config, feature_dim, queries):
     model = _Table4(config, feature_dim)
     image = torch.zeros(1, 3, config.input_size, config.input_size)
-    positions = torch.zeros(queries, config.locations * config.position_dim)
+    # A guided student reads a token besides.
+    columns = config.locations * config.position_dim + (feature_dim if config.guide else 0)
+    positions = torch.zeros(queries, columns)
     forward = count_torch(lambda: model(image, positions)).gmacs
     output = model(image, positions).sum()
     return forward, count_torch(output.backward).gmacs
 
 
 @pytest.mark.parametrize("queries", [1, 9])
-@pytest.mark.parametrize("change", [{}, {"source": False}, {"widths": (8,)}, {"combine": "add"}])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"source": False}, {"widths": (8,)}, {"combine": "add"}, {"guide": 0.5}],
+)
 def test_literal_student_pass_is_counted(change, queries):
     config = dataclasses.replace(STUDENT, **change)
     macs = literal_pass_macs(config, 12, queries)
@@ -267,7 +277,15 @@ def test_literal_student_pass_is_counted(change, queries):
 
 @pytest.mark.parametrize("queries", [1, 90])
 @pytest.mark.parametrize(
-    "change", [{}, {"source": False}, {"source": False, "axes": 2}, {"combine": "add"}]
+    "change",
+    [
+        {},
+        {"source": False},
+        {"source": False, "axes": 2},
+        {"combine": "add"},
+        {"guide": 0.5},
+        {"guide": 0.5, "source": False},
+    ],
 )
 def test_our_student_pass_is_counted(change, queries):
     config = dataclasses.replace(DEEP, **change)
@@ -276,13 +294,16 @@ def test_our_student_pass_is_counted(change, queries):
     table = grid_table(GRID, config.position_dim, config.axes)
     addresses = grid_rows(torch.ones(1, queries, 3, dtype=torch.int64), GRID, config.axes)
     table_rows = len(table.destination)
-    rows = students.rows(table, addresses if config.source else None, addresses)
-    macs = shared_pass_macs(config, 12, queries, table_rows)
+    guide = read = None
+    if config.guide:
+        guide, read = torch.zeros(1, 20, 12), torch.zeros(1, queries, 1, dtype=torch.int64)
+    rows = students.rows(table, addresses if config.source else None, addresses, read)
+    macs = shared_pass_macs(config, 12, queries, table_rows, guide_rows=20)
     with torch.no_grad():
-        forward = count_torch(lambda: students(patches, table, rows)).gmacs
+        forward = count_torch(lambda: students(patches, table, rows, guide)).gmacs
     assert forward == pytest.approx(macs.forward / 1e9, rel=1e-9)
     if queries == 90:
-        output = students(patches, table, rows).sum()
+        output = students(patches, table, rows, guide).sum()
         backward = count_torch(output.backward).gmacs
         assert backward == pytest.approx(macs.backward / 1e9, rel=0.01)
 
@@ -297,10 +318,15 @@ def test_our_student_pass_is_counted(change, queries):
         ("lqn", {"readout_source": "random"}),
         ("lqn-src", {}),
         ("apm", {}),
+        ("lqn", {"guide": 0.5}),
+        ("lqn", {"guide": 1.0, "alpha": 0.0, "layers": "last", "positions_per_step": 15}),
+        ("lqn-src", {"guide": 0.1}),
     ],
 )
 def test_fit_and_readout_are_what_the_fitter_runs(name, change):
-    base = LQNConfig(DEEP, FitConfig(**{"steps": 2, "positions_per_step": 60, **change}))
+    fit = {"steps": 2, "positions_per_step": 60, **change}
+    student = dataclasses.replace(DEEP, guide=fit.pop("guide", 0.0))
+    base = LQNConfig(student, FitConfig(**fit))
     config = with_variant(base, name)
     fitter = StudentFitter(config, GRID, 12)
     image, field = torch.zeros(1, 3, 24, 24), torch.randn(1, *GRID, 12)
@@ -339,13 +365,45 @@ def test_method_costs_add_up_and_scale_with_windows():
         config = with_variant(LQNConfig(STUDENT, FitConfig(steps=15)), name)
         for literal in (False, True):
             costs = method_gmacs(config, shape, literal=literal)
-            stages = ("teacher", "fit", "readout", "head")
+            stages = ("teacher", "restore", "fit", "readout", "head")
             total = sum(costs[f"gmacs_{stage}"] for stage in stages)
             assert costs["gmacs_total"] == pytest.approx(total)
             double = method_gmacs(config, shape, windows=2, literal=literal)
             assert double == pytest.approx({key: 2 * value for key, value in costs.items()})
-    assert costs["gmacs_fit"] == costs["gmacs_readout"] == 0  # the last one is the teacher
-    assert costs["gmacs_total"] == costs["gmacs_paper_convention"]
+        if name in ("teacher", "restore"):
+            assert costs["gmacs_fit"] == costs["gmacs_readout"] == 0
+            assert costs["gmacs_total"] == costs["gmacs_paper_convention"]
+        else:
+            assert costs["gmacs_fit"] > 0
+        restoring = dataclasses.replace(config, adapt=AdaptConfig(restore=True))
+        more = method_gmacs(restoring, shape)["gmacs_total"]
+        plain = method_gmacs(config, shape)["gmacs_total"]
+        assert more == pytest.approx(plain + restore_gmacs(shape), rel=1e-12)
+
+
+def test_restoring_is_counted():
+    shape = EomtShape.from_config(EomtConfig(**SMALL))  # restored at layers 0, 1 and 2 of four
+    basis = torch.eye(shape.width)
+    zero = torch.zeros(2, shape.width)
+    clean = LayerRange(torch.zeros(*shape.grid, shape.width), basis, zero, zero, zero[:, 0])
+    restorer = Restorer(Calibration({layer: clean for layer in (0, 1, 2)}, 0.1, zero[:, :2]))
+    tokens = torch.randn(1, *shape.grid, shape.width)
+    counted = count_torch(lambda: [restorer(layer, tokens) for layer in range(5)]).gmacs
+    assert counted == pytest.approx(restore_gmacs(shape), rel=1e-9)
+
+
+def test_closed_form_controls_by_hand():
+    kernel, ridge = (
+        closed_form_gmacs(with_variant(LQNConfig(), name), (24, 3, 4), 5)
+        for name in ("kernel", "ridge")
+    )
+    # 12 x 12 products of 5 features, then as many weights times 5 features
+    assert kernel == pytest.approx((12 * 12 * 5 + 12 * 12 * 5) / 1e9)
+    # LU of a 12 x 12 matrix: (n - k)^2 multiply-adds (and n - k divisions, not counted) at pivot
+    # k; then two triangles against five right-hand sides
+    lu = sum((12 - k) ** 2 for k in range(1, 13))
+    solve = 5 * 2 * sum(range(12))
+    assert ridge - kernel == pytest.approx((lu + solve) / 1e9, rel=0.15)
 
 
 def test_paper_convention_is_fourteen_single_forward_passes():

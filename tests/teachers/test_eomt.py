@@ -151,3 +151,50 @@ def test_a_truncated_weights_file_is_named(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="could not be loaded"):
         load_eomt(str(tmp_path))
+
+
+# --- edits while the teacher runs
+
+
+@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("layer", range(6))
+def test_an_edit_is_what_resuming_from_other_tokens_is(layer, masked):
+    teacher = EomtTeacher(build(masked))
+    images, other = torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 16)
+    plain, context = teacher.encode(images)
+    edited, after = teacher.encode(images, lambda at, tokens: other if at == layer else tokens)
+    last, resumed = teacher.resume(layer, other, context)
+    assert torch.equal(edited[:, -1], last)
+    assert torch.equal(after.last_queries, resumed.last_queries)
+    assert torch.equal(after.prefix, resumed.prefix)
+    if layer:  # what was put there is what the field says, and nothing before it changed
+        assert torch.equal(edited[:, layer - 1], other)
+        assert torch.equal(edited[:, : layer - 1], plain[:, : layer - 1])
+    if layer < 5:
+        assert not torch.allclose(edited[:, -1], plain[:, -1], atol=1e-3)
+
+
+def test_an_edit_sees_every_layer_once_and_may_leave_it():
+    teacher, images = EomtTeacher(build()), torch.randn(2, 3, 32, 32)
+    seen = []
+
+    def look(layer, tokens):
+        seen.append((layer, tokens.clone()))
+        return tokens
+
+    field, context = teacher.encode(images, look)
+    plain, same = teacher.encode(images)
+    assert torch.equal(field, plain) and torch.equal(context.queries, same.queries)
+    assert [layer for layer, _ in seen] == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(seen[0][1], teacher.embed(images))
+    for layer, tokens in seen[1:]:
+        assert torch.equal(tokens, field[:, layer - 1])
+
+
+def test_the_embedding_alone_is_transformers_own():
+    model, images = build(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.embeddings(images)[:, model.embeddings.num_prefix_tokens :]
+    embedded = EomtTeacher(model).embed(images)
+    assert embedded.shape == (2, 4, 4, 16)
+    assert torch.equal(embedded.flatten(1, 2), expected)

@@ -103,3 +103,12 @@ def test_the_detectron2_engine_is_named_where_it_is_missing(small_config):
         "tools/train_net.py", "--eval-only", "--engine", "detectron2", "--config", small_config
     )
     assert result.returncode == 2 and "needs Detectron2" in result.stderr
+
+
+def test_a_wrong_study_is_one_sentence(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("DATASETS: demo_panoptic_val\n")
+    result = run("tools/study.py", path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "did you mean 'DATASET'" in result.stderr

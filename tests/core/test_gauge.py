@@ -1,0 +1,253 @@
+"""Ranges and restoration against sums written out, and what must hold whatever the tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lqn_seg.core.gauge import Calibration, LayerRange, RangeBuilder, Restorer, calibrated_layers
+from lqn_seg.errors import InputError
+
+GRID = (5, 6)
+FEATURES = 7
+IMAGES = 24
+
+
+def build(tokens, quantile=0.0, centre=None, split=IMAGES) -> LayerRange:
+    builder = RangeBuilder(centre)
+    for part in tokens.split(split):
+        builder.observe(part)
+    for part in tokens.split(split):
+        builder.measure(part)
+    return builder.finish(quantile)
+
+
+@pytest.fixture
+def blank() -> torch.Tensor:
+    """(H, W, D) what a blank image's tokens are."""
+    return torch.randn(*GRID, FEATURES, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def clean(blank) -> torch.Tensor:
+    """(B, H, W, D) clean tokens; the last feature carries nothing."""
+    generator = torch.Generator().manual_seed(2)
+    mix = torch.randn(FEATURES, FEATURES, generator=generator)
+    mix[:, -1] = 0
+    gain = 1 + torch.rand(IMAGES, 1, 1, 1, generator=generator)
+    offset = 0.3 * torch.randn(IMAGES, 1, 1, FEATURES, generator=generator)
+    noise = torch.randn(IMAGES, *GRID, FEATURES, generator=generator)
+    return blank + (gain * noise + offset) @ mix
+
+
+def damaged_images(clean: torch.Tensor) -> torch.Tensor:
+    """(6, H, W, D) a clean image, two of another contrast, two noisy ones, and one shifted."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(*clean.shape[1:], generator=generator)
+    return torch.stack(
+        [
+            clean[0],
+            0.2 * clean[1],
+            5 * clean[2],
+            clean[3] + 3 * noise,
+            0.3 * clean[4] + noise,
+            clean[5] + 4,
+        ]
+    )
+
+
+def slow_restore(found: LayerRange, image: torch.Tensor) -> tuple[np.ndarray, float]:
+    """One image, direction by direction."""
+    centre, basis = found.centre.double().numpy(), found.basis.double().numpy()
+    means, deviations = found.mean.double().numpy(), found.deviation.double().numpy()
+    parts = (image.double().numpy() - centre).reshape(-1, FEATURES) @ basis
+    logs = [math.log(max(parts[:, k].std(), 1e-6)) for k in range(FEATURES)]
+    size = 0.5 * math.log(sum(math.exp(2 * value) for value in logs))
+    common = min(max(size, found.gain[0].item()), found.gain[1].item()) - size
+    loudest = max(deviations[:, k].mean() for k in range(FEATURES))
+    restored, changes = np.empty_like(parts), []
+    for k in range(FEATURES):
+        change = 0.0
+        carries = deviations[:, k].mean() > loudest + math.log(1e-3)
+        if carries:
+            change = min(max(logs[k] + common, deviations[0, k]), deviations[1, k]) - logs[k]
+            changes.append(change - common)
+        mean = parts[:, k].mean()
+        target = min(max(mean, means[0, k]), means[1, k])
+        restored[:, k] = (parts[:, k] - mean) * math.exp(change) + target
+    tokens = (restored @ basis.T).reshape(image.shape) + centre
+    return tokens, math.sqrt(sum(c * c for c in changes) / len(changes))
+
+
+# --- finding the range
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_centre_and_basis_are_a_direct_decomposition(clean, blank, given):
+    found = build(clean, centre=blank if given else None, split=5)
+    centre = (blank if given else clean.double().mean(0)).double()
+    torch.testing.assert_close(found.centre.double(), centre, atol=1e-6, rtol=1e-6)
+    shifted = (clean.double() - centre).reshape(-1, FEATURES).numpy()
+    covariance = np.cov(shifted.T, bias=True)
+    values = np.linalg.eigvalsh(covariance)  # ascending
+    basis = found.basis.double().numpy()
+    np.testing.assert_allclose(basis.T @ basis, np.eye(FEATURES), atol=1e-6)
+    np.testing.assert_allclose(basis.T @ covariance @ basis, np.diag(values), atol=1e-4)
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.1])
+def test_ranges_are_quantiles_over_images(clean, quantile):
+    found = build(clean, quantile)
+    basis, centre = found.basis.double().numpy(), found.centre.double().numpy()
+    parts = (clean.double().numpy() - centre).reshape(IMAGES, -1, FEATURES) @ basis
+    ends = [quantile, 1 - quantile]
+    carries = found.signal.numpy()
+    assert carries.sum() == FEATURES - 1
+    np.testing.assert_allclose(found.mean, np.quantile(parts.mean(1), ends, 0), atol=1e-5)
+    logs = np.log(parts.std(1))[:, carries]
+    np.testing.assert_allclose(found.deviation[:, carries], np.quantile(logs, ends, 0), atol=1e-5)
+    gain = 0.5 * np.log(parts.var(1).sum(1))
+    np.testing.assert_allclose(found.gain, np.quantile(gain, ends), atol=1e-5)
+
+
+def test_order_and_batches_of_the_clean_images_do_not_matter(clean):
+    whole, images = build(clean, 0.05), damaged_images(clean)
+    tokens, damage = whole.restore(images)
+    order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
+    for other in (build(clean, 0.05, split=5), build(clean[order], 0.05, split=1)):
+        torch.testing.assert_close(other.centre, whole.centre)
+        torch.testing.assert_close(other.gain, whole.gain)
+        again, same_damage = other.restore(images)  # a direction's sign is nobody's business
+        torch.testing.assert_close(again, tokens, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(same_damage, damage, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("quantile", [0.5, -0.1, float("nan")])
+def test_a_quantile_out_of_range_is_named(clean, quantile):
+    with pytest.raises(InputError, match=r"quantile must be in \[0, 0\.5\)"):
+        build(clean, quantile)
+
+
+def test_one_image_is_no_range(clean):
+    with pytest.raises(InputError, match="at least two images, not 1"):
+        build(clean[:1])
+    with pytest.raises(InputError, match="at least two images, not 0"):
+        RangeBuilder().finish(0.0)
+
+
+# --- restoring
+
+
+def test_restoring_is_what_it_says_direction_by_direction(clean, blank):
+    images = damaged_images(clean)
+    for centre in (None, blank):
+        found = build(clean, 0.1, centre)
+        tokens, damage = found.restore(images)
+        assert 0 < int(found.signal.sum()) < FEATURES
+        for b, image in enumerate(images):
+            expected, expected_damage = slow_restore(found, image)
+            np.testing.assert_allclose(tokens[b], expected, atol=2e-4, rtol=1e-4)
+            assert damage[b].item() == pytest.approx(expected_damage, abs=1e-4)
+
+
+def test_inside_the_range_nothing_changes(clean, blank):
+    found = build(clean, 0.0, blank)
+    tokens, damage = found.restore(clean)
+    torch.testing.assert_close(tokens, clean, atol=2e-5, rtol=1e-5)
+    assert damage.max() < 1e-5
+
+
+def test_statistics_end_inside_the_range(clean, blank):
+    found = build(clean, 0.1, blank)
+    tokens, damage = found.restore(damaged_images(clean))
+    _, mean, deviation = found.components(tokens)
+    carries = found.signal
+    assert (damage[[3, 4]] > 0.1).all()
+    for value, ends in ((mean, found.mean), (deviation[:, carries], found.deviation[:, carries])):
+        assert (value > ends[0] - 1e-4).all() and (value < ends[1] + 1e-4).all()
+
+
+@pytest.mark.parametrize("contrast", [0.2, 0.01, 7.0])
+def test_a_loss_of_contrast_is_undone_up_to_the_ranges_end(blank, contrast):
+    """Clean images that differ in contrast only: what they keep to is a range of contrasts."""
+    pattern = torch.randn(*GRID, FEATURES, generator=torch.Generator().manual_seed(4))
+    contrasts = torch.linspace(1, 2, IMAGES)[:, None, None, None]
+    found = build(blank + contrasts * pattern, 0.0, blank)
+    image = blank + contrast * (1.5 * pattern)
+    tokens, damage = found.restore(image[None])
+    nearest = 1 if contrast < 1 else 2
+    torch.testing.assert_close(tokens[0], blank + nearest * pattern, atol=1e-4, rtol=1e-4)
+    assert damage.item() < 1e-3  # a common gain is no damage
+
+
+def test_damage_grows_with_noise_and_with_blur(clean, blank):
+    found = build(clean, 0.0, blank)
+    noise = torch.randn(*clean.shape[1:], generator=torch.Generator().manual_seed(5))
+    _, noisy = found.restore(torch.stack([clean[0] + s * noise for s in (0, 1, 2, 4, 8)]))
+    assert noisy[0] < 1e-5 and (noisy.diff() > 0).all() and noisy[1] > 0.01
+    # blur: the weak directions lose, the strong ones keep
+    parts = (clean[0] - blank) @ found.basis
+    shares = torch.linspace(0, 1, FEATURES)
+    weaker = [(parts * shares.lerp(torch.ones(FEATURES), keep)) for keep in (1.0, 0.3, 0.1)]
+    _, blurred = found.restore(torch.stack([p @ found.basis.T + blank for p in weaker]))
+    assert blurred[0] < 1e-5 and (blurred[1:].diff() > 0).all() and blurred[1] > 0.01
+
+
+def test_images_are_restored_alone(clean):
+    found, images = build(clean, 0.1), damaged_images(clean)
+    tokens, damage = found.restore(images)
+    for b in range(len(images)):
+        alone, own = found.restore(images[b : b + 1])
+        torch.testing.assert_close(alone[0], tokens[b], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(own[0], damage[b], atol=1e-5, rtol=1e-5)
+
+
+def test_restored_tokens_keep_their_type(clean):
+    tokens, damage = build(clean, 0.1).restore(damaged_images(clean).bfloat16())
+    assert tokens.dtype == torch.bfloat16 and damage.dtype == torch.float32
+
+
+# --- while the teacher runs
+
+
+def calibration(layers, undamaged=0.1) -> Calibration:
+    return Calibration(layers, undamaged, torch.zeros(2, 2))
+
+
+def test_the_restorer_knows_its_layers_and_gauges_the_first(clean):
+    found, images = build(clean, 0.1), damaged_images(clean)
+    restorer = Restorer(calibration({1: found, 3: found}))
+    assert restorer(0, images) is images and restorer(2, images) is images
+    assert restorer.damage.numel() == 0
+    expected, damage = found.restore(images)
+    assert torch.equal(restorer(1, images), expected)
+    assert torch.equal(restorer.damage, damage)
+    assert torch.equal(restorer(3, 2 * images), found.restore(2 * images)[0])
+    assert torch.equal(restorer.damage, damage)  # of the first layer still
+
+
+def test_the_students_say_rises_with_damage():
+    restorer = Restorer(calibration({}, undamaged=0.1))
+    restorer.damage = torch.tensor([0.0, 0.05, 0.1, 0.25, 0.4, 1.0])
+    expected = torch.tensor([0.0, 0.0, 0.0, 0.5, 1.0, 1.0])
+    torch.testing.assert_close(restorer.weight, expected)
+    restorer.calibration = calibration({}, undamaged=0.0)  # clean images that are all alike
+    assert restorer.weight.tolist() == [0, 1, 1, 1, 1, 1]
+
+
+def test_moving_a_calibration_keeps_every_number(clean):
+    found = calibration({2: build(clean, 0.1)}, undamaged=0.3)
+    moved = found.to("cpu")
+    assert moved.undamaged == 0.3 and moved.layers.keys() == found.layers.keys()
+    for name, tensor in vars(found.layers[2]).items():
+        assert torch.equal(getattr(moved.layers[2], name), tensor)
+
+
+@pytest.mark.parametrize(
+    "depth, queries, last", [(24, 4, 12), (12, 4, 6), (4, 2, 2), (4, 3, 1), (3, 3, 0), (5, 1, 2)]
+)
+def test_layers_are_restored_up_to_the_middle_and_before_the_queries(depth, queries, last):
+    assert list(calibrated_layers(depth, queries)) == list(range(last + 1))

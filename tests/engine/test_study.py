@@ -1,0 +1,279 @@
+"""A whole study on five small scenes: schema, hashes, paired differences, resume, sweeps."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.engine.inference import Evaluation
+from lqn_seg.engine.study import load_study, plan, run_study, study_hashes
+from lqn_seg.errors import InputError
+from lqn_seg.evaluation.semantic import SemanticEvaluator
+
+
+@pytest.fixture
+def content(small_config, teacher_folder, tmp_path) -> dict:
+    return {
+        "CONFIG": str(small_config),
+        "DATASET": "demo_panoptic_val",
+        "OUTPUT_DIR": str(tmp_path / "study"),
+        "TEACHERS": {"tiny": {"WEIGHTS": str(teacher_folder)}},
+        "METHODS": ["teacher", "lqn", "apm"],
+        "CORRUPTIONS": ["contrast", "fog"],
+        "OVERRIDES": ["MODEL.LQN.PRESET", "distill"],
+        "BOOTSTRAP_SAMPLES": 20,
+    }
+
+
+@pytest.fixture
+def write(content, tmp_path):
+    """The study's file, with changes; None removes a key."""
+
+    def written(**changes) -> str:
+        found = {k: v for k, v in {**content, **changes}.items() if v is not None}
+        path = tmp_path / "small_study.yaml"
+        path.write_text(yaml.safe_dump(found))
+        return str(path)
+
+    return written
+
+
+@pytest.fixture
+def executed(monkeypatch) -> list:
+    """(condition, image) of every prediction that is made."""
+    found: list = []
+    original = Evaluation._predict
+
+    def counting(self, condition, records):
+        found.extend((str(condition), record["image_id"]) for record in records)
+        return original(self, condition, records)
+
+    monkeypatch.setattr(Evaluation, "_predict", counting)
+    return found
+
+
+def quietly(path: str, *overrides: str, resume: bool = False):
+    return run_study(path, overrides, resume, progress=False)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"METODS": ["teacher"]}, r"'METODS': did you mean 'METHODS'"),
+        ({"TEACHERS": {"a": {"WEIGHT": "x"}}}, r"TEACHERS\.a has no key .*did you mean 'WEIGHTS'"),
+        ({"RUNS": [{"SEVERITY": [3]}]}, r"RUNS\[0\].*did you mean 'SEVERITIES'"),
+        ({"SWEEP": {"KEYS": "x", "VALUES": [1]}}, r"SWEEP.*did you mean 'KEY'"),
+        ({"FROZEN": {"teachers/tiny": "0"}}, r"FROZEN.*did you mean 'teacher/tiny'"),
+        ({"CORRUPTIONS": ["fogg"]}, r"did you mean 'fog'"),
+        ({"METRIC": "PG"}, r"METRIC.*did you mean 'PQ'"),
+        ({"CONFIG": None}, r"CONFIG is missing"),
+        ({"METHODS": None}, r"METHODS is missing"),
+        ({"TEACHERS": {}}, r"TEACHERS names no teacher"),
+        ({"TEACHERS": {"a/b": {"WEIGHTS": "x"}}}, r"cannot name a folder after 'a/b'"),
+        ({"RUNS": []}, r"RUNS must be a list of runs"),
+        ({"SEVERITIES": [6]}, r"SEVERITIES must be a list of severities from 1 to 5"),
+        ({"SEEDS": [0, 0]}, r"SEEDS must be a list .* none of them twice"),
+        ({"BLOCK": 0}, r"BLOCK must be a whole number of at least 1, not 0"),
+        ({"BOOTSTRAP_SAMPLES": True}, r"BOOTSTRAP_SAMPLES must be a whole number"),
+        ({"OVERRIDES": ["SEED", 1]}, r"OVERRIDES must be a list KEY, VALUE"),
+        ({"BASELINE": "restore"}, r"run 1 lacks the BASELINE restore"),
+        ({"SWEEP": {"KEY": "x", "VALUES": [1], "PAPER": [[1, 70.0]]}}, r"needs a PAPER_LABEL"),
+        (
+            {"SWEEP": {"KEY": "x", "VALUES": ["a"], "PAPER": [["b", 1]], "PAPER_LABEL": "y"}},
+            r"'b', which is not among VALUES",
+        ),
+    ],
+)
+def test_every_mistake_is_one_sentence(write, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_study(write(**changes))
+    assert "small_study.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_mistakes_beyond_the_schema_are_found_before_anything_runs(write, executed):
+    for changes, message in (
+        ({"METHODS": ["teacher", "lqm"]}, r"did you mean 'lqn'"),
+        ({"OVERRIDES": ["MODEL.LQN.FIT.STEP", 3]}, r"did you mean MODEL\.LQN\.FIT\.STEPS"),
+        ({"BLOCK": 6}, r"BLOCK is 6, a run has 5 images"),
+        ({"DATASET": "demo_panoptic_vall"}, r"demo_panoptic_val"),
+    ):
+        with pytest.raises(InputError, match=message):
+            quietly(write(**changes))
+    assert not executed
+
+
+def test_overrides_of_the_study_and_of_the_configuration(write):
+    path = write(RUNS=[{"SEEDS": [7], "MAX_IMAGES": 4}, {"METHODS": ["teacher"]}])
+    overrides = ["SEEDS", "[1, 2]", "MAX_IMAGES", "3", "MODEL.LQN.FIT.STEPS", "2"]
+    study = load_study(path, [*overrides, "TEACHERS.tiny.CALIBRATION", "file"])
+    assert [run.seeds for run in study.runs] == [(1, 2), (1, 2)]
+    assert study.teachers["tiny"].calibration == "file"
+    study = load_study(path, overrides)
+    jobs = plan(study, 5)
+    assert {job.images for job in jobs} == {3}
+    assert {job.cfg.MODEL.LQN.FIT.STEPS for job in jobs} == {2}
+    assert {job.cfg.SEED for job in jobs} == {1, 2}
+    with pytest.raises(InputError, match="override SEEDS"):
+        load_study(path, ["SEED", "1"])
+
+
+def test_hashes_see_files_and_refuse(write, scenes_root, executed):
+    study = load_study(write())
+    found = study_hashes(study, get_dataset("demo_panoptic_val"))
+    assert all(len(found[key]) == 64 for key in ("dataset", "corruptions", "teacher/tiny"))
+    assert found["calibration/tiny"] == "none"
+    report = quietly(write(FROZEN=found))
+    assert f"`{found['dataset']}` | yes" in report.markdown()
+    executed.clear()
+    for key in found:
+        with pytest.raises(InputError, match=f"FROZEN says that {key} has SHA-256 0bad"):
+            quietly(write(FROZEN={**found, key: "0bad"}))
+    assert not executed
+    image = next((scenes_root / "demo" / "val").glob("*.png"))
+    original = image.read_bytes()
+    try:
+        image.write_bytes(original + b"\0")
+        with pytest.raises(InputError, match="FROZEN says that dataset"):
+            quietly(write(FROZEN=found))
+    finally:
+        image.write_bytes(original)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_paired_differences_are_those_of_the_json_lines(write, tmp_path, block):
+    """From the lines on disk alone: resample by hand, score with `summarize`, take quantiles."""
+    quietly(write(BLOCK=block, SEEDS=[0, 7], METRIC="mIoU"))
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    table = results["tables"][0]
+    evaluator = SemanticEvaluator(get_dataset("demo_panoptic_val").metadata)
+    names = ["clean", "contrast-3", "fog-3"]
+
+    def statistics(method: str, seed: int, name: str) -> list:
+        folder = tmp_path / "study" / "tiny" / "run1" / f"seed{seed}" / "inference"
+        lines = [json.loads(text) for text in (folder / f"{name}.jsonl").read_text().splitlines()]
+        by_id = {line["image_id"]: line["methods"][method]["sem_seg"] for line in lines}
+        return [by_id[k] for k in range(5)]
+
+    def score(method: str, name: str, chosen) -> float:
+        found = [statistics(method, seed, name) for seed in (0, 7)]
+        return np.mean([evaluator.summarize([s[i] for i in chosen])["mIoU"] for s in found])
+
+    def mean(method: str, chosen) -> float:
+        return np.mean([score(method, name, chosen) for name in names[1:]])
+
+    random, samples = np.random.default_rng(0), []
+    for _ in range(20):
+        starts = random.integers(0, 5 - block + 1, size=-(-5 // block))
+        chosen = (starts[:, None] + np.arange(block)).reshape(-1)[:5]
+        samples.append(mean("lqn", chosen) - mean("teacher", chosen))
+    found = table["methods"]["lqn"]["minus_baseline"]["mean of corruptions"]
+    expected = mean("lqn", range(5)) - mean("teacher", range(5))
+    assert expected != 0
+    assert found["difference"] == pytest.approx(expected)
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(samples, [0.025, 0.975]))
+    scores = table["methods"]["lqn"]
+    assert scores["scores"]["clean"] == pytest.approx(score("lqn", "clean", range(5)))
+    by_seed = [scores["scores_by_seed"][seed]["fog-3"] for seed in ("0", "7")]
+    assert scores["deviation_over_seeds"]["fog-3"] == pytest.approx(np.std(by_seed, ddof=1))
+    assert table["focus_minus"]["apm"]["clean"]["difference"] == pytest.approx(
+        score("lqn", "clean", range(5)) - score("apm", "clean", range(5))
+    )
+
+
+def test_resume_computes_nothing_again(write, executed, tmp_path):
+    quietly(write())
+    assert len(executed) == 15
+    lines = tmp_path / "study" / "tiny" / "run1" / "seed0" / "inference" / "fog-3.jsonl"
+    lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:3]))
+    first = json.loads((tmp_path / "study" / "results.json").read_text())["tables"][0]
+    executed.clear()
+    quietly(write(), resume=True)
+    assert executed == [("fog-3", 3), ("fog-3", 4)]
+    second = json.loads((tmp_path / "study" / "results.json").read_text())["tables"][0]
+    for method in first["methods"]:
+        assert first["methods"][method]["scores"] == second["methods"][method]["scores"]
+    executed.clear()
+    quietly(write())
+    assert len(executed) == 15
+
+
+def test_what_another_run_has_evaluated_is_taken_from_it(write, executed):
+    """Milder and stronger on fewer images: clean comes from the run with more of both."""
+    runs = [
+        {"SEVERITIES": [1, 5], "METHODS": ["teacher", "lqn"], "MAX_IMAGES": 2},
+        {"SEVERITIES": [3]},
+        {"SEEDS": [0, 7], "METHODS": ["teacher", "lqn"], "MAX_IMAGES": 2},
+        {"METHODS": ["teacher", "lqn"], "OVERRIDES": ["MODEL.LQN.FIT.STEPS", 2], "MAX_IMAGES": 1},
+    ]
+    report = quietly(write(RUNS=runs))
+    # run 2: 3 conditions x 5; run 1: 4 x 2, without clean; run 3: seed 7 alone; run 4: other steps
+    assert len(executed) == 15 + 8 + 6 + 3
+    assert [(t.run, t.severity, t.images) for t in report.tables] == [
+        *((0, 1, 2), (0, 5, 2), (1, 3, 5), (2, 3, 2), (3, 3, 1))
+    ]
+    few = report.tables[0]
+    clean = [line.stack[:2] for line in (report.tables[2].jobs[0].lines["clean"]["lqn"],)]
+    assert (few.jobs[0].lines["clean"]["lqn"].stack == clean[0]).all()
+
+
+def test_a_semantic_study_of_clean_images(write):
+    report = quietly(write(METRIC="mIoU", CORRUPTIONS=[], METHODS=["teacher", "apm"]))
+    table = report.tables[0]
+    assert table.severity is None and list(table.groups) == ["clean"]
+    evaluation = Evaluation(table.jobs[0].job.cfg, get_dataset("demo_panoptic_val"), resume=True)
+    assert isinstance(evaluation.evaluators["sem_seg"], SemanticEvaluator)
+    assert list(evaluation.evaluators) == ["sem_seg"]
+    mine = evaluation.metrics("clean", "apm")["sem_seg"]["mIoU"]
+    assert table.score("apm", "clean") == pytest.approx(mine)
+
+
+def test_a_sweep_is_a_table_and_a_plot(write, tmp_path, capsys):
+    sweep = {
+        "KEY": "MODEL.LQN.FIT.STEPS",
+        "VALUES": [1, 4],
+        "LABEL": "Adam steps N",
+        "PAPER": [[4, 70.2]],
+        "PAPER_LABEL": "top-1 accuracy (%)",
+    }
+    report = quietly(write(SWEEP=sweep, METHODS=["teacher", "lqn"], METRIC="mIoU"))
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if "| LQN " in line and "| clean " in line]
+    assert [row.split("|")[4].strip() for row in rows] == ["1", "4"]
+    assert "70.2" not in rows[0] and "70.2" in rows[1]
+    one, four = report.tables
+    assert one.score("lqn", "clean") != four.score("lqn", "clean")
+    assert one.score("teacher", "clean") == four.score("teacher", "clean")
+    steps = [json.loads(_run_json(tmp_path, v))["methods"]["lqn"] for v in (1, 4)]
+    assert "steps=1," in steps[0] and "steps=4," in steps[1]
+    assert (tmp_path / "study" / "plot.png").stat().st_size > 10_000
+    assert (tmp_path / "study" / "table.md").read_text() in printed
+
+
+def _run_json(tmp_path, value: int) -> str:
+    folder = tmp_path / "study" / "tiny" / "run1" / str(value) / "seed0" / "inference"
+    return (folder / "run.json").read_text()
+
+
+def test_statistics_and_costs_have_columns(write):
+    report = quietly(write(CORRUPTIONS=["fog"], MAX_IMAGES=2))
+    text = report.markdown()
+    for words in ("ms teacher", "ms fit", "GMACs", "token_cos", "Without a calibration"):
+        assert words in text
+    stats = report.tables[0].jobs[0].lines["fog-3"]["lqn"].stats
+    stats[0]["restored"] = 1.0
+    mine = report.tables[0].statistic("lqn", "restored", ["fog-3"])
+    assert mine == np.mean([s["restored"] for s in stats if "restored" in s])
+
+
+def test_the_shipped_studies_are_well_formed():
+    from pathlib import Path
+
+    folder = Path(__file__).parents[2] / "configs" / "study"
+    for path in sorted(folder.glob("*.yaml")):
+        study = load_study(str(path))
+        assert study.output_dir == f"output/study/{path.stem}"
+        assert plan(study, 1200)

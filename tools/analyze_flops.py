@@ -5,7 +5,7 @@ Examples:
     python tools/analyze_flops.py --image-size 512 --queries 100 --labels 150 --windows 1.83
     python tools/analyze_flops.py --teacher path/to/eomt --preset default --count
 
-Columns: teacher, fit, readout and head count everything that is run, forward and backward; "paper"
+Columns: teacher, restore, fit, readout and head count everything that is run, forward and backward; "paper"
 counts as the paper does (teacher and head, and steps - 1 times one forward pass).
 """
 
@@ -28,7 +28,7 @@ from lqn_seg.evaluation.flops import (
     method_gmacs,
 )
 
-STAGES = ("teacher", "fit", "readout", "head", "total", "paper_convention")
+STAGES = ("teacher", "restore", "fit", "readout", "head", "total", "paper_convention")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -304,7 +304,8 @@ def method_gmacs(
     parts = eomt_gmacs(teacher)
     grid = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1])
     fit = readout = paper = 0.0
-    restore = restore_gmacs(teacher) if config.adapt.restore else 0.0
+    restores = config.adapt.restore and config.fit.variant != "teacher"
+    restore = restore_gmacs(teacher) if restores else 0.0
     if config.fit.variant in ("kernel", "ridge"):
         fit = closed_form_gmacs(config, grid, teacher.width)
     elif config.fit.variant not in ("teacher", "restore"):

@@ -112,3 +112,29 @@ def test_a_wrong_study_is_one_sentence(tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert "did you mean 'DATASET'" in result.stderr
+
+
+def test_calibrate_writes_what_visualize_then_reads(small_config, scenes_root, tmp_path):
+    found = tmp_path / "found.safetensors"
+    folder = scenes_root / "demo" / "train"
+    result = run(
+        "tools/calibrate.py",
+        *("--config", small_config, "--images", folder, "--max", 6, "--output", found),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"calibration: {found}\n" and found.is_file()
+    photo = next(folder.rglob("*.png"))
+    result = run(
+        "tools/visualize.py",
+        *("--config", small_config, "--input", photo, "--output", tmp_path / "out"),
+        *("--methods", "teacher,lqn", "MODEL.LQN.CALIBRATION", found),
+    )
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "out").glob("*_panel.png"))
+
+
+def test_calibrate_names_a_folder_without_images(small_config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run("tools/calibrate.py", "--config", small_config, "--images", tmp_path / "empty")
+    assert result.returncode == 2
+    assert result.stderr == f"error: --images: there is no image below {tmp_path / 'empty'}\n"

@@ -1,0 +1,87 @@
+"""Why a recipe's student does or does not learn its image: what a fit leaves behind, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lqn_seg.core.fit import LQNConfig, StudentFitter
+from lqn_seg.core.random import image_key
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.images import read_image
+from lqn_seg.engine.build import build_teacher
+from lqn_seg.engine.config import load_cfg, method_config, segmentation_config
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.windows import layout_of, normalise
+from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class FitDiagnosis:
+    """What a recipe's students were like, means over images.
+
+    Attributes:
+        loss: loss at the first step, at the middle one and at the last.
+        error: squared error over variance of the teacher's tokens, by layer; 1 is the mean token.
+        sensitivity: variance of the student's answer over positions, over the variance of the
+            teacher's tokens, by layer; 0 is a student that does not see where it is asked.
+    """
+
+    loss: tuple[float, float, float]
+    error: list[float]
+    sensitivity: list[float]
+
+
+@torch.no_grad()
+def diagnose(
+    config_file: str, methods: Sequence[str], images: int = 4, overrides: Sequence[str] = ()
+) -> dict[str, FitDiagnosis]:
+    """Fit the students of some methods to the first images of a configuration's data set.
+
+    All layers are fitted and asked, whatever the recipe reads out; nothing is restored.
+
+    Raises:
+        InputError: a method has no student, or the configuration is wrong.
+    """
+    cfg = load_cfg(config_file, overrides)
+    teacher = build_teacher(cfg)
+    inference = segmentation_config(cfg).inference
+    crops, keys = [], []
+    for record in get_dataset(cfg.DATASETS.TEST[0]).records()[:images]:
+        image = torch.from_numpy(read_image(record["file_name"])).movedim(2, 0).contiguous()
+        layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
+        crops.append(layout.crops(image)[0])
+        keys.append(image_key(0, image, 0))
+    pixels = torch.stack(crops).to(teacher.device).float() / 255
+    field, _ = teacher.encode(normalise(pixels, teacher.pixel_mean, teacher.pixel_std))
+    found = {}
+    for name in methods:
+        method = method_config(cfg, name)
+        if not isinstance(method, LQNConfig) or method.fit.variant not in ("lqn", "lqn-src"):
+            raise InputError(f"--methods: {name} has no student of all layers to look at")
+        method = replace(method, fit=replace(method.fit, layers=None))
+        fitter = StudentFitter(method, tuple(field.shape[1:4]), teacher.width, teacher.device)
+        side = method.student.input_size
+        small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+        students = fitter.fit(normalise(small, IMAGENET_MEAN, IMAGENET_STD), field, keys)
+        answers = [students.query_layer(layer) for layer in range(1, teacher.num_layers + 1)]
+        curve = students.loss_curve.mean(0)
+        found[name] = FitDiagnosis(
+            loss=(curve[0].item(), curve[len(curve) // 2].item(), curve[-1].item()),
+            error=[_share(a - field[:, k], field[:, k]) for k, a in enumerate(answers)],
+            sensitivity=[_share(_centred(a), field[:, k]) for k, a in enumerate(answers)],
+        )
+    return found
+
+
+def _centred(tokens: Tensor) -> Tensor:
+    return tokens - tokens.mean((1, 2), keepdim=True)
+
+
+def _share(part: Tensor, tokens: Tensor) -> float:
+    """Mean square of a part over the variance of (B, H, W, D) tokens over their positions."""
+    return (part.square().mean() / _centred(tokens).square().mean()).item()

@@ -1,0 +1,88 @@
+"""Calibration from a configuration and a folder of images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from lqn_seg.data.images import read_image
+from lqn_seg.engine.build import build_calibration, build_teacher
+from lqn_seg.engine.calibrate import calibrate_teacher
+from lqn_seg.engine.config import load_cfg
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.calibration import FILE_NAME, calibrate
+from lqn_seg.segmentation.windows import PaddedWindow
+
+
+@pytest.fixture
+def folder(tmp_path, scenes_root) -> Path:
+    """Eight scenes in folders of their own, and something that is no image."""
+    scenes = sorted(p for p in (scenes_root / "demo" / "train").rglob("*.png"))
+    scenes = [p for p in scenes if read_image(p).std() > 0][:8]
+    for number, scene in enumerate(scenes):
+        (tmp_path / "images" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        shutil.copy(scene, tmp_path / "images" / str(number % 2) / f"{number}.PNG")
+    (tmp_path / "images" / "notes.txt").write_text("no image\n")
+    return tmp_path / "images"
+
+
+def test_a_folder_is_calibrated_as_its_images_are_evaluated(small_config, folder, tmp_path):
+    output = tmp_path / "found.safetensors"
+    assert calibrate_teacher(str(small_config), folder, quantile=0.1, output=output) == output
+    cfg = load_cfg(str(small_config), ["MODEL.LQN.CALIBRATION", str(output)])
+    teacher = build_teacher(cfg)
+    found = build_calibration(cfg, teacher)
+    crops = []
+    for path in sorted(folder.rglob("*.PNG")):
+        image = torch.from_numpy(read_image(path)).movedim(2, 0)
+        layout = PaddedWindow.of((image.shape[1], image.shape[2]), teacher.image_size)
+        crops.append(layout.crops(image).float() / 255)
+    direct = calibrate(teacher, lambda: [torch.cat(crops)], 0.1)
+    assert len(crops) == 8 and found.layers.keys() == direct.layers.keys()
+    assert found.undamaged == pytest.approx(direct.undamaged, rel=1e-3)
+    torch.testing.assert_close(found.pixels, direct.pixels)
+    for layer, clean in found.layers.items():
+        torch.testing.assert_close(clean.gain, direct.layers[layer].gain)
+    with safe_open(output, "pt") as file:
+        about = json.loads(file.metadata()["calibration"])
+    assert about["images"] == 8 and about["inference"] == "pad" and about["quantile"] == 0.1
+
+
+def test_the_first_images_by_name_are_used(small_config, folder, tmp_path):
+    files = [tmp_path / "three", tmp_path / "whole"]
+    calibrate_teacher(str(small_config), folder, most=3, output=files[0])
+    for path in sorted(folder.rglob("*.PNG"))[3:]:
+        path.unlink()
+    calibrate_teacher(str(small_config), folder, output=files[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_file_lies_beside_local_weights_and_is_found_there(
+    small_config, folder, teacher_folder, tmp_path
+):
+    weights = tmp_path / "weights"
+    shutil.copytree(teacher_folder, weights)
+    overrides = ["MODEL.LQN.TEACHER.WEIGHTS", str(weights)]
+    cfg = load_cfg(str(small_config), overrides)
+    assert build_calibration(cfg, build_teacher(cfg)) is None
+    path = calibrate_teacher(str(small_config), folder, overrides)
+    assert path == weights / FILE_NAME
+    assert build_calibration(cfg, build_teacher(cfg)) is not None
+
+
+def test_what_is_missing_is_named(small_config, folder, tmp_path):
+    with pytest.raises(InputError, match="no image below"):
+        calibrate_teacher(str(small_config), tmp_path / "nowhere", output=tmp_path / "a")
+    with pytest.raises(InputError, match="--output is needed"):
+        calibrate_teacher(str(small_config), folder, ["MODEL.LQN.TEACHER.WEIGHTS", "some/hub-id"])
+    with pytest.raises(InputError, match="at least two images, not 1"):
+        calibrate_teacher(str(small_config), folder, most=1, output=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    cfg = load_cfg(str(small_config), ["MODEL.LQN.CALIBRATION", str(tmp_path / "a")])
+    with pytest.raises(InputError, match=r"MODEL\.LQN\.CALIBRATION: there is no file"):
+        build_calibration(cfg, build_teacher(cfg))

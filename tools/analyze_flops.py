@@ -5,8 +5,8 @@ Examples:
     python tools/analyze_flops.py --image-size 512 --queries 100 --labels 150 --windows 1.83
     python tools/analyze_flops.py --teacher path/to/eomt --preset default --count
 
-Columns: teacher, restore, fit, readout and head count everything that is run, forward and backward; "paper"
-counts as the paper does (teacher and head, and steps - 1 times one forward pass).
+Columns: teacher, restore, fit, readout and head count everything that is run, forward and backward;
+"paper" counts as the paper does (teacher and head, and steps - 1 times one forward pass).
 """
 
 from __future__ import annotations

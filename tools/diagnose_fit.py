@@ -43,7 +43,9 @@ def main() -> int:
         return 2
     for name, diagnosis in found.items():
         first, middle, last = diagnosis.loss
-        print(f"\n{name}: loss {first:.4g} at the first step, {middle:.4g} halfway, {last:.4g} last")
+        print(
+            f"\n{name}: loss {first:.4g} at the first step, {middle:.4g} halfway, {last:.4g} last"
+        )
         rows = zip(range(1, len(diagnosis.error) + 1), diagnosis.error, diagnosis.sensitivity)
         header = ["layer", "error / variance", "variance over positions / teacher's"]
         print(tabulate(rows, header, floatfmt=".4f"))

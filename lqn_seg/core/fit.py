@@ -162,7 +162,8 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
     if config.fit.variant == "apm" and name != "apm":
         layers = None
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
-    return LQNConfig(student, replace(config.fit, variant=name, layers=layers), config.adapt)
+    adapt = replace(config.adapt, restore=True) if name == "restore" else config.adapt
+    return LQNConfig(student, replace(config.fit, variant=name, layers=layers), adapt)
 
 
 _SLIM = StudentConfig(widths=(4096, 2048, 1024))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lqn_seg.errors import InputError
 
-# Directions whose clean variance is below this share of the mean one carry rounding, not signal.
+# Directions whose clean variance is below this share of the largest carry rounding, not signal.
 _LEAST_VARIANCE = 1e-6
 # Share of the clean images' damage that counts as undamaged, and the multiple of it at which the
 # student's answer has its full say.

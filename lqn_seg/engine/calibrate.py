@@ -44,12 +44,19 @@ def calibrate_teacher(
         InputError: no image is found, or nothing says where to write, or the config is wrong.
     """
     cfg = load_cfg(config_file, overrides, device)
+    if most < 0:
+        raise InputError(f"--max must not be negative, not {most}")
     files = _image_files(images)[: most or None]
     weights = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if output is None:
         if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not weights.is_dir():
             raise InputError("--output is needed: the teacher's weights are not in a local folder")
         output = weights / FILE_NAME
+    if not output.parent.is_dir():
+        raise InputError(f"--output: there is no folder {output.parent}")
+    share = QUANTILE if quantile is None else quantile
+    if not 0 <= share < 0.5:
+        raise InputError(f"--quantile must be in [0, 0.5), not {share}")
     teacher = build_teacher(cfg)
     inference = segmentation_config(cfg).inference
 
@@ -65,12 +72,16 @@ def calibrate_teacher(
         if waiting:
             yield torch.stack(waiting).to(teacher.device)
 
-    share = QUANTILE if quantile is None else quantile
     found = calibrate(teacher, batches, share)
     save_calibration(
         output,
         found,
-        {"images": len(files), "from": Path(images).name, "quantile": share, "inference": inference},
+        {
+            "images": len(files),
+            "from": Path(images).name,
+            "quantile": share,
+            "inference": inference,
+        },
     )
     return output
 

@@ -58,13 +58,14 @@ def diagnose(
         keys.append(image_key(0, image, 0))
     pixels = torch.stack(crops).to(teacher.device).float() / 255
     field, _ = teacher.encode(normalise(pixels, teacher.pixel_mean, teacher.pixel_std))
+    grid = (field.shape[1], field.shape[2], field.shape[3])
     found = {}
     for name in methods:
         method = method_config(cfg, name)
         if not isinstance(method, LQNConfig) or method.fit.variant not in ("lqn", "lqn-src"):
             raise InputError(f"--methods: {name} has no student of all layers to look at")
         method = replace(method, fit=replace(method.fit, layers=None))
-        fitter = StudentFitter(method, tuple(field.shape[1:4]), teacher.width, teacher.device)
+        fitter = StudentFitter(method, grid, teacher.width, teacher.device)
         side = method.student.input_size
         small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
         students = fitter.fit(normalise(small, IMAGENET_MEAN, IMAGENET_STD), field, keys)

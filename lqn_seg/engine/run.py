@@ -42,6 +42,12 @@ def evaluate(
         f"results: {evaluation.folder}",
         flush=True,
     )
+    if unheard := evaluation.segmenter.unheard:
+        print(
+            f"no calibration: {', '.join(unheard)} will answer as the teacher does; "
+            "tools/calibrate.py makes one from clean images",
+            flush=True,
+        )
     evaluation.run()
     report = Report(evaluation)
     print(f"\n{report.text()}\n")

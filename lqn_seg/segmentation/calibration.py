@@ -113,8 +113,15 @@ def load_calibration(path: str | Path, teacher: EomtTeacher) -> Calibration:
         calibration = Calibration(layers, float(about["undamaged"]), tensors["pixels"])
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise InputError(f"MODEL.LQN.CALIBRATION: {path} is no calibration ({error})") from error
-    shape = (*teacher.grid, teacher.width)
-    if any(tuple(clean.centre.shape) != shape for clean in layers.values()):
+    shape, width = (*teacher.grid, teacher.width), teacher.width
+    fits = [
+        0 <= layer <= teacher.num_layers
+        and tuple(clean.centre.shape) == shape
+        and tuple(clean.basis.shape) == (width, width)
+        and clean.mean.shape == clean.deviation.shape == (2, width)
+        for layer, clean in layers.items()
+    ]
+    if not fits or not all(fits):
         raise InputError(
             f"MODEL.LQN.CALIBRATION: {path} was made for a teacher of another shape than "
             f"{'x'.join(map(str, shape))}"

@@ -111,12 +111,14 @@ class _Window:
 class _Pass:
     """One run of the teacher over a chunk of windows.
 
+    answer: (B, H, W, D) what the run says of the last layer.
     damage, weight: (B,) what the gauge saw and makes of it; None where it was not asked.
     """
 
     field: Tensor
     context: EomtContext
     ms: float
+    answer: Tensor
     damage: Tensor | None = None
     weight: Tensor | None = None
 
@@ -207,6 +209,17 @@ class Segmenter:
         """What each student's matrix products are computed in: ``auto`` depends on the machine."""
         return {name: fitter.precision for name, fitter in self._fitters.items()}
 
+    @property
+    def unheard(self) -> list[str]:
+        """Methods whose student is never asked, because there is no calibration to gauge by."""
+        if self.calibration is not None:
+            return []
+        return [
+            name
+            for name, method in self.methods.items()
+            if isinstance(method, LQNConfig) and method.adapt.gauged and name in self._fitters
+        ]
+
     def _layout(self, image: Tensor) -> PaddedWindow | SlidingWindows:
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise InputError(
@@ -271,23 +284,32 @@ class Segmenter:
         """The teacher's run that a method starts from; each kind is made once per chunk."""
         restored = isinstance(method, LQNConfig) and method.adapt.restore
         kind = method.name if isinstance(method, PixelControl) else ("", "restored")[restored]
-        if kind in passes:
-            return passes[kind]
-        clock = _Clock(self.teacher.device)
-        if isinstance(method, PixelControl):
-            changed = method.apply(crops, self.calibration)
-            if method.gauged:
-                damaged = self._weight(crops).to(crops.device) >= 0.5
-                changed = torch.where(damaged[:, None, None, None], changed, crops)
-            crops = changed
-        restorer = None
-        if restored and self.calibration is not None:
-            restorer = Restorer(self.calibration)
-        field, context = self.teacher.encode(self._input(crops), restorer)
-        passes[kind] = _Pass(field, context, clock.lap())
-        if restorer is not None:
-            passes[kind].damage, passes[kind].weight = restorer.damage, restorer.weight
+        if kind not in passes:
+            clock = _Clock(self.teacher.device)
+            restorer = None
+            if restored and self.calibration is not None:
+                restorer = Restorer(self.calibration)
+            if kind == "flip":
+                run = self._encode(None, crops, passes)
+                mirrored, _ = self.teacher.encode(self._input(crops.flip(-1)))
+                answer = (run.field[:, -1] + mirrored[:, -1].flip(2)) / 2
+                passes[kind] = _Pass(run.field, run.context, run.ms + clock.lap(), answer)
+                return passes[kind]
+            if isinstance(method, PixelControl):
+                crops = self._changed(method, crops)
+            field, context = self.teacher.encode(self._input(crops), restorer)
+            passes[kind] = _Pass(field, context, clock.lap(), field[:, -1])
+            if restorer is not None:
+                passes[kind].damage, passes[kind].weight = restorer.damage, restorer.weight
         return passes[kind]
+
+    def _changed(self, control: PixelControl, crops: Tensor) -> Tensor:
+        """Pixels as a control wants them; a gauged one leaves undamaged images alone."""
+        changed = control.apply(crops, self.calibration)
+        if control.gauged:
+            damaged = self._weight(crops).to(crops.device) >= 0.5
+            changed = torch.where(damaged[:, None, None, None], changed, crops)
+        return changed
 
     def _input(self, crops: Tensor) -> Tensor:
         return normalise(crops, self.teacher.pixel_mean, self.teacher.pixel_std)
@@ -295,7 +317,7 @@ class Segmenter:
     def _weight(self, crops: Tensor) -> Tensor:
         """(B,) how damaged images look, 0..1; 0 without a calibration."""
         if self.calibration is None:
-            return torch.zeros(len(crops))
+            return crops.new_zeros(len(crops))
         restorer = Restorer(self.calibration)
         restorer(0, self.teacher.embed(self._input(crops)))
         return restorer.weight
@@ -309,16 +331,13 @@ class Segmenter:
         keys: Sequence[RandomKey],
     ) -> _Answer:
         """Last-layer tokens: the teacher's own, or a fresh student's, or some of both."""
-        own = _Answer(run.field[:, -1], run.context.last_queries)
-        if isinstance(method, PixelControl) and method.name == "flip":
-            plain, _ = self.teacher.encode(self._input(crops))
-            own.tokens = (plain[:, -1] + run.field[:, -1].flip(2)) / 2
+        own = _Answer(run.answer, run.context.last_queries)
         if name not in self._fitters:
             return own
         assert isinstance(method, LQNConfig)
         share = torch.full((len(keys),), method.adapt.blend, device=own.tokens.device)
         if method.adapt.gauged:
-            share = share * (0.0 if run.weight is None else run.weight)
+            share = share * (self._weight(crops) if run.weight is None else run.weight)
         own.share = share
         return own if not share.any() else self._student_answer(name, own, crops, run, keys)
 
@@ -330,6 +349,7 @@ class Segmenter:
         A student that runs out of memory or ends in a non-finite loss loses no image: the teacher
         answers for it, and the statistics say so.
         """
+        assert own.share is not None
         fitter = self._fitters[name]
         clock = _Clock(self.teacher.device)
         side = fitter.config.student.input_size
@@ -346,12 +366,11 @@ class Segmenter:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            own.fallback = torch.ones(len(keys), dtype=torch.bool)
+            own.fallback = (own.share > 0).cpu()
             return own
         own.readout_ms = clock.lap()
         finite = students.finite & answered.flatten(1).isfinite().all(1).cpu()
-        own.fallback = ~finite
-        assert own.share is not None
+        own.fallback = ~finite & (own.share > 0).cpu()
         share = own.share[:, None, None]
         keep = (finite.to(share.device) & (own.share > 0))[:, None, None]
         rows = self.teacher.grid[0]

@@ -35,9 +35,7 @@ class PixelControl:
         return self.name in ("blur", "denoise")
 
     def apply(self, crops: Tensor, calibration: Calibration | None) -> Tensor:
-        """(B, 3, h, w) pixels in 0..1, changed."""
-        if self.name == "flip":
-            return crops.flip(-1)
+        """(B, 3, h, w) pixels in 0..1, changed ("flip" is a second pass, not other pixels)."""
         if self.name == "standardise":
             return crops if calibration is None else _standardise(crops, calibration.pixels)
         images = (255 * crops).round().byte().movedim(1, 3).cpu().numpy()
@@ -66,4 +64,6 @@ def _blur(image: np.ndarray) -> np.ndarray:
 
 
 def _denoise(image: np.ndarray) -> np.ndarray:
-    return cv2.fastNlMeansDenoisingColored(image, None, DENOISE_STRENGTH, DENOISE_STRENGTH, 5, 15)
+    bgr = np.ascontiguousarray(image[..., ::-1])  # the order that OpenCV takes colours in
+    strength = DENOISE_STRENGTH
+    return cv2.fastNlMeansDenoisingColored(bgr, None, strength, strength, 5, 15)[..., ::-1]

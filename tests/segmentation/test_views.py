@@ -34,13 +34,6 @@ def test_pixel_statistics_are_those_of_all_channels_together():
     assert pixel_statistics(torch.full((1, 3, 4, 4), 0.5)).isfinite().all()
 
 
-def test_flip_mirrors():
-    images = crops()
-    mirrored = PixelControl("flip").apply(images, None)
-    assert torch.equal(mirrored[..., 0], images[..., -1])
-    assert torch.equal(PixelControl("flip").apply(mirrored, None), images)
-
-
 def test_standardise_brings_contrast_and_brightness_to_the_ranges_end():
     images = crops()
     control = PixelControl("standardise")

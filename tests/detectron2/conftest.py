@@ -24,7 +24,7 @@ MODEL:
       OBJECT_MASK_THRESHOLD: 0.2
       OVERLAP_THRESHOLD: 0.1
   LQN:
-    PRESET: default
+    PRESET: distill  # not calibrated: the default would answer as the teacher does
     METHOD: lqn
     TEACHER:
       WEIGHTS: {teacher}

@@ -53,7 +53,7 @@ def _differences(axes: Axes, results: Results, table: Results) -> None:
         offset = (k - (len(methods) - 1) / 2) * 0.8 / max(len(methods), 1)
         found = [entry["minus_baseline"][group] for group in groups]
         x = np.arange(len(groups)) + offset
-        _whiskers(axes, x, found, _style(table, method), entry["title"])
+        _whiskers(axes, x, found, _style(results, method), entry["title"])
     axes.axhline(0, color="black", linewidth=0.8)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color="0.9", linewidth=0.8)
@@ -70,7 +70,7 @@ def _against_cost(axes: Axes, results: Results, table: Results) -> None:
         zero = {"difference": 0.0, "low": 0.0, "high": 0.0}  # the baseline, to itself
         found = entry.get("minus_baseline", {}).get(group, zero)
         x = np.array([entry["milliseconds"]["total"]])
-        _whiskers(axes, x, [found], _style(table, method), entry["title"])
+        _whiskers(axes, x, [found], _style(results, method), entry["title"])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
@@ -92,7 +92,7 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
     shown = dict.fromkeys((groups[0], groups[-1]))  # clean, and the mean of the corruptions
     for method, entry in tables[0]["methods"].items():
         for group, line in zip(shown, ("--", "-")):
-            style = _style(tables[0], method)
+            style = _style(results, method)
             entries = [table["methods"][method] for table in tables]
             label = f"{entry['title']}, {_readable(group)}"
             scores = np.array([e["scores"][group] for e in entries], dtype=float)
@@ -133,8 +133,10 @@ def _whiskers(
     axes.errorbar(x, middle, (below, above), label=label, capsize=2, markersize=4, **style)
 
 
-def _style(table: Results, method: str) -> dict[str, Any]:
-    place = list(table["methods"]).index(method)
+def _style(results: Results, method: str) -> dict[str, Any]:
+    """A method looks the same in every table of a study."""
+    methods = list(dict.fromkeys(m for table in results["tables"] for m in table["methods"]))
+    place = methods.index(method)
     return {"color": _COLORS[place % len(_COLORS)], "marker": _MARKERS[place % len(_MARKERS)]}
 
 

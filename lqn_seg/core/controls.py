@@ -14,14 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lqn_seg.core.fit import Grid, LQNConfig, guiding_tokens
-from lqn_seg.core.positions import grid_positions
+from lqn_seg.core.fit import Grid, LQNConfig
+from lqn_seg.core.kernel import guided_kernel, guiding_tokens
 from lqn_seg.core.random import RandomKey
 
-# Bandwidths: of the guide, in root-mean-square standard deviations per feature; of the position,
-# as a share of the grid's longer side. Ridge: of the kernel's own diagonal.
-GUIDE_BANDWIDTH = 0.5
-POSITION_BANDWIDTH = 1 / 6
+# Of the kernel's own diagonal.
 RIDGE = 0.3
 
 
@@ -51,16 +48,11 @@ class ClosedFormField:
         self, config: LQNConfig, grid: Grid, feature_dim: int, device: torch.device | str
     ) -> None:
         self.config = config
-        places = grid_positions(grid[1], grid[2], 1, device)[:, :2].float()
-        scale = POSITION_BANDWIDTH * max(grid[1:])
-        self._near = (torch.cdist(places, places) / scale).square()
 
     def fit(self, images: Tensor, fields: Tensor, keys: Sequence[RandomKey]) -> FittedField:
         """Smooth (B, L, H, W, D) fields; images and keys are the student's and not read."""
         last = fields[:, -1].flatten(1, 2).float()
-        guide = guiding_tokens(fields, self.config.student.guide).flatten(1, 2)
-        alike = torch.cdist(guide, guide).square() / guide.shape[-1] / GUIDE_BANDWIDTH**2
-        kernel = (-0.5 * (alike + self._near)).exp()  # (B, N, N)
+        kernel = guided_kernel(guiding_tokens(fields, self.config.student.guide))
         if self.config.fit.variant == "kernel":
             smoothed = kernel / kernel.sum(-1, keepdim=True) @ last
         else:

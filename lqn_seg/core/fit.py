@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lqn_seg.core.kernel import guiding_tokens
 from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
 from lqn_seg.core.positions import ANCHOR, grid_positions, grid_rows, grid_table, tabulate
 from lqn_seg.core.random import CounterRandom, RandomKey
@@ -106,18 +107,13 @@ class AdaptConfig:
     Attributes:
         restore: pull the teacher's tokens into the range of its clean images while it runs
             (`lqn_seg.core.gauge`), where the teacher has been calibrated.
-        blend: share of the student's answer in the last layer's tokens, the rest being the
-            teacher's own.
-        gauged: multiply `blend` by how damaged the image looks (0..1); 0 without a calibration.
+        gauged: take of the student's answer only the share that the gauge says is noise in the
+            teacher's own (0..1; 0 without a calibration), the rest being the teacher's. Otherwise
+            the student's answer is the whole answer.
     """
 
     restore: bool = False
-    blend: float = 1.0
     gauged: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.blend <= 1:
-            raise InputError(f"blend must be in 0..1, got {self.blend}")
 
 
 @dataclass(frozen=True)
@@ -180,12 +176,12 @@ PRESETS: dict[str, LQNConfig] = {
         fit=FitConfig(steps=250, learning_rate=1e-3, target_norm="layer"),
     ),
     # The one to switch on: the teacher's statistics restored, and a student of the last layer,
-    # guided by an early one, that is stopped early and heard as far as the image looks damaged.
+    # guided by an early one, that is stopped early and heard as far as the last layer is noise.
     # Without recirculation: it did not help, and it triples the passes (REPORT.md).
     "default": LQNConfig(
         student=StudentConfig(widths=(1024, 1024), init="he", guide=0.125),
         fit=FitConfig(steps=40, learning_rate=1e-3, alpha=0.0, target_norm="layer", layers="last"),
-        adapt=AdaptConfig(restore=True, blend=0.75, gauged=True),
+        adapt=AdaptConfig(restore=True, gauged=True),
     ),
 }
 
@@ -646,15 +642,6 @@ class FittedStudents:
             rows = rows.expand(students.batch, *rows.shape[-2:])
             tokens = students(self._inputs.patches, table, rows, guide)
         return self._targets.restore(tokens, positions[..., 2])
-
-
-def guiding_tokens(fields: Tensor, share: float) -> Tensor:
-    """Tokens (B, H, W, D) of the layer at a share of the depth of (B, L, H, W, D) fields,
-    standardised per feature over the positions."""
-    layer = max(1, round(share * fields.shape[1]))
-    tokens = fields[:, layer - 1].float()
-    variance, mean = torch.var_mean(tokens, dim=(1, 2), correction=0, keepdim=True)
-    return (tokens - mean) / variance.sqrt_().clamp_(min=1e-6)
 
 
 def fit_student(

@@ -6,6 +6,9 @@ ones, blur lowers them, fog and contrast lower all. `Restorer` pulls an image's 
 the nearest end of the clean range, layer by layer while the teacher runs; inside the range it
 changes nothing. How far layer 0 had to be pulled is the image's *damage*.
 
+What restoring cannot undo is noise that has got into the last layer. It shows as tokens that the
+others do not predict; `noise_share` compares with the clean images' part that is not predicted.
+
 No label is needed, and nothing of an image is kept. Related: re-centring of activations at test
 time (NEO), and per-image feature statistics instead of the training set's (AdaBN).
 
@@ -20,14 +23,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lqn_seg.core.kernel import guided_kernel, guiding_tokens, leave_one_out_error
 from lqn_seg.errors import InputError
 
 # Directions whose clean variance is below this share of the largest carry rounding, not signal.
 _LEAST_VARIANCE = 1e-6
-# Share of the clean images' damage that counts as undamaged, and the multiple of it at which the
-# student's answer has its full say.
+# Share of the clean images' damage that counts as undamaged.
 UNDAMAGED = 0.95
-FULL_DAMAGE = 4.0
+# Depth, as a share, of the layer whose tokens say which positions are alike: early, where noise has
+# not spread over positions yet.
+RESIDUAL_GUIDE = 0.125
 
 
 @dataclass(frozen=True)
@@ -81,17 +86,19 @@ class LayerRange:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A teacher's clean ranges by layer, and the damage that clean images seem to have.
+    """A teacher's clean ranges by layer, and what its gauges read of clean images.
 
     Attributes:
         layers: layer (0 = patch embedding) -> range.
         undamaged: `UNDAMAGED` quantile of the damage of the clean images.
+        residual: median of their `residual`.
         pixels: (2, 2) lower and upper quantile of an image's mean, and of the logarithm of its
             deviation, in 0..1: for the control that changes pixels.
     """
 
     layers: dict[int, LayerRange]
     undamaged: float
+    residual: float
     pixels: Tensor
 
     def to(self, device: torch.device | str) -> Calibration:
@@ -100,7 +107,7 @@ class Calibration:
             layer: LayerRange(*(tensor.to(device) for tensor in vars(clean).values()))
             for layer, clean in self.layers.items()
         }
-        return Calibration(moved, self.undamaged, self.pixels.to(device))
+        return Calibration(moved, self.undamaged, self.residual, self.pixels.to(device))
 
 
 class Restorer:
@@ -125,10 +132,25 @@ class Restorer:
         return restored
 
     @property
-    def weight(self) -> Tensor:
-        """(B,) in 0..1: 0 for what clean images look like, 1 for `FULL_DAMAGE` times as much."""
-        excess = self.damage / max(self.calibration.undamaged, 1e-6) - 1
-        return (excess / (FULL_DAMAGE - 1)).clamp(0, 1)
+    def damaged(self) -> Tensor:
+        """(B,) bool, more damage than `UNDAMAGED` of the clean images show."""
+        return self.damage > self.calibration.undamaged
+
+
+def residual(fields: Tensor) -> Tensor:
+    """(B,) part, over variance, of the last layer of (B, L, H, W, D) fields that positions which
+    look alike at an early layer do not predict of each other."""
+    kernel = guided_kernel(guiding_tokens(fields, RESIDUAL_GUIDE))
+    return leave_one_out_error(kernel, fields[:, -1])
+
+
+def noise_share(calibration: Calibration, fields: Tensor) -> Tensor:
+    """(B,) share in 0..1 of the residual that clean images do not have.
+
+    With a clean residual s and noise n on top of it, a prediction deserves the weight n / (s + n)
+    against the token itself (Wiener's, James and Stein's); s is the calibration's, s + n is seen.
+    """
+    return (1 - calibration.residual / residual(fields).clamp(min=1e-12)).clamp_(min=0)
 
 
 class RangeBuilder:

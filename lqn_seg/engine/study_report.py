@@ -318,7 +318,7 @@ class StudyReport:
         if bare:
             head.append(
                 f"Without a calibration (teacher {', '.join(bare)}) nothing is restored, and a "
-                "method whose blend the gauge decides answers as its teacher does "
+                "method whose gauge decides answers as its teacher does "
                 "(tools/calibrate.py makes one)."
             )
         if study.sweep:

@@ -314,6 +314,8 @@ def method_gmacs(
         n = _positions(config, grid)
         one_pass = literal_pass_macs(config.student, teacher.width, n).forward / 1e9
         paper = max(0, config.fit.steps - 1) * one_pass
+    if fit and config.adapt.gauged:
+        fit += kernel_gmacs(grid, teacher.width)
     costs = {
         "gmacs_teacher": parts["teacher"],
         "gmacs_restore": restore,
@@ -333,12 +335,15 @@ def restore_gmacs(teacher: EomtShape) -> float:
 
 
 def closed_form_gmacs(config: LQNConfig, grid: tuple[int, int, int], feature_dim: int) -> float:
-    """The kernel matrix, its product with the tokens and, for "ridge", an LU solve besides."""
+    """The kernel, its product with the tokens and, for "ridge", an LU solve besides."""
     n = grid[1] * grid[2]
-    macs = 2 * n * n * feature_dim
-    if config.fit.variant == "ridge":
-        macs += n**3 // 3 + n * n * feature_dim
-    return macs / 1e9
+    solve = n**3 // 3 + n * n * feature_dim if config.fit.variant == "ridge" else 0
+    return kernel_gmacs(grid, feature_dim) + solve / 1e9
+
+
+def kernel_gmacs(grid: tuple[int, int, int], feature_dim: int) -> float:
+    """The kernel matrix over a grid's positions and its product with their tokens: the gauge."""
+    return 2 * (grid[1] * grid[2]) ** 2 * feature_dim / 1e9
 
 
 def _convolution_macs(config: StudentConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lqn_seg.core.gauge import (
     RangeBuilder,
     Restorer,
     calibrated_layers,
+    residual,
 )
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.views import pixel_statistics
@@ -27,6 +29,7 @@ from lqn_seg.teachers.eomt import EomtTeacher
 
 FILE_NAME = "calibration.safetensors"
 QUANTILE = 0.02
+_READINGS = ("undamaged", "residual")
 _FIELDS = ("centre", "basis", "mean", "deviation", "gain")
 Batches = Callable[[], Iterable[Tensor]]
 
@@ -68,17 +71,22 @@ def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE
         _run(teacher, crops, visitor(RangeBuilder.measure))
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
     ends = torch.tensor([quantile, 1 - quantile], device=teacher.device)
-    ranges = Calibration(layers, 0.0, torch.cat(pixels).quantile(ends, 0))
-    damage = []
+    ranges = Calibration(layers, 0.0, 0.0, torch.cat(pixels).quantile(ends, 0))
+    damage, residuals = [], []
     for crops in batches():
         restorer = Restorer(ranges)
-        _run(teacher, crops, restorer)
+        residuals.append(residual(_run(teacher, crops, restorer)))
         damage.append(restorer.damage)
-    return Calibration(layers, torch.cat(damage).quantile(UNDAMAGED).item(), ranges.pixels)
+    return replace(
+        ranges,
+        undamaged=torch.cat(damage).quantile(UNDAMAGED).item(),
+        residual=torch.cat(residuals).median().item(),
+    )
 
 
-def _run(teacher: EomtTeacher, crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> None:
-    teacher.encode(normalise(crops.to(teacher.device), teacher.pixel_mean, teacher.pixel_std), edit)
+def _run(teacher: EomtTeacher, crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> Tensor:
+    crops = normalise(crops.to(teacher.device), teacher.pixel_mean, teacher.pixel_std)
+    return teacher.encode(crops, edit)[0]
 
 
 def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, Any]) -> None:
@@ -89,8 +97,8 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
         for name in _FIELDS
     }
     tensors["pixels"] = calibration.pixels.contiguous().cpu()
-    about = {**about, "undamaged": calibration.undamaged}
-    save_file(tensors, path, {"calibration": json.dumps(about)})
+    readings = {key: getattr(calibration, key) for key in _READINGS}
+    save_file(tensors, path, {"calibration": json.dumps({**about, **readings})})
 
 
 def load_calibration(path: str | Path, teacher: EomtTeacher) -> Calibration:
@@ -110,7 +118,8 @@ def load_calibration(path: str | Path, teacher: EomtTeacher) -> Calibration:
             number: LayerRange(*(tensors[f"layer{number}.{name}"] for name in _FIELDS))
             for number in numbers
         }
-        calibration = Calibration(layers, float(about["undamaged"]), tensors["pixels"])
+        readings = {key: float(about[key]) for key in _READINGS}
+        calibration = Calibration(layers, pixels=tensors["pixels"], **readings)
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise InputError(f"MODEL.LQN.CALIBRATION: {path} is no calibration ({error})") from error
     shape, width = (*teacher.grid, teacher.width), teacher.width

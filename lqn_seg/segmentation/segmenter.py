@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lqn_seg.core.controls import ClosedFormField
 from lqn_seg.core.fit import LQNConfig, StudentFitter
-from lqn_seg.core.gauge import Calibration, Restorer
+from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
@@ -112,7 +112,8 @@ class _Pass:
     """One run of the teacher over a chunk of windows.
 
     answer: (B, H, W, D) what the run says of the last layer.
-    damage, weight: (B,) what the gauge saw and makes of it; None where it was not asked.
+    damage, damaged: (B,) what the gauge saw and whether clean images show less; None where it was
+        not asked.
     """
 
     field: Tensor
@@ -120,7 +121,7 @@ class _Pass:
     ms: float
     answer: Tensor
     damage: Tensor | None = None
-    weight: Tensor | None = None
+    damaged: Tensor | None = None
 
 
 @dataclass
@@ -143,8 +144,8 @@ class Segmenter:
         methods: name -> student recipe, None for the teacher itself.
         thing_ids: contiguous ids of the classes that have instances.
         config: outputs and protocol.
-        calibration: the teacher's clean ranges. Without it nothing is restored, and a method whose
-            blend the gauge decides answers as the teacher does.
+        calibration: the teacher's clean ranges. Without it nothing is restored, and a gauged
+            method answers as the teacher does.
     """
 
     def __init__(
@@ -274,10 +275,9 @@ class Segmenter:
     def _gauge_readings(self, run: _Pass, answer: _Answer, b: int) -> dict[str, float]:
         """What the gauge saw in image ``b`` and how much of the student's answer was taken."""
         readings = {} if answer.share is None else {"blend": float(answer.share[b])}
-        if run.damage is not None and self.calibration is not None:
-            damage = float(run.damage[b])
-            readings["damage"] = damage
-            readings["restored"] = float(damage > self.calibration.undamaged)
+        if run.damage is not None and run.damaged is not None:
+            readings["damage"] = float(run.damage[b])
+            readings["restored"] = float(run.damaged[b])
         return readings
 
     def _encode(self, method: Method, crops: Tensor, passes: dict[str, _Pass]) -> _Pass:
@@ -300,27 +300,36 @@ class Segmenter:
             field, context = self.teacher.encode(self._input(crops), restorer)
             passes[kind] = _Pass(field, context, clock.lap(), field[:, -1])
             if restorer is not None:
-                passes[kind].damage, passes[kind].weight = restorer.damage, restorer.weight
+                passes[kind].damage, passes[kind].damaged = restorer.damage, restorer.damaged
         return passes[kind]
 
     def _changed(self, control: PixelControl, crops: Tensor) -> Tensor:
         """Pixels as a control wants them; a gauged one leaves undamaged images alone."""
         changed = control.apply(crops, self.calibration)
         if control.gauged:
-            damaged = self._weight(crops).to(crops.device) >= 0.5
+            damaged = self._damaged(crops)
             changed = torch.where(damaged[:, None, None, None], changed, crops)
         return changed
 
     def _input(self, crops: Tensor) -> Tensor:
         return normalise(crops, self.teacher.pixel_mean, self.teacher.pixel_std)
 
-    def _weight(self, crops: Tensor) -> Tensor:
-        """(B,) how damaged images look, 0..1; 0 without a calibration."""
+    def _damaged(self, crops: Tensor) -> Tensor:
+        """(B,) bool, whether images look damaged; none does without a calibration."""
         if self.calibration is None:
-            return crops.new_zeros(len(crops))
+            return torch.zeros(len(crops), dtype=torch.bool, device=crops.device)
         restorer = Restorer(self.calibration)
         restorer(0, self.teacher.embed(self._input(crops)))
-        return restorer.weight
+        return restorer.damaged
+
+    def _share(self, method: LQNConfig, crops: Tensor, run: _Pass) -> Tensor:
+        """(B,) share of the student's answer in the whole, 0..1."""
+        if not method.adapt.gauged:
+            return torch.ones(len(crops), device=crops.device)
+        damaged = self._damaged(crops) if run.damaged is None else run.damaged
+        if self.calibration is None or not damaged.any():
+            return torch.zeros(len(crops), device=crops.device)
+        return noise_share(self.calibration, run.field) * damaged
 
     def _answer(
         self,
@@ -335,11 +344,12 @@ class Segmenter:
         if name not in self._fitters:
             return own
         assert isinstance(method, LQNConfig)
-        share = torch.full((len(keys),), method.adapt.blend, device=own.tokens.device)
-        if method.adapt.gauged:
-            share = share * (self._weight(crops) if run.weight is None else run.weight)
-        own.share = share
-        return own if not share.any() else self._student_answer(name, own, crops, run, keys)
+        clock = _Clock(self.teacher.device)
+        own.share = self._share(method, crops, run)
+        own.fit_ms = clock.lap()
+        if not own.share.any():
+            return own
+        return self._student_answer(name, own, crops, run, keys)
 
     def _student_answer(
         self, name: str, own: _Answer, crops: Tensor, run: _Pass, keys: Sequence[RandomKey]
@@ -361,7 +371,7 @@ class Segmenter:
                 self._with_queries(run.field, run.context),
                 keys,
             )
-            own.fit_ms = clock.lap()
+            own.fit_ms += clock.lap()
             answered = students.query_layer(self.teacher.num_layers)
         except RuntimeError as error:
             if not _is_out_of_memory(error):

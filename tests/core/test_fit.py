@@ -19,7 +19,7 @@ from lqn_seg.core import (
     preset,
     with_variant,
 )
-from lqn_seg.core.fit import Adam, AdaptConfig, _Inputs, guiding_tokens, resolve_precision
+from lqn_seg.core.fit import Adam, _Inputs, guiding_tokens, resolve_precision
 from lqn_seg.core.sampling import Draw, sample_positions
 from lqn_seg.errors import InputError
 
@@ -453,8 +453,6 @@ def test_variants_by_name():
         (lambda: FitConfig(steps=-1), "steps"),
         (lambda: FitConfig(positions_per_step=0), "positions_per_step"),
         (lambda: changed(SMALL, variant="apm"), "with_variant"),
-        (lambda: AdaptConfig(blend=1.5), "blend"),
-        (lambda: AdaptConfig(blend=-0.5), "blend"),
         (lambda: StudentFitter(with_variant(SMALL, "restore"), GRID, 8), "no student"),
         (lambda: StudentFitter(with_variant(SMALL, "kernel"), GRID, 8), "no student"),
         (lambda: StudentFitter(with_variant(SMALL, "teacher"), GRID, 8), "no student"),

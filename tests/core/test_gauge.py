@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from lqn_seg.core.gauge import Calibration, LayerRange, RangeBuilder, Restorer, calibrated_layers
+from lqn_seg.core.gauge import (
+    Calibration,
+    LayerRange,
+    RangeBuilder,
+    Restorer,
+    calibrated_layers,
+    noise_share,
+    residual,
+)
 from lqn_seg.errors import InputError
 
 GRID = (5, 6)
@@ -214,7 +223,7 @@ def test_restored_tokens_keep_their_type(clean):
 
 
 def calibration(layers, undamaged=0.1) -> Calibration:
-    return Calibration(layers, undamaged, torch.zeros(2, 2))
+    return Calibration(layers, undamaged, 0.4, torch.zeros(2, 2))
 
 
 def test_the_restorer_knows_its_layers_and_gauges_the_first(clean):
@@ -229,19 +238,39 @@ def test_the_restorer_knows_its_layers_and_gauges_the_first(clean):
     assert torch.equal(restorer.damage, damage)  # of the first layer still
 
 
-def test_the_students_say_rises_with_damage():
+def test_damaged_is_beyond_what_clean_images_show():
     restorer = Restorer(calibration({}, undamaged=0.1))
-    restorer.damage = torch.tensor([0.0, 0.05, 0.1, 0.25, 0.4, 1.0])
-    expected = torch.tensor([0.0, 0.0, 0.0, 0.5, 1.0, 1.0])
-    torch.testing.assert_close(restorer.weight, expected)
-    restorer.calibration = calibration({}, undamaged=0.0)  # clean images that are all alike
-    assert restorer.weight.tolist() == [0, 1, 1, 1, 1, 1]
+    restorer.damage = torch.tensor([0.0, 0.05, 0.1, 0.11, 1.0])
+    assert restorer.damaged.tolist() == [False, False, False, True, True]
+
+
+def test_noise_on_a_structured_field_is_found_in_its_amount():
+    """Tokens that their guide determines, and white noise of known variance on top."""
+    rows, columns, features = 16, 16, 24
+    source = torch.Generator().manual_seed(0)
+    classes = torch.randint(0, 6, (1, rows, columns), generator=source)
+    looks, tokens = (torch.randn(6, features, generator=source) for _ in range(2))
+    own = 0.3 * torch.randn(1, rows, columns, features, generator=source)
+    clean = torch.stack([looks[classes], tokens[classes] + own], 1)
+    settings = replace(calibration({}), residual=residual(clean).item())
+    assert settings.residual < 0.2  # alike positions predict each other
+    assert noise_share(settings, clean).tolist() == pytest.approx([0.0], abs=1e-6)
+    noise = torch.randn(clean[:, -1].shape, generator=source)
+    for deviation in (0.3, 0.6, 1.2):
+        noisy = clean.clone()
+        noisy[:, -1] += deviation * noise
+        # What predicts is noisy too, and the residual is over a variance that grew: about.
+        expected = deviation**2 / (deviation**2 + 0.3**2)
+        assert noise_share(settings, noisy).item() == pytest.approx(expected, abs=0.2)
 
 
 def test_moving_a_calibration_keeps_every_number(clean):
     found = calibration({2: build(clean, 0.1)}, undamaged=0.3)
     moved = found.to("cpu")
-    assert moved.undamaged == 0.3 and moved.layers.keys() == found.layers.keys()
+    assert (moved.undamaged, moved.residual) == (
+        0.3,
+        0.4,
+    ) and moved.layers.keys() == found.layers.keys()
     for name, tensor in vars(found.layers[2]).items():
         assert torch.equal(getattr(moved.layers[2], name), tensor)
 

@@ -389,7 +389,7 @@ def test_restoring_is_counted():
     basis = torch.eye(shape.width)
     zero = torch.zeros(2, shape.width)
     clean = LayerRange(torch.zeros(*shape.grid, shape.width), basis, zero, zero, zero[:, 0])
-    restorer = Restorer(Calibration({layer: clean for layer in (0, 1, 2)}, 0.1, zero[:, :2]))
+    restorer = Restorer(Calibration({layer: clean for layer in (0, 1, 2)}, 0.1, 0.4, zero[:, :2]))
     tokens = torch.randn(1, *shape.grid, shape.width)
     counted = count_torch(lambda: [restorer(layer, tokens) for layer in range(5)]).gmacs
     assert counted == pytest.approx(restore_gmacs(shape), rel=1e-9)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lqn_seg.core.gauge import Calibration, RangeBuilder, Restorer
+from lqn_seg.core.gauge import Calibration, RangeBuilder, Restorer, residual
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import calibrate, load_calibration, save_calibration
 from lqn_seg.segmentation.windows import normalise
@@ -68,6 +68,11 @@ def test_undamaged_is_what_95_of_100_clean_images_stay_below(teacher, crops, fou
     assert found.undamaged > 0
 
 
+def test_residual_is_the_median_of_clean_images(teacher, crops, found):
+    field, _ = teacher.encode(inputs(teacher, crops), Restorer(found))
+    assert found.residual == pytest.approx(residual(field).sort().values[9].item(), rel=1e-3)
+
+
 def test_pixels_are_quantiles_of_mean_and_log_deviation(crops, found):
     flat = crops.flatten(1).double().numpy()
     ends = [0.1, 0.9]
@@ -99,12 +104,12 @@ def test_clean_images_pass_and_noise_does_not(teacher, crops):
     assert restorer.damage.max() < 1e-4
     noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     teacher.encode(inputs(teacher, noise), restorer)
-    assert restorer.damage.item() > 0.1 and restorer.weight.item() == 1
+    assert restorer.damage.item() > 0.1
 
 
 def test_nothing_calibrated_is_nothing_changed(teacher, crops):
     images = inputs(teacher, crops[:3])
-    nothing = Restorer(Calibration({}, 0.1, torch.zeros(2, 2)))
+    nothing = Restorer(Calibration({}, 0.1, 0.4, torch.zeros(2, 2)))
     field, context = teacher.encode(images)
     same, same_context = teacher.encode(images, nothing)
     assert torch.equal(same, field)
@@ -125,14 +130,16 @@ def test_a_calibration_comes_back_bit_for_bit(tmp_path, teacher, found):
     path = tmp_path / "calibration.safetensors"
     save_calibration(path, found, {"images": 20, "from": "here"})
     read = load_calibration(path, teacher)
-    assert read.undamaged == found.undamaged and torch.equal(read.pixels, found.pixels)
+    assert (read.undamaged, read.residual) == (found.undamaged, found.residual)
+    assert torch.equal(read.pixels, found.pixels)
     assert list(read.layers) == list(found.layers)
     for layer, clean in found.layers.items():
         for name, tensor in vars(clean).items():
             assert torch.equal(getattr(read.layers[layer], name), tensor), name
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["calibration"])
-    assert about == {"images": 20, "from": "here", "undamaged": found.undamaged}
+    readings = {"undamaged": found.undamaged, "residual": found.residual}
+    assert about == {"images": 20, "from": "here", **readings}
     teacher.encode(torch.zeros(1, 3, 32, 32), Restorer(read))
 
 

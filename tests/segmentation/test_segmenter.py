@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from lqn_seg.core.controls import ClosedFormField
 from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
-from lqn_seg.core.gauge import Restorer
+from lqn_seg.core.gauge import Restorer, residual
 from lqn_seg.core.random import image_key
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.errors import InputError
@@ -211,8 +211,8 @@ GUIDED = replace(LQN.student, guide=0.5)
 OWN = LQNConfig(GUIDED, replace(LQN.fit, layers="last"), AdaptConfig(restore=True))
 
 
-def adapted(blend: float, gauged: bool = False, restore: bool = True) -> LQNConfig:
-    return replace(OWN, adapt=AdaptConfig(restore, blend, gauged))
+def adapted(gauged: bool = False, restore: bool = True) -> LQNConfig:
+    return replace(OWN, adapt=AdaptConfig(restore, gauged))
 
 
 def smooth(seed: int) -> torch.Tensor:
@@ -268,25 +268,27 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("restore", [False, True])
 def test_without_a_calibration_the_gauged_answer_as_the_teacher(build, restore):
-    methods = {"teacher": None, "lqn": adapted(0.75, gauged=True, restore=restore)}
+    segmenter = build({"teacher": None, "lqn": adapted(gauged=True, restore=restore)})
     for pixels in (CLEAN, NOISY):
-        (prediction,) = build(methods)([pixels])
+        (prediction,) = segmenter([pixels])
         assert same(prediction["lqn"], prediction["teacher"])
         stats = prediction["lqn"].stats
         assert stats["blend"] == 0 and stats["fallback"] == 0 and "damage" not in stats
-        assert stats["fit_ms"] == 0
+    assert segmenter._fitters["lqn"].fits == 0
 
 
-def test_no_blend_is_restoration_alone(build, calibration):
+def test_as_predictable_as_clean_images_is_restoration_alone(build, calibration):
     methods = {
         "teacher": None,
         "restore": with_variant(OWN, "restore"),
-        "none": adapted(0.0),
-        "plain none": adapted(0.0, restore=False),
+        "none": adapted(gauged=True),
+        "plain none": adapted(gauged=True, restore=False),
     }
-    (prediction,) = build(methods, calibration)([NOISY])
+    segmenter = build(methods, replace(calibration, residual=9.0))
+    (prediction,) = segmenter([NOISY])
     assert same(prediction["none"], prediction["restore"])
     assert same(prediction["plain none"], prediction["teacher"])
+    assert segmenter._fitters["none"].fits == 0
     assert not same(prediction["restore"], prediction["teacher"])
     assert prediction["restore"].stats["damage"] > 0 == prediction["none"].stats["blend"]
     assert prediction["restore"].stats["restored"] == 1
@@ -301,54 +303,41 @@ def test_the_head_hears_the_restored_teacher(build, calibration, heard):
 
 
 @pytest.mark.parametrize("restore", [False, True])
-def test_blended_tokens_are_shares_of_the_two_answers(build, calibration, heard, restore):
-    blends = (1.0, 0.3)
-    methods = {str(blend): adapted(blend, restore=restore) for blend in blends}
-    segmenter = build(methods, calibration)
+def test_without_a_gauge_the_head_hears_the_student(build, calibration, heard, restore):
+    segmenter = build({"lqn": adapted(restore=restore)}, calibration)
     (prediction,) = segmenter([NOISY])
     field, queries, _ = encode(segmenter, NOISY, calibration if restore else None)
-    answer = student(segmenter, field, NOISY)
-    assert torch.equal(heard[0][0], answer)  # the student's own, bit for bit
-    expected = 0.7 * field[:, -1] + 0.3 * answer
-    torch.testing.assert_close(heard[1][0], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(heard[0][0], student(segmenter, field, NOISY))  # bit for bit
     assert torch.equal(heard[0][1], queries)
-    shares = [prediction[name].stats["blend"] for name in methods]
-    assert shares == pytest.approx(blends)
-    if not restore:  # the recipe as it was before there was a blend
-        plain = {"lqn": replace(OWN, adapt=AdaptConfig())}
-        assert same(build(plain)([NOISY])[0]["lqn"], prediction["1.0"])
+    assert prediction["lqn"].stats["blend"] == 1
 
 
-def test_the_gauge_weighs_the_blend(build, calibration, heard):
-    """An image between clean and noisy is answered by both."""
-    pixels = (0.9 * CLEAN.float() + 0.1 * NOISY.float()).byte()
-    segmenter = build({"lqn": adapted(0.75, gauged=True)}, calibration)
-    _, _, restorer = encode(segmenter, pixels, calibration)
-    middle = restorer.damage.item() / 2.5  # so that this image's weight is a half
-    segmenter = build({"lqn": adapted(0.75, gauged=True)}, replace(calibration, undamaged=middle))
-    (prediction,) = segmenter([pixels])
-    stats = prediction["lqn"].stats
-    assert stats["damage"] == pytest.approx(restorer.damage.item(), rel=1e-5)
-    assert stats["blend"] == pytest.approx(0.75 * 0.5, rel=1e-4)
-    field, _, _ = encode(segmenter, pixels, calibration)
-    expected = field[:, -1].lerp(student(segmenter, field, pixels), 0.375)
+@pytest.mark.parametrize("restore", [False, True])
+def test_the_gauge_shares_out_the_answer(build, calibration, heard, restore):
+    plain = build({"lqn": adapted(gauged=True, restore=restore)}, calibration)
+    field, _, _ = encode(plain, NOISY, calibration if restore else None)
+    settings = replace(calibration, residual=0.7 * residual(field).item())
+    segmenter = build({"lqn": adapted(gauged=True, restore=restore)}, settings)
+    (prediction,) = segmenter([NOISY])
+    assert prediction["lqn"].stats["blend"] == pytest.approx(0.3, rel=1e-4)
+    expected = 0.7 * field[:, -1] + 0.3 * student(segmenter, field, NOISY)
     torch.testing.assert_close(heard[0][0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_gauge_tells_clean_from_noisy(build, calibration):
-    methods = {"restore": with_variant(OWN, "restore"), "lqn": adapted(1.0, gauged=True)}
-    settings = replace(calibration, undamaged=0.05)
+    methods = {"restore": with_variant(OWN, "restore"), "lqn": adapted(gauged=True)}
+    settings = replace(calibration, undamaged=0.05, residual=0.1)
     clean, noisy = build(methods, settings, batch=2)([CLEAN, NOISY])
-    assert clean["lqn"].stats["blend"] == 0 and noisy["lqn"].stats["blend"] == 1
+    assert clean["lqn"].stats["blend"] == 0 and 0.5 < noisy["lqn"].stats["blend"] < 1
     assert clean["lqn"].stats["restored"] == 0 and noisy["lqn"].stats["restored"] == 1
     assert same(clean["lqn"], clean["restore"]) and not same(noisy["lqn"], noisy["restore"])
 
 
 def test_company_changes_no_answer_when_the_gauge_decides(build, calibration):
-    settings = replace(calibration, undamaged=0.05)
+    settings = replace(calibration, undamaged=0.05, residual=0.1)
     methods = {
-        "lqn": adapted(0.75, gauged=True),
-        "ridge": with_variant(adapted(0.75, gauged=True), "ridge"),
+        "lqn": adapted(gauged=True),
+        "ridge": with_variant(adapted(gauged=True), "ridge"),
         "blur": PixelControl("blur"),
         "flip": PixelControl("flip"),
     }
@@ -365,7 +354,7 @@ def test_company_changes_no_answer_when_the_gauge_decides(build, calibration):
 
 
 def test_a_gauged_student_that_diverges_falls_back_to_the_restored_teacher(build, calibration):
-    wild = replace(adapted(0.5), fit=replace(OWN.fit, learning_rate=1e38))
+    wild = replace(adapted(), fit=replace(OWN.fit, learning_rate=1e38))
     methods = {"restore": with_variant(OWN, "restore"), "lqn": wild}
     (prediction,) = build(methods, calibration)([NOISY])
     assert prediction["lqn"].stats["fallback"] == 1

@@ -23,7 +23,7 @@ def crops(count: int = 3, height: int = 24, width: int = 32) -> torch.Tensor:
 
 def calibration(mean: tuple[float, float], deviation: tuple[float, float]) -> Calibration:
     logs = [math.log(value) for value in deviation]
-    return Calibration({}, 0.1, torch.tensor([[mean[0], logs[0]], [mean[1], logs[1]]]))
+    return Calibration({}, 0.1, 0.4, torch.tensor([[mean[0], logs[0]], [mean[1], logs[1]]]))
 
 
 def test_pixel_statistics_are_those_of_all_channels_together():

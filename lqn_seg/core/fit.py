@@ -59,7 +59,7 @@ class FitConfig:
         positions_per_step: n, as a count (int), or as a fraction (float in (0, 1]) of the positions
             in the fitted layers.
         layers: 1-based layers to fit on; None for all, "last" for the last one. The others can
-            still be queried (depth extrapolation).
+            still be queried (depth extrapolation). "apm" fits the last one whatever it says.
         target_norm: "layer" standardises the targets per layer and feature over the positions, and
             undoes it at query time; "none" fits the teacher's own units.
         objective: "l2" (binding), or "entropy" of a classifier on the tokens instead (an ablation).
@@ -158,12 +158,9 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
         InputError: no variant has that name.
     """
     name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
-    layers = "last" if name == "apm" else config.fit.layers
-    if config.fit.variant == "apm" and name != "apm":
-        layers = None
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
     adapt = replace(config.adapt, restore=True) if name == "restore" else config.adapt
-    return LQNConfig(student, replace(config.fit, variant=name, layers=layers), adapt)
+    return LQNConfig(student, replace(config.fit, variant=name), adapt)
 
 
 _SLIM = StudentConfig(widths=(4096, 2048, 1024))
@@ -690,10 +687,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 def fitted_layers(config: FitConfig, depth: int) -> tuple[int, ...]:
     """The layers to fit on, ascending."""
+    if config.layers == "last" or config.variant == "apm":
+        return (depth,)
     if config.layers is None:
         return tuple(range(1, depth + 1))
-    if config.layers == "last":
-        return (depth,)
     layers = tuple(sorted(set(config.layers)))
     if not layers or layers[0] < 1 or layers[-1] > depth:
         raise InputError(f"layers must be among 1..{depth}, got {config.layers}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lqn_seg.core.gauge import (
     RangeBuilder,
     Restorer,
     calibrated_layers,
+    quantiles,
 )
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.views import pixel_statistics
@@ -62,19 +64,20 @@ def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE
     teacher.encode(blank, first)
     pixels = []
     for crops in batches():
-        pixels.append(pixel_statistics(crops))
+        pixels.append(pixel_statistics(crops).cpu())
         _run(teacher, crops, visitor(RangeBuilder.observe))
     for crops in batches():
         _run(teacher, crops, visitor(RangeBuilder.measure))
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
-    ends = torch.tensor([quantile, 1 - quantile], device=teacher.device)
-    ranges = Calibration(layers, 0.0, torch.cat(pixels).quantile(ends, 0))
+    pixel_range = quantiles(torch.cat(pixels), (quantile, 1 - quantile))
+    ranges = Calibration(layers, 0.0, pixel_range).to(teacher.device)
     damage = []
     for crops in batches():
         restorer = Restorer(ranges)
         _run(teacher, crops, restorer)
         damage.append(restorer.damage)
-    return Calibration(layers, torch.cat(damage).quantile(UNDAMAGED).item(), ranges.pixels)
+    undamaged = quantiles(torch.cat(damage), (UNDAMAGED,)).item()
+    return replace(ranges, undamaged=undamaged)
 
 
 def _run(teacher: EomtTeacher, crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> None:

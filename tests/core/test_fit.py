@@ -19,7 +19,14 @@ from lqn_seg.core import (
     preset,
     with_variant,
 )
-from lqn_seg.core.fit import Adam, AdaptConfig, _Inputs, guiding_tokens, resolve_precision
+from lqn_seg.core.fit import (
+    Adam,
+    AdaptConfig,
+    _Inputs,
+    fitted_layers,
+    guiding_tokens,
+    resolve_precision,
+)
 from lqn_seg.core.sampling import Draw, sample_positions
 from lqn_seg.errors import InputError
 
@@ -433,10 +440,18 @@ def test_variants_by_name():
     src = with_variant(paper, "lqn-src")
     assert (src.student.source, src.student.axes, src.fit.layers) == (False, 3, None)
     apm = with_variant(paper, "apm")
-    assert (apm.student.source, apm.student.axes, apm.fit.layers) == (False, 2, "last")
-    assert with_variant(apm, "lqn") == paper
+    assert (apm.student.source, apm.student.axes) == (False, 2)
+    assert fitted_layers(apm.fit, 4) == (4,)
     kept = with_variant(changed(paper, layers=(1, 2)), "lqn-src")
     assert kept.fit.layers == (1, 2)
+
+
+@pytest.mark.parametrize("layers", [None, "last", (1, 3)])
+def test_a_variant_and_back_is_the_recipe_again(layers):
+    recipe = changed(preset("default"), layers=layers)
+    for name in ("lqn-src", "apm", "kernel", "teacher"):
+        assert with_variant(with_variant(recipe, name), "lqn") == recipe
+    assert fitted_layers(with_variant(recipe, "apm").fit, 4) == (4,)
 
 
 @pytest.mark.parametrize(

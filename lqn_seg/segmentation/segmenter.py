@@ -30,7 +30,7 @@ from lqn_seg.segmentation.postprocess import (
     panoptic_inference,
     semantic_inference,
 )
-from lqn_seg.segmentation.views import PixelControl
+from lqn_seg.segmentation.views import PixelControl, larger_side
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
     Size,
@@ -168,6 +168,15 @@ class Segmenter:
             for name, method in self.methods.items()
             if isinstance(method, LQNConfig) and method.fit.variant != "restore"
         }
+        larger = [name for name, m in self.methods.items() if m == PixelControl("larger")]
+        self.larger = self._larger(larger) if larger else None
+
+    def _larger(self, names: Sequence[str]) -> Segmenter:
+        """The teacher alone at a larger input: images meet it in windows of its own."""
+        config = self.teacher.model.config
+        teacher = self.teacher.resized(larger_side(config.image_size, config.patch_size))
+        alone = dict.fromkeys(names)
+        return Segmenter(teacher, EomtHead(teacher.model), alone, self.thing_ids, self.config)
 
     def _fitter(self, method: LQNConfig, grid: tuple[int, int, int]) -> Fitter:
         kind = ClosedFormField if method.fit.variant in ("kernel", "ridge") else StudentFitter
@@ -193,16 +202,20 @@ class Segmenter:
             for index, (image, layout) in enumerate(zip(images, layouts))
             for number, crop in enumerate(layout.crops(image.to(self.teacher.device)))
         ]
-        logits: list[dict[str, list[Any]]] = [{name: [] for name in self.methods} for _ in images]
+        logits: list[dict[str, list[Any]]] = [{} for _ in images]
         for start in range(0, len(windows), self.config.batch):
             chunk = windows[start : start + self.config.batch]
             for name, results in self._run_chunk(chunk).items():
                 for window, result in zip(chunk, results):
-                    logits[window.image][name].append(result)
-        return [
+                    logits[window.image].setdefault(name, []).append(result)
+        found = [
             {name: self._finish(layout, parts, size) for name, parts in by_method.items()}
             for size, layout, by_method in zip(sizes, layouts, logits)
         ]
+        if self.larger:
+            for own, others in zip(found, self.larger(images, sizes)):
+                own.update(others)
+        return [{name: by_method[name] for name in self.methods} for by_method in found]
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -241,6 +254,8 @@ class Segmenter:
         passes: dict[str, _Pass] = {}
         results = {}
         for name, method in self.methods.items():
+            if self.larger and name in self.larger.methods:
+                continue
             run = self._encode(method, crops, passes)
             clock.lap()
             answer = self._answer(name, method, crops, run, [w.key for w in filled])

@@ -19,7 +19,7 @@ from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
-from lqn_seg.segmentation.views import PixelControl
+from lqn_seg.segmentation.views import PixelControl, larger_side
 from lqn_seg.segmentation.windows import normalise
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
 
@@ -413,3 +413,44 @@ def test_pixel_controls_without_a_calibration(build):
     (prediction,) = build(methods)([NOISY])
     for name in names:  # nothing says what damage is, or what clean is
         assert same(prediction[name], prediction["teacher"])
+
+
+def test_an_untrained_student_is_restored_gauged_and_blended_like_any(build, calibration, heard):
+    """Its answer is that of fresh weights: the mean token, nearly."""
+    untrained = replace(adapted(0.75, gauged=True), fit=replace(OWN.fit, steps=0))
+    segmenter = build({"untrained": untrained}, replace(calibration, undamaged=0.05))
+    (prediction,) = segmenter([NOISY])
+    field, _, _ = encode(segmenter, NOISY, calibration)
+    mean = field[:, -1].mean((1, 2), keepdim=True)
+    answer = (heard[0][0] - 0.25 * field[:, -1]) / 0.75
+    left = (answer - mean).square().mean() / (field[:, -1] - mean).square().mean()
+    assert 0 < left < 0.1
+    assert prediction["untrained"].stats["blend"] == pytest.approx(0.75)
+    assert prediction["untrained"].stats["fallback"] == 0
+
+
+@pytest.mark.parametrize("inference", ["pad", "windows"])
+def test_larger_is_the_teacher_at_a_larger_input(build, inference):
+    """Windows are cut from the image at the larger size: no pixel of it goes through 32 px."""
+    pixels = image(6, 50, 80)
+    teacher = load_eomt(str(build().teacher.model.config._name_or_path)).resized(40)
+    config = SegmentationConfig(panoptic=False, inference=inference)
+    alone = Segmenter(teacher, EomtHead(teacher.model), {"teacher": None}, THINGS, config)
+    base = build()
+    methods = {"larger": PixelControl("larger"), "lqn": LQN, "teacher": None}
+    both = Segmenter(base.teacher, base.head, methods, THINGS, config)
+    (found,), (expected,) = both([pixels]), alone([pixels])
+    assert list(found) == list(methods)
+    assert torch.equal(found["larger"].output["sem_seg"], expected["teacher"].output["sem_seg"])
+    assert found["larger"].output["sem_seg"].shape == (13, 50, 80)
+    assert found["larger"].stats["windows"] == expected["teacher"].stats["windows"]
+    assert not torch.equal(found["larger"].output["sem_seg"], found["teacher"].output["sem_seg"])
+    del methods["larger"]
+    (without,) = Segmenter(base.teacher, base.head, methods, THINGS, config)([pixels])
+    for name in methods:
+        assert torch.equal(without[name].output["sem_seg"], found[name].output["sem_seg"])
+
+
+@pytest.mark.parametrize("side, patch, larger", [(512, 16, 640), (96, 8, 120), (100, 10, 120)])
+def test_the_larger_side_is_a_quarter_more_in_whole_patches(side, patch, larger):
+    assert larger_side(side, patch) == larger

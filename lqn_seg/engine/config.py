@@ -300,12 +300,7 @@ def check_cfg(cfg: CfgNode) -> None:
         InputError: a name is unknown or a number out of range; the key is named.
     """
     for name in (*cfg.MODEL.LQN.METHODS, cfg.MODEL.LQN.METHOD):
-        method = method_config(cfg, name)
-        if isinstance(method, LQNConfig) and method.fit.objective == "entropy":
-            raise InputError(
-                "MODEL.LQN.FIT.OBJECTIVE entropy needs a classifier of single tokens, which a mask "
-                "head is not: it is there for lqn_seg.core.fit alone"
-            )
+        method_config(cfg, name)
     segmentation_config(cfg)
     augmentation_config(cfg)
     weight = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT

@@ -29,10 +29,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lqn_seg.core.fit import LQNConfig, fitted_layers
+from lqn_seg.core.fit import LQNConfig, fitted_layers, visited_positions
 from lqn_seg.core.gauge import calibrated_layers
 from lqn_seg.core.positions import ANCHOR
-from lqn_seg.core.sampling import positions_per_step
 from lqn_seg.core.student import StudentConfig, first_inputs
 from lqn_seg.errors import InputError
 
@@ -178,15 +177,19 @@ def eomt_resume_gmacs(shape: EomtShape, layer: int) -> float:
 
 
 def _eomt_head_macs(shape: EomtShape) -> int:
-    width, queries = shape.width, shape.num_queries
-    classes = queries * width * (shape.num_labels + 1)
-    mask_mlp = 3 * queries * width**2
-    pixels, upscale = shape.num_patches, 0
+    classes = shape.num_queries * shape.width * (shape.num_labels + 1)
+    mask_mlp = 3 * shape.num_queries * shape.width**2
+    return classes + mask_mlp + _eomt_masks_macs(shape)
+
+
+def _eomt_masks_macs(shape: EomtShape) -> int:
+    """The head's part that the patch tokens go through."""
+    width, pixels, upscale = shape.width, shape.num_patches, 0
     for _ in range(shape.num_upscale_blocks):
         upscale += 4 * pixels * width**2  # ConvTranspose2d 2x2, stride 2: every input meets 4 taps
         pixels *= 4
         upscale += 9 * pixels * width  # depthwise 3x3
-    return classes + mask_mlp + upscale + queries * width * pixels
+    return upscale + shape.num_queries * width * pixels
 
 
 # --- closed forms: the student --------------------------------------------------------------------
@@ -251,7 +254,7 @@ def fit_gmacs(
     """
     # Three passes from Src0, Src1 and Src2; without a recirculation loss only the first.
     passes = 3 if config.student.source and config.fit.alpha else 1
-    n = _positions(config, grid)
+    n = visited_positions(config.fit, grid)
     if literal:
         one = literal_pass_macs(config.student, feature_dim, n)
         step = passes * (one.forward + one.backward)
@@ -296,34 +299,53 @@ def method_gmacs(
         query_rows: rows below the grid for the query tokens, where the student gives them too.
 
     Returns:
-        `gmacs_teacher` (encoder), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`, `gmacs_head`,
-        `gmacs_total`, their sum (of an image whose gauge asks for a student: the most there is),
-        and `gmacs_paper_convention`: teacher and head, and for each step but one a single forward
-        pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
+        `gmacs_teacher` (encoder, once per view), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`,
+        `gmacs_head`, `gmacs_total`, their sum (of an image whose gauge asks for a student: the most
+        there is), and `gmacs_paper_convention`: teacher and head, and for each step but one a
+        single forward pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
     """
     parts = eomt_gmacs(teacher)
     grid = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1])
     fit = readout = paper = 0.0
+    views = 1
     restores = config.adapt.restore and config.fit.variant != "teacher"
     restore = restore_gmacs(teacher) if restores else 0.0
     if config.fit.variant in ("kernel", "ridge"):
         fit = closed_form_gmacs(config, grid, teacher.width)
     elif config.fit.variant not in ("teacher", "restore"):
-        fit = fit_gmacs(config, grid, teacher.width, literal)
+        fit = fit_gmacs(config, grid, teacher.width, literal) + head_in_fit_gmacs(config, teacher)
+        views = config.fit.views
         readout = readout_gmacs(config, grid, teacher.width, literal)
-        n = _positions(config, grid)
+        n = visited_positions(config.fit, grid)
         one_pass = literal_pass_macs(config.student, teacher.width, n).forward / 1e9
         paper = max(0, config.fit.steps - 1) * one_pass
     costs = {
-        "gmacs_teacher": parts["teacher"],
-        "gmacs_restore": restore,
+        "gmacs_teacher": views * parts["teacher"],
+        "gmacs_restore": views * restore,
         "gmacs_fit": fit,
         "gmacs_readout": readout,
         "gmacs_head": parts["head"],
-        "gmacs_total": parts["teacher"] + restore + fit + readout + parts["head"],
+        "gmacs_total": views * (parts["teacher"] + restore) + fit + readout + parts["head"],
         "gmacs_paper_convention": parts["teacher"] + parts["head"] + paper,
     }
     return {name: windows * cost for name, cost in costs.items()}
+
+
+def head_in_fit_gmacs(config: LQNConfig, teacher: EomtShape) -> float:
+    """What the ablations of objective and sampling ask of the frozen head during a fit.
+
+    "entropy": at each step forward, and back through all that the patch tokens went through.
+    "segments": once, to find them.
+    """
+    head, masks = _eomt_head_macs(teacher), _eomt_masks_macs(teacher)
+    macs = 0
+    if config.fit.objective == "entropy":
+        pixels = teacher.num_patches * 4**teacher.num_upscale_blocks
+        votes = teacher.num_queries * teacher.num_labels * pixels  # of the queries, for classes
+        macs += config.fit.steps * (head + masks + 2 * votes)
+    if config.fit.sampling == "segments" and config.student.source and config.fit.alpha:
+        macs += head
+    return macs / 1e9
 
 
 def restore_gmacs(teacher: EomtShape) -> float:
@@ -349,12 +371,6 @@ def _deep_macs(config: StudentConfig, feature_dim: int) -> int:
     """Per query: every layer after the first."""
     sizes = (*config.widths, feature_dim)
     return sum(n_in * n_out for n_in, n_out in pairwise(sizes))
-
-
-def _positions(config: LQNConfig, grid: tuple[int, int, int]) -> int:
-    """Positions that one step visits; a fraction is of the fitted layers only."""
-    fitted = len(fitted_layers(config.fit, grid[0]))
-    return positions_per_step(config.fit.positions_per_step, (fitted, *grid[1:]))
 
 
 def _readout_table_rows(config: LQNConfig, grid: tuple[int, int, int]) -> int:

@@ -177,19 +177,15 @@ def eomt_resume_gmacs(shape: EomtShape, layer: int) -> float:
 
 
 def _eomt_head_macs(shape: EomtShape) -> int:
-    classes = shape.num_queries * shape.width * (shape.num_labels + 1)
-    mask_mlp = 3 * shape.num_queries * shape.width**2
-    return classes + mask_mlp + _eomt_masks_macs(shape)
-
-
-def _eomt_masks_macs(shape: EomtShape) -> int:
-    """The head's part that the patch tokens go through."""
-    width, pixels, upscale = shape.width, shape.num_patches, 0
+    width, queries = shape.width, shape.num_queries
+    classes = queries * width * (shape.num_labels + 1)
+    mask_mlp = 3 * queries * width**2
+    pixels, upscale = shape.num_patches, 0
     for _ in range(shape.num_upscale_blocks):
         upscale += 4 * pixels * width**2  # ConvTranspose2d 2x2, stride 2: every input meets 4 taps
         pixels *= 4
         upscale += 9 * pixels * width  # depthwise 3x3
-    return upscale + shape.num_queries * width * pixels
+    return classes + mask_mlp + upscale + queries * width * pixels
 
 
 # --- closed forms: the student --------------------------------------------------------------------
@@ -334,15 +330,14 @@ def method_gmacs(
 def head_in_fit_gmacs(config: LQNConfig, teacher: EomtShape) -> float:
     """What the ablations of objective and sampling ask of the frozen head during a fit.
 
-    "entropy": at each step forward, and back through all that the patch tokens went through.
-    "segments": once, to find them.
+    "entropy": at each step, forward and back to its inputs; the products of masks with pixels and
+    with classes have two each. (Transformers takes queries and patches as one tensor: gradients go
+    back to both.) "segments": once, to find them.
     """
-    head, masks = _eomt_head_macs(teacher), _eomt_masks_macs(teacher)
-    macs = 0
+    head, macs = _eomt_head_macs(teacher), 0
     if config.fit.objective == "entropy":
-        pixels = teacher.num_patches * 4**teacher.num_upscale_blocks
-        votes = teacher.num_queries * teacher.num_labels * pixels  # of the queries, for classes
-        macs += config.fit.steps * (head + masks + 2 * votes)
+        masks = teacher.num_queries * teacher.num_patches * 4**teacher.num_upscale_blocks
+        macs += config.fit.steps * (2 * head + masks * (teacher.width + 3 * teacher.num_labels))
     if config.fit.sampling == "segments" and config.student.source and config.fit.alpha:
         macs += head
     return macs / 1e9

@@ -428,7 +428,7 @@ class Segmenter:
             patches = tokens[:, : height * width].unflatten(1, (height, width))
             masks, classes = self.head(patches, context.last_queries)
             scores = torch.stack([semantic_inference(m, c) for m, c in zip(masks, classes)])
-            return scores.flatten(2).mT.clamp(min=1e-8).log()
+            return scores.flatten(2).mT.clamp(min=1e-30).log()
 
         return classify
 

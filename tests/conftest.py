@@ -14,6 +14,26 @@ from transformers import EomtConfig, EomtForUniversalSegmentation
 ROOT = Path(__file__).parents[1]
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor as on an accelerator: it has no float64, and meets no tensor of the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.cpu or (func is torch.Tensor.to and "cpu" in map(str, args)):
+            return args[0].as_subclass(torch.Tensor)
+        if func is torch.Tensor.double:
+            raise TypeError("no float64 here")
+        if any(type(x) is torch.Tensor and x.dim() for x in args):
+            raise RuntimeError("expected all tensors to be on the same device")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.fixture(scope="session")
+def elsewhere():
+    """Puts a tensor on a device that is not there."""
+    return lambda tensor: tensor.as_subclass(Elsewhere)
+
+
 def pytest_configure(config) -> None:
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 

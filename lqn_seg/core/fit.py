@@ -27,7 +27,7 @@ from lqn_seg.core.kernel import guiding_tokens
 from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
 from lqn_seg.core.positions import ANCHOR, grid_positions, grid_rows, grid_table, tabulate
 from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.sampling import Draw, positions_per_step, sample_positions
+from lqn_seg.core.sampling import Draw, positions_per_step, sample_apart, sample_positions
 from lqn_seg.core.student import StudentConfig, Students, image_patches
 from lqn_seg.errors import InputError
 
@@ -60,10 +60,16 @@ class FitConfig:
         positions_per_step: n, as a count (int), or as a fraction (float in (0, 1]) of the positions
             in the fitted layers.
         layers: 1-based layers to fit on; None for all, "last" for the last one. The others can
-            still be queried (depth extrapolation).
+            still be queried (depth extrapolation). "apm" fits the last one whatever it says.
+        sampling: "uniform" draws destination and sources independently; "segments" draws source 1,
+            source 2 and destination from three different segments (an ablation: somebody has to
+            segment the image first). Without recirculation nothing is drawn that could differ.
+        views: augmented views of the image that are fitted, itself the first (an ablation); step k
+            looks at view k mod `views`, so there should be as many steps.
         target_norm: "layer" standardises the targets per layer and feature over the positions, and
             undoes it at query time; "none" fits the teacher's own units.
-        objective: "l2" (binding), or "entropy" of a classifier on the tokens instead (an ablation).
+        objective: "l2" (binding), or instead the "entropy" of what a classifier says of the whole
+            last layer (an ablation); `positions_per_step` is then that layer's H x W.
         readout_source: source of a query: "anchor" is (0, 0, 0), "random" draws one for each
             position, (i, j, l) is that address.
         precision: of the hidden layers' matrix products, over float32 weights: "float32",
@@ -77,6 +83,8 @@ class FitConfig:
     alpha: float = 0.7
     positions_per_step: int | float = 196
     layers: tuple[int, ...] | Literal["last"] | None = None
+    sampling: Literal["uniform", "segments"] = "uniform"
+    views: int = 1
     target_norm: Literal["none", "layer"] = "none"
     objective: Literal["l2", "entropy"] = "l2"
     readout_source: Literal["anchor", "random"] | tuple[float, float, float] = "anchor"
@@ -86,6 +94,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         nearest(self.variant, VARIANTS, "variant")
+        nearest(self.sampling, ("uniform", "segments"), "sampling")
         nearest(self.target_norm, ("none", "layer"), "target_norm")
         nearest(self.objective, ("l2", "entropy"), "objective")
         nearest(self.precision, ("auto", *_DTYPES), "precision")
@@ -97,6 +106,10 @@ class FitConfig:
             nearest(self.layers, ("last",), "layers")
         if self.steps < 0:
             raise InputError(f"steps must not be negative, got {self.steps}")
+        if not isinstance(self.views, int) or self.views < 1:
+            raise InputError(f"views must be a count of at least 1, got {self.views}")
+        if self.views > 1 and self.sampling == "segments":
+            raise InputError("sampling segments knows those of the image, not of other views of it")
         positions_per_step(self.positions_per_step, (1, 1, 1))
 
 
@@ -154,12 +167,9 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
         InputError: no variant has that name.
     """
     name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
-    layers = "last" if name == "apm" else config.fit.layers
-    if config.fit.variant == "apm" and name != "apm":
-        layers = None
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
     adapt = replace(config.adapt, restore=True) if name == "restore" else config.adapt
-    return LQNConfig(student, replace(config.fit, variant=name, layers=layers), adapt)
+    return LQNConfig(student, replace(config.fit, variant=name), adapt)
 
 
 _SLIM = StudentConfig(widths=(4096, 2048, 1024))
@@ -294,10 +304,13 @@ class _Inputs:
     Attributes:
         patches: of the images, (B, h/s * w/s, 3 s s).
         guide: (B, H, W, D) tokens of the guiding layer, or None.
+        segments: (B, H, W) int64, which positions belong together, or None. (It guides the
+            drawing; the students do not read it.)
     """
 
     patches: Tensor
     guide: Tensor | None
+    segments: Tensor | None = None
 
     @property
     def guide_rows(self) -> Tensor | None:
@@ -345,9 +358,7 @@ class StudentFitter:
         self.config, self.grid, self.feature_dim = config, grid, feature_dim
         self.device = torch.device(device)
         self.layers = fitted_layers(config.fit, grid[0])
-        self.positions = positions_per_step(
-            config.fit.positions_per_step, (len(self.layers), *grid[1:])
-        )
+        self.positions = visited_positions(config.fit, grid)
         self.precision = resolve_precision(config.fit.precision, self.device)
         self.fits = 0  # made so far; a FittedStudents remembers which one it is
         self._table = grid_table(
@@ -362,6 +373,8 @@ class StudentFitter:
         fields: Tensor,
         keys: Sequence[RandomKey],
         classify: Classify | None = None,
+        views: Sequence[tuple[Tensor, Tensor]] = (),
+        segments: Tensor | None = None,
     ) -> FittedStudents:
         """Fit B fresh students, one per image.
 
@@ -371,11 +384,15 @@ class StudentFitter:
             images: (B, 3, s, s), normalised, s the student's `input_size`.
             fields: (B, L, H, W, D) tokens of the teacher.
             keys: B random keys (`image_key`).
-            classify: tokens (B, n, D) in the teacher's units to logits (B, n, C); only for, and
-                required by, the entropy objective.
+            classify: the last layer's tokens (B, H * W, D), row by row in the teacher's units, to
+                logits (B, m, C) of m pixels, patches or images; differentiable.
+            views: images and fields of further views, as `images` and `fields`, `views` - 1 of
+                them; each is standardised by its own statistics.
+            segments: (B, H, W) int64, the segment that each position lies in.
+            Of these, each is required by the recipe that it belongs to, and refused by others.
 
         Raises:
-            InputError: a shape does not fit, or `classify` is missing or superfluous.
+            InputError: a shape does not fit, or something is missing or superfluous.
             RuntimeError: called under `torch.inference_mode()`.
         """
         if torch.is_inference_mode_enabled():
@@ -383,26 +400,27 @@ class StudentFitter:
                 "fitting a student needs gradients, which torch.inference_mode() forbids for good; "
                 "call it under torch.no_grad() or outside"
             )
-        self._check(images, fields, keys, classify)
+        for seen in ((images, fields), *views):
+            self._check(*seen, keys)
+        self._check_extras(classify, len(views), segments)
         self.fits += 1
         start = self._now()
         random = CounterRandom(keys, self.device)
         students, adam = self._reset(random)
         reset = self._now()
         with torch.no_grad():
-            targets = self._targets(fields)
-            images = images.to(self.device, torch.float32)
-            inputs = _Inputs(image_patches(images, self.config.student.stride), self._guide(fields))
+            looks = [
+                (self._inputs(*seen, segments), self._targets(seen[1]))
+                for seen in ((images, fields), *views)
+            ]
         with torch.enable_grad(), self.own_precision():
-            curve = self._train(students, adam, random, inputs, targets, classify)
+            curve = self._train(students, adam, random, looks, classify)
         finite = torch.isfinite(curve).all(dim=1) & torch.isfinite(students.parameters.sum(dim=1))
         finite = finite.cpu()
         timing = {"reset": 1e3 * (reset - start), "fit": 1e3 * (self._now() - reset)}
-        return FittedStudents(self, students, random, inputs, targets, curve, finite, timing)
+        return FittedStudents(self, students, random, *looks[0], curve, finite, timing)
 
-    def _check(
-        self, images: Tensor, fields: Tensor, keys: Sequence[RandomKey], classify: Classify | None
-    ) -> None:
+    def _check(self, images: Tensor, fields: Tensor, keys: Sequence[RandomKey]) -> None:
         batch, side = len(keys), self.config.student.input_size
         if batch == 0:
             raise InputError("there is no image to fit: no random keys were given")
@@ -412,11 +430,24 @@ class StudentFitter:
         ):
             if tuple(tensor.shape) != shape:
                 raise InputError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+    def _check_extras(
+        self, classify: Classify | None, further: int, segments: Tensor | None
+    ) -> None:
         if (classify is not None) != (self.config.fit.objective == "entropy"):
             raise InputError(
                 f"objective {self.config.fit.objective!r} and a classifier: the entropy objective "
                 "needs `classify`, and no other takes one"
             )
+        if further != self.config.fit.views - 1:
+            raise InputError(f"{self.config.fit.views} views were asked for, {1 + further} given")
+        if (segments is not None) != self.needs_segments:
+            raise InputError(
+                f"sampling {self.config.fit.sampling!r} and segments: a student with recirculation "
+                "that samples by segments needs them, and no other takes them"
+            )
+        if segments is not None and tuple(segments.shape[1:]) != self.grid[1:]:
+            raise InputError(f"segments must be (B, {self.grid[1]}, {self.grid[2]})")
 
     def _reset(self, random: CounterRandom) -> tuple[Students, Adam]:
         """Fresh weights and moments: nothing of the last image is left."""
@@ -443,25 +474,26 @@ class StudentFitter:
         tokens = (tokens - mean).div_(deviation)
         return _Targets(layers, tokens.flatten(0, 2), mean.squeeze(2), deviation.squeeze(2))
 
-    def _guide(self, fields: Tensor) -> Tensor | None:
-        """(B, H, W, D) tokens of the guiding layer, standardised over positions; None without."""
-        share = self.config.student.guide
-        return guiding_tokens(fields.to(self.device), share) if share else None
+    def _inputs(self, images: Tensor, fields: Tensor, segments: Tensor | None) -> _Inputs:
+        student = self.config.student
+        guide = guiding_tokens(fields.to(self.device), student.guide) if student.guide else None
+        patches = image_patches(images.to(self.device, torch.float32), student.stride)
+        return _Inputs(patches, guide, None if segments is None else segments.to(self.device))
 
     def _train(
         self,
         students: Students,
         adam: Adam,
         random: CounterRandom,
-        inputs: _Inputs,
-        targets: _Targets,
+        looks: Sequence[tuple[_Inputs, _Targets]],
         classify: Classify | None,
     ) -> Tensor:
-        """The loop of Algorithm 1; returns the loss curve (B, N)."""
+        """The loop of Algorithm 1 over what each view shows; returns the loss curve (B, N)."""
         config, n = self.config.fit, self.positions
         curve = torch.zeros(config.steps, len(random), device=self.device)
         loss_scale = curve.new_full((len(random),), _INITIAL_LOSS_SCALE)
-        for step, rows, destinations, chosen in self._schedule(students, random, targets):
+        for step, rows, destinations, chosen in self._schedule(students, random, *looks[0]):
+            inputs, targets = looks[step % len(looks)]
             # (B, passes * n, D)
             tokens = students(inputs.patches, self._table, rows, inputs.guide_rows)
             from_anchor, *from_sources = tokens.unflatten(1, (-1, n)).unbind(1)
@@ -482,7 +514,7 @@ class StudentFitter:
         return curve.T
 
     def _schedule(
-        self, students: Students, random: CounterRandom, targets: _Targets
+        self, students: Students, random: CounterRandom, inputs: _Inputs, targets: _Targets
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """What each step looks at, drawn for many steps at a time.
 
@@ -496,8 +528,8 @@ class StudentFitter:
         for first in range(0, self.config.fit.steps, chunk):
             last = min(first + chunk, self.config.fit.steps)
             steps = torch.arange(first, last, device=self.device)
-            destination = self._sample(random, steps, Draw.DESTINATION)  # (B, S, n, 3)
-            rows = self._input_rows(students, random, steps, destination)
+            destination = self._destinations(random, steps)  # (B, S, n, 3)
+            rows = self._input_rows(students, random, inputs.segments, steps, destination)
             i, j, layer = destination.movedim(-1, 0).contiguous()
             chosen = student * len(self.layers) + torch.searchsorted(targets.layers, layer)
             chosen = (chosen * self.grid[1] + i - 1) * self.grid[2] + j - 1
@@ -505,11 +537,37 @@ class StudentFitter:
             for index in range(last - first):
                 yield first + index, rows[index], layer[:, index], chosen[index]
 
-    def _sample(self, random: CounterRandom, step: int | Tensor, draw: Draw) -> Tensor:
+    def _destinations(self, random: CounterRandom, steps: Tensor) -> Tensor:
+        """(B, S, n, 3) what the steps ask for: random positions; all of the last layer to classify
+        it."""
+        if self.config.fit.objective == "entropy":
+            whole = grid_positions(*self.grid[1:], self.grid[0], self.device).long()
+            return whole.expand(len(random), len(steps), -1, -1)
+        return self._sample(random, steps, Draw.DESTINATION)
+
+    def _sample(self, random: CounterRandom, step: Tensor, draw: Draw) -> Tensor:
         return sample_positions(random, self.grid, self.positions, self.layers, step, draw)
 
+    def _sources(
+        self, random: CounterRandom, segments: Tensor | None, steps: Tensor, destination: Tensor
+    ) -> list[Tensor]:
+        """Src1 and Src2, (B, S, n, 3) each."""
+        draws = (Draw.SOURCE_1, Draw.SOURCE_2)
+        if segments is None:
+            return [self._sample(random, steps, draw) for draw in draws]
+        taken = [destination]
+        for draw in draws:
+            apart = sample_apart(random, self.grid, segments, taken, self.layers, steps, draw)
+            taken.append(apart)
+        return taken[1:]
+
     def _input_rows(
-        self, students: Students, random: CounterRandom, steps: Tensor, destination: Tensor
+        self,
+        students: Students,
+        random: CounterRandom,
+        segments: Tensor | None,
+        steps: Tensor,
+        destination: Tensor,
     ) -> Tensor:
         """(S, B, passes * n, .) input rows; the passes of a step share its destinations."""
         grid, axes = self.grid, self.config.student.axes
@@ -521,7 +579,7 @@ class StudentFitter:
         if self.config.student.source:
             source = torch.zeros_like(destination)  # Src0, the anchor
             if self.passes == 3:
-                drawn = [self._sample(random, steps, d) for d in (Draw.SOURCE_1, Draw.SOURCE_2)]
+                drawn = self._sources(random, segments, steps, destination)
                 source = torch.cat((source, *drawn), dim=2)
                 destination = destination.repeat(1, 1, 3, 1)
             source = grid_rows(source, grid, axes)
@@ -532,6 +590,11 @@ class StudentFitter:
     def passes(self) -> int:
         """Forward passes over a step's destinations: from Src0; to recirculate, Src1 and Src2."""
         return 3 if self.config.student.source and self.config.fit.alpha else 1
+
+    @property
+    def needs_segments(self) -> bool:
+        """Whether `fit` wants to know which positions belong together."""
+        return self.config.fit.sampling == "segments" and self.passes == 3
 
     def own_precision(self) -> AbstractContextManager[None]:
         """The fit's precision is its own, even if the caller is under autocast."""
@@ -675,12 +738,20 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
+def visited_positions(config: FitConfig, grid: Grid) -> int:
+    """n, the positions that one step visits; a fraction is of the fitted layers only."""
+    if config.objective == "entropy":
+        return grid[1] * grid[2]
+    fitted = (len(fitted_layers(config, grid[0])), *grid[1:])
+    return positions_per_step(config.positions_per_step, fitted)
+
+
 def fitted_layers(config: FitConfig, depth: int) -> tuple[int, ...]:
     """The layers to fit on, ascending."""
+    if config.layers == "last" or config.variant == "apm":
+        return (depth,)
     if config.layers is None:
         return tuple(range(1, depth + 1))
-    if config.layers == "last":
-        return (depth,)
     layers = tuple(sorted(set(config.layers)))
     if not layers or layers[0] < 1 or layers[-1] > depth:
         raise InputError(f"layers must be among 1..{depth}, got {config.layers}")

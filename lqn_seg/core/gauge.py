@@ -156,13 +156,16 @@ def noise_share(calibration: Calibration, fields: Tensor) -> Tensor:
 class RangeBuilder:
     """Finds one layer's clean range in two passes over clean images: `observe`, then `measure`.
 
+    It works on the CPU wherever the tokens lie: in float64, which not every device has, and with an
+    eigendecomposition, which some are slow at.
+
     Args:
         centre: (H, W, D) in place of the mean over the images. At the embedding it should be that
             of a blank image, the position embedding alone: what a loss of contrast does not scale.
     """
 
     def __init__(self, centre: Tensor | None = None) -> None:
-        self._given = centre
+        self._given = None if centre is None else centre.cpu()
         self._count = 0
         self._sum = self._outer = torch.zeros(())
         self._statistics: list[tuple[Tensor, Tensor]] = []
@@ -170,17 +173,17 @@ class RangeBuilder:
 
     def observe(self, tokens: Tensor) -> None:
         """First pass: (B, H, W, D) tokens of clean images."""
-        tokens = tokens.double()
+        tokens = tokens.cpu().double()
         self._count += len(tokens)
-        self._sum = self._sum.to(tokens.device) + tokens.sum(0)
+        self._sum = self._sum + tokens.sum(0)
         flat = tokens.flatten(0, 2)
-        self._outer = self._outer.to(tokens.device) + flat.T @ flat
+        self._outer = self._outer + flat.T @ flat
 
     def measure(self, tokens: Tensor) -> None:
         """Second pass: the same tokens again."""
         if self._range is None:
             self._range = self._directions()
-        _, mean, deviation = self._range.components(tokens)
+        _, mean, deviation = self._range.components(tokens.cpu())
         self._statistics.append((mean, deviation))
 
     def _directions(self) -> LayerRange:
@@ -195,11 +198,11 @@ class RangeBuilder:
         second = (second + centre.flatten(0, 1).T @ centre.flatten(0, 1)) / places
         offset = shifted.mean(0)
         basis = torch.linalg.eigh(second - offset.outer(offset)).eigenvectors.float()
-        empty = torch.zeros(2, centre.shape[-1], device=centre.device)
+        empty = torch.zeros(2, centre.shape[-1])
         return LayerRange(centre.float(), basis, empty, empty, empty[:, 0])
 
     def finish(self, quantile: float) -> LayerRange:
-        """The range.
+        """The range, on the CPU.
 
         Args:
             quantile: share of the images left out at either end.
@@ -212,14 +215,26 @@ class RangeBuilder:
         if not 0 <= quantile < 0.5:
             raise InputError(f"the quantile must be in [0, 0.5), not {quantile}")
         mean, deviation = (torch.cat(parts) for parts in zip(*self._statistics))
-        ends = torch.tensor([quantile, 1 - quantile], device=mean.device)
+        ends = (quantile, 1 - quantile)
         return LayerRange(
             self._range.centre,
             self._range.basis,
-            mean.quantile(ends, 0),
-            deviation.quantile(ends, 0),
-            total_deviation(deviation).squeeze(1).quantile(ends),
+            quantiles(mean, ends),
+            quantiles(deviation, ends),
+            quantiles(total_deviation(deviation), ends).squeeze(1),
         )
+
+
+def quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:
+    """(n, ...) values to (len(shares), ...): `torch.quantile` over the first axis, of any size.
+
+    (Older versions of torch refuse more than 16 million values: 16,000 images x 1024 directions.)
+    """
+    places = torch.tensor(shares, device=values.device) * (len(values) - 1)
+    below = places.floor().long()
+    ordered = values.sort(0).values
+    weight = (places - below).view(-1, *(1,) * (values.dim() - 1))
+    return torch.lerp(ordered[below], ordered[(below + 1).clamp(max=len(values) - 1)], weight)
 
 
 def total_deviation(deviation: Tensor) -> Tensor:

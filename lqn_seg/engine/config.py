@@ -20,6 +20,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from lqn_seg.core.fit import (
+    ALIASES,
     VARIANTS,
     AdaptConfig,
     FitConfig,
@@ -35,6 +36,8 @@ from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
 from lqn_seg.segmentation.views import PIXEL_CONTROLS, PixelControl
 
+UNTRAINED = "untrained"  # the control of 0 steps: a fresh student, never fitted
+METHODS = (*VARIANTS, *ALIASES, UNTRAINED, *PIXEL_CONTROLS)
 # Set by the variant, not by the user: see `with_variant`.
 _BY_VARIANT = {"student": ("source", "axes"), "fit": ("variant",)}
 
@@ -199,17 +202,24 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     """The recipe of a method by name; None for ``teacher``.
 
     ``lqn``, ``lqn-src``, ``apm`` and ``teacher`` are the variants, ``restore``, ``kernel`` and
-    ``ridge`` the recipe without a student or with a closed form in its place, and the names in
-    ``PIXEL_CONTROLS`` change pixels instead; ``lqn@paper`` is the variant
-    ``lqn`` with the recipe of the preset ``paper`` at this configuration's student sizes.
+    ``ridge`` the recipe without a student or with a closed form in its place, ``untrained`` the
+    recipe with 0 steps, and the names in ``PIXEL_CONTROLS`` change pixels instead; ``lqn@paper`` is
+    the variant ``lqn`` with the recipe of the preset ``paper`` at this configuration's student
+    sizes.
 
     Raises:
-        InputError: no variant or preset has that name.
+        InputError: no method or preset has that name.
     """
     variant, _, recipe = name.partition("@")
-    if variant in PIXEL_CONTROLS and not recipe:
+    nearest(variant, METHODS, "method")
+    if variant in PIXEL_CONTROLS:
+        if recipe:
+            raise InputError(f"method {name!r}: {variant} has no recipe to take from a preset")
         return PixelControl(variant)
-    config = with_variant(lqn_config(cfg, recipe or None), variant)
+    config = lqn_config(cfg, recipe or None)
+    if variant == UNTRAINED:
+        return dataclasses.replace(config, fit=dataclasses.replace(config.fit, steps=0))
+    config = with_variant(config, variant)
     return None if config.fit.variant == "teacher" else config
 
 
@@ -290,12 +300,7 @@ def check_cfg(cfg: CfgNode) -> None:
         InputError: a name is unknown or a number out of range; the key is named.
     """
     for name in (*cfg.MODEL.LQN.METHODS, cfg.MODEL.LQN.METHOD):
-        method = method_config(cfg, name)
-        if isinstance(method, LQNConfig) and method.fit.objective == "entropy":
-            raise InputError(
-                "MODEL.LQN.FIT.OBJECTIVE entropy needs a classifier of single tokens, which a mask "
-                "head is not: it is there for lqn_seg.core.fit alone"
-            )
+        method_config(cfg, name)
     segmentation_config(cfg)
     augmentation_config(cfg)
     weight = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT

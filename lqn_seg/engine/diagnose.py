@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +27,13 @@ class FitDiagnosis:
     """What a recipe's students were like, means over images.
 
     Attributes:
-        loss: loss at the first step, at the middle one and at the last.
+        loss: the loss before each step.
         error: squared error over variance of the teacher's tokens, by layer; 1 is the mean token.
         sensitivity: variance of the student's answer over positions, over the variance of the
             teacher's tokens, by layer; 0 is a student that does not see where it is asked.
     """
 
-    loss: tuple[float, float, float]
+    loss: list[float]
     error: list[float]
     sensitivity: list[float]
 
@@ -64,19 +66,38 @@ def diagnose(
         method = method_config(cfg, name)
         if not isinstance(method, LQNConfig) or method.fit.variant not in ("lqn", "lqn-src"):
             raise InputError(f"--methods: {name} has no student of all layers to look at")
+        if not method.fit.steps:
+            raise InputError(f"--methods: {name} makes no step, so there is no curve")
         method = replace(method, fit=replace(method.fit, layers=None))
         fitter = StudentFitter(method, grid, teacher.width, teacher.device)
         side = method.student.input_size
         small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
         students = fitter.fit(normalise(small, IMAGENET_MEAN, IMAGENET_STD), field, keys)
         answers = [students.query_layer(layer) for layer in range(1, teacher.num_layers + 1)]
-        curve = students.loss_curve.mean(0)
         found[name] = FitDiagnosis(
-            loss=(curve[0].item(), curve[len(curve) // 2].item(), curve[-1].item()),
+            loss=students.loss_curve.mean(0).tolist(),
             error=[_share(a - field[:, k], field[:, k]) for k, a in enumerate(answers)],
             sensitivity=[_share(_centred(a), field[:, k]) for k, a in enumerate(answers)],
         )
     return found
+
+
+def write_diagnosis(found: Mapping[str, FitDiagnosis], folder: Path) -> list[Path]:
+    """``fit.json`` with all numbers, and ``fit.png`` with the curves.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    from lqn_seg.visualization.curves import draw_fit
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output: cannot make {folder} ({error.strerror})") from error
+    results = {name: asdict(diagnosis) for name, diagnosis in found.items()}
+    numbers = folder / "fit.json"
+    numbers.write_text(json.dumps(results, indent=1) + "\n")
+    return [numbers, draw_fit(results, folder / "fit.png")]
 
 
 def _centred(tokens: Tensor) -> Tensor:

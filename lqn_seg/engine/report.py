@@ -40,6 +40,8 @@ TITLES = {
     "blur": "blurred pixels",
     "denoise": "denoised pixels",
     "standardise": "standardised pixels",
+    "larger": "larger input",
+    "untrained": "untrained student (0 steps)",
 }
 CORRUPTED = "mean of corruptions"
 HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}
@@ -63,8 +65,11 @@ def title(method: str) -> str:
 def count_gmacs(segmenter: Segmenter, method: str, windows: float = 1.0) -> dict[str, float]:
     """Multiply-adds per image of one of a segmenter's methods, by stage: `method_gmacs`.
 
-    What a control does to pixels is not counted; "flip" is a second pass of the teacher.
+    What a control does to pixels is not counted; "flip" is a second pass of the teacher, "larger"
+    one on more patches.
     """
+    if segmenter.larger and method in segmenter.larger.methods:
+        return count_gmacs(segmenter.larger, method, windows)
     shape = EomtShape.from_config(segmenter.teacher.model.config)
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):

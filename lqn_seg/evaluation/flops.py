@@ -29,10 +29,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lqn_seg.core.fit import LQNConfig, fitted_layers
+from lqn_seg.core.fit import LQNConfig, fitted_layers, visited_positions
 from lqn_seg.core.gauge import calibrated_layers
 from lqn_seg.core.positions import ANCHOR
-from lqn_seg.core.sampling import positions_per_step
 from lqn_seg.core.student import StudentConfig, first_inputs
 from lqn_seg.errors import InputError
 
@@ -251,7 +250,7 @@ def fit_gmacs(
     """
     # Three passes from Src0, Src1 and Src2; without a recirculation loss only the first.
     passes = 3 if config.student.source and config.fit.alpha else 1
-    n = _positions(config, grid)
+    n = visited_positions(config.fit, grid)
     if literal:
         one = literal_pass_macs(config.student, feature_dim, n)
         step = passes * (one.forward + one.backward)
@@ -296,36 +295,54 @@ def method_gmacs(
         query_rows: rows below the grid for the query tokens, where the student gives them too.
 
     Returns:
-        `gmacs_teacher` (encoder), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`, `gmacs_head`,
-        `gmacs_total`, their sum (of an image whose gauge asks for a student: the most there is),
-        and `gmacs_paper_convention`: teacher and head, and for each step but one a single forward
-        pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
+        `gmacs_teacher` (encoder, once per view), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`,
+        `gmacs_head`, `gmacs_total`, their sum (of an image whose gauge asks for a student: the most
+        there is), and `gmacs_paper_convention`: teacher and head, and for each step but one a
+        single forward pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
     """
     parts = eomt_gmacs(teacher)
     grid = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1])
     fit = readout = paper = 0.0
+    views = 1
     restores = config.adapt.restore and config.fit.variant != "teacher"
     restore = restore_gmacs(teacher) if restores else 0.0
     if config.fit.variant in ("kernel", "ridge"):
         fit = closed_form_gmacs(config, grid, teacher.width)
     elif config.fit.variant not in ("teacher", "restore"):
-        fit = fit_gmacs(config, grid, teacher.width, literal)
+        fit = fit_gmacs(config, grid, teacher.width, literal) + head_in_fit_gmacs(config, teacher)
+        views = config.fit.views
         readout = readout_gmacs(config, grid, teacher.width, literal)
-        n = _positions(config, grid)
+        n = visited_positions(config.fit, grid)
         one_pass = literal_pass_macs(config.student, teacher.width, n).forward / 1e9
         paper = max(0, config.fit.steps - 1) * one_pass
     if fit and config.adapt.gauged:
         fit += kernel_gmacs(grid, teacher.width)
     costs = {
-        "gmacs_teacher": parts["teacher"],
-        "gmacs_restore": restore,
+        "gmacs_teacher": views * parts["teacher"],
+        "gmacs_restore": views * restore,
         "gmacs_fit": fit,
         "gmacs_readout": readout,
         "gmacs_head": parts["head"],
-        "gmacs_total": parts["teacher"] + restore + fit + readout + parts["head"],
+        "gmacs_total": views * (parts["teacher"] + restore) + fit + readout + parts["head"],
         "gmacs_paper_convention": parts["teacher"] + parts["head"] + paper,
     }
     return {name: windows * cost for name, cost in costs.items()}
+
+
+def head_in_fit_gmacs(config: LQNConfig, teacher: EomtShape) -> float:
+    """What the ablations of objective and sampling ask of the frozen head during a fit.
+
+    "entropy": at each step, forward and back to its inputs; the products of masks with pixels and
+    with classes have two each. (Transformers takes queries and patches as one tensor: gradients go
+    back to both.) "segments": once, to find them.
+    """
+    head, macs = _eomt_head_macs(teacher), 0
+    if config.fit.objective == "entropy":
+        masks = teacher.num_queries * teacher.num_patches * 4**teacher.num_upscale_blocks
+        macs += config.fit.steps * (2 * head + masks * (teacher.width + 3 * teacher.num_labels))
+    if config.fit.sampling == "segments" and config.student.source and config.fit.alpha:
+        macs += head
+    return macs / 1e9
 
 
 def restore_gmacs(teacher: EomtShape) -> float:
@@ -354,12 +371,6 @@ def _deep_macs(config: StudentConfig, feature_dim: int) -> int:
     """Per query: every layer after the first."""
     sizes = (*config.widths, feature_dim)
     return sum(n_in * n_out for n_in, n_out in pairwise(sizes))
-
-
-def _positions(config: LQNConfig, grid: tuple[int, int, int]) -> int:
-    """Positions that one step visits; a fraction is of the fitted layers only."""
-    fitted = len(fitted_layers(config.fit, grid[0]))
-    return positions_per_step(config.fit.positions_per_step, (fitted, *grid[1:]))
 
 
 def _readout_table_rows(config: LQNConfig, grid: tuple[int, int, int]) -> int:

@@ -19,9 +19,8 @@ class EomtHead:
         self.num_queries: int = model.config.num_queries
         self.num_classes: int = model.config.num_labels
 
-    @torch.no_grad()
     def __call__(self, patch_tokens: Tensor, query_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask and class logits.
+        """Mask and class logits, differentiable in the tokens.
 
         Args:
             patch_tokens: (B, H, W, D) of the last block, before the final norm.

@@ -20,6 +20,7 @@ from lqn_seg.core.gauge import (
     RangeBuilder,
     Restorer,
     calibrated_layers,
+    quantiles,
     residual,
 )
 from lqn_seg.errors import InputError
@@ -65,13 +66,13 @@ def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE
     teacher.encode(blank, first)
     pixels = []
     for crops in batches():
-        pixels.append(pixel_statistics(crops))
+        pixels.append(pixel_statistics(crops).cpu())
         _run(teacher, crops, visitor(RangeBuilder.observe))
     for crops in batches():
         _run(teacher, crops, visitor(RangeBuilder.measure))
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
-    ends = torch.tensor([quantile, 1 - quantile], device=teacher.device)
-    ranges = Calibration(layers, 0.0, 0.0, torch.cat(pixels).quantile(ends, 0))
+    pixel_range = quantiles(torch.cat(pixels), (quantile, 1 - quantile))
+    ranges = Calibration(layers, 0.0, 0.0, pixel_range).to(teacher.device)
     damage, residuals = [], []
     for crops in batches():
         restorer = Restorer(ranges)
@@ -79,7 +80,7 @@ def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE
         damage.append(restorer.damage)
     return replace(
         ranges,
-        undamaged=torch.cat(damage).quantile(UNDAMAGED).item(),
+        undamaged=quantiles(torch.cat(damage), (UNDAMAGED,)).item(),
         residual=torch.cat(residuals).median().item(),
     )
 

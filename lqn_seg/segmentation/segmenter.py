@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.core.controls import ClosedFormField
-from lqn_seg.core.fit import LQNConfig, StudentFitter
+from lqn_seg.core.augment import augmented_views
+from lqn_seg.core.controls import ClosedFormField, FittedField
+from lqn_seg.core.fit import Classify, FittedStudents, LQNConfig, StudentFitter
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
@@ -30,7 +31,7 @@ from lqn_seg.segmentation.postprocess import (
     panoptic_inference,
     semantic_inference,
 )
-from lqn_seg.segmentation.views import PixelControl
+from lqn_seg.segmentation.views import PixelControl, larger_side
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
     Size,
@@ -169,6 +170,15 @@ class Segmenter:
             for name, method in self.methods.items()
             if isinstance(method, LQNConfig) and method.fit.variant != "restore"
         }
+        larger = [name for name, m in self.methods.items() if m == PixelControl("larger")]
+        self.larger = self._larger(larger) if larger else None
+
+    def _larger(self, names: Sequence[str]) -> Segmenter:
+        """The teacher alone at a larger input: images meet it in windows of its own."""
+        config = self.teacher.model.config
+        teacher = self.teacher.resized(larger_side(config.image_size, config.patch_size))
+        alone = dict.fromkeys(names)
+        return Segmenter(teacher, EomtHead(teacher.model), alone, self.thing_ids, self.config)
 
     def _fitter(self, method: LQNConfig, grid: tuple[int, int, int]) -> Fitter:
         kind = ClosedFormField if method.fit.variant in ("kernel", "ridge") else StudentFitter
@@ -194,16 +204,20 @@ class Segmenter:
             for index, (image, layout) in enumerate(zip(images, layouts))
             for number, crop in enumerate(layout.crops(image.to(self.teacher.device)))
         ]
-        logits: list[dict[str, list[Any]]] = [{name: [] for name in self.methods} for _ in images]
+        logits: list[dict[str, list[Any]]] = [{} for _ in images]
         for start in range(0, len(windows), self.config.batch):
             chunk = windows[start : start + self.config.batch]
             for name, results in self._run_chunk(chunk).items():
                 for window, result in zip(chunk, results):
-                    logits[window.image][name].append(result)
-        return [
+                    logits[window.image].setdefault(name, []).append(result)
+        found = [
             {name: self._finish(layout, parts, size) for name, parts in by_method.items()}
             for size, layout, by_method in zip(sizes, layouts, logits)
         ]
+        if self.larger:
+            for own, others in zip(found, self.larger(images, sizes)):
+                own.update(others)
+        return [{name: by_method[name] for name in self.methods} for by_method in found]
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -242,6 +256,8 @@ class Segmenter:
         passes: dict[str, _Pass] = {}
         results = {}
         for name, method in self.methods.items():
+            if self.larger and name in self.larger.methods:
+                continue
             run = self._encode(method, crops, passes)
             clock.lap()
             answer = self._answer(name, method, crops, run, [w.key for w in filled])
@@ -286,9 +302,7 @@ class Segmenter:
         kind = method.name if isinstance(method, PixelControl) else ("", "restored")[restored]
         if kind not in passes:
             clock = _Clock(self.teacher.device)
-            restorer = None
-            if restored and self.calibration is not None:
-                restorer = Restorer(self.calibration)
+            restorer = self._restorer(method)
             if kind == "flip":
                 run = self._encode(None, crops, passes)
                 mirrored, _ = self.teacher.encode(self._input(crops.flip(-1)))
@@ -302,6 +316,11 @@ class Segmenter:
             if restorer is not None:
                 passes[kind].damage, passes[kind].damaged = restorer.damage, restorer.damaged
         return passes[kind]
+
+    def _restorer(self, method: Method) -> Restorer | None:
+        """What the teacher's tokens go through on its way, if the method wants it."""
+        wanted = isinstance(method, LQNConfig) and method.adapt.restore
+        return Restorer(self.calibration) if wanted and self.calibration is not None else None
 
     def _changed(self, control: PixelControl, crops: Tensor) -> Tensor:
         """Pixels as a control wants them; a gauged one leaves undamaged images alone."""
@@ -362,15 +381,8 @@ class Segmenter:
         assert own.share is not None
         fitter = self._fitters[name]
         clock = _Clock(self.teacher.device)
-        side = fitter.config.student.input_size
-        small = F.interpolate(crops, (side, side), mode="bilinear", antialias=True)
         try:
-            students = fitter.fit(
-                # The student's own normalisation, whatever the teacher's is (ambiguity 21).
-                normalise(small, IMAGENET_MEAN, IMAGENET_STD),
-                self._with_queries(run.field, run.context),
-                keys,
-            )
+            students = self._fit(fitter, crops, run, keys)
             own.fit_ms += clock.lap()
             answered = students.query_layer(self.teacher.num_layers)
         except RuntimeError as error:
@@ -390,6 +402,56 @@ class Segmenter:
             queries = answered[:, rows:].flatten(1, 2)[:, : self.teacher.num_queries]
             own.queries = torch.where(keep, torch.lerp(own.queries, queries, share), own.queries)
         return own
+
+    def _fit(
+        self, fitter: Fitter, crops: Tensor, run: _Pass, keys: Sequence[RandomKey]
+    ) -> FittedStudents | FittedField:
+        """Students of a chunk of windows, fitted to all that their recipe looks at."""
+        recipe = fitter.config
+        side = recipe.student.input_size
+
+        def seen(pixels: Tensor, field: Tensor, context: EomtContext) -> tuple[Tensor, Tensor]:
+            small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+            # The student's own normalisation, whatever the teacher's is (ambiguity 21).
+            small = normalise(small, IMAGENET_MEAN, IMAGENET_STD)
+            return small, self._with_queries(field, context)
+
+        image = seen(crops, run.field, run.context)
+        if isinstance(fitter, ClosedFormField):
+            return fitter.fit(*image, keys)
+        views = [
+            seen(view, *self.teacher.encode(self._input(view), self._restorer(recipe)))
+            for view in augmented_views(crops, keys, recipe.fit.views).unbind(1)[1:]
+        ]
+        classify = self._classifier(run.context) if recipe.fit.objective == "entropy" else None
+        segments = self._segments(run) if fitter.needs_segments else None
+        return fitter.fit(*image, keys, classify, views, segments)
+
+    def _classifier(self, context: EomtContext) -> Classify:
+        """The frozen head as a classifier of the last layer: a distribution per pixel of its masks.
+
+        Semantic scores are not normalised over classes; their shares are what the entropy is of.
+        """
+
+        def classify(tokens: Tensor) -> Tensor:
+            height, width = self.teacher.grid
+            patches = tokens[:, : height * width].unflatten(1, (height, width))
+            masks, classes = self.head(patches, context.last_queries)
+            scores = torch.stack([semantic_inference(m, c) for m, c in zip(masks, classes)])
+            return scores.flatten(2).mT.clamp(min=1e-30).log()
+
+        return classify
+
+    def _segments(self, run: _Pass) -> Tensor:
+        """(B, rows, columns) the query that the teacher gives each position to.
+
+        Rows of query tokens below the grid are a segment of their own.
+        """
+        masks, classes = self.head(run.answer, run.context.last_queries)
+        inside = F.interpolate(masks.sigmoid(), self.teacher.grid, mode="area")
+        objects = classes.softmax(-1)[..., :-1].amax(-1)
+        winners = (objects[:, :, None, None] * inside).argmax(1)
+        return F.pad(winners, (0, 0, 0, self.query_rows), value=self.teacher.num_queries)
 
     def _with_queries(self, field: Tensor, context: EomtContext) -> Tensor:
         """The token field, with query tokens as further rows below it where the student gives them.

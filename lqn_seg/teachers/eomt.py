@@ -9,6 +9,7 @@ Shapes: B images, L layers, H x W patches, D features, Q queries, P prefix token
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,31 @@ class EomtTeacher(Teacher[EomtContext]):
             torch.cat([context.queries[:, : passed + 1], queries[:, 1:]], 1),
             (*context.masks[: passed + 1], *masks[1:]),
         )
+
+    def resized(self, side: int) -> EomtTeacher:
+        """The same weights for (side, side) images, position embeddings interpolated.
+
+        As EoMT and DINOv2 take a checkpoint to another size: bicubic, antialiased (timm's
+        `resample_abs_pos_embed`). All other weights are shared.
+
+        Raises:
+            InputError: ``side`` is no multiple of the patch size.
+        """
+        config = copy.deepcopy(self.model.config)
+        if side < 1 or side % config.patch_size:
+            raise InputError(f"a teacher's input of {side} px is no multiple of its patches")
+        config.image_size, grid = side, (side // config.patch_size,) * 2
+        with torch.device("meta"):
+            model = EomtForUniversalSegmentation(config)
+        state = self.model.state_dict()
+        name = "embeddings.position_embeddings.weight"
+        learned = state[name].T.unflatten(1, self.grid)[None].float()
+        resampled = F.interpolate(learned, grid, mode="bicubic", antialias=True)[0]
+        state[name] = resampled.flatten(1).T.to(state[name].dtype).contiguous()
+        model.load_state_dict(state, assign=True)
+        places = torch.arange(grid[0] * grid[1], device=self.device)
+        model.embeddings.position_ids = places[None]  # a buffer that no checkpoint holds
+        return EomtTeacher(model)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         embedded = self.model.embeddings(images)

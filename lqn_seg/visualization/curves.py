@@ -1,4 +1,5 @@
-"""Plots of a study's ``results.json``: differences with intervals, cost, and curves of a sweep."""
+"""Plots of a study's ``results.json``: differences with intervals, cost, and curves of a sweep;
+and of what a fit was like: its loss by step, its error by layer."""
 
 from __future__ import annotations
 
@@ -43,6 +44,37 @@ def draw_sweep(results: Results, path: Path) -> Path:
         damage = "" if severity is None else f", severity {severity}"
         name = tables[0]["name"] or f"run {run}"
         left.set_title(f"teacher {teacher}, {name}{damage}, {tables[0]['images']} images")
+    return _save(figure, path)
+
+
+def draw_fit(results: Results, path: Path) -> Path:
+    """Loss by step, error over variance and sensitivity by layer: one line per method.
+
+    Args:
+        results: method -> {"loss": by step, "error", "sensitivity": by layer}.
+    """
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    losses, errors, seen = figure.subplots(1, 3)
+    for k, (method, found) in enumerate(results.items()):
+        style = {"color": _COLORS[k % len(_COLORS)], "label": method}
+        # Losses of raw and of standardised targets have different units: each in its own first.
+        loss = np.array(found["loss"])
+        losses.plot(np.arange(1, len(loss) + 1), loss / loss[0], **style)
+        marked = {**style, "marker": _MARKERS[k % len(_MARKERS)]}
+        layers = np.arange(1, len(found["error"]) + 1)
+        errors.plot(layers, found["error"], **marked)
+        seen.plot(layers, found["sensitivity"], **marked)
+    losses.set_xscale("log")
+    losses.xaxis.set_major_formatter("{x:g}")
+    losses.set_xlabel("Adam step (log scale)")
+    losses.set_ylabel("loss / loss before the first step")
+    errors.axhline(1, color="black", linewidth=0.8, linestyle=":", label="the mean token")
+    errors.set_ylabel("squared error / variance of the teacher's tokens")
+    seen.set_ylabel("variance over positions / the teacher's")
+    for axes in (errors, seen):
+        axes.set_xlabel("layer")
+        axes.set_ylim(bottom=0)
+    errors.legend(fontsize="small")
     return _save(figure, path)
 
 

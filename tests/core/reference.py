@@ -109,22 +109,26 @@ def standardised(layer: Tensor) -> Tensor:
 
 
 def fit(
-    student: Student, image: Tensor, field: Tensor, steps, config, guide: Tensor | None = None
+    student: Student, looks, steps, config, guide: Tensor | None = None, classify=None
 ) -> list[float]:
     """Algorithm 1 at given positions; `steps` yields (dest, src1, src2), (n, 3) each.
 
-    `guide` is (H, W, D), where the student reads one.
+    `looks` are (image, field) of each view, taken in turn. `guide` is (H, W, D), where the student
+    reads one. With `classify`, tokens (n, D) to logits, its entropy is in the binding loss's place.
     """
     adam = torch.optim.Adam(
         student.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.eps
     )
     curve = []
-    for dest, src1, src2 in steps:
+    for step, (dest, src1, src2) in enumerate(steps):
+        image, field = looks[step % len(looks)]
         i, j, layer = dest.unbind(1)
         anchor = torch.zeros_like(dest)
         near = None if guide is None else guide[i - 1, j - 1]
         predicted = student(image, anchor, dest, near)
         loss = ((predicted - field[layer - 1, i - 1, j - 1]) ** 2).mean()
+        if classify:
+            loss = torch.distributions.Categorical(logits=classify(predicted)).entropy().mean()
         if student.config.source:
             both = [student(image, source, dest, near) for source in (src1, src2)]
             loss_r = (both[0] - both[1]) ** 2

@@ -19,8 +19,8 @@ from lqn_seg.core import (
     preset,
     with_variant,
 )
-from lqn_seg.core.fit import Adam, _Inputs, guiding_tokens, resolve_precision
-from lqn_seg.core.sampling import Draw, sample_positions
+from lqn_seg.core.fit import Adam, _Inputs, fitted_layers, guiding_tokens, resolve_precision
+from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
 from lqn_seg.errors import InputError
 
 GRID = (4, 5, 6)  # L, H, W
@@ -101,9 +101,8 @@ def test_loss_curve_is_that_of_the_plain_student(reference, images, fields, vari
             layer = {0.01: 1, 0.5: 2, 0.75: 3, 1.0: 4}[config.student.guide]
             guide = reference.standardised(fields[b, layer - 1])
             at_grid = guide.flatten(0, 1)
-        curve = reference.fit(
-            plain, images[b].double(), fields[b].double(), draws, config.fit, guide
-        )
+        looks = [(images[b].double(), fields[b].double())]
+        curve = reference.fit(plain, looks, draws, config.fit, guide)
         curve = torch.tensor(curve, dtype=torch.float64)
         torch.testing.assert_close(ours.loss_curve[b].double(), curve, rtol=2e-5, atol=0)
         # and what is queried afterwards is what the plain student has become
@@ -112,6 +111,89 @@ def test_loss_curve_is_that_of_the_plain_student(reference, images, fields, vari
         torch.testing.assert_close(
             ours.query(positions)[b].double(), expected.detach(), rtol=1e-3, atol=1e-4
         )
+
+
+def plain_curve(reference, config, looks, draws, b, classify=None) -> torch.Tensor:
+    """Losses of the plain student that starts where student `b` of three starts.
+
+    `looks` are (images, fields) of each view, `draws` of each step.
+    """
+    bare = changed(config, steps=0, objective="l2", views=1, sampling="uniform")
+    start = StudentFitter(bare, GRID, FEATURES)
+    start.fit(*looks[0], KEYS)
+    plain = reference.Student(config.student, FEATURES).load(start._students.weights, b)
+    own = [(images[b].double(), fields[b].double()) for images, fields in looks]
+    curve = reference.fit(plain, own, draws, config.fit, classify=classify)
+    return torch.tensor(curve, dtype=torch.float64)
+
+
+def drawn(b: int, step: int, draw: Draw) -> torch.Tensor:
+    return sample_positions(CounterRandom([KEYS[b]]), GRID, 16, None, step, draw)
+
+
+def test_views_are_looked_at_in_turn_and_the_image_is_asked(reference, images, fields, make_fields):
+    config = changed(SMALL, target_norm="none", views=3)
+    looks = [(images, fields)]
+    for seed in (1, 2):
+        other = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+        looks.append((other, make_fields(3, GRID, FEATURES, seed)))
+    fitter = StudentFitter(config, GRID, FEATURES)
+    ours = fitter.fit(*looks[0], KEYS, views=looks[1:])
+    kinds = (Draw.DESTINATION, Draw.SOURCE_1, Draw.SOURCE_2)
+    for b in range(3):
+        draws = [[drawn(b, step, kind)[0] for kind in kinds] for step in range(8)]
+        expected = plain_curve(reference, config, looks, draws, b)
+        torch.testing.assert_close(ours.loss_curve[b].double(), expected, rtol=2e-5, atol=0)
+    # targets in the units of each view, answers in those of the image
+    standardised = StudentFitter(changed(config, target_norm="layer"), GRID, FEATURES)
+    moved = [(seen, 64 * field + 512) for seen, field in looks[1:]]
+    found = [standardised.fit(*looks[0], KEYS, views=v).query_layer(4) for v in (looks[1:], moved)]
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+def test_segments_keep_sources_and_destination_apart(reference, images, fields):
+    config = changed(SMALL, target_norm="none", sampling="segments")
+    segments = torch.arange(30).view(1, 5, 6).expand(3, -1, -1) // 7
+    fitter = StudentFitter(config, GRID, FEATURES)
+    assert fitter.needs_segments
+    ours = fitter.fit(images, fields, KEYS, segments=segments)
+    for b in range(3):
+        random, draws = CounterRandom([KEYS[b]]), []
+        for step in range(8):
+            taken = [drawn(b, step, Draw.DESTINATION)]
+            for kind in (Draw.SOURCE_1, Draw.SOURCE_2):
+                apart = sample_apart(random, GRID, segments[:1], taken, None, step, kind)
+                taken.append(apart)
+            draws.append([t[0] for t in taken])
+        expected = plain_curve(reference, config, [(images, fields)], draws, b)
+        torch.testing.assert_close(ours.loss_curve[b].double(), expected, rtol=2e-5, atol=0)
+    assert not StudentFitter(changed(config, alpha=0.0), GRID, FEATURES).needs_segments
+    assert not StudentFitter(with_variant(config, "lqn-src"), GRID, FEATURES).needs_segments
+
+
+@pytest.mark.parametrize("layers", [None, (1, 2)])
+def test_entropy_is_that_of_the_whole_last_layer(reference, images, fields, layers):
+    head = torch.randn(FEATURES, 5, generator=torch.Generator().manual_seed(0))
+    config = changed(SMALL, target_norm="none", objective="entropy", layers=layers)
+    heads = 1 + torch.arange(30)[:, None] % 4  # a classifier that tells positions apart
+    ours = fitted(config, images, fields, classify=lambda t: heads * (t @ head))
+    whole = grid_positions(*GRID[1:], 4).long()
+    for b in range(3):
+        random = CounterRandom([KEYS[b]])
+        draws = [
+            [
+                whole,
+                *(
+                    sample_positions(random, GRID, 30, layers, step, kind)[0]
+                    for kind in (Draw.SOURCE_1, Draw.SOURCE_2)
+                ),
+            ]
+            for step in range(8)
+        ]
+        expected = plain_curve(
+            reference, config, [(images, fields)], draws, b, lambda t: heads * (t @ head.double())
+        )
+        torch.testing.assert_close(ours.loss_curve[b].double(), expected, rtol=2e-5, atol=0)
 
 
 def test_adam_is_torch_optim_adam():
@@ -433,10 +515,18 @@ def test_variants_by_name():
     src = with_variant(paper, "lqn-src")
     assert (src.student.source, src.student.axes, src.fit.layers) == (False, 3, None)
     apm = with_variant(paper, "apm")
-    assert (apm.student.source, apm.student.axes, apm.fit.layers) == (False, 2, "last")
-    assert with_variant(apm, "lqn") == paper
+    assert (apm.student.source, apm.student.axes) == (False, 2)
+    assert fitted_layers(apm.fit, 4) == (4,)
     kept = with_variant(changed(paper, layers=(1, 2)), "lqn-src")
     assert kept.fit.layers == (1, 2)
+
+
+@pytest.mark.parametrize("layers", [None, "last", (1, 3)])
+def test_a_variant_and_back_is_the_recipe_again(layers):
+    recipe = changed(preset("default"), layers=layers)
+    for name in ("lqn-src", "apm", "kernel", "teacher"):
+        assert with_variant(with_variant(recipe, name), "lqn") == recipe
+    assert fitted_layers(with_variant(recipe, "apm").fit, 4) == (4,)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +541,10 @@ def test_variants_by_name():
         (lambda: FitConfig(readout_source=(1, 2)), "address"),
         (lambda: FitConfig(layers="lost"), "did you mean 'last'"),
         (lambda: FitConfig(steps=-1), "steps"),
+        (lambda: FitConfig(views=0), "views"),
+        (lambda: FitConfig(views=0.5), "views"),
+        (lambda: FitConfig(sampling="segment"), "did you mean 'segments'"),
+        (lambda: FitConfig(views=2, sampling="segments"), "not of other views"),
         (lambda: FitConfig(positions_per_step=0), "positions_per_step"),
         (lambda: changed(SMALL, variant="apm"), "with_variant"),
         (lambda: StudentFitter(with_variant(SMALL, "restore"), GRID, 8), "no student"),
@@ -477,6 +571,20 @@ def test_bad_shapes(images, fields):
             fitter.fit(*bad)
     with pytest.raises(InputError, match="field"):
         fit_student(images[0], fields, KEYS[0], SMALL)
+    segments = torch.zeros(3, 5, 6, dtype=torch.int64)
+    apart = StudentFitter(changed(SMALL, sampling="segments"), GRID, FEATURES)
+    several = StudentFitter(changed(SMALL, views=2), GRID, FEATURES)
+    view = (images, fields)
+    for one, extras, reason in (
+        (fitter, {"segments": segments}, "segments"),
+        (fitter, {"views": [view]}, "1 views were asked for, 2 given"),
+        (several, {}, "2 views were asked for, 1 given"),
+        (several, {"views": [(images, fields[:, :2])]}, "fields"),
+        (apart, {}, "segments"),
+        (apart, {"segments": segments[:, :4]}, "segments"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            one.fit(images, fields, KEYS, **extras)
     students = fitter.fit(images, fields, KEYS)
     for shape in ((4, 2), (2, 4, 3), (3,)):
         with pytest.raises(InputError, match="positions"):

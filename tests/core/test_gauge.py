@@ -16,6 +16,7 @@ from lqn_seg.core.gauge import (
     Restorer,
     calibrated_layers,
     noise_share,
+    quantiles,
     residual,
 )
 from lqn_seg.errors import InputError
@@ -145,6 +146,35 @@ def test_one_image_is_no_range(clean):
         build(clean[:1])
     with pytest.raises(InputError, match="at least two images, not 0"):
         RangeBuilder().finish(0.0)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_ranges_are_found_on_the_cpu_wherever_the_tokens_are(clean, blank, elsewhere, given):
+    centre = blank if given else None
+    found = build(elsewhere(clean), 0.1, elsewhere(blank) if given else None, split=5)
+    for name, tensor in vars(build(clean, 0.1, centre, split=5)).items():
+        assert type(getattr(found, name)) is torch.Tensor
+        assert torch.equal(getattr(found, name), tensor), name
+    with pytest.raises(RuntimeError, match="same device"):
+        found.restore(elsewhere(clean))
+    with pytest.raises(TypeError, match="float64"):
+        elsewhere(clean).double()
+
+
+@pytest.mark.parametrize("count", [1, 2, 25, 1000])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 2)])
+def test_quantiles_are_numpys(count, shape):
+    values = torch.randn(count, *shape, generator=torch.Generator().manual_seed(6))
+    shares = (0.0, 0.02, 0.5, 0.95, 1.0)
+    np.testing.assert_allclose(
+        quantiles(values, shares), np.quantile(values.double(), shares, axis=0), atol=2e-5
+    )
+
+
+def test_quantiles_of_more_values_than_older_torch_takes():
+    values = torch.arange((1 << 24) + 2).flip(0).float()[:, None] / 4
+    low, high = quantiles(values, (0.25, 1.0)).flatten().tolist()
+    assert low == pytest.approx(1 << 20, rel=1e-6) and high == values.max()
 
 
 # --- restoring

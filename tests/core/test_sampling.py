@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.sampling import Draw, positions_per_step, sample_positions
+from lqn_seg.core.sampling import Draw, positions_per_step, sample_apart, sample_positions
 from lqn_seg.errors import InputError
 
 GRID = (5, 3, 4)  # L, H, W
@@ -54,3 +54,58 @@ def test_steps_at_once_are_the_single_steps():
     assert at_once.shape == (1, 4, 9, 3)
     for step in range(4):
         assert torch.equal(at_once[:, step], sample_positions(random, GRID, 9, (1, 3), step))
+
+
+# --- in other segments
+
+SEGMENTS = torch.tensor([[[7, 7, 7, 2], [7, 5, 5, 2], [7, 5, 2, 2]]] * 2)
+SEGMENTS[1] = torch.tensor([3, 1, 3, 1])  # columns, of two segments
+
+
+def labels(segments: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """(H, W) segments at (..., 3) addresses."""
+    return segments[positions[..., 0] - 1, positions[..., 1] - 1]
+
+
+def test_triplets_come_from_three_segments_where_there_are_three():
+    random = CounterRandom([RandomKey(0, 1), RandomKey(0, 2)])
+    steps = torch.arange(3)
+    taken = [sample_positions(random, GRID, 400, (2, 5), steps)]
+    for draw in (Draw.SOURCE_1, Draw.SOURCE_2):
+        taken.append(sample_apart(random, GRID, SEGMENTS, taken, (2, 5), steps, draw))
+        assert taken[-1].shape == (2, 3, 400, 3)
+        assert set(taken[-1][..., 2].flatten().tolist()) == {2, 5}
+    dest, first, second = (labels(SEGMENTS[0], t[0]) for t in taken)
+    assert (dest != first).all() and (dest != second).all() and (first != second).all()
+    assert len(set(zip(dest.flatten().tolist(), first.flatten().tolist()))) == 6
+    # two segments: the second source has none left, and may lie anywhere
+    dest, first, second = (labels(SEGMENTS[1], t[1]) for t in taken)
+    assert (dest != first).all()
+    assert set((dest == second).flatten().tolist()) == {False, True}
+
+
+@pytest.mark.parametrize("seen", [[(1, 1)], [(1, 4), (2, 2)], [(2, 3), (2, 2)]])
+def test_positions_are_uniform_over_what_is_left(seen):
+    count, segments = 60_000, SEGMENTS[:1]
+    taken = [torch.tensor([*place, 1]).expand(1, count, 3) for place in seen]
+    out = {int(segments[0, i - 1, j - 1]) for i, j in seen}
+    found = sample_apart(CounterRandom([RandomKey(0, 1)]), GRID, segments, taken)[0] - 1
+    cells = torch.bincount((found[:, 2] * 3 + found[:, 0]) * 4 + found[:, 1], minlength=60)
+    left = torch.tensor([label not in out for label in segments.flatten().tolist()] * 5)
+    assert cells[~left].sum() == 0
+    expected = count / left.sum()
+    chi_square = ((cells[left] - expected) ** 2 / expected).sum()
+    freedom = int(left.sum()) - 1
+    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_one_segment_is_the_whole_image_and_steps_at_once_are_the_single_steps():
+    random, one = CounterRandom([RandomKey(0)]), torch.zeros(1, 3, 4, dtype=torch.int64)
+    taken = sample_positions(random, GRID, 500)
+    found = sample_apart(random, GRID, one, [taken])
+    assert len({tuple(address) for address in found[0].tolist()}) == 60
+    at_once = sample_positions(random, GRID, 9, step=torch.arange(4))
+    whole = sample_apart(random, GRID, SEGMENTS[:1], [at_once], step=torch.arange(4))
+    for step in range(4):
+        single = sample_apart(random, GRID, SEGMENTS[:1], [at_once[:, step]], step=step)
+        assert torch.equal(whole[:, step], single)

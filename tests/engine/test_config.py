@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,23 @@ def test_every_variant_and_its_alias_is_a_method():
         assert (method is None) == (name == "teacher")
         assert method is None or method.fit.variant == name
     assert method_config(cfg, "two-word") == method_config(cfg, "lqn")
+
+
+def test_the_untrained_control_is_the_recipe_with_no_step():
+    cfg = get_cfg()
+    for name, recipe in (("untrained", "default"), ("untrained@distill", "distill")):
+        base = PRESETS[recipe]
+        assert method_config(cfg, name) == replace(base, fit=replace(base.fit, steps=0))
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [("untraind", "did you mean 'untrained'"), ("lager", "did you mean 'larger'")]
+    + [("blur@paper", "blur has no recipe"), ("lqn@papper", "did you mean 'paper'")],
+)
+def test_a_method_that_is_none_is_named(name, reason):
+    with pytest.raises(InputError, match=reason):
+        method_config(get_cfg(), name)
 
 
 def test_a_recipe_keeps_the_students_sizes_and_nothing_else():
@@ -101,7 +119,8 @@ def test_beside_mask2former_in_either_order():
         (["MODEL.LQN.FIT.LEARNING_RATE", "nan"], r"FIT\.LEARNING_RATE must be"),
         (["MODEL.LQN.FIT.LAYERS", "3"], r"FIT\.LAYERS must be"),
         (["MODEL.LQN.STUDENT.WIDTHS", "256"], r"STUDENT\.WIDTHS must be"),
-        (["MODEL.LQN.FIT.OBJECTIVE", "entropy"], "needs a classifier"),
+        (["MODEL.LQN.FIT.OBJECTIVE", "entrpy"], "did you mean 'entropy'"),
+        (["MODEL.LQN.FIT.VIEWS", "0.5"], "views"),
         (["MODEL.LQN.EVAL.SEVERITY", "6"], "at least 1 and at most 5, not 6"),
         (["MODEL.LQN.EVAL.CORRUPTIONS", "('frog',)"], "did you mean 'fog'"),
         (["MODEL.LQN.EVAL.MAX_IMAGES", "-1"], "at least 0"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import cv2
 import pytest
 
-from lqn_seg.engine.diagnose import diagnose
+from lqn_seg.engine.diagnose import FitDiagnosis, diagnose, write_diagnosis
 from lqn_seg.errors import InputError
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "demo_lqn.yaml")
@@ -19,10 +21,29 @@ def test_the_literal_recipe_does_not_see_positions_and_a_fitted_one_does():
     assert len(literal.error) == len(literal.sensitivity) == 8
     assert max(literal.sensitivity) < 0.01 and min(literal.error) > 0.9
     assert min(distilled.sensitivity) > 0.1 and max(distilled.error) < 0.9
-    assert distilled.loss[2] < distilled.loss[1] < distilled.loss[0]
+    assert len(literal.loss) == 15 and len(distilled.loss) == 250
+    assert distilled.loss[-1] < distilled.loss[125] < distilled.loss[0]
     # Error over variance of a least-squares fit is 1 less what it explains.
     for error, seen in zip(distilled.error, distilled.sensitivity):
         assert error == pytest.approx(1 - seen, abs=0.25)
+
+
+def test_a_diagnosis_on_disk_is_the_one_that_was_found(tmp_path):
+    overrides = ["MODEL.LQN.STUDENT.WIDTHS", "(8,)", "MODEL.LQN.FIT.STEPS", "3"]
+    found = diagnose(CONFIG, ["lqn", "lqn@paper"], images=1, overrides=overrides)
+    numbers, picture = write_diagnosis(found, tmp_path / "deep" / "down")
+    read = json.loads(numbers.read_text())
+    assert {name: FitDiagnosis(**values) for name, values in read.items()} == found
+    assert [len(values["loss"]) for values in read.values()] == [3, 15]
+    pixels = cv2.imread(str(picture))
+    assert pixels.shape[1] > 1000 and pixels.std() > 5
+    with pytest.raises(InputError, match="--output"):
+        write_diagnosis(found, numbers / "below")
+
+
+def test_no_step_is_no_curve():
+    with pytest.raises(InputError, match="lqn makes no step"):
+        diagnose(CONFIG, ["lqn"], images=1, overrides=["MODEL.LQN.FIT.STEPS", "0"])
 
 
 @pytest.mark.parametrize("method", ["teacher", "apm", "kernel", "blur"])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import inference
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import Condition, Evaluation
-from lqn_seg.engine.report import Report, title
+from lqn_seg.engine.report import Report, count_gmacs, title
 from lqn_seg.engine.run import evaluate
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.bootstrap import PairedDifference
+from lqn_seg.evaluation.flops import count_torch
 
 
 @pytest.fixture
@@ -169,3 +171,16 @@ def test_a_teacher_of_other_classes_is_refused(cfg, tmp_path):
     cfg.MODEL.LQN.TEACHER.CONFIG = str(path)
     with pytest.raises(InputError, match=r"predicts 4 classes.*has 13"):
         Evaluation(cfg, get_dataset("demo_panoptic_val"))
+
+
+def test_every_pass_of_the_teacher_is_counted(cfg):
+    """A second pass on as many patches; one pass on (5 x 5) instead of (4 x 4)."""
+    cfg.MODEL.LQN.METHODS = ("teacher", "flip", "larger", "untrained")
+    segmenter = Evaluation(cfg, get_dataset("demo_panoptic_val")).segmenter
+    costs = {name: count_gmacs(segmenter, name) for name in segmenter.methods}
+    plain = costs["teacher"]
+    assert costs["flip"]["gmacs_teacher"] == 2 * plain["gmacs_teacher"]
+    counted = count_torch(lambda: segmenter.larger.teacher.model(torch.zeros(1, 3, 40, 40)))
+    assert costs["larger"]["gmacs_total"] == pytest.approx(counted.gmacs, rel=1e-6)
+    assert costs["larger"]["gmacs_total"] > 1.3 * plain["gmacs_total"]
+    assert costs["untrained"]["gmacs_fit"] == 0 < costs["untrained"]["gmacs_readout"]

@@ -94,6 +94,13 @@ def test_order_and_batches_of_the_images_do_not_matter(teacher, crops, found):
         assert other.calibration.undamaged == pytest.approx(found.undamaged, rel=1e-2)
 
 
+def test_images_may_lie_on_another_device_than_the_teacher(teacher, crops, found, elsewhere):
+    other = calibrate(teacher, lambda: [elsewhere(part) for part in crops.split(8)], 0.1)
+    assert torch.equal(other.pixels, found.pixels) and other.undamaged == found.undamaged
+    for layer, clean in found.layers.items():
+        assert torch.equal(other.layers[layer].deviation, clean.deviation)
+
+
 def test_clean_images_pass_and_noise_does_not(teacher, crops):
     whole = calibrate(teacher, lambda: crops.split(8), 0.0)
     images = inputs(teacher, crops)

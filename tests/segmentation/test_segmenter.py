@@ -8,18 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lqn_seg.core.augment import augmented_views
 from lqn_seg.core.controls import ClosedFormField
 from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
 from lqn_seg.core.gauge import Restorer, residual
 from lqn_seg.core.random import image_key
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.errors import InputError
+from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
-from lqn_seg.segmentation.views import PixelControl
+from lqn_seg.segmentation.views import PixelControl, larger_side
 from lqn_seg.segmentation.windows import normalise
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
 
@@ -402,3 +404,141 @@ def test_pixel_controls_without_a_calibration(build):
     (prediction,) = build(methods)([NOISY])
     for name in names:  # nothing says what damage is, or what clean is
         assert same(prediction[name], prediction["teacher"])
+
+
+def test_an_untrained_student_is_restored_gauged_and_blended_like_any(build, calibration, heard):
+    """Its answer is that of fresh weights: the mean token, nearly."""
+    untrained = replace(adapted(gauged=True), fit=replace(OWN.fit, steps=0))
+    field, _, _ = encode(build(), NOISY, calibration)
+    settings = replace(calibration, undamaged=0.05, residual=0.25 * residual(field).item())
+    segmenter = build({"untrained": untrained}, settings)
+    (prediction,) = segmenter([NOISY])
+    mean = field[:, -1].mean((1, 2), keepdim=True)
+    answer = (heard[0][0] - 0.25 * field[:, -1]) / 0.75
+    left = (answer - mean).square().mean() / (field[:, -1] - mean).square().mean()
+    assert 0 < left < 0.1
+    assert prediction["untrained"].stats["blend"] == pytest.approx(0.75)
+    assert prediction["untrained"].stats["fallback"] == 0
+
+
+@pytest.mark.parametrize("inference", ["pad", "windows"])
+def test_larger_is_the_teacher_at_a_larger_input(build, inference):
+    """Windows are cut from the image at the larger size: no pixel of it goes through 32 px."""
+    pixels = image(6, 50, 80)
+    teacher = load_eomt(str(build().teacher.model.config._name_or_path)).resized(40)
+    config = SegmentationConfig(panoptic=False, inference=inference)
+    alone = Segmenter(teacher, EomtHead(teacher.model), {"teacher": None}, THINGS, config)
+    base = build()
+    methods = {"larger": PixelControl("larger"), "lqn": LQN, "teacher": None}
+    both = Segmenter(base.teacher, base.head, methods, THINGS, config)
+    (found,), (expected,) = both([pixels]), alone([pixels])
+    assert list(found) == list(methods)
+    assert torch.equal(found["larger"].output["sem_seg"], expected["teacher"].output["sem_seg"])
+    assert found["larger"].output["sem_seg"].shape == (13, 50, 80)
+    assert found["larger"].stats["windows"] == expected["teacher"].stats["windows"]
+    assert not torch.equal(found["larger"].output["sem_seg"], found["teacher"].output["sem_seg"])
+    del methods["larger"]
+    (without,) = Segmenter(base.teacher, base.head, methods, THINGS, config)([pixels])
+    for name in methods:
+        assert torch.equal(without[name].output["sem_seg"], found[name].output["sem_seg"])
+
+
+@pytest.mark.parametrize("side, patch, larger", [(512, 16, 640), (96, 8, 120), (100, 10, 120)])
+def test_the_larger_side_is_a_quarter_more_in_whole_patches(side, patch, larger):
+    assert larger_side(side, patch) == larger
+
+
+# --- what the paper's ablations ask of the segmenter
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What fitters are given, by argument."""
+    calls = []
+    original = StudentFitter.fit
+
+    def listen(self, images, fields, keys, classify=None, views=(), segments=None):
+        calls.append({"fields": fields, "keys": keys, "views": views, "segments": segments})
+        calls[-1] |= {"images": images, "classify": classify}
+        return original(self, images, fields, keys, classify, views, segments)
+
+    monkeypatch.setattr(StudentFitter, "fit", listen)
+    return calls
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_each_view_has_a_pass_of_the_teacher(build, calibration, asked, restore):
+    method = replace(adapted(1.0, restore=restore), fit=replace(OWN.fit, views=3))
+    segmenter = build({"lqn": method}, calibration, batch=2)
+    segmenter([NOISY, CLEAN])
+    (call,) = asked
+    crops = torch.stack([NOISY, CLEAN]).float() / 255
+    views = augmented_views(crops, call["keys"], 3)
+    assert len(call["views"]) == 2 and torch.equal(views[:, 0], crops)
+    for k, (seen, field) in enumerate(call["views"], start=1):
+        torch.testing.assert_close(seen, normalise(views[:, k], IMAGENET_MEAN, IMAGENET_STD))
+        for b in range(2):
+            expected, _, _ = encode(segmenter, 255 * views[b, k], calibration if restore else None)
+            torch.testing.assert_close(field[b], expected[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("queries", ["teacher", "student"])
+def test_segments_are_the_queries_that_win_positions(build, asked, queries):
+    method = replace(LQN, fit=replace(LQN.fit, sampling="segments"))
+    segmenter = build({"lqn": method}, queries=queries)
+    segmenter([image(0)])
+    found = asked[0]["segments"][0]
+    field, own, _ = encode(segmenter, image(0))
+    masks, classes = segmenter.head(field[:, -1], own)
+    objects = classes[0].softmax(-1)[:, :-1].max(-1).values
+    per_patch = masks.shape[-1] // 4
+    for i in range(4):
+        for j in range(4):
+            patch = masks[0, :, i * per_patch : (i + 1) * per_patch]
+            patch = patch[:, :, j * per_patch : (j + 1) * per_patch]
+            assert found[i, j] == (objects * patch.sigmoid().mean((1, 2))).argmax()
+    assert len(found[:4].unique()) > 1
+    rows = {"teacher": 0, "student": 2}[queries]
+    assert found.shape == (4 + rows, 4) and (found[4:] == 6).all()
+
+
+@pytest.mark.parametrize("queries", ["teacher", "student"])
+def test_the_head_classifies_the_last_layer_pixel_by_pixel(build, asked, queries):
+    method = replace(LQN, fit=replace(LQN.fit, objective="entropy", alpha=0.0, steps=20))
+    segmenter = build({"teacher": None, "lqn": method}, queries=queries)
+    (prediction,) = segmenter([image(0)])
+    assert prediction["lqn"].stats["fallback"] == 0
+    call, (field, own, _) = asked[0], encode(segmenter, image(0))
+    logits = call["classify"](call["fields"][:, -1].flatten(1, 2))
+    masks, classes = segmenter.head(field[:, -1], own)
+    scores = semantic_inference(masks[0], classes[0]).flatten(1).T
+    shares = scores / scores.sum(1, keepdim=True)
+    torch.testing.assert_close(logits[0].softmax(-1), shares, atol=1e-5, rtol=1e-5)
+    fitter = segmenter._fitters["lqn"]
+    curve = fitter.fit(call["images"], call["fields"], call["keys"], call["classify"]).loss_curve
+    assert curve[0, -1] < curve[0, 0]
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        {"objective": "entropy"},
+        {"objective": "entropy", "alpha": 0.0},
+        {"sampling": "segments"},
+        {"views": 3},
+    ],
+)
+def test_what_an_ablation_runs_is_what_is_counted(build, fit):
+    """Everything between the teacher's run of the image and the read-out."""
+    method = replace(LQN, fit=replace(LQN.fit, **fit))
+    segmenter = build({"lqn": method})
+    crops = image(0)[None].float() / 255
+    run = segmenter._encode(method, crops, {})
+    fitter = segmenter._fitters["lqn"]
+    counted = count_torch(lambda: segmenter._fit(fitter, crops, run, [image_key(0, image(0))]))
+    shape = EomtShape.from_config(segmenter.teacher.model.config)
+    plain = replace(LQN, fit=replace(LQN.fit, alpha=method.fit.alpha))
+    costs, once = method_gmacs(method, shape), method_gmacs(plain, shape)
+    further = costs["gmacs_teacher"] - once["gmacs_teacher"]
+    assert counted.gmacs == pytest.approx(costs["gmacs_fit"] + further, rel=0.02)
+    assert costs["gmacs_total"] > once["gmacs_total"]

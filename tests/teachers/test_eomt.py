@@ -191,6 +191,40 @@ def test_an_edit_sees_every_layer_once_and_may_leave_it():
         assert torch.equal(tokens, field[:, layer - 1])
 
 
+# --- another input size
+
+
+def test_a_resized_teacher_is_transformers_at_that_size():
+    """timm resamples the position embedding, transformers builds the model; all else is shared."""
+    from timm.layers import resample_abs_pos_embed
+
+    model = build((1.0, 0.0))
+    teacher = EomtTeacher(model)
+    larger = teacher.resized(40)
+    assert larger.grid == (5, 5) and larger.image_size == (40, 40)
+    assert teacher.grid == (4, 4) and model.config.image_size == 32
+    state = model.state_dict()
+    name = "embeddings.position_embeddings.weight"
+    state[name] = resample_abs_pos_embed(state[name][None], [5, 5], num_prefix_tokens=0)[0]
+    plain = EomtForUniversalSegmentation(EomtConfig(**{**SMALL, "image_size": 40})).eval()
+    plain.load_state_dict(state)
+    images = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        expected = plain(images)
+    field, context = larger.encode(images)
+    masks, classes = EomtHead(larger.model)(field[:, -1], context.last_queries)
+    torch.testing.assert_close(masks, expected.masks_queries_logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(classes, expected.class_queries_logits, atol=1e-5, rtol=1e-5)
+    shared = dict(model.named_parameters())
+    for key, parameter in larger.model.named_parameters():
+        assert (parameter.data_ptr() == shared[key].data_ptr()) == (key != name)
+    same = teacher.resized(32)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(same.encode(images)[0], teacher.encode(images)[0])
+    with pytest.raises(InputError, match="36 px"):
+        teacher.resized(36)
+
+
 def test_the_embedding_alone_is_transformers_own():
     model, images = build(), torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -25,7 +25,16 @@ from torch.nn import functional as F
 
 from lqn_seg.core.kernel import guiding_tokens
 from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
-from lqn_seg.core.positions import ANCHOR, grid_positions, grid_rows, grid_table, tabulate
+from lqn_seg.core.positions import (
+    ANCHOR,
+    AddressTable,
+    Places,
+    grid_positions,
+    grid_rows,
+    grid_table,
+    placed,
+    tabulate,
+)
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, positions_per_step, sample_apart, sample_positions
 from lqn_seg.core.student import StudentConfig, Students, image_patches
@@ -303,12 +312,16 @@ class _Inputs:
 
     Attributes:
         patches: of the images, (B, h/s * w/s, 3 s s).
+        table: encodings of the grid's addresses.
+        places: where the grid's rows and columns lie, if not at 1..H and 1..W.
         guide: (B, H, W, D) tokens of the guiding layer, or None.
         segments: (B, H, W) int64, which positions belong together, or None. (It guides the
             drawing; the students do not read it.)
     """
 
     patches: Tensor
+    table: AddressTable
+    places: Places | None
     guide: Tensor | None
     segments: Tensor | None = None
 
@@ -375,6 +388,7 @@ class StudentFitter:
         classify: Classify | None = None,
         views: Sequence[tuple[Tensor, Tensor]] = (),
         segments: Tensor | None = None,
+        places: Places | None = None,
     ) -> FittedStudents:
         """Fit B fresh students, one per image.
 
@@ -390,6 +404,9 @@ class StudentFitter:
                 them; each is standardised by its own statistics.
             segments: (B, H, W) int64, the segment that each position lies in.
             Of these, each is required by the recipe that it belongs to, and refused by others.
+            places: coordinates of the grid's rows (H,) and columns (W,), for fields that are put
+                together from overlapping windows; by default 1..H and 1..W. Addresses are still
+                counted in rows and columns.
 
         Raises:
             InputError: a shape does not fit, or something is missing or superfluous.
@@ -410,7 +427,7 @@ class StudentFitter:
         reset = self._now()
         with torch.no_grad():
             looks = [
-                (self._inputs(*seen, segments), self._targets(seen[1]))
+                (self._inputs(*seen, segments, places), self._targets(seen[1]))
                 for seen in ((images, fields), *views)
             ]
         with torch.enable_grad(), self.own_precision():
@@ -474,11 +491,16 @@ class StudentFitter:
         tokens = (tokens - mean).div_(deviation)
         return _Targets(layers, tokens.flatten(0, 2), mean.squeeze(2), deviation.squeeze(2))
 
-    def _inputs(self, images: Tensor, fields: Tensor, segments: Tensor | None) -> _Inputs:
-        student = self.config.student
+    def _inputs(
+        self, images: Tensor, fields: Tensor, segments: Tensor | None, places: Places | None
+    ) -> _Inputs:
+        student, table = self.config.student, self._table
+        if places is not None:
+            table = grid_table(self.grid, student.position_dim, student.axes, self.device, places)
         guide = guiding_tokens(fields.to(self.device), student.guide) if student.guide else None
         patches = image_patches(images.to(self.device, torch.float32), student.stride)
-        return _Inputs(patches, guide, None if segments is None else segments.to(self.device))
+        segments = None if segments is None else segments.to(self.device)
+        return _Inputs(patches, table, places, guide, segments)
 
     def _train(
         self,
@@ -495,7 +517,7 @@ class StudentFitter:
         for step, rows, destinations, chosen in self._schedule(students, random, *looks[0]):
             inputs, targets = looks[step % len(looks)]
             # (B, passes * n, D)
-            tokens = students(inputs.patches, self._table, rows, inputs.guide_rows)
+            tokens = students(inputs.patches, inputs.table, rows, inputs.guide_rows)
             from_anchor, *from_sources = tokens.unflatten(1, (-1, n)).unbind(1)
             if classify is None:
                 target = targets.tokens.index_select(0, chosen).view_as(from_anchor)
@@ -692,9 +714,8 @@ class FittedStudents:
         config, students = self._fitter.config.student, self._students
         if positions.dim() != sources.dim():
             positions, sources = (x.expand(students.batch, -1, 3) for x in (positions, sources))
-        table, (source, destination) = tabulate(
-            torch.stack((sources, positions)), config.position_dim, config.axes
-        )
+        addresses = placed(torch.stack((sources, positions)), self._inputs.places)
+        table, (source, destination) = tabulate(addresses, config.position_dim, config.axes)
         guide = self._inputs.guide_at(positions)
         guide_rows = None
         if guide is not None:

@@ -20,8 +20,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lqn_seg.errors import InputError
+
+# Where a grid's rows (H,) and its columns (W,) lie, if not at 1..H and 1..W: windows of an image
+# that lie side by side in a grid overlap in the image. Off the grid, 0 stays 0.
+Places = tuple[Tensor, Tensor]
 
 ANCHOR = (0, 0, 0)
 SOURCE_FLAG = 0
@@ -38,6 +43,18 @@ def grid_positions(
     j = torch.arange(1, columns + 1, device=device, dtype=torch.float32)
     i, j = torch.meshgrid(i, j, indexing="ij")
     return torch.stack((i, j, torch.full_like(i, layer)), dim=-1).flatten(0, 1)
+
+
+def placed(positions: Tensor, places: Places | None) -> Tensor:
+    """(..., 3) addresses in rows and columns of a grid to where they lie, linear in between."""
+    if places is None:
+        return positions
+    *where, layer = positions.float().unbind(-1)
+    for axis, place in enumerate(places):
+        known = F.pad(place.float().to(positions.device), (1, 0))
+        below = where[axis].floor().clamp(0, len(known) - 2).long()
+        where[axis] = torch.lerp(known[below], known[below + 1], where[axis] - below)
+    return torch.stack((*where, layer), dim=-1)
 
 
 def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
@@ -103,11 +120,14 @@ def grid_table(
     position_dim: int,
     axes: int = 3,
     device: torch.device | str = "cpu",
+    places: Places | None = None,
 ) -> AddressTable:
     """The table of every whole address of a grid (L, H, W), and of the anchor."""
     layers, rows, columns = grid
-    sizes = (rows, columns, layers)[:axes]
-    return _table([torch.arange(size + 1, device=device) for size in sizes], position_dim)
+    values = [torch.arange(size + 1, device=device) for size in (rows, columns, layers)]
+    if places is not None:
+        values[:2] = [F.pad(place.float().to(device), (1, 0)) for place in places]
+    return _table(values[:axes], position_dim)
 
 
 def grid_rows(positions: Tensor, grid: tuple[int, int, int], axes: int = 3) -> Tensor:

@@ -73,7 +73,13 @@ def count_gmacs(segmenter: Segmenter, method: str, windows: float = 1.0) -> dict
     shape = EomtShape.from_config(segmenter.teacher.model.config)
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
-        return method_gmacs(recipe, shape, windows=windows, query_rows=segmenter.query_rows)
+        return method_gmacs(
+            recipe,
+            shape,
+            windows=windows,
+            query_rows=segmenter.query_rows,
+            fit_per_image=segmenter.config.fit_per == "image",
+        )
     costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
     if isinstance(recipe, PixelControl) and recipe.name == "flip":
         second = costs["gmacs_teacher"]

@@ -284,6 +284,7 @@ def method_gmacs(
     windows: float = 1.0,
     literal: bool = False,
     query_rows: int = 0,
+    fit_per_image: bool = False,
 ) -> dict[str, float]:
     """Cost per image of a method, by stage, in GMACs.
 
@@ -293,6 +294,7 @@ def method_gmacs(
         windows: windows per image (ADE20K at 512 px: about 1.83 on average; Cityscapes: 2).
         literal: count student passes as Table 4 states them instead of as we compute them.
         query_rows: rows below the grid for the query tokens, where the student gives them too.
+        fit_per_image: one student for all windows' tokens, instead of one for each window.
 
     Returns:
         `gmacs_teacher` (encoder, once per view), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`,
@@ -309,12 +311,16 @@ def method_gmacs(
     if config.fit.variant in ("kernel", "ridge"):
         fit = closed_form_gmacs(config, grid, teacher.width)
     elif config.fit.variant not in ("teacher", "restore"):
-        fit = fit_gmacs(config, grid, teacher.width, literal) + head_in_fit_gmacs(config, teacher)
+        students, field = 1.0, grid  # of a window; a student of all windows has all their tokens
+        if fit_per_image:
+            students, field = 1 / windows, (grid[0], grid[1], round(windows * grid[2]))
+        fit = students * fit_gmacs(config, field, teacher.width, literal)
+        fit += head_in_fit_gmacs(config, teacher)
         views = config.fit.views
-        readout = readout_gmacs(config, grid, teacher.width, literal)
-        n = visited_positions(config.fit, grid)
+        readout = students * readout_gmacs(config, field, teacher.width, literal)
+        n = visited_positions(config.fit, field)
         one_pass = literal_pass_macs(config.student, teacher.width, n).forward / 1e9
-        paper = max(0, config.fit.steps - 1) * one_pass
+        paper = students * max(0, config.fit.steps - 1) * one_pass
     if fit and config.adapt.gauged:
         fit += kernel_gmacs(grid, teacher.width)
     costs = {

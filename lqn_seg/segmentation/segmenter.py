@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from lqn_seg.core.augment import augmented_views
 from lqn_seg.core.controls import ClosedFormField, FittedField
-from lqn_seg.core.fit import Classify, FittedStudents, LQNConfig, StudentFitter
+from lqn_seg.core.fit import Classify, FittedStudents, Grid, LQNConfig, StudentFitter
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
@@ -57,6 +58,8 @@ class SegmentationConfig:
         object_mask_threshold, overlap_threshold: of the panoptic output.
         top_k: instances kept per image.
         queries: whose query tokens the head reads, the ``teacher``'s or the ``student``'s.
+        fit_per: ``window`` fits a student to each window; ``image`` fits one to the tokens of all
+            windows of an image, at their coordinates in the image, and shows it the whole image.
         seed: of every random number, with the CRC32 of the image's pixels and the window.
         batch: students fitted side by side. Changing it changes results within float rounding.
     """
@@ -69,6 +72,7 @@ class SegmentationConfig:
     overlap_threshold: float = 0.8
     top_k: int = 100
     queries: Literal["teacher", "student"] = "teacher"
+    fit_per: Literal["window", "image"] = "window"
     seed: int = 0
     batch: int = 1
 
@@ -77,6 +81,10 @@ class SegmentationConfig:
             raise InputError(f"INFERENCE must be pad or windows, not {self.inference!r}")
         if self.queries not in ("teacher", "student"):
             raise InputError(f"QUERIES must be teacher or student, not {self.queries!r}")
+        if self.fit_per not in ("window", "image"):
+            raise InputError(f"FIT_PER must be window or image, not {self.fit_per!r}")
+        if self.fit_per == "image" and self.queries == "student":
+            raise InputError("FIT_PER image knows the teacher's queries only, not QUERIES student")
         if self.inference == "windows" and (self.instances or self.panoptic):
             raise InputError("INFERENCE windows makes semantic output only; panoptic needs pad")
         if self.batch < 1:
@@ -101,9 +109,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Window:
-    """One teacher input: which image it is from, its pixels (3, *S) uint8 and its random key."""
+    """One teacher input.
+
+    image: which image it is from.
+    whole: that image, (3, height, width) uint8.
+    pixels: (3, *S) uint8.
+    """
 
     image: int
+    whole: Tensor
+    layout: PaddedWindow | SlidingWindows
     pixels: Tensor
     key: RandomKey
 
@@ -170,8 +185,20 @@ class Segmenter:
             for name, method in self.methods.items()
             if isinstance(method, LQNConfig) and method.fit.variant != "restore"
         }
+        self._whole_fitters: dict[tuple[str, Grid], StudentFitter] = {}
+        if config.fit_per == "image":
+            self._check_fit_per_image()
         larger = [name for name, m in self.methods.items() if m == PixelControl("larger")]
         self.larger = self._larger(larger) if larger else None
+
+    def _check_fit_per_image(self) -> None:
+        for name, fitter in self._fitters.items():
+            fit = fitter.config.fit
+            if fit.views > 1 or fit.sampling != "uniform" or fit.objective != "l2":
+                raise InputError(
+                    f"method {name}: FIT_PER image goes without the ablations VIEWS, SAMPLING "
+                    "segments and OBJECTIVE entropy, which are made per window"
+                )
 
     def _larger(self, names: Sequence[str]) -> Segmenter:
         """The teacher alone at a larger input: images meet it in windows of its own."""
@@ -200,13 +227,14 @@ class Segmenter:
         layouts = [self._layout(image) for image in images]
         sizes = sizes or [layout.image_size for layout in layouts]
         windows = [
-            _Window(index, crop, image_key(self.config.seed, image.contiguous(), number))
+            _Window(
+                index, image, layout, crop, image_key(self.config.seed, image.contiguous(), number)
+            )
             for index, (image, layout) in enumerate(zip(images, layouts))
             for number, crop in enumerate(layout.crops(image.to(self.teacher.device)))
         ]
         logits: list[dict[str, list[Any]]] = [{} for _ in images]
-        for start in range(0, len(windows), self.config.batch):
-            chunk = windows[start : start + self.config.batch]
+        for chunk in self._chunks(windows):
             for name, results in self._run_chunk(chunk).items():
                 for window, result in zip(chunk, results):
                     logits[window.image].setdefault(name, []).append(result)
@@ -218,6 +246,13 @@ class Segmenter:
             for own, others in zip(found, self.larger(images, sizes)):
                 own.update(others)
         return [{name: by_method[name] for name in self.methods} for by_method in found]
+
+    def _chunks(self, windows: list[_Window]) -> list[list[_Window]]:
+        """Windows that are worked on together: a student's each, or all of one student's image."""
+        if self.config.fit_per == "image":
+            return [list(group) for _, group in groupby(windows, lambda window: window.image)]
+        size = self.config.batch
+        return [windows[first : first + size] for first in range(0, len(windows), size)]
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -250,7 +285,8 @@ class Segmenter:
         """Mask logits, class logits and statistics of each window, by method."""
         # Always the same number of students: a short chunk is filled up, so that a result does not
         # depend on how many images happened to come with it.
-        filled = [*chunk, *[chunk[-1]] * (self.config.batch - len(chunk))]
+        size = len(chunk) if self.config.fit_per == "image" else self.config.batch
+        filled = [*chunk, *[chunk[-1]] * (size - len(chunk))]
         crops = torch.stack([window.pixels for window in filled]).float() / 255
         clock = _Clock(self.teacher.device)
         passes: dict[str, _Pass] = {}
@@ -260,7 +296,7 @@ class Segmenter:
                 continue
             run = self._encode(method, crops, passes)
             clock.lap()
-            answer = self._answer(name, method, crops, run, [w.key for w in filled])
+            answer = self._answer(name, method, crops, run, filled)
             clock.lap()
             mask_logits, class_logits = self.head(answer.tokens, answer.queries)
             head_ms = clock.lap()
@@ -356,7 +392,7 @@ class Segmenter:
         method: Method,
         crops: Tensor,
         run: _Pass,
-        keys: Sequence[RandomKey],
+        chunk: Sequence[_Window],
     ) -> _Answer:
         """Last-layer tokens: the teacher's own, or a fresh student's, or some of both."""
         own = _Answer(run.answer, run.context.last_queries)
@@ -368,10 +404,10 @@ class Segmenter:
         own.fit_ms = clock.lap()
         if not own.share.any():
             return own
-        return self._student_answer(name, own, crops, run, keys)
+        return self._student_answer(name, own, crops, run, chunk)
 
     def _student_answer(
-        self, name: str, own: _Answer, crops: Tensor, run: _Pass, keys: Sequence[RandomKey]
+        self, name: str, own: _Answer, crops: Tensor, run: _Pass, chunk: Sequence[_Window]
     ) -> _Answer:
         """``own`` with the student's answer blended in.
 
@@ -379,10 +415,14 @@ class Segmenter:
         answers for it, and the statistics say so.
         """
         assert own.share is not None
-        fitter = self._fitters[name]
         clock = _Clock(self.teacher.device)
+        layout = self._stitched(name, chunk)
         try:
-            students = self._fit(fitter, crops, run, keys)
+            if layout is None:
+                keys = [window.key for window in chunk]
+                students = self._fit(self._fitters[name], crops, run, keys)
+            else:
+                students = self._fit_image(name, layout, run, chunk[0])
             own.fit_ms += clock.lap()
             answered = students.query_layer(self.teacher.num_layers)
         except RuntimeError as error:
@@ -390,6 +430,8 @@ class Segmenter:
                 raise
             own.fallback = (own.share > 0).cpu()
             return own
+        if layout is not None:
+            answered = layout.cut(answered)
         own.readout_ms = clock.lap()
         finite = students.finite & answered.flatten(1).isfinite().all(1).cpu()
         own.fallback = ~finite & (own.share > 0).cpu()
@@ -408,13 +450,9 @@ class Segmenter:
     ) -> FittedStudents | FittedField:
         """Students of a chunk of windows, fitted to all that their recipe looks at."""
         recipe = fitter.config
-        side = recipe.student.input_size
 
         def seen(pixels: Tensor, field: Tensor, context: EomtContext) -> tuple[Tensor, Tensor]:
-            small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-            # The student's own normalisation, whatever the teacher's is (ambiguity 21).
-            small = normalise(small, IMAGENET_MEAN, IMAGENET_STD)
-            return small, self._with_queries(field, context)
+            return _shrunk(pixels, recipe), self._with_queries(field, context)
 
         image = seen(crops, run.field, run.context)
         if isinstance(fitter, ClosedFormField):
@@ -426,6 +464,33 @@ class Segmenter:
         classify = self._classifier(run.context) if recipe.fit.objective == "entropy" else None
         segments = self._segments(run) if fitter.needs_segments else None
         return fitter.fit(*image, keys, classify, views, segments)
+
+    def _stitched(self, name: str, chunk: Sequence[_Window]) -> SlidingWindows | None:
+        """The windows of a chunk if one student is fitted to all of them, or None.
+
+        A closed form has no coordinates of its own and stays within its window.
+        """
+        layout = chunk[0].layout
+        alone = self.config.fit_per == "window" or isinstance(self._fitters[name], ClosedFormField)
+        if alone or not isinstance(layout, SlidingWindows) or len(layout.starts) == 1:
+            return None
+        return layout
+
+    def _fit_image(
+        self, name: str, layout: SlidingWindows, run: _Pass, window: _Window
+    ) -> FittedStudents:
+        """One student of an image, fitted to the tokens of all its windows."""
+        field = layout.stitch(run.field)
+        grid = (field.shape[1], field.shape[2], field.shape[3])
+        method = self._fitters[name].config
+        fitter = self._whole_fitters.get((name, grid))
+        if fitter is None:
+            fitter = StudentFitter(method, grid, self.teacher.width, self.teacher.device)
+            self._whole_fitters[name, grid] = fitter
+        whole = window.whole[None].to(self.teacher.device).float() / 255
+        return fitter.fit(
+            _shrunk(whole, method), field, [window.key], places=layout.places(self.teacher.grid)
+        )
 
     def _classifier(self, context: EomtContext) -> Classify:
         """The frozen head as a classifier of the last layer: a distribution per pixel of its masks.
@@ -510,6 +575,14 @@ class Segmenter:
                 mask_logits, class_logits, self.thing_ids, config.top_k
             )
         return Prediction(output, stats)
+
+
+def _shrunk(pixels: Tensor, recipe: LQNConfig) -> Tensor:
+    """(B, 3, h, w) pixels in 0..1 as the student's input (B, 3, s, s)."""
+    side = recipe.student.input_size
+    small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+    # The student's own normalisation, whatever the teacher's is (ambiguity 21).
+    return normalise(small, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -110,6 +110,26 @@ class SlidingWindows:
         length = self.window[self.axis]
         return torch.stack([resized.narrow(self.axis + 1, s, length) for s in self.starts])
 
+    def stitch(self, fields: Tensor) -> Tensor:
+        """(n, L, H, W, D) token fields of the windows side by side: (1, L, H, n W, D), or n H."""
+        return torch.cat(tuple(fields), dim=self.axis + 1)[None]
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """(1, H, n W, D) tokens of stitched windows to (n, H, W, D)."""
+        return torch.cat(tokens.chunk(len(self.starts), dim=self.axis + 1))
+
+    def places(self, grid: Size) -> tuple[Tensor, Tensor]:
+        """Coordinates in the image, in tokens from 1, of the rows and columns of stitched windows.
+
+        Args:
+            grid: (H, W) tokens of one window.
+        """
+        rows, columns = (torch.arange(1, size + 1, dtype=torch.float32) for size in grid)
+        own = (rows, columns)[self.axis]
+        starts = torch.tensor(self.starts) * grid[self.axis] / self.window[self.axis]
+        along = (starts[:, None] + own).flatten()
+        return (along, columns) if self.axis == 0 else (rows, along)
+
     def average(self, scores: Tensor, size: Size) -> Tensor:
         """Class scores of the windows (n, C, *window) to the image (C, *size).
 

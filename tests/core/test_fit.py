@@ -20,6 +20,7 @@ from lqn_seg.core import (
     with_variant,
 )
 from lqn_seg.core.fit import Adam, _Inputs, fitted_layers, guiding_tokens, resolve_precision
+from lqn_seg.core.positions import AddressTable
 from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
 from lqn_seg.errors import InputError
 
@@ -289,7 +290,7 @@ GUIDED = replace(SMALL, student=replace(SMALL.student, guide=0.5))
 
 def test_the_guide_is_the_layers_token_and_the_mean_halfway(fields):
     guide = guiding_tokens(fields, 0.5)
-    inputs = _Inputs(torch.zeros(0), guide)
+    inputs = _Inputs(torch.zeros(0), AddressTable(*torch.zeros(2, 0)), None, guide)
     whole = grid_positions(*GRID[1:], 3.0)
     for positions in (whole, whole.expand(3, -1, 3)):
         at = inputs.guide_at(positions).unflatten(1, GRID[1:])

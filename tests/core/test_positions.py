@@ -5,11 +5,14 @@ import torch
 
 from lqn_seg.core.positions import (
     ANCHOR,
+    DESTINATION_FLAG,
+    SOURCE_FLAG,
     axis_features,
     encode_positions,
     grid_positions,
     grid_rows,
     grid_table,
+    placed,
     tabulate,
 )
 from lqn_seg.errors import InputError
@@ -68,3 +71,26 @@ def test_tabulate_serves_fractional_addresses(axes):
     for flag, codes in enumerate(table):
         summed = codes[rows].sum(dim=-2)
         assert torch.equal(summed, encode_positions(positions, 20, flag, axes))
+
+
+def test_places_move_rows_and_columns_and_leave_the_anchor():
+    places = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 1.5, 2.5])
+    positions = torch.tensor([[0.0, 0, 0], [2, 3, 4], [3, 4, 1], [1, 2.5, 2], [1, 0.5, 2]])
+    expected = torch.tensor([[0.0, 0, 0], [2, 1.5, 4], [3, 2.5, 1], [1, 1.75, 2], [1, 0.5, 2]])
+    assert torch.equal(placed(positions, places), expected)
+    assert placed(positions, None) is positions
+    # A table of the places, read at whole addresses, is the encoding of where they lie.
+    grid = (4, 3, 4)
+    whole = positions[:3].long()
+    table = grid_table(grid, 20, 3, "cpu", places)
+    rows = grid_rows(whole, grid)
+    for flag, codes in ((SOURCE_FLAG, table.source), (DESTINATION_FLAG, table.destination)):
+        found = codes[rows].sum(-2)
+        torch.testing.assert_close(found, encode_positions(expected[:3], 20, flag))
+
+
+def test_the_usual_places_are_the_grid_itself():
+    usual = torch.arange(1, 4).float(), torch.arange(1, 5).float()
+    plain, given = (grid_table((2, 3, 4), 20, 3, "cpu", places) for places in (None, usual))
+    assert torch.equal(plain.source, given.source)
+    assert torch.equal(plain.destination, given.destination)

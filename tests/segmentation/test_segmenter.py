@@ -22,7 +22,7 @@ from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.segmentation.views import PixelControl, larger_side
-from lqn_seg.segmentation.windows import normalise
+from lqn_seg.segmentation.windows import SlidingWindows, normalise
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
 
 LQN = LQNConfig(
@@ -43,7 +43,7 @@ def build(teacher_folder):
     def make(methods=None, calibration=None, **config) -> Segmenter:
         teacher = load_eomt(str(teacher_folder))
         chosen = {"teacher": None, "lqn": LQN} if methods is None else methods
-        settings = SegmentationConfig(instances=True, object_mask_threshold=0.2, **config)
+        settings = SegmentationConfig(**{"instances": True, "object_mask_threshold": 0.2, **config})
         head = EomtHead(teacher.model)
         return Segmenter(teacher, head, chosen, THINGS, settings, calibration)
 
@@ -542,3 +542,54 @@ def test_what_an_ablation_runs_is_what_is_counted(build, fit):
     further = costs["gmacs_teacher"] - once["gmacs_teacher"]
     assert counted.gmacs == pytest.approx(costs["gmacs_fit"] + further, rel=0.02)
     assert costs["gmacs_total"] > once["gmacs_total"]
+
+
+# --- one student for all windows of an image
+
+
+def test_one_student_sees_all_windows_where_they_lie(build, heard):
+    pixels = image(3, 32, 80)
+    methods = {"lqn": replace(OWN, adapt=AdaptConfig())}
+    segmenter = build(
+        methods, panoptic=False, instances=False, inference="windows", fit_per="image"
+    )
+    (prediction,) = segmenter([pixels])
+    assert prediction["lqn"].stats["windows"] == 3
+    layout = SlidingWindows.of((32, 80), (32, 32))
+    crops = normalise(layout.crops(pixels).float() / 255, IMAGENET_MEAN, IMAGENET_STD)
+    field, _ = segmenter.teacher.encode(crops)
+    fitter = StudentFitter(OWN, (4, 4, 12), 16)
+    side = OWN.student.input_size
+    small = F.interpolate(pixels[None].float() / 255, (side, side), mode="bilinear", antialias=True)
+    students = fitter.fit(
+        normalise(small, IMAGENET_MEAN, IMAGENET_STD),
+        torch.cat(tuple(field), dim=2)[None],
+        [image_key(0, pixels, 0)],
+        # 24 pixels, three tokens, from window to window
+        places=(torch.arange(1.0, 5), torch.arange(1.0, 5).repeat(3) + 3 * (torch.arange(12) // 4)),
+    )
+    expected = students.query_layer(4)[0].unflatten(1, (3, 4)).movedim(1, 0)
+    torch.testing.assert_close(heard[0][0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_shared_student_needs_windows_and_keeps_to_its_image(build):
+    settings = {"panoptic": False, "inference": "windows", "fit_per": "image"}
+    images = [image(1, 32, 70), image(2), image(3, 90, 32)]
+    build_one = lambda: build({"lqn": LQN}, instances=False, batch=2, **settings)  # noqa: E731
+    together, alone = build_one()(images), [build_one()([pixels])[0] for pixels in images]
+    for one, other in zip(together, alone):
+        assert torch.equal(one["lqn"].output["sem_seg"], other["lqn"].output["sem_seg"])
+    single = build({"lqn": LQN}, panoptic=False, instances=False, inference="windows")([image(2)])
+    assert torch.equal(
+        single[0]["lqn"].output["sem_seg"], together[1]["lqn"].output["sem_seg"]
+    )  # one window: the same student
+
+
+def test_what_a_shared_student_does_not_know_is_refused(build):
+    with pytest.raises(InputError, match="QUERIES"):
+        build(fit_per="image", queries="student")
+    with pytest.raises(InputError, match="FIT_PER must be window or image"):
+        build(fit_per="picture")
+    views = replace(LQN, fit=replace(LQN.fit, views=2))
+    with pytest.raises(InputError, match="method lqn: FIT_PER image"):
+        build({"lqn": views}, fit_per="image")

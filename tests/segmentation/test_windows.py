@@ -79,3 +79,18 @@ def test_an_image_of_the_right_size_is_not_touched():
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     assert PaddedWindow.of((32, 32), (32, 32)).crops(image)[0].equal(image)
     assert SlidingWindows.of((32, 32), (32, 32)).crops(image)[0].equal(image)
+
+
+@pytest.mark.parametrize("size", [(16, 37), (40, 16), (16, 16)])
+def test_stitched_windows_lie_where_their_pixels_do(size):
+    """A coordinate ramp as the image: each token's place is the mean coordinate of its pixels."""
+    layout, patch = SlidingWindows.of(size, (16, 16)), 4
+    ramps = torch.stack(torch.meshgrid(*(torch.arange(s) for s in size), indexing="ij"))
+    crops = layout.crops(torch.cat([ramps, ramps[:1]]).to(torch.uint8))[:, :2].float()
+    tokens = torch.nn.functional.avg_pool2d(crops, patch).movedim(1, 3)  # (n, H, W, 2)
+    stitched = layout.stitch(tokens[:, None])
+    assert torch.equal(layout.cut(stitched[:, 0]), tokens)
+    rows, columns = layout.places((4, 4))
+    # The pixels of token k (from 1) are patch (k - 1) ... patch k - 1.
+    expected = patch * (torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1) - 0.5) - 0.5
+    torch.testing.assert_close(stitched[0, 0], expected)

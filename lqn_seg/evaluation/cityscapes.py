@@ -79,20 +79,21 @@ class CityscapesEvaluator(SemanticEvaluator):
                 for name, (right, missed) in part["instances"][group].items():
                     totals[group][name]["tpWeighted"] += right
                     totals[group][name]["fnWeighted"] += missed
-        by_label = {i: script.getIouScoreForLabel(i, matrix, arguments) for i in _evaluated()}
-        categories = script.category2labels
-        by_category = {c: script.getIouScoreForCategory(c, matrix, arguments) for c in categories}
-        result["IoU"] = 100 * script.getScoreAverage(by_label, arguments)
-        result["IoU_sup"] = 100 * script.getScoreAverage(by_category, arguments)
+        evaluated, categories = _evaluated(), list(script.category2labels)
         of_label, of_category = (
             script.getInstanceIouScoreForLabel,
             script.getInstanceIouScoreForCategory,
         )
-        by_label = {i: of_label(i, matrix, totals, arguments) for i in _evaluated()}
-        by_category = {c: of_category(c, matrix, totals, arguments) for c in categories}
-        for key, scores in (("iIoU", by_label), ("iIoU_sup", by_category)):
-            average = script.getScoreAverage(scores, arguments)
-            result[key] = 100 * average if has_instances else float("nan")
+        weighted = matrix, totals, arguments
+        scores = {
+            "IoU": {i: script.getIouScoreForLabel(i, matrix, arguments) for i in evaluated},
+            "iIoU": {i: of_label(i, *weighted) for i in evaluated},
+            "IoU_sup": {c: script.getIouScoreForCategory(c, matrix, arguments) for c in categories},
+            "iIoU_sup": {c: of_category(c, *weighted) for c in categories},
+        }
+        for key, values in scores.items():
+            average = 100 * float(script.getScoreAverage(values, arguments))
+            result[key] = average if has_instances or key.startswith("IoU") else float("nan")
         return result
 
 

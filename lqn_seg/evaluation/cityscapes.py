@@ -52,8 +52,8 @@ class CityscapesEvaluator(SemanticEvaluator):
                 f"Cityscapes' evaluation of image {record.get('image_id')} needs a file of "
                 f"{LABELS}, its ground truth is {truth or 'no file'}"
             )
-        has_instances = Path(truth.replace(LABELS, INSTANCES)).is_file()
-        predicted = _label_ids()[to_numpy(output["sem_seg"].argmax(0))]
+        has_instances = Path(_instance_file(truth)).is_file()
+        predicted = train_to_label_ids()[to_numpy(output["sem_seg"].argmax(0))]
         matrix, instances = _count(predicted, truth, has_instances)
         rows, columns = np.nonzero(matrix)
         cells = zip(rows.tolist(), columns.tolist(), matrix[rows, columns].tolist(), strict=True)
@@ -142,9 +142,30 @@ def _evaluated() -> list[int]:
     return [label.id for label in sorted(labels, key=lambda label: label.trainId)]
 
 
-def _label_ids() -> NDArray[np.uint8]:
-    """Train id -> label id."""
+def train_to_label_ids() -> NDArray[np.uint8]:
+    """Label ids by train id."""
     return np.array(_evaluated(), dtype=np.uint8)
+
+
+def score_files(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """The script's own evaluation of files (prediction, ground truth), both of label ids.
+
+    Returns:
+        IoU, iIoU, IoU_sup, iIoU_sup, 0 .. 100; those of instances only where all their files are
+        there.
+    """
+    has_instances = all(Path(_instance_file(truth)).is_file() for _, truth in pairs)
+    predicted, truths = zip(*pairs, strict=True)
+    found = _script().evaluateImgLists(list(predicted), list(truths), _arguments(has_instances))
+    keys = {"IoU": "Classes", "IoU_sup": "Categories"}
+    if has_instances:
+        keys |= {"iIoU": "InstClasses", "iIoU_sup": "InstCategories"}
+    return {key: 100 * float(found[f"averageScore{name}"]) for key, name in keys.items()}
+
+
+def _instance_file(truth: str) -> str:
+    """The file of instance ids beside one of label ids, as the script finds it."""
+    return truth.replace(LABELS, INSTANCES)
 
 
 class _NumpyWithIn1d:

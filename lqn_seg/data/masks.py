@@ -18,11 +18,21 @@ def encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """COCO's three forms (polygons, list of run lengths, compressed RLE) as compressed RLE."""
-    if isinstance(segmentation, list):
-        return _text(mask_api.merge(mask_api.frPyObjects(segmentation, height, width)))
-    if isinstance(segmentation["counts"], list):
-        return _text(mask_api.frPyObjects(segmentation, height, width))
+    """COCO's three forms (polygons, list of run lengths, compressed RLE) as compressed RLE.
+
+    Raises:
+        ValueError: it is none of the three, or a mask of another size.
+    """
+    try:
+        if isinstance(segmentation, list):
+            return _text(mask_api.merge(mask_api.frPyObjects(segmentation, height, width)))
+        if list(segmentation["size"]) != [height, width]:
+            raise ValueError(f"its size is {segmentation['size']}")
+        if isinstance(segmentation["counts"], list):
+            return _text(mask_api.frPyObjects(segmentation, height, width))
+        decode(segmentation)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError("it is no polygon and no run lengths") from error
     return dict(segmentation)
 
 

@@ -188,7 +188,14 @@ class Metadata:
         if self.json_file is not None:
             size = int(_field(record, "height")), int(_field(record, "width"))
             found = self._instances.get(record["image_id"], ())
-            return [{**a, "segmentation": compress(a["segmentation"], *size)} for a in found]
+            try:
+                return [{**a, "segmentation": compress(a["segmentation"], *size)} for a in found]
+            except ValueError as error:
+                raise InputError(
+                    f"annotation file {self.json_file}: an annotation of image "
+                    f"{record['image_id']} has a segmentation that is no mask of {size[0]} x "
+                    f"{size[1]} (height x width): {error}"
+                ) from None
         things = [s for s in _field(record, "segments_info") if s["category_id"] in self.thing_ids]
         ids = self.read_panoptic(record) if things else None
         return [

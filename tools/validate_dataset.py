@@ -33,11 +33,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     from lqn_seg.data.catalog import get_dataset
-    from lqn_seg.engine.config import load_cfg
     from lqn_seg.engine.validate import validate
 
     try:
         if arguments.config_file:
+            from lqn_seg.engine.config import load_cfg
+
             load_cfg(arguments.config_file)  # makes its data sets known
         found = validate(get_dataset(arguments.name), arguments.max_images)
     except InputError as error:

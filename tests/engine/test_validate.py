@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,15 @@ from lqn_seg.engine import validate as module
 from lqn_seg.engine.ground_truth import damage, read_ground_truth
 from lqn_seg.engine.validate import STORED, Validation, disagreements, score_stored, validate
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
+
+# From panopticapi on the damaged ground truth of the first twelve COCO images of the real sample.
+PANOPTICAPI_ON_COCO = {
+    "PQ": 32.549806786750835,
+    "SQ": 42.54411317452968,
+    "RQ": 42.99889346764347,
+    "PQ_th": 30.252462808914487,
+    "PQ_st": 34.66336324636026,
+}
 
 
 @pytest.fixture
@@ -181,3 +191,23 @@ def test_a_difference_to_a_reference_is_a_problem() -> None:
     assert (
         "scores AP 40.000000000 here and 40.000010000 by pycocotools" in first and "APl" in second
     )
+
+
+@pytest.mark.skipif("LQN_SEG_REAL_DATA" not in os.environ, reason="LQN_SEG_REAL_DATA is not set")
+def test_real_coco_scores_what_panopticapi_gave() -> None:
+    dataset = get_dataset("coco_2017_train_panoptic", root=os.environ["LQN_SEG_REAL_DATA"])
+    found = validate(dataset, max_images=12, progress=False)
+    assert found.problems == []  # pycocotools was asked for AP
+    scores = {key: found.damaged["panoptic_seg"][key] for key in PANOPTICAPI_ON_COCO}
+    assert scores == pytest.approx(PANOPTICAPI_ON_COCO, abs=1e-6)
+
+
+@pytest.mark.skipif("LQN_SEG_REAL_DATA" not in os.environ, reason="LQN_SEG_REAL_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "notes"), [("ade20k_sem_seg_val", 0), ("cityscapes_fine_sem_seg_val", 1)]
+)
+def test_real_samples_are_whole(name: str, notes: int) -> None:
+    dataset = get_dataset(name, root=os.environ["LQN_SEG_REAL_DATA"])
+    found = validate(dataset, progress=False)
+    assert found.problems == [] and len(found.notes) == notes
+    assert found.truth["sem_seg"]["mIoU"] == 100

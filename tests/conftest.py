@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -38,17 +39,26 @@ def pytest_configure(config) -> None:
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 
 
-@pytest.fixture(scope="session")
-def prepare_demo() -> ModuleType:
-    """The script that draws the scenes; `datasets/` is no package."""
-    spec = importlib.util.spec_from_file_location(
-        "prepare_demo", ROOT / "datasets" / "prepare_demo.py"
-    )
+def load_script(folder: str, name: str) -> ModuleType:
+    """A script of the repository as a module; `datasets/` and `tools/` are no packages."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_demo"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str, str], ModuleType]:
+    """`load_script`."""
+    return load_script
+
+
+@pytest.fixture(scope="session")
+def prepare_demo() -> ModuleType:
+    """The script that draws the scenes."""
+    return load_script("datasets", "prepare_demo")
 
 
 @pytest.fixture(scope="session")

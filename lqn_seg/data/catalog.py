@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lqn_seg.data.ade20k import HOW_TO_GET as HOW_TO_GET_ADE20K
-from lqn_seg.data.ade20k import load_ade20k_sem_seg
-from lqn_seg.data.camvid import CAMVID_SPLITS, load_camvid_sem_seg
-from lqn_seg.data.camvid import HOW_TO_GET as HOW_TO_GET_CAMVID
+from lqn_seg.data import ade20k, camvid, cityscapes
+from lqn_seg.data.coco_instances import load_coco_instances
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
 from lqn_seg.data.label_folders import check_classes, load_label_folders
 from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
@@ -26,11 +25,13 @@ __all__ = [
     "dataset_roots",
     "get_dataset",
     "register_coco_panoptic",
+    "register_entries",
     "register_label_folders",
 ]
 
 # Trained on, shipped and looked at every day, tuned on, and reported on once a recipe is settled.
 DEMO_SPLITS = ("train", "val", "tune", "report")
+COCO_SPLITS = ("train", "val")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 # name -> the reader of its layout, and what that reader wants beside the name
 _registered: dict[str, tuple[Callable[..., Dataset], tuple[object, ...]]] = {}
@@ -122,6 +123,50 @@ def register_label_folders(
     _register(name, load_label_folders, (*folders, tuple(classes), ignore_label, tuple(prefixes)))
 
 
+# What an entry of MODEL.LQN.DATASETS may say, and what of it must be there.
+_ENTRIES: dict[str, tuple[Callable[..., None], tuple[str, ...], tuple[str, ...]]] = {
+    "PANOPTIC_JSON": (register_coco_panoptic, ("IMAGE_DIR", "PANOPTIC_DIR", "PANOPTIC_JSON"), ()),
+    "LABEL_DIR": (
+        register_label_folders,
+        ("IMAGE_DIR", "LABEL_DIR", "CLASSES"),
+        ("IGNORE_LABEL", "PREFIXES"),
+    ),
+}
+
+
+def register_entries(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Make the data sets that a configuration describes known, each under its name.
+
+    Args:
+        entries: each has `NAME` and the arguments of `register_coco_panoptic` or of
+            `register_label_folders` in capitals.
+
+    Raises:
+        InputError: an entry describes neither, or a key is unknown or missing, or as those two.
+    """
+    for i, entry in enumerate(entries):
+        where = f"MODEL.LQN.DATASETS[{i}]"
+        kind = next((k for k in _ENTRIES if isinstance(entry, Mapping) and k in entry), None)
+        if kind is None:
+            raise InputError(
+                f"{where} describes no data set: it needs {' or '.join(_ENTRIES)}, for COCO "
+                "panoptic layout or for a folder of label PNGs"
+            )
+        register, needed, optional = _ENTRIES[kind]
+        for key in ("NAME", *needed):
+            if key not in entry:
+                raise InputError(f"{where} has no key {key}")
+        for key in entry:
+            if key not in ("NAME", *needed, *optional):
+                known = ", ".join(("NAME", *needed, *optional))
+                raise InputError(f"{where}: there is no key {key}; the keys are {known}")
+            if key in ("NAME", "IMAGE_DIR", "PANOPTIC_DIR", *_ENTRIES) and not isinstance(
+                entry[key], str
+            ):
+                raise InputError(f"{where}.{key} must be text, not {entry[key]!r}")
+        register(**{key.lower(): value for key, value in entry.items()})
+
+
 def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, ...]) -> None:
     if name in _BUILTIN or _registered.get(name, (load, arguments)) != (load, arguments):
         raise InputError(f"the data set name {name!r} is already taken")
@@ -140,18 +185,54 @@ def _demo(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset
     )
 
 
-def _ade20k(name: str, root: str | os.PathLike[str] | None) -> Dataset:
+HOW_TO_GET_COCO = "download COCO 2017 from https://cocodataset.org and unpack it there"
+
+
+def _coco_panoptic(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    file = Path("coco", "annotations", f"panoptic_{split}2017.json")
+    folder = _find(name, file, HOW_TO_GET_COCO, root) / "coco"
+    instances = folder / "annotations" / f"instances_{split}2017.json"
+    return load_coco_panoptic(
+        name,
+        folder / f"{split}2017",
+        folder / f"panoptic_{split}2017",
+        folder / "annotations" / f"panoptic_{split}2017.json",
+        json_file=instances if instances.is_file() else None,
+    )
+
+
+def _coco_instances(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    file = Path("coco", "annotations", f"instances_{split}2017.json")
+    found = _find(name, file, HOW_TO_GET_COCO, root)
+    return load_coco_instances(name, found / "coco" / f"{split}2017", found / file)
+
+
+def _ade20k(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
     folder = Path("ADEChallengeData2016")
-    found = _find(name, folder / "images" / "validation", HOW_TO_GET_ADE20K, root)
-    return load_ade20k_sem_seg(name, found / folder)
+    images = folder / "images" / ade20k.SPLITS[split]
+    found = _find(name, images, ade20k.HOW_TO_GET, root)
+    return ade20k.load_ade20k_sem_seg(name, split, found / folder)
+
+
+def _ade20k_panoptic(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    folder = Path("ADEChallengeData2016")
+    file = folder / f"ade20k_panoptic_{split}.json"
+    found = _find(name, file, ade20k.HOW_TO_GET_PANOPTIC, root)
+    return ade20k.load_ade20k_panoptic(name, split, found / folder)
+
+
+def _cityscapes(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    images = Path("cityscapes", "leftImg8bit", split)
+    found = _find(name, images, cityscapes.HOW_TO_GET, root)
+    return cityscapes.load_cityscapes_sem_seg(name, split, found / "cityscapes")
 
 
 def _camvid(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
     # The folder of real photographs goes first: they are never part of the repository.
     real = os.environ.get("LQN_SEG_REAL_DATA")
     first = [Path(real)] if real and root is None else []
-    found = _find(name, Path("camvid", "images"), HOW_TO_GET_CAMVID, root, first)
-    return load_camvid_sem_seg(name, split, found / "camvid")
+    found = _find(name, Path("camvid", "images"), camvid.HOW_TO_GET, root, first)
+    return camvid.load_camvid_sem_seg(name, split, found / "camvid")
 
 
 def _find(
@@ -173,6 +254,13 @@ def _find(
 
 _BUILTIN: dict[str, Callable[[str, str | os.PathLike[str] | None], Dataset]] = {
     **{f"demo_panoptic_{split}": partial(_demo, split) for split in DEMO_SPLITS},
-    "ade20k_sem_seg_val": _ade20k,
-    **{f"camvid_sem_seg_{split}": partial(_camvid, split) for split in CAMVID_SPLITS},
+    **{f"coco_2017_{split}_panoptic": partial(_coco_panoptic, split) for split in COCO_SPLITS},
+    **{f"coco_2017_{split}": partial(_coco_instances, split) for split in COCO_SPLITS},
+    **{f"ade20k_sem_seg_{split}": partial(_ade20k, split) for split in ade20k.SPLITS},
+    **{f"ade20k_panoptic_{split}": partial(_ade20k_panoptic, split) for split in ade20k.SPLITS},
+    **{
+        f"cityscapes_fine_sem_seg_{split}": partial(_cityscapes, split)
+        for split in cityscapes.SPLITS
+    },
+    **{f"camvid_sem_seg_{split}": partial(_camvid, split) for split in camvid.CAMVID_SPLITS},
 }

@@ -90,6 +90,18 @@ def read_label_map(path: PathLike) -> NDArray[np.int32]:
     return np.asarray(image).astype(np.int32)
 
 
+def write_label_map(path: PathLike, labels: NDArray[np.integer]) -> None:
+    """Write (H, W) labels 0 .. 255 as an 8-bit PNG: inverse of `read_label_map`.
+
+    Several processes may write the same file at once; it is whole or not there.
+    """
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < 256:
+        raise ValueError("labels must lie in 0 .. 255")
+    written = Path(path).with_suffix(f".{os.getpid()}.tmp")
+    Image.fromarray(labels.astype(np.uint8)).save(written, format="PNG")
+    written.replace(path)
+
+
 def _open(path: PathLike) -> Image.Image:
     """Decode a whole file, upright, or say in one sentence why not."""
     file = Path(path)

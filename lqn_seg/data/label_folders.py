@@ -23,7 +23,7 @@ def load_label_folders(
     ignore_label: int = 255,
     prefixes: Sequence[str] = (),
     *,
-    reduce_zero_label: bool = False,
+    label_table: tuple[int, ...] | None = None,
     how_to_get: str = "",
 ) -> Dataset:
     """Open image and label folders as a data set for semantic segmentation.
@@ -36,7 +36,7 @@ def load_label_folders(
         classes: class names; a name's place is its label.
         ignore_label: the label of pixels that do not count.
         prefixes: only images whose file name starts with one of these; () takes all.
-        reduce_zero_label: files hold class + 1, and 0 for "ignore" (raw ADE20K).
+        label_table: see `Metadata`; None where the files hold places in `classes`.
         how_to_get: where the files come from; ends the sentence where they are missing.
 
     Raises:
@@ -54,7 +54,7 @@ def load_label_folders(
         categories=tuple(Category(i, label, False) for i, label in enumerate(classes)),
         evaluator_type="sem_seg",
         ignore_label=ignore_label,
-        reduce_zero_label=reduce_zero_label,
+        label_table=label_table,
         image_root=os.fspath(image_dir),
         sem_seg_root=os.fspath(label_dir),
     )
@@ -96,25 +96,35 @@ def _records(
         )
     records: dict[str, Record] = {}
     for image in images:
-        label = label_root / f"{image.stem}.png"
-        if not label.is_file():
-            raise InputError(f"image {image.name} of {name} has no label map {label}")
         if image.stem in records:
             raise InputError(f"folder {image_root} of {name} holds two images named {image.stem}")
-        width, height = _size(image)
-        if _size(label) != (width, height):
-            raise InputError(
-                f"label map {label} is {' x '.join(map(str, _size(label)))} (width x height), but "
-                f"its image {image.name} is {width} x {height}"
-            )
-        records[image.stem] = {
-            "file_name": str(image),
-            "image_id": image.stem,
-            "height": height,
-            "width": width,
-            "sem_seg_file_name": str(label),
-        }
+        label = label_root / f"{image.stem}.png"
+        records[image.stem] = label_record(name, image.stem, image, label)
     return list(records.values())
+
+
+def label_record(name: str, image_id: str, image: Path, label: Path) -> Record:
+    """Detectron2's dictionary of an image of data set `name` and its label map.
+
+    Raises:
+        InputError: the label map is missing or of another size than its image, or one of the two
+            is no image.
+    """
+    if not label.is_file():
+        raise InputError(f"image {image.name} of {name} has no label map {label}")
+    width, height = _size(image)
+    if _size(label) != (width, height):
+        raise InputError(
+            f"label map {label} is {' x '.join(map(str, _size(label)))} (width x height), but "
+            f"its image {image.name} is {width} x {height}"
+        )
+    return {
+        "file_name": str(image),
+        "image_id": image_id,
+        "height": height,
+        "width": width,
+        "sem_seg_file_name": str(label),
+    }
 
 
 def _size(path: Path) -> tuple[int, int]:

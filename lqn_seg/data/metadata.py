@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lqn_seg.data.coco_json import read_instance_annotations
 from lqn_seg.data.images import read_id_map, read_label_map
+from lqn_seg.data.masks import compress, encode
 from lqn_seg.errors import InputError
 
 Record = dict[str, Any]
@@ -40,21 +42,25 @@ class Metadata:
     Attributes:
         name: the data set's name.
         categories: the table; things and stuff may be mixed.
-        evaluator_type: Detectron2's word for how it is evaluated, "coco_panoptic_seg" or "sem_seg".
+        evaluator_type: the word of Detectron2 or Mask2Former for how it is evaluated:
+            "coco_panoptic_seg", "ade20k_panoptic_seg", "coco", "sem_seg" or "cityscapes_sem_seg".
         ignore_label: the semantic label of pixels that do not count.
-        reduce_zero_label: semantic files hold contiguous id + 1, with 0 for "ignore" (raw ADE20K).
+        label_table: what label k of a semantic file means, a contiguous id or `ignore_label`; None
+            where the files hold contiguous ids.
         image_root, panoptic_root, panoptic_json, sem_seg_root: where the files lie, if there.
+        json_file: COCO instances file that AP is scored against; None: the panoptic maps.
     """
 
     name: str
     categories: tuple[Category, ...]
     evaluator_type: str
     ignore_label: int = 255
-    reduce_zero_label: bool = False
+    label_table: tuple[int, ...] | None = None
     image_root: str | None = None
     panoptic_root: str | None = None
     panoptic_json: str | None = None
     sem_seg_root: str | None = None
+    json_file: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -134,8 +140,9 @@ class Metadata:
     def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
         """Read a record's semantic ground truth: from its label map, or else its panoptic map.
 
-        This is the one place where raw labels become contiguous ids (`reduce_zero_label`). From a
-        panoptic map every pixel gets its segment's category; void and crowd segments are ignored.
+        This is the one place where raw labels become contiguous ids (`label_table`). From a
+        panoptic map every pixel gets its segment's category, crowds too, and void is ignored, as in
+        the scripts of Detectron2 and Mask2Former that make label maps from panoptic ones.
 
         Returns:
             (H, W) int32, contiguous ids or `ignore_label`.
@@ -148,24 +155,63 @@ class Metadata:
         path = record["sem_seg_file_name"]
         labels = read_label_map(path)
         _check_size(labels, record, path)
-        if self.reduce_zero_label:
-            labels = np.where(labels == 0, self.ignore_label, labels - 1).astype(np.int32)
-        known = (labels >= 0) & (labels < self.num_classes) | (labels == self.ignore_label)
+        known = (labels >= 0) & (labels < len(self.label_table or self.categories))
+        if self.label_table is None:
+            known |= labels == self.ignore_label
         if not known.all():
+            ignored = f" (and not the ignore label {self.ignore_label})"
             raise InputError(
                 f"label map {path} holds label {int(labels[~known][0])}, outside the "
-                f"{self.num_classes} classes of {self.name} (and not the ignore label "
-                f"{self.ignore_label})"
+                f"{self.num_classes} classes of {self.name}{'' if self.label_table else ignored}"
             )
-        return labels
+        if self.label_table is None:
+            return labels
+        return np.array(self.label_table, np.int32)[labels]
 
     def _semantic_from_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
         ids = self.read_panoptic(record)
         labels = np.full(ids.shape, self.ignore_label, dtype=np.int32)
         for segment in record["segments_info"]:
-            if not segment.get("iscrowd", 0):
-                labels[ids == segment["id"]] = segment["category_id"]
+            labels[ids == segment["id"]] = segment["category_id"]
         return labels
+
+    def read_instances(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Read a record's instances: from `json_file`, or else the things of its panoptic map.
+
+        Returns:
+            COCO annotations: "category_id" (contiguous), "segmentation" (compressed RLE), "area"
+            (pixels), "bbox" (x, y, width, height) and "iscrowd" of each.
+
+        Raises:
+            InputError: `json_file` is malformed, or as `read_panoptic`.
+        """
+        if self.json_file is not None:
+            size = int(_field(record, "height")), int(_field(record, "width"))
+            found = self._instances.get(record["image_id"], ())
+            try:
+                return [{**a, "segmentation": compress(a["segmentation"], *size)} for a in found]
+            except ValueError as error:
+                raise InputError(
+                    f"annotation file {self.json_file}: an annotation of image "
+                    f"{record['image_id']} has a segmentation that is no mask of {size[0]} x "
+                    f"{size[1]} (height x width): {error}"
+                ) from None
+        things = [s for s in _field(record, "segments_info") if s["category_id"] in self.thing_ids]
+        ids = self.read_panoptic(record) if things else None
+        return [
+            {
+                "category_id": int(segment["category_id"]),
+                "iscrowd": int(segment.get("iscrowd", 0)),
+                **encode(ids == segment["id"]),
+            }
+            for segment in things
+        ]
+
+    @cached_property
+    def _instances(self) -> dict[Any, list[dict[str, Any]]]:
+        """Annotations of `json_file` by image id; read when the first image asks for its own."""
+        table = self.thing_dataset_id_to_contiguous_id
+        return read_instance_annotations(self.json_file or "", table, self.name)
 
 
 @dataclass(frozen=True)

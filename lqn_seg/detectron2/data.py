@@ -64,6 +64,8 @@ def set_metadata(metadata: Metadata) -> None:
     entries: dict[str, Any] = {key: getattr(metadata, key) for key in _SAME_IN_BOTH}
     names, colors = list(metadata.class_names), [c.color for c in metadata.categories]
     entries |= {"thing_classes": names[:count], "stuff_classes": names, "label_divisor": 1000}
+    if metadata.json_file:  # Detectron2's COCOEvaluator takes None for a file name
+        entries["json_file"] = metadata.json_file
     if all(colors):
         entries |= {"thing_colors": colors[:count], "stuff_colors": colors}
     json = metadata.panoptic_json

@@ -31,6 +31,7 @@ from lqn_seg.core.fit import (
 )
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.data.augmentation import AugmentationConfig
+from lqn_seg.data.catalog import register_entries
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
@@ -95,6 +96,8 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "TEACHER": {"NAME": "eomt", "WEIGHTS": "", "CONFIG": ""},
             # From tools/calibrate.py; empty: calibration.safetensors beside local weights, if any.
             "CALIBRATION": "",
+            # Data sets of one's own, under names for DATASETS.TRAIN and .TEST: `register_entries`.
+            "DATASETS": (),
             # Feature maps of the teacher as a Detectron2 backbone, `layer1` ...; () is all of them.
             "BACKBONE": {"OUT_FEATURES": ()},
             "STUDENT": _nones(StudentConfig, _BY_VARIANT["student"]),
@@ -296,6 +299,8 @@ def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[str] = (), device: st
 def check_cfg(cfg: CfgNode) -> None:
     """Find what is wrong now, and not after the data has loaded or the clean images are done.
 
+    The configuration's own data sets are known by their names from here on.
+
     Raises:
         InputError: a name is unknown or a number out of range; the key is named.
     """
@@ -303,6 +308,7 @@ def check_cfg(cfg: CfgNode) -> None:
         method_config(cfg, name)
     segmentation_config(cfg)
     augmentation_config(cfg)
+    register_entries(cfg.MODEL.LQN.DATASETS)
     weight = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT
     if not 0 <= weight < math.inf:
         raise InputError(f"MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT must be at least 0, not {weight}")

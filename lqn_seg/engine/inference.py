@@ -30,9 +30,9 @@ from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
+from lqn_seg.evaluation.cityscapes import semantic_evaluator
 from lqn_seg.evaluation.instance import InstanceEvaluator
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
-from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.segmentation.postprocess import mask_hash
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
 
@@ -72,7 +72,7 @@ def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluat
     if test.INSTANCE_ON:
         chosen.append(InstanceEvaluator(metadata))
     if test.SEMANTIC_ON:
-        chosen.append(SemanticEvaluator(metadata))
+        chosen.append(semantic_evaluator(metadata))
     if not chosen:
         raise InputError("MODEL.MASK_FORMER.TEST turns every output off: there is nothing to score")
     return {evaluator.task: evaluator for evaluator in chosen}

@@ -5,15 +5,18 @@ from lqn_seg.evaluation.bootstrap import (
     paired_bootstrap,
     paired_bootstrap_totals,
 )
+from lqn_seg.evaluation.cityscapes import CityscapesEvaluator, semantic_evaluator
 from lqn_seg.evaluation.instance import InstanceEvaluator
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
+    "CityscapesEvaluator",
     "InstanceEvaluator",
     "PairedDifference",
     "PanopticEvaluator",
     "SemanticEvaluator",
     "paired_bootstrap",
     "paired_bootstrap_totals",
+    "semantic_evaluator",
 ]

@@ -29,11 +29,14 @@ class DatasetMetadata(Protocol):
     @property
     def thing_ids(self) -> frozenset[int]: ...
     @property
+    def evaluator_type(self) -> str: ...
+    @property
     def ignore_label(self) -> int: ...
     @property
     def dataset_id_to_contiguous_id(self) -> dict[int, int]: ...
     def read_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]: ...
     def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]: ...
+    def read_instances(self, record: Mapping[str, Any]) -> list[dict[str, Any]]: ...
 
 
 class ImageEvaluator(ABC):
@@ -75,7 +78,9 @@ class ImageEvaluator(ABC):
 
         The result does not depend on the order in which images came.
         """
-        ordered = [self.images[image_id] for image_id in sorted(self.images, key=str)]
+        # Numbers as numbers: where scores tie, AP depends on the order, and this is COCO's.
+        ids = sorted(self.images, key=lambda i: (isinstance(i, str), i))
+        ordered = [self.images[image_id] for image_id in ids]
         return {self.task: self.summarize(ordered)}
 
     @abstractmethod

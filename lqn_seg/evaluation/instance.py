@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,6 @@ from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import (
-    DatasetMetadata,
     ImageEvaluator,
     Statistics,
     check_shape,
@@ -30,34 +26,14 @@ _STATS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5}
 class InstanceEvaluator(ImageEvaluator):
     """AP of `output["instances"]`: `pred_masks` (N, H, W), `scores` (N,), `pred_classes` (N,).
 
-    Ground truth is the thing segments of the record's panoptic map (crowds marked) or, where
-    given, a COCO instances JSON. An image's statistics hold both sides: {"height", "width",
-    "ground_truth": [{"category_id", "segmentation" (RLE), "area", "bbox", "iscrowd"}, ...],
-    "detections": [{"category_id", "segmentation", "area", "bbox", "score"}, ...]}, with contiguous
-    category ids, boxes as (x, y, width, height).
-
-    Args:
-        metadata: the data set's table and its readers of ground truth.
-        records: see `ImageEvaluator`.
-        instances_json: a COCO instances file with the same image ids.
-
-    Raises:
-        InputError: `instances_json` is missing or malformed, or names a category that the table
-            does not have.
+    Ground truth is what the metadata read for the record: a COCO instances file's annotations, or
+    the thing segments of the panoptic map, crowds marked. An image's statistics hold both sides:
+    {"height", "width", "ground_truth": [{"category_id", "segmentation" (RLE), "area", "bbox",
+    "iscrowd"}, ...], "detections": [{"category_id", "segmentation", "area", "bbox", "score"},
+    ...]}, with contiguous category ids, boxes as (x, y, width, height).
     """
 
     task = "segm"
-
-    def __init__(
-        self,
-        metadata: DatasetMetadata,
-        records: Iterable[Mapping[str, Any]] | None = None,
-        instances_json: str | os.PathLike[str] | None = None,
-    ) -> None:
-        super().__init__(metadata, records)
-        self._instances: dict[Any, list[dict[str, Any]]] | None = None
-        if instances_json is not None:
-            self._instances = _load_instances(Path(instances_json), metadata)
 
     def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
         """Ground truth and detections of one image.
@@ -86,7 +62,7 @@ class InstanceEvaluator(ImageEvaluator):
         return {
             "height": size[0],
             "width": size[1],
-            "ground_truth": self._ground_truth(record, size),
+            "ground_truth": self.metadata.read_instances(record),
             "detections": detections,
         }
 
@@ -103,25 +79,6 @@ class InstanceEvaluator(ImageEvaluator):
             values = precision[:, :, k, 0, -1]  # IoU x recall; all areas, 100 detections
             result[name] = _percent(values[values > -1].mean() if (values > -1).any() else -1)
         return result
-
-    def _ground_truth(
-        self, record: Mapping[str, Any], size: tuple[int, int]
-    ) -> list[dict[str, Any]]:
-        if self._instances is None:
-            ids = self.metadata.read_panoptic(record)
-            return [
-                {
-                    "category_id": int(segment["category_id"]),
-                    "iscrowd": int(segment.get("iscrowd", 0)),
-                    **_encode(ids == segment["id"]),
-                }
-                for segment in record["segments_info"]
-                if segment["category_id"] in self.metadata.thing_ids
-            ]
-        return [
-            {**annotation, "segmentation": _to_rle(annotation["segmentation"], *size)}
-            for annotation in self._instances.get(record["image_id"], [])
-        ]
 
 
 def _coco_eval(
@@ -170,54 +127,8 @@ def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
     rle = mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
     area, box = int(mask_api.area(rle)), mask_api.toBbox(rle).tolist()
-    return {"segmentation": _text(rle), "area": area, "bbox": box}
-
-
-def _to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """COCO's three forms (polygons, list of run lengths, compressed RLE) as compressed RLE."""
-    from pycocotools import mask as mask_api
-
-    if isinstance(segmentation, list):
-        return _text(mask_api.merge(mask_api.frPyObjects(segmentation, height, width)))
-    if isinstance(segmentation["counts"], list):
-        return _text(mask_api.frPyObjects(segmentation, height, width))
-    return dict(segmentation)
-
-
-def _text(rle: Mapping[str, Any]) -> dict[str, Any]:
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-
-
-def _load_instances(path: Path, metadata: DatasetMetadata) -> dict[Any, list[dict[str, Any]]]:
-    """Annotations by image id, with contiguous category ids."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        annotations = content["annotations"]
-    except OSError:
-        raise InputError(f"annotation file {path} does not exist or cannot be read") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"annotation file {path} is no JSON with the key 'annotations'") from None
-    table = metadata.dataset_id_to_contiguous_id
-    by_image: dict[Any, list[dict[str, Any]]] = {}
-    for i, annotation in enumerate(annotations):
-        for key in ("image_id", "category_id", "segmentation", "area", "bbox"):
-            if key not in annotation:
-                raise InputError(f"annotation file {path}: annotations[{i}] has no key {key!r}")
-        if annotation["category_id"] not in table:
-            raise InputError(
-                f"annotation file {path}: annotations[{i}].category_id "
-                f"{annotation['category_id']!r} is not in the table of {metadata.name}"
-            )
-        by_image.setdefault(annotation["image_id"], []).append(
-            {
-                "category_id": table[annotation["category_id"]],
-                "segmentation": annotation["segmentation"],
-                "area": annotation["area"],
-                "bbox": annotation["bbox"],
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-            }
-        )
-    return by_image
+    text = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+    return {"segmentation": text, "area": area, "bbox": box}
 
 
 def _percent(value: float) -> float:

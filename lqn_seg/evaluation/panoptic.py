@@ -5,6 +5,7 @@ The rules on void and crowd are those of the reference implementation, panoptica
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,8 @@ def match_segments(
     truths = {int(s["id"]): s for s in truth_segments}
     crowds = {int(s["category_id"]): i for i, s in truths.items() if s.get("iscrowd", 0)}
 
-    counts: dict[int, list[float]] = {}
+    counts: dict[int, list[int]] = {}
+    ious: dict[int, list[float]] = {}
     matched_truth, matched_pred = set(), set()
     for (true_id, pred_id), pixels in overlap.items():
         if true_id not in truths or pred_id not in preds:
@@ -75,12 +77,13 @@ def match_segments(
         area = segment.get("area", true_area[true_id])
         iou = pixels / (pred_area[pred_id] + area - pixels - overlap.get((VOID, pred_id), 0))
         if iou > 0.5:
-            _count(counts, category, iou, 1, 0, 0)
+            ious.setdefault(category, []).append(iou)
+            _count(counts, category, 1, 0, 0)
             matched_truth.add(true_id)
             matched_pred.add(pred_id)
     for true_id, segment in truths.items():
         if true_id not in matched_truth and not segment.get("iscrowd", 0):
-            _count(counts, int(segment["category_id"]), 0, 0, 0, 1)
+            _count(counts, int(segment["category_id"]), 0, 0, 1)
     for pred_id, category in preds.items():
         if pred_id in matched_pred:
             continue
@@ -88,8 +91,10 @@ def match_segments(
         if category in crowds:
             excused += overlap.get((crowds[category], pred_id), 0)
         if excused / pred_area[pred_id] <= 0.5:
-            _count(counts, category, 0, 0, 1, 0)
-    return {k: (v[0], int(v[1]), int(v[2]), int(v[3])) for k, v in sorted(counts.items())}
+            _count(counts, category, 0, 1, 0)
+    # `fsum` rounds once: the ids, which give the order of the matches, do not change the last bit.
+    rows = ((k, *counts[k]) for k in sorted(counts))
+    return {k: (math.fsum(ious.get(k, ())), tp, fp, fn) for k, tp, fp, fn in rows}
 
 
 def _overlaps(
@@ -107,11 +112,9 @@ def _overlaps(
     }
 
 
-def _count(
-    counts: dict[int, list[float]], category: int, iou: float, tp: int, fp: int, fn: int
-) -> None:
-    row = counts.setdefault(category, [0.0, 0, 0, 0])
-    for k, value in enumerate((iou, tp, fp, fn)):
+def _count(counts: dict[int, list[int]], category: int, tp: int, fp: int, fn: int) -> None:
+    row = counts.setdefault(category, [0, 0, 0])
+    for k, value in enumerate((tp, fp, fn)):
         row[k] += value
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import dataset_names, get_dataset, register_coco_panoptic
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
 from lqn_seg.data.images import write_id_map
+from lqn_seg.data.masks import decode
 from lqn_seg.errors import InputError
 
 IDS = np.array([[0, 5, 5, 300], [0, 5, 5, 300], [7, 7, 7, 300]], dtype=np.int32)
@@ -76,23 +78,62 @@ def test_ground_truth(tmp_path: Path) -> None:
     dataset = load_coco_panoptic("mine", *write(tmp_path, CONTENT))
     (record,) = dataset.records()
     np.testing.assert_array_equal(dataset.metadata.read_panoptic(record), IDS)
-    # void and the crowd are ignored
+    # void is ignored, a crowd is of its category
     np.testing.assert_array_equal(
         dataset.metadata.read_semantic(record),
-        [[255, 1, 1, 255], [255, 1, 1, 255], [2, 2, 2, 255]],
+        [[255, 1, 1, 1], [255, 1, 1, 1], [2, 2, 2, 1]],
     )
+
+
+def test_instances_come_from_the_map_or_from_the_json_that_is_named(tmp_path: Path) -> None:
+    dataset = load_coco_panoptic("mine", *write(tmp_path, CONTENT))
+    (record,) = dataset.records()
+    got = [
+        (a["category_id"], a["iscrowd"], a["area"], a["bbox"])
+        for a in dataset.metadata.read_instances(record)
+    ]
+    assert got == [(1, 0, 4, [1, 0, 2, 2]), (1, 1, 3, [3, 0, 1, 3])]
+
+    square = {"image_id": 11, "category_id": 4, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
+    square |= {"area": 3.5, "bbox": [0, 0, 2, 2]}
+    own = {**CONTENT, "annotations": [square]}
+    (tmp_path / "instances.json").write_text(json.dumps(own))
+    dataset = load_coco_panoptic(
+        "mine", *write(tmp_path, CONTENT), json_file=tmp_path / "instances.json"
+    )
+    (found,) = dataset.metadata.read_instances(record)
+    assert (found["category_id"], found["iscrowd"], found["area"]) == (1, 0, 3.5)
+    expected = np.zeros((3, 4), bool)
+    expected[:2, :2] = True
+    np.testing.assert_array_equal(decode(found["segmentation"]), expected)
+    assert dataset.metadata.read_instances({**record, "image_id": 12}) == []
+
+
+def test_label_maps_go_before_the_panoptic_map(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 2, 3]] * 3, np.uint8)
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(labels).save(tmp_path / "labels" / "x.png")
+    dataset = load_coco_panoptic(
+        "mine",
+        *write(tmp_path, CONTENT),
+        label_dir=tmp_path / "labels",
+        label_table=(255, 0, 1, 2),
+    )
+    found = dataset.metadata.read_semantic(dataset.records()[0])
+    np.testing.assert_array_equal(found, [[255, 0, 1, 2]] * 3)
 
 
 Change = Callable[[dict[str, Any]], Any]
 MALFORMED: list[tuple[Change, str]] = [
     (lambda c: c.pop("images"), "no list under the key 'images'"),
     (lambda c: c.pop("annotations"), "no list under the key 'annotations'"),
-    (lambda c: c["annotations"].clear(), "lists no image"),
+    (lambda c: c["annotations"].clear(), "nothing under the key 'annotations'"),
     (lambda c: c["categories"].clear(), "nothing under the key 'categories'"),
     (lambda c: c["categories"][1].pop("isthing"), r"categories\[1\] has no key 'isthing'"),
     (lambda c: c["categories"][1].update(id=90), r"categories\[\].id 90 occurs twice"),
     (lambda c: c["categories"][1].update(name="sky"), r"categories\[\].name 'sky' occurs twice"),
     (lambda c: c["images"][0].pop("id"), r"images\[0\] has no key 'id'"),
+    (lambda c: c["images"].append(c["images"][0]), r"images\[\].id 11 occurs twice"),
     (lambda c: c["images"][0].pop("width"), "image with id 11 has no key 'width'"),
     (lambda c: c["annotations"][0].update(image_id=12), r"annotations\[0\] has image_id 12, which"),
     (lambda c: c["annotations"].append(c["annotations"][0]), "image_id 11 is annotated twice"),
@@ -153,7 +194,9 @@ def test_registered_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(InputError, match="'demo_panoptik_val': did you mean demo_panoptic_val"):
         get_dataset("demo_panoptik_val")
-    with pytest.raises(InputError, match="did you mean ade20k_sem_seg_val or camvid_sem_seg_"):
+    with pytest.raises(
+        InputError, match=r"did you mean ade20k_panoptic_train or .* or coco_2017_val or "
+    ):
         get_dataset("§")
 
 

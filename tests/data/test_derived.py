@@ -45,8 +45,8 @@ def test_annotations_and_label_maps_are_the_panoptic_maps(tmp_path):
     ]
     for annotation, segment_id in zip(things, (1, 2, 300)):
         assert (mask_api.decode(annotation["segmentation"]) == (segment_id == IDS)).all()
-    # void and the crowd are ignored
-    expected = [[255, 1, 1, 255], [0, 1, 1, 255], [0, 0, 2, 2]]
+    # void is ignored
+    expected = [[255, 1, 1, 1], [0, 1, 1, 1], [0, 0, 2, 2]]
     assert read_label_map(record["sem_seg_file_name"]).tolist() == expected
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["4.png"]
     assert complete_records(dataset(tmp_path), tmp_path / "labels") == [record]

@@ -9,7 +9,9 @@ import pytest
 from fvcore.common.config import CfgNode
 
 from lqn_seg.core.fit import PRESETS, VARIANTS, with_variant
+from lqn_seg.data import catalog
 from lqn_seg.data.augmentation import AugmentationConfig
+from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.engine.config import (
     add_lqn_config,
     augmentation_config,
@@ -20,7 +22,9 @@ from lqn_seg.engine.config import (
     methods,
     segmentation_config,
 )
+from lqn_seg.engine.inference import build_evaluators
 from lqn_seg.errors import InputError
+from lqn_seg.evaluation import CityscapesEvaluator, SemanticEvaluator
 from lqn_seg.segmentation.segmenter import SegmentationConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -196,3 +200,62 @@ def test_training_is_a_flip_and_nothing_else_by_default():
     assert not AugmentationConfig().crop and get_cfg().MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT == 0
     changed = load_cfg(str(CONFIGS / "camvid_teacher.yaml"), device="cpu")
     assert augmentation_config(changed).crop and augmentation_config(changed).hue == 0.05
+
+
+DATASETS = """
+MODEL:
+  LQN:
+    DATASETS:
+      - {NAME: my_panoptic, IMAGE_DIR: i, PANOPTIC_DIR: p, PANOPTIC_JSON: nowhere.json}
+      - {NAME: my_labels, IMAGE_DIR: IMAGES, LABEL_DIR: IMAGES, CLASSES: [a, b], IGNORE_LABEL: 9}
+DATASETS:
+  TEST: ("my_labels",)
+"""
+
+
+def test_data_sets_of_ones_own_are_known_once_the_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "_registered", {})
+    path = tmp_path / "own.yaml"
+    path.write_text(DATASETS.replace("IMAGES", str(tmp_path)))
+    for _ in range(2):  # the same again is no other data set
+        cfg = load_cfg(str(path), device="cpu")
+    metadata = get_dataset(cfg.DATASETS.TEST[0]).metadata
+    assert metadata.class_names == ("a", "b") and metadata.ignore_label == 9
+    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
+        get_dataset("my_panoptic")
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("{NAME: x, IMAGE_DIR: i}", r"DATASETS\[0\] describes no data set: it needs PANOPTIC_JSON"),
+        ("words", r"DATASETS\[0\] describes no data set"),
+        ("{IMAGE_DIR: i, PANOPTIC_DIR: p, PANOPTIC_JSON: j}", r"DATASETS\[0\] has no key NAME"),
+        ("{NAME: x, IMAGE_DIR: i, LABEL_DIR: l}", r"DATASETS\[0\] has no key CLASSES"),
+        (
+            "{NAME: x, IMAGE_DIR: i, PANOPTIC_DIR: p, PANOPTIC_JSON: j, CLASSES: [a]}",
+            r"DATASETS\[0\]: there is no key CLASSES; the keys are NAME, IMAGE_DIR, PANOPTIC_DIR",
+        ),
+        ("{NAME: x, IMAGE_DIR: 3, LABEL_DIR: l, CLASSES: [a]}", "IMAGE_DIR must be text, not 3"),
+        (
+            "{NAME: coco_2017_val, IMAGE_DIR: i, LABEL_DIR: l, CLASSES: [a]}",
+            "'coco_2017_val' is already taken",
+        ),
+    ],
+)
+def test_a_badly_described_data_set_is_named(tmp_path, monkeypatch, entry, sentence):
+    monkeypatch.setattr(catalog, "_registered", {})
+    path = tmp_path / "own.yaml"
+    path.write_text(f"MODEL: {{LQN: {{DATASETS: [{entry}]}}}}\n")
+    with pytest.raises(InputError, match=sentence):
+        load_cfg(str(path), device="cpu")
+
+
+def test_each_kind_of_data_set_has_its_semantic_evaluator():
+    cfg = get_cfg()
+    for evaluator_type, kind in (
+        ("cityscapes_sem_seg", CityscapesEvaluator),
+        ("sem_seg", SemanticEvaluator),
+    ):
+        metadata = Metadata("x", (Category(0, "road", False),), evaluator_type)
+        assert type(build_evaluators(cfg, metadata)["sem_seg"]) is kind

@@ -75,12 +75,12 @@ def test_ground_truth_as_prediction_scores_100_and_resumes_from_json(make_datase
     np.testing.assert_array_equal(evaluator.metric(totals), [100, 100])
 
 
-def test_crowd_is_ignored(make_dataset: Any) -> None:
+def test_a_crowd_is_of_its_category(make_dataset: Any) -> None:
     dataset = make_dataset([([[1, 1, 2, 2]], [(1, SKY, 0), (2, CAT, 1)])])
     evaluator = SemanticEvaluator(dataset.metadata)
-    output = {"sem_seg": one_hot(np.array([[SKY, DOG, DOG, SKY]]))}
+    output = {"sem_seg": one_hot(np.array([[SKY, DOG, DOG, CAT]]))}
     assert evaluator.statistics(dataset.records()[0], output) == {
-        "confusion": [[SKY, SKY, 1], [SKY, DOG, 1]]
+        "confusion": [[SKY, SKY, 1], [SKY, DOG, 1], [CAT, CAT, 1], [CAT, DOG, 1]]
     }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from lqn_seg.data import catalog
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,3 +135,30 @@ def test_calibrate_writes_a_file_or_one_sentence(
     monkeypatch.setattr(sys, "argv", [*common, "--images", images, "--max", "6"])
     assert tool.main() == 0
     assert capsys.readouterr().out == f"calibration: {found}\n" and found.is_file()
+
+
+def test_validate_dataset_prints_100_and_names_what_is_wrong(
+    scenes_root, tmp_path, script, monkeypatch, capsys
+):
+    monkeypatch.setattr(catalog, "_registered", {})
+    demo = tmp_path / "demo"
+    shutil.copytree(scenes_root / "demo", demo)
+    entry = {
+        "NAME": "mine",
+        "IMAGE_DIR": str(demo / "val"),
+        "PANOPTIC_DIR": str(demo / "panoptic_val"),
+        "PANOPTIC_JSON": str(demo / "annotations" / "panoptic_val.json"),
+    }
+    config = tmp_path / "mine.yaml"
+    config.write_text(json.dumps({"MODEL": {"LQN": {"DATASETS": [entry]}}}))
+    tool = script("tools", "validate_dataset")
+    command = ["validate_dataset.py", "mine", "--config-file", str(config)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert tool.main() == 0
+    printed = capsys.readouterr().out
+    assert "mine: 5 images, 0 problems" in printed and printed.count("100.000000") >= 8
+    (demo / "panoptic_val" / "000001.png").unlink()
+    assert tool.main() == 1
+    assert "problem: image file" in capsys.readouterr().out
+    result = run("tools/validate_dataset.py", "mine")
+    assert result.returncode == 2 and result.stderr.startswith("error: unknown data set 'mine'")

@@ -1,0 +1,163 @@
+#!/usr/bin/env python
+"""Make ADE20K's panoptic annotations from its semantic and its instance annotations.
+
+Reads `ADEChallengeData2016/{images,annotations,annotations_instance}/<split>` and writes
+`ade20k_panoptic_<split>/*.png` and `ade20k_panoptic_<split>.json` beside them: the layout, the ids
+and the rule of Mask2Former's script. Stuff comes from the semantic map, things from the instance
+map, which is pasted over it; thing pixels without an instance are void.
+
+One difference is on purpose: areas and boxes are those of the pixels that are left after pasting,
+and stuff of which nothing is left is not listed, so that ground truth as prediction scores 100.
+
+Examples:
+    python datasets/prepare_ade20k_panoptic.py --split val
+    python datasets/prepare_ade20k_panoptic.py --root /data
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lqn_seg.data.ade20k import ADE20K_CLASSES, ADE20K_STUFF, RAW_LABELS, SPLITS
+from lqn_seg.data.catalog import dataset_roots
+from lqn_seg.data.images import read_image, read_label_map, write_id_map
+from lqn_seg.data.masks import encode
+from lqn_seg.errors import InputError
+from lqn_seg.visualization.palette import distinct_color
+
+HOW_TO_GET = (
+    "from http://sceneparsing.csail.mit.edu, unpack ADEChallengeData2016.zip there and "
+    "annotations_instance.tar inside it"
+)
+THINGS = [i for i in range(len(ADE20K_CLASSES)) if i not in ADE20K_STUFF]
+
+
+def merge(
+    labels: NDArray[np.integer], instances: NDArray[np.integer], where: str
+) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
+    """One image's panoptic map and its `segments_info`.
+
+    Args:
+        labels: (H, W) raw semantic labels, class + 1, 0 = other.
+        instances: (H, W, 3): instance category 1 .. 100, instance number from 1 on, unused.
+        where: the instance file, for sentences.
+
+    Returns:
+        (H, W) segment ids from 1 on, 0 = void, and the segments with pixels.
+
+    Raises:
+        InputError: an instance has two categories, or one outside 1 .. 100.
+    """
+    ids = np.zeros(labels.shape, np.int32)
+    categories: list[int] = []
+    for label in np.unique(labels):
+        if label != 0 and RAW_LABELS[label] in ADE20K_STUFF:
+            categories.append(RAW_LABELS[label])
+            ids[labels == label] = len(categories)
+    for number in sorted(set(np.unique(instances[..., 1]).tolist()) - {0}):
+        mask = instances[..., 1] == number
+        found = np.unique(instances[..., 0][mask]).tolist()
+        if len(found) != 1 or not 1 <= found[0] <= len(THINGS):
+            raise InputError(
+                f"instance map {where}: instance {number} has the categories {found}, expected one "
+                f"of 1 .. {len(THINGS)}"
+            )
+        categories.append(THINGS[found[0] - 1])
+        ids[mask] = len(categories)
+    segments = []
+    for segment, category in enumerate(categories, start=1):
+        mask = ids == segment
+        if mask.any():
+            shape = encode(mask)
+            segments.append(
+                {
+                    "id": segment,
+                    "category_id": category,
+                    "area": shape["area"],
+                    "bbox": [int(value) for value in shape["bbox"]],
+                    "iscrowd": 0,
+                }
+            )
+    return ids, segments
+
+
+def write_panoptic(root: Path, split: str) -> Path:
+    """Write PNGs and JSON of a split; returns the JSON.
+
+    Raises:
+        InputError: a folder or a file is missing, or an image and its two maps differ in size.
+    """
+    base, part = root / "ADEChallengeData2016", SPLITS[split]
+    folders = [base / kind / part for kind in ("images", "annotations", "annotations_instance")]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"folder {folder} does not exist: {HOW_TO_GET}")
+    pictures = sorted(folders[0].glob("*.jpg"))
+    if not pictures:
+        raise InputError(f"folder {folders[0]} holds no .jpg file: {HOW_TO_GET}")
+    output = base / f"ade20k_panoptic_{split}"
+    output.mkdir(exist_ok=True)
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": _categories()}
+    for picture in tqdm(pictures, desc=split, unit="image"):
+        image_id, name = picture.stem, f"{picture.stem}.png"
+        labels, instances = read_label_map(folders[1] / name), read_image(folders[2] / name)
+        height, width = read_image(picture).shape[:2]
+        for kind, shape in (("annotations", labels.shape), ("instances", instances.shape[:2])):
+            if shape != (height, width):
+                raise InputError(
+                    f"{picture} is {height} x {width} (height x width), its {kind} are "
+                    f"{shape[0]} x {shape[1]}"
+                )
+        if labels.max() >= len(RAW_LABELS):
+            raise InputError(
+                f"label map {folders[1] / name} holds label {labels.max()}, outside 0 .. "
+                f"{len(RAW_LABELS) - 1}"
+            )
+        ids, segments = merge(labels, instances, str(folders[2] / name))
+        write_id_map(output / name, ids)
+        content["images"].append(
+            {"id": image_id, "file_name": picture.name, "height": height, "width": width}
+        )
+        content["annotations"].append(
+            {"image_id": image_id, "file_name": name, "segments_info": segments}
+        )
+    path = base / f"ade20k_panoptic_{split}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _categories() -> list[dict[str, Any]]:
+    return [
+        {"id": i, "name": name, "isthing": int(i not in ADE20K_STUFF), "color": distinct_color(i)}
+        for i, name in enumerate(ADE20K_CLASSES)
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root", type=Path, default=dataset_roots()[0], help="holds ADEChallengeData2016/"
+    )
+    parser.add_argument("--split", choices=SPLITS, action="append", help="default: all")
+    arguments = parser.parse_args()
+    try:
+        for split in arguments.split or SPLITS:
+            print(f"{split}: {write_panoptic(arguments.root, split)}")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

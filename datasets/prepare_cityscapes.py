@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Write Cityscapes' `labelTrainIds` files from its `labelIds` files, for tools that want them.
+
+This project reads `labelIds` itself. The table of train ids is that of cityscapesscripts; no
+polygons are needed.
+
+Examples:
+    python datasets/prepare_cityscapes.py
+    python datasets/prepare_cityscapes.py --root /data --split val
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lqn_seg.data.catalog import dataset_roots, get_dataset
+from lqn_seg.data.cityscapes import SPLITS
+from lqn_seg.data.images import write_label_map
+from lqn_seg.errors import InputError
+
+
+def write_train_ids(root: Path, split: str) -> int:
+    """Write one file per image of a split beside its `labelIds` file; returns their number.
+
+    Raises:
+        InputError: the split is not there, or a label map is missing or damaged.
+    """
+    dataset = get_dataset(f"cityscapes_fine_sem_seg_{split}", root)
+    records = dataset.records()
+    for record in tqdm(records, desc=split, unit="image"):
+        source = Path(record["sem_seg_file_name"])
+        target = source.with_name(source.name.replace("labelIds", "labelTrainIds"))
+        write_label_map(target, dataset.metadata.read_semantic(record))
+    return len(records)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, default=dataset_roots()[0], help="holds cityscapes/")
+    parser.add_argument("--split", choices=SPLITS, action="append", help="default: all")
+    arguments = parser.parse_args()
+    try:
+        for split in arguments.split or SPLITS:
+            print(f"{split}: {write_train_ids(arguments.root, split)} files")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

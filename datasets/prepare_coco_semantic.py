@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Write COCO's semantic label maps, made from its panoptic ones, for tools that want them.
+
+`coco/panoptic_semseg_<split>2017/*.png`, as Mask2Former's: contiguous ids 0 .. 132, crowds as their
+category, 255 = void. This project makes the same maps on the fly.
+
+Examples:
+    python datasets/prepare_coco_semantic.py --split val
+    python datasets/prepare_coco_semantic.py --root /data
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lqn_seg.data.catalog import COCO_SPLITS, dataset_roots, get_dataset
+from lqn_seg.data.images import write_label_map
+from lqn_seg.errors import InputError
+
+
+def write_semantic(root: Path, split: str) -> int:
+    """Write one label map per panoptic map of a split; returns their number.
+
+    Raises:
+        InputError: the split is not there, or a panoptic map is missing or disagrees with its JSON.
+    """
+    dataset = get_dataset(f"coco_2017_{split}_panoptic", root)
+    records = dataset.records()
+    folder = root / "coco" / f"panoptic_semseg_{split}2017"
+    folder.mkdir(exist_ok=True)
+    for record in tqdm(records, desc=split, unit="image"):
+        target = folder / Path(record["pan_seg_file_name"]).name
+        write_label_map(target, dataset.metadata.read_semantic(record))
+    return len(records)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, default=dataset_roots()[0], help="holds coco/")
+    parser.add_argument("--split", choices=COCO_SPLITS, action="append", help="default: all")
+    arguments = parser.parse_args()
+    try:
+        for split in arguments.split or COCO_SPLITS:
+            print(f"{split}: {write_semantic(arguments.root, split)} files")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""COCO instances files: what is read, and a sentence per malformed entry."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.coco_instances import load_coco_instances
+from lqn_seg.data.masks import decode
+from lqn_seg.errors import InputError
+
+MASK = np.array([[0, 1, 1], [0, 1, 0]], bool)
+ANNOTATION = {"id": 1, "image_id": 9, "area": 3, "bbox": [1, 0, 2, 2], "iscrowd": 0}
+CONTENT: dict[str, Any] = {
+    "categories": [{"id": 90, "name": "cat"}, {"id": 4, "name": "car", "supercategory": "x"}],
+    "images": [
+        {"id": 9, "file_name": "b.jpg", "width": 3, "height": 2},
+        {"id": 7, "file_name": "a.jpg", "width": 5, "height": 4},
+    ],
+    "annotations": [
+        # COCO's three forms of one mask; run lengths go down the columns.
+        {**ANNOTATION, "category_id": 4, "segmentation": {"size": [2, 3], "counts": [2, 3, 1]}},
+        {**ANNOTATION, "category_id": 90, "segmentation": {"size": [2, 3], "counts": "231"}},
+        {**ANNOTATION, "category_id": 90, "segmentation": [[1, 0, 2, 0, 2, 2, 1, 2]], "area": 2},
+    ],
+}
+
+
+def write(root: Path, content: Any = CONTENT) -> Path:
+    folder = root / "coco" / "annotations"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_records_and_annotations_under_detectron2s_name(tmp_path: Path) -> None:
+    write(tmp_path)
+    dataset = get_dataset("coco_2017_val", root=tmp_path)
+    metadata = dataset.metadata
+    assert metadata.class_names == metadata.thing_classes == ("cat", "car")
+    assert metadata.thing_dataset_id_to_contiguous_id == {90: 0, 4: 1}
+    assert metadata.evaluator_type == "coco"
+    first, second = dataset.records()  # in the order of their ids
+    assert first["file_name"] == str(tmp_path / "coco" / "val2017" / "a.jpg")
+    assert [first[k] for k in ("image_id", "height", "width")] == [7, 4, 5]
+    assert metadata.read_instances(first) == []
+    runs, text, polygon = metadata.read_instances(second)
+    for found, category in ((runs, 1), (text, 0)):
+        np.testing.assert_array_equal(decode(found["segmentation"]), MASK)
+        assert found["category_id"] == category
+    assert decode(polygon["segmentation"]).tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert (polygon["area"], polygon["iscrowd"]) == (2, 0)
+
+
+def test_a_data_set_of_instances_has_no_labels(tmp_path: Path) -> None:
+    dataset = load_coco_instances("mine", tmp_path, write(tmp_path))
+    with pytest.raises(InputError, match="image 7 has no field pan_seg_file_name"):
+        dataset.metadata.read_semantic(dataset.records()[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"][1].pop("height"), "image with id 7 has no key 'height'"),
+        (lambda c: c["images"][1].update(id=9), r"images\[\].id 9 occurs twice"),
+        (lambda c: c["categories"][1].pop("name"), r"categories\[1\] has no key 'name'"),
+        (lambda c: c["annotations"][1].pop("bbox"), r"annotations\[1\] has no key 'bbox'"),
+        (
+            lambda c: c["annotations"][2].update(category_id=5),
+            r"annotations\[2\].category_id 5 is not among the things of coco_2017_val",
+        ),
+        (
+            lambda c: c["annotations"][1]["segmentation"].update(counts="23100"),
+            "image 9 has a segmentation that is no mask of 2 x 3",
+        ),
+        (
+            lambda c: c["annotations"][0]["segmentation"].update(size=[3, 2]),
+            "image 9 has a segmentation that is no mask of 2 x 3",
+        ),
+        (lambda c: c["annotations"][2].update(segmentation=None), "image 9 has a segmentation"),
+        (lambda c: c.pop("annotations"), "no list under the key 'annotations'"),
+    ],
+)
+def test_malformed_json_names_file_and_field(tmp_path: Path, change: Any, message: str) -> None:
+    content = copy.deepcopy(CONTENT)
+    change(content)
+    write(tmp_path, content)
+    with pytest.raises(InputError, match=rf"instances_val2017\.json.*{message}"):
+        dataset = get_dataset("coco_2017_val", root=tmp_path)
+        dataset.metadata.read_instances(dataset.records()[1])
+
+
+def test_missing_files_are_one_sentence(tmp_path: Path) -> None:
+    for name, file in (("coco_2017_val", "instances"), ("coco_2017_val_panoptic", "panoptic")):
+        with pytest.raises(InputError, match=rf"{file}_val2017\.json, looked for in .*cocodataset"):
+            get_dataset(name, root=tmp_path)
+
+
+@pytest.mark.skipif("LQN_SEG_REAL_DATA" not in os.environ, reason="LQN_SEG_REAL_DATA is not set")
+def test_real_coco_masks_have_their_areas() -> None:
+    dataset = get_dataset("coco_2017_train", root=os.environ["LQN_SEG_REAL_DATA"])
+    assert dataset.metadata.num_classes == 80
+    records = dataset.records()
+    annotations = [a for record in records for a in dataset.metadata.read_instances(record)]
+    assert (len(records), len(annotations)) == (128, 939)
+    assert sum(a["iscrowd"] for a in annotations) == 10
+    large = [a for a in annotations if a["area"] > 1000]  # polygons and pixels differ at the rim
+    ratios = [decode(a["segmentation"]).sum() / a["area"] for a in large]
+    assert len(large) > 400 and abs(np.median(ratios) - 1) < 0.005
+    assert np.mean(np.abs(np.array(ratios) - 1) < 0.1) > 0.98  # a few polygons overlap themselves

@@ -1,0 +1,213 @@
+"""The check of data sets: what it finds, what it scores, and what a broken evaluator looks like."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lqn_seg.data import catalog
+from lqn_seg.data.catalog import get_dataset, register_coco_panoptic, register_label_folders
+from lqn_seg.data.images import read_id_map, write_id_map
+from lqn_seg.engine import validate as module
+from lqn_seg.engine.ground_truth import damage, read_ground_truth
+from lqn_seg.engine.validate import STORED, Validation, disagreements, score_stored, validate
+from lqn_seg.evaluation.panoptic import PanopticEvaluator
+
+# From panopticapi on the damaged ground truth of the first twelve COCO images of the real sample.
+PANOPTICAPI_ON_COCO = {
+    "PQ": 32.549806786750835,
+    "SQ": 42.54411317452968,
+    "RQ": 42.99889346764347,
+    "PQ_th": 30.252462808914487,
+    "PQ_st": 34.66336324636026,
+}
+
+
+@pytest.fixture
+def scenes(scenes_root: Path, tmp_path: Path, monkeypatch) -> Path:
+    """Five scenes of one's own, to break; known as "mine"."""
+    monkeypatch.setattr(catalog, "_registered", {})
+    shutil.copytree(scenes_root / "demo", tmp_path / "demo")
+    folder = tmp_path / "demo"
+    path = folder / "annotations" / "panoptic_val.json"
+    register_coco_panoptic("mine", folder / "val", folder / "panoptic_val", path)
+    return folder
+
+
+def check(name: str = "mine", **how: int) -> Validation:
+    return validate(get_dataset(name), progress=False, **how)
+
+
+def change(scenes: Path, edit) -> None:
+    path = scenes / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_whole_data_set_scores_100_everywhere(scenes: Path) -> None:
+    found = check()
+    assert found.problems == found.notes == []
+    assert found.truth.keys() == found.damaged.keys() == {"panoptic_seg", "segm", "sem_seg"}
+    for task, key in (("panoptic_seg", "PQ"), ("segm", "AP"), ("sem_seg", "mIoU")):
+        assert found.truth[task][key] == pytest.approx(100, abs=1e-9)
+        assert 5 < found.damaged[task][key] < 90
+    text = found.text()
+    assert text.startswith("mine: 5 images, 0 problems") and text.count("100.000000") >= 8
+
+
+def test_a_subset_says_so(scenes: Path) -> None:
+    assert check(max_images=2).text().startswith("mine, SUBSET of 5: 2 images, 0 problems")
+
+
+def test_what_is_wrong_with_files_is_named_and_the_rest_is_scored(scenes: Path) -> None:
+    (scenes / "val" / "000000.png").unlink()
+    Image.new("RGB", (50, 96)).save(scenes / "val" / "000001.png")
+    ids = read_id_map(scenes / "panoptic_val" / "000002.png")
+    write_id_map(scenes / "panoptic_val" / "000002.png", np.where(ids == ids[0, 0], 77777, ids))
+    (scenes / "panoptic_val" / "000003.png").write_bytes(b"\x89PNG")
+
+    def wrong_area(content):
+        content["annotations"][4]["segments_info"][0]["area"] += 1
+
+    change(scenes, wrong_area)
+    found = check()
+    expected = (
+        r"000000.png does not exist",
+        "000001.png is 96 x 50 (height x width), its annotation says 96 x 96",
+        "000002.png holds segment id 77777",
+        "000003.png",
+        "segments_info says area",
+    )
+    assert len(found.problems) == len(expected)
+    for sentence, words in zip(found.problems, expected):
+        assert words in sentence
+    assert found.truth == {}  # no image is left
+    change(scenes, lambda c: c["annotations"][4]["segments_info"][0].pop("area"))
+    assert check().truth["panoptic_seg"]["PQ"] == 100
+
+
+def test_an_image_file_that_is_used_twice_is_found(scenes: Path) -> None:
+    def twice(content):
+        content["images"][1]["file_name"] = content["images"][0]["file_name"]
+
+    change(scenes, twice)
+    assert [p for p in check().problems if "000000.png' occurs twice" in p]
+
+
+def test_label_folders_have_miou_alone(scenes: Path, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    random = np.random.default_rng(0)
+    for k in range(3):
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / f"{k}.png")
+        labels = np.repeat(random.integers(0, 4, (3, 4)), 10, 0).repeat(10, 1).astype(np.uint8)
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{k}.png")
+    classes = ["road", "car", "sky"]
+    register_label_folders("plain", tmp_path / "images", tmp_path / "labels", classes, 3)
+    found = check("plain")
+    assert found.problems == [] and found.truth.keys() == {"sem_seg"}
+    assert found.truth["sem_seg"]["mIoU"] == 100 > found.damaged["sem_seg"]["mIoU"] > 20
+
+
+def test_instances_are_scored_by_pycocotools_too(tmp_path: Path) -> None:
+    square = [[2, 2, 20, 2, 20, 20, 2, 20]]
+    annotations = [
+        {"image_id": i, "category_id": 4 + 3 * (i % 2), "segmentation": square, "iscrowd": 0}
+        for i in range(8)
+    ]
+    for k, annotation in enumerate(annotations):
+        annotation |= {"id": k + 1, "area": 324, "bbox": [2, 2, 18, 18]}
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 30, "width": 40} for i in range(8)],
+        "annotations": annotations,
+        "categories": [{"id": 7, "name": "cat"}, {"id": 4, "name": "dog"}],
+    }
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val2017").mkdir()
+    for i in range(8):
+        Image.new("RGB", (40, 30)).save(folder / "val2017" / f"{i}.png")
+    path = folder / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    found = validate(get_dataset("coco_2017_val", root=tmp_path), progress=False)
+    assert found.problems == [] and found.truth.keys() == {"segm"}
+    task, scores = found.references["pycocotools"]
+    assert task == "segm" and scores["AP"] == pytest.approx(found.damaged["segm"]["AP"], abs=1e-9)
+    assert found.truth["segm"]["AP"] == pytest.approx(100) and 0 < scores["AP"] < 95
+    annotations[3]["segmentation"] = [[100, 100, 120, 100, 120, 120]]  # beside the image
+    path.write_text(json.dumps(content))
+    found = validate(get_dataset("coco_2017_val", root=tmp_path), progress=False)
+    assert found.problems == ["an annotation of category cat of image 3 has no pixel in it"]
+
+
+def test_damage_depends_on_the_image_alone(scenes: Path) -> None:
+    dataset = get_dataset("mine")
+    first, second = (read_ground_truth(r, dataset.metadata) for r in dataset.records()[:2])
+    copies = [damage(first, dataset.metadata) for _ in range(2)]
+    for (ids, segments), (same_ids, same_segments) in [(copies[0].segments, copies[1].segments)]:
+        np.testing.assert_array_equal(ids, same_ids)
+        assert segments == same_segments and {s["id"] for s in segments} == set(ids.flat) - {0}
+    assert not np.array_equal(copies[0].labels, first.labels)
+    assert not np.array_equal(copies[0].labels, damage(second, dataset.metadata).labels)
+
+
+def test_the_stored_prediction_scores_what_the_references_gave() -> None:
+    pairs = score_stored()
+    assert {"PQ", "SQ_th", "RQ_st", "AP", "AP50", "mIoU", "pACC"} <= pairs.keys()
+    for key, (ours, theirs) in pairs.items():
+        assert ours == pytest.approx(theirs, abs=1e-6), key
+    assert pairs["PQ"][1] == pytest.approx(51.42508584589331)  # panopticapi's
+    sources = {
+        t: r["source"] for t, r in json.loads((STORED / "reference.json").read_text()).items()
+    }
+    assert "panopticapi" in sources["panoptic_seg"] and "pycocotools" in sources["segm"]
+
+
+def test_a_broken_evaluator_is_found(scenes: Path, monkeypatch) -> None:
+    class Broken(PanopticEvaluator):
+        def summarize(self, statistics):
+            return {k: v * 0.999 for k, v in super().summarize(statistics).items()}
+
+    monkeypatch.setattr(module, "PanopticEvaluator", Broken)
+    problems = check().problems
+    assert any("ground truth as prediction scores PQ 99.9" in p for p in problems)
+    assert any("the stored prediction scores PQ 51.37" in p and "51.425" in p for p in problems)
+
+
+def test_a_difference_to_a_reference_is_a_problem() -> None:
+    found = Validation("x", 1, 1, truth={"segm": {"AP": 100.0, "APl": float("nan")}})
+    found.damaged = {"segm": {"AP": 40.0, "APl": float("nan")}}
+    found.references = {"pycocotools": ("segm", {"AP": 40.0000001, "APl": float("nan")})}
+    assert disagreements(found) == []
+    found.references = {"pycocotools": ("segm", {"AP": 40.00001, "APl": 3.0})}
+    first, second = disagreements(found)
+    assert (
+        "scores AP 40.000000000 here and 40.000010000 by pycocotools" in first and "APl" in second
+    )
+
+
+@pytest.mark.skipif("LQN_SEG_REAL_DATA" not in os.environ, reason="LQN_SEG_REAL_DATA is not set")
+def test_real_coco_scores_what_panopticapi_gave() -> None:
+    dataset = get_dataset("coco_2017_train_panoptic", root=os.environ["LQN_SEG_REAL_DATA"])
+    found = validate(dataset, max_images=12, progress=False)
+    assert found.problems == []  # pycocotools was asked for AP
+    scores = {key: found.damaged["panoptic_seg"][key] for key in PANOPTICAPI_ON_COCO}
+    assert scores == pytest.approx(PANOPTICAPI_ON_COCO, abs=1e-6)
+
+
+@pytest.mark.skipif("LQN_SEG_REAL_DATA" not in os.environ, reason="LQN_SEG_REAL_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "notes"), [("ade20k_sem_seg_val", 0), ("cityscapes_fine_sem_seg_val", 1)]
+)
+def test_real_samples_are_whole(name: str, notes: int) -> None:
+    dataset = get_dataset(name, root=os.environ["LQN_SEG_REAL_DATA"])
+    found = validate(dataset, progress=False)
+    assert found.problems == [] and len(found.notes) == notes
+    assert found.truth["sem_seg"]["mIoU"] == 100

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Check a data set, and the evaluators on it.
+
+Files, sizes, ids and the agreement of JSON and PNG; ground truth scored as prediction (100
+everywhere); a damaged copy of it held against pycocotools, cityscapesscripts and, where it is
+installed, panopticapi; and a stored prediction against stored figures. Returns 1 where anything is
+wrong.
+
+Examples:
+    python tools/validate_dataset.py demo_panoptic_val
+    python tools/validate_dataset.py coco_2017_val_panoptic --max-images 100
+    python tools/validate_dataset.py my_val --config-file my.yaml   # one of MODEL.LQN.DATASETS
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lqn_seg.errors import InputError
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", metavar="NAME", help="of a data set, see datasets/README.md")
+    parser.add_argument("--config-file", metavar="FILE", help="YAML that describes the data set")
+    parser.add_argument("--max-images", type=int, default=0, help="the first so many; 0 is all")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    from lqn_seg.data.catalog import get_dataset
+    from lqn_seg.engine.validate import validate
+
+    try:
+        if arguments.config_file:
+            from lqn_seg.engine.config import load_cfg
+
+            load_cfg(arguments.config_file)  # makes its data sets known
+        found = validate(get_dataset(arguments.name), arguments.max_images)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(found.text())
+    return 1 if found.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,6 +25,7 @@ from lqn_seg.core.gauge import Calibration, Restorer
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
+from lqn_seg.segmentation.comparators import Comparator, UniversalModel
 from lqn_seg.segmentation.postprocess import (
     instance_inference,
     panoptic_inference,
@@ -39,9 +40,10 @@ from lqn_seg.segmentation.windows import (
     normalise,
     resize_scores,
 )
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, EomtContext, EomtTeacher
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.eomt import EomtContext, EomtTeacher
 
-Method = LQNConfig | PixelControl | None  # None is the teacher itself
+Method = LQNConfig | PixelControl | Comparator | None  # None is the teacher itself
 Fitter = StudentFitter | ClosedFormField
 
 
@@ -140,11 +142,12 @@ class Segmenter:
 
     Args:
         teacher, head: frozen.
-        methods: name -> student recipe, None for the teacher itself.
+        methods: name -> student recipe, None for the teacher itself, or what is compared with it.
         thing_ids: contiguous ids of the classes that have instances.
         config: outputs and protocol.
         calibration: the teacher's clean ranges. Without it nothing is restored, and a method whose
             blend the gauge decides answers as the teacher does.
+        comparators: the models of those methods that are other models altogether.
     """
 
     def __init__(
@@ -155,8 +158,13 @@ class Segmenter:
         thing_ids: frozenset[int],
         config: SegmentationConfig,
         calibration: Calibration | None = None,
+        comparators: Mapping[str, UniversalModel] | None = None,
     ) -> None:
         self.teacher, self.head, self.methods = teacher, head, dict(methods)
+        self.comparators = dict(comparators or {})
+        self._on_teacher = {
+            name: method for name, method in self.methods.items() if name not in self.comparators
+        }
         self.thing_ids, self.config, self.calibration = thing_ids, config, calibration
         rows, columns = teacher.grid
         self.query_rows = 0  # below the grid, where the student gives the query tokens too
@@ -193,16 +201,46 @@ class Segmenter:
             for index, (image, layout) in enumerate(zip(images, layouts))
             for number, crop in enumerate(layout.crops(image.to(self.teacher.device)))
         ]
-        logits: list[dict[str, list[Any]]] = [{name: [] for name in self.methods} for _ in images]
+        logits: list[dict[str, list[Any]]] = [
+            {name: [] for name in self._on_teacher} for _ in images
+        ]
+        if not self._on_teacher:
+            windows = []
         for start in range(0, len(windows), self.config.batch):
             chunk = windows[start : start + self.config.batch]
             for name, results in self._run_chunk(chunk).items():
                 for window, result in zip(chunk, results):
                     logits[window.image][name].append(result)
-        return [
+        predictions = [
             {name: self._finish(layout, parts, size) for name, parts in by_method.items()}
             for size, layout, by_method in zip(sizes, layouts, logits)
         ]
+        for image, size, by_name in zip(images, sizes, predictions):
+            for name, model in self.comparators.items():
+                by_name[name] = self._compare(model, image, size)
+        return [{name: by_name[name] for name in self.methods} for by_name in predictions]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The outputs that are made, by OneFormer's words for them."""
+        wanted = {
+            "semantic": self.config.semantic,
+            "panoptic": self.config.panoptic,
+            "instance": self.config.instances,
+        }
+        return [task for task, on in wanted.items() if on]
+
+    def _compare(self, model: UniversalModel, image: Tensor, size: Size) -> Prediction:
+        """Another model's answer; its time is the teacher's column, for there is no other stage."""
+        clock = _Clock(self.teacher.device)
+        answers, shape = model(image, size, self.tasks)
+        output: dict[str, Any] = {}
+        for task, (mask_logits, class_logits) in answers.items():
+            output |= self._outputs(mask_logits, class_logits, (task,))
+        stats = dict.fromkeys(("fit_ms", "readout_ms", "head_ms", "fallback"), 0.0)
+        stats |= {"teacher_ms": clock.lap(), "windows": 1.0}
+        stats |= dict.fromkeys(("token_cos", "error_over_variance"), math.nan)
+        return Prediction(output, {**stats, "input_height": shape[0], "input_width": shape[1]})
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -240,7 +278,7 @@ class Segmenter:
         clock = _Clock(self.teacher.device)
         passes: dict[str, _Pass] = {}
         results = {}
-        for name, method in self.methods.items():
+        for name, method in self._on_teacher.items():
             run = self._encode(method, crops, passes)
             clock.lap()
             answer = self._answer(name, method, crops, run, [w.key for w in filled])
@@ -412,7 +450,6 @@ class Segmenter:
             for key in parts[0][2]
         }
         stats["windows"] = float(len(parts))
-        config = self.config
         if isinstance(layout, SlidingWindows):
             scores = torch.stack(
                 [
@@ -421,11 +458,18 @@ class Segmenter:
                 ]
             )
             return Prediction({"sem_seg": layout.average(scores, size)}, stats)
-        mask_logits, class_logits = layout.logits(parts[0][0], size), parts[0][1]
+        masks = layout.logits(parts[0][0], size)
+        return Prediction(self._outputs(masks, parts[0][1], self.tasks), stats)
+
+    def _outputs(
+        self, mask_logits: Tensor, class_logits: Tensor, tasks: Sequence[str]
+    ) -> dict[str, Any]:
+        """What is predicted for an image of one window, from logits at the output's size."""
+        config = self.config
         output: dict[str, Any] = {}
-        if config.semantic:
+        if "semantic" in tasks:
             output["sem_seg"] = semantic_inference(mask_logits, class_logits)
-        if config.panoptic:
+        if "panoptic" in tasks:
             output["panoptic_seg"] = panoptic_inference(
                 mask_logits,
                 class_logits,
@@ -433,11 +477,11 @@ class Segmenter:
                 config.object_mask_threshold,
                 config.overlap_threshold,
             )
-        if config.instances:
+        if "instance" in tasks:
             output["instances"] = instance_inference(
                 mask_logits, class_logits, self.thing_ids, config.top_k
             )
-        return Prediction(output, stats)
+        return output
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

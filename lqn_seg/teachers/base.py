@@ -22,6 +22,7 @@ class Teacher(Protocol[ContextT]):
     Attributes:
         model: the network itself.
         num_layers: L; layers are numbered 1..L, 0 is the patch embedding.
+        num_query_layers: how many of the last layers also carry object queries.
         width: D, features of a token.
         grid: (H, W) patches.
         image_size: (height, width) in pixels that :meth:`encode` takes.
@@ -30,6 +31,7 @@ class Teacher(Protocol[ContextT]):
 
     model: nn.Module
     num_layers: int
+    num_query_layers: int
     width: int
     grid: tuple[int, int]
     image_size: tuple[int, int]

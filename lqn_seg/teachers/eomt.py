@@ -260,9 +260,11 @@ def load_eomt(
             if image_size is not None:
                 set_image_size(model, image_size)
             return EomtTeacher(model.to(device))
-        path = found if not named else find_file(weights, WEIGHT_FILES[::-1], f"{_KEY}.WEIGHTS")
-        if path is None:
+        if named:
+            found = find_file(weights, WEIGHT_FILES[::-1], f"{_KEY}.WEIGHTS")
+        if found is None:
             raise InputError(f"{_KEY}.WEIGHTS: {weights} holds no {' or '.join(WEIGHT_FILES)}")
+        path = found
     return EomtTeacher(_original_eomt(path, config, image_size, base).to(device))
 
 
@@ -316,8 +318,8 @@ def _original_eomt(path: Path, config: str, image_size: Size | None, base: str) 
     state = read_weights(path, f"{_KEY}.WEIGHTS")
     if not is_original(state):
         raise InputError(
-            f"{_KEY}.WEIGHTS: {path} could not be loaded: it has not the original release's keys, and "
-            "transformers' layout is a directory with a config.json that names its model_type"
+            f"{_KEY}.WEIGHTS: {path} could not be loaded: it has not the original release's keys, "
+            "and transformers' layout is a directory with a config.json that names its model_type"
         )
     overrides = read_json(Path(config), f"{_KEY}.CONFIG") if config else {}
     if any("pos_embed" in name for name in state):

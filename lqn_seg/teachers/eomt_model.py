@@ -95,7 +95,7 @@ def set_image_size(model: Any, size: Size) -> None:
             new = resample_abs_pos_embed(
                 old[None], list(grid), list(model.grid_size), num_prefix_tokens=0
             )[0]
-        embeddings.position_embeddings = nn.Embedding(*new.shape, _weight=new)
+        embeddings.position_embeddings = nn.Embedding(len(new), new.shape[1], _weight=new)
         embeddings.position_ids = nn.Buffer(
             torch.arange(len(new), device=new.device)[None], persistent=False
         )

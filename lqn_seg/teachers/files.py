@@ -57,7 +57,9 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}: {path} could not be loaded: it is not JSON ({first_line(error)})") from error
+        raise InputError(
+            f"{key}: {path} could not be loaded: it is not JSON ({first_line(error)})"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{key}: {path} could not be loaded: it holds no JSON object")
     return content

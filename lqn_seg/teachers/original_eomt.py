@@ -213,7 +213,7 @@ def _config(
     width = state["layernorm.weight"].shape[0]
     patch_name = "patch_embeddings.projection" if kind == "eomt" else "patch_embeddings"
     patch = state[f"embeddings.{patch_name}.weight"].shape[-1]
-    found = {
+    found: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": _count(state, r"layers\.(\d+)\."),
         "num_attention_heads": max(width // _HEAD_WIDTH, 1),
@@ -227,8 +227,9 @@ def _config(
     gated = "layers.0.mlp.gate_proj.weight" in state
     if kind == "eomt":
         patches = state["embeddings.position_embeddings.weight"].shape[0]
-        side, wanted = math.isqrt(patches), image_size and (image_size[0] // patch) * (
-            image_size[1] // patch
+        side, wanted = (
+            math.isqrt(patches),
+            image_size and (image_size[0] // patch) * (image_size[1] // patch),
         )
         if wanted == patches and image_size is not None:
             found["image_size"] = list(image_size)

@@ -9,7 +9,7 @@ pytest.importorskip("detectron2.engine", reason="Detectron2 is not installed")
 
 from detectron2.modeling import SemanticSegmentor, build_backbone, build_model
 
-from lqn_seg.detectron2 import EomtBackbone, LQNTrainer
+from lqn_seg.detectron2 import LQNTrainer, TeacherBackbone
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt import load_eomt
 
@@ -19,7 +19,7 @@ def fpn_cfg(cfg):
     """A stock semantic FPN on two layers, with means, deviations and an order of its own."""
     cfg.merge_from_list(
         ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"]
-        + ["MODEL.BACKBONE.NAME", "build_eomt_backbone"]
+        + ["MODEL.BACKBONE.NAME", "build_teacher_backbone"]
         + ["MODEL.LQN.BACKBONE.OUT_FEATURES", ("layer1", "layer3")]
         + ["MODEL.SEM_SEG_HEAD.IN_FEATURES", ("layer1", "layer3")]
         + ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 13, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32]
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_named(fpn_cfg):
 
 def test_semantic_fpn_predicts_at_the_image_size(fpn_cfg):
     model = build_model(fpn_cfg).eval()
-    assert isinstance(model, SemanticSegmentor) and isinstance(model.backbone, EomtBackbone)
+    assert isinstance(model, SemanticSegmentor) and isinstance(model.backbone, TeacherBackbone)
     image = torch.randint(0, 256, (3, 50, 75), dtype=torch.uint8)
     with torch.no_grad():
         output = model([{"image": image, "height": 100, "width": 150}])[0]["sem_seg"]

@@ -21,7 +21,8 @@ from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.segmentation.views import PixelControl
 from lqn_seg.segmentation.windows import normalise
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.eomt import load_eomt
 
 LQN = LQNConfig(
     StudentConfig(input_size=32, stride=8, widths=(32, 32), position_dim=32, init="he"),

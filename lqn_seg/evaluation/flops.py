@@ -446,13 +446,13 @@ def count_eomt(config: Any, counter: str = "fvcore") -> FlopCount:
     The weights are random and live on the meta device: no memory, no arithmetic.
 
     Args:
-        config: a `transformers.EomtConfig`.
+        config: a `transformers.EomtConfig` or `EomtDinov3Config`.
         counter: "fvcore" or "torch".
     """
-    from transformers import EomtForUniversalSegmentation
+    from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
     with torch.device("meta"):
-        model = EomtForUniversalSegmentation(config).eval()
+        model = AutoModelForUniversalSegmentation.from_config(config).eval()
     # Read by the forward pass to decide on masked attention, so it needs a value: 0 = off.
     model.attn_mask_probs = torch.zeros(config.num_blocks)
     height, width = EomtShape.from_config(config).image_size

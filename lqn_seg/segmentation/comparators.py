@@ -6,8 +6,10 @@ the divisor, whole, without windows; mask logits are scaled back, the padding cu
 output size. From there on the rules are those of `postprocess`, which are Mask2Former's too.
 
 Where transformers' own image processors differ, theirs are not followed: they stretch an image to a
-multiple of the divisor instead of padding it, and ``post_process_semantic_segmentation`` goes
-through 384 x 384 masks whatever the input was, which costs detail.
+multiple of the divisor instead of padding it; their post-processing goes through 384 x 384 masks
+whatever the input was, which costs detail; and their panoptic rule asks class score x mask
+probability for 0.5 where Mask2Former asks the mask probability alone, and gives a segment all the
+pixels it won, also those outside its mask.
 """
 
 from __future__ import annotations

@@ -131,3 +131,15 @@ def test_calibrate_writes_a_file_or_one_sentence(
     monkeypatch.setattr(sys, "argv", [*common, "--images", images, "--max", "6"])
     assert tool.main() == 0
     assert capsys.readouterr().out == f"calibration: {found}\n" and found.is_file()
+
+
+def test_convert_writes_a_directory_or_one_sentence(teacher_folder, tmp_path):
+    output = tmp_path / "converted"
+    result = run("tools/convert_checkpoint.py", teacher_folder, output, "--image-size", "32", "64")
+    assert result.returncode == 0, result.stderr
+    assert "32x64 px" in result.stdout and "masked attention off" in result.stdout
+    assert (output / "model.safetensors").is_file()
+    again = run("tools/convert_checkpoint.py", teacher_folder, output)
+    assert again.returncode == 2 and "is there already" in again.stderr
+    missing = run("tools/convert_checkpoint.py", tmp_path / "nowhere.bin", tmp_path / "other")
+    assert missing.returncode == 2 and missing.stderr.startswith("error: INPUT: ")

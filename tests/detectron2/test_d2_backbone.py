@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("detectron2.engine", reason="Detectron2 is not installed")
 
@@ -100,3 +104,18 @@ def test_a_training_step_changes_the_head_and_not_the_teacher(fpn_cfg):
         frozen = key.startswith("backbone.")
         assert torch.equal(before[key], value) == frozen, key
     assert 0 <= results["sem_seg"]["mIoU"] <= 100
+
+
+def test_dinov2_alone_is_a_backbone(fpn_cfg, tmp_path):
+    shape = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 56}
+    about = {"architecture": "vit_small_patch14_reg4_dinov2", "model_args": shape}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    model = timm.create_model(about["architecture"], num_classes=0, **shape)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    fpn_cfg.MODEL.LQN.TEACHER.NAME = "dinov2"
+    fpn_cfg.MODEL.LQN.TEACHER.WEIGHTS = str(tmp_path)
+    backbone = build_backbone(fpn_cfg)
+    assert backbone.size_divisibility == 56
+    assert {s.stride for s in backbone.output_shape().values()} == {14}
+    maps = backbone(torch.zeros(1, 3, 56, 112))
+    assert maps["layer3"].shape == (1, 32, 4, 8)

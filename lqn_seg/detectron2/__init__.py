@@ -18,10 +18,10 @@ except ImportError as error:
         f"gives the same numbers without it ({error})"
     ) from error
 
-from lqn_seg.detectron2.backbone import EomtBackbone
+from lqn_seg.detectron2.backbone import TeacherBackbone
 from lqn_seg.detectron2.evaluation import LQNEvaluator, LQNTrainer, evaluate
 from lqn_seg.detectron2.meta_arch import LQNTTTMetaArch, register
 from lqn_seg.engine.config import add_lqn_config
 
-__all__ = ["EomtBackbone", "LQNEvaluator", "LQNTTTMetaArch", "LQNTrainer"]
+__all__ = ["LQNEvaluator", "LQNTTTMetaArch", "LQNTrainer", "TeacherBackbone"]
 __all__ += ["add_lqn_config", "evaluate", "register"]

@@ -1,8 +1,9 @@
-"""The frozen EoMT teacher as a Detectron2 backbone: one feature map per layer."""
+"""A frozen teacher as a Detectron2 backbone: one feature map per layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -13,11 +14,11 @@ from torch import Tensor
 from lqn_seg.engine.build import build_teacher
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.feature_maps import feature_maps
-from lqn_seg.teachers.eomt import EomtTeacher
+from lqn_seg.teachers.base import Teacher
 
 
-class EomtBackbone(Backbone):
-    """Block outputs of a frozen EoMT under the names ``layer1`` ... ``layerL``.
+class TeacherBackbone(Backbone):
+    """Block outputs of a frozen teacher (EoMT, or DINOv2) as ``layer1`` ... ``layerL``.
 
     All maps have the stride of the teacher's patches and its width. The teacher knows one image
     size, S x S: `size_divisibility` is S, so that Detectron2 pads to multiples of it, and an input
@@ -36,7 +37,7 @@ class EomtBackbone(Backbone):
 
     def __init__(
         self,
-        teacher: EomtTeacher,
+        teacher: Teacher[Any],
         out_features: Sequence[str],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -44,7 +45,7 @@ class EomtBackbone(Backbone):
     ) -> None:
         super().__init__()
         if len(pixel_mean) != 3 or input_format not in ("RGB", "BGR"):
-            raise InputError(f"INPUT.FORMAT must be RGB or BGR for EoMT, not {input_format!r}")
+            raise InputError(f"INPUT.FORMAT must be RGB or BGR, not {input_format!r}")
         layers = {f"layer{index + 1}": index for index in range(teacher.num_layers)}
         if unknown := [name for name in out_features if name not in layers]:
             raise InputError(
@@ -67,7 +68,7 @@ class EomtBackbone(Backbone):
         stride = self.teacher.image_size[0] // self.teacher.grid[0]
         return dict.fromkeys(self.layers, ShapeSpec(channels=self.teacher.width, stride=stride))
 
-    def train(self, mode: bool = True) -> EomtBackbone:
+    def train(self, mode: bool = True) -> TeacherBackbone:
         """The teacher is frozen and always in evaluation mode; ``train()`` changes nothing."""
         return super().train(False)
 
@@ -83,13 +84,13 @@ class EomtBackbone(Backbone):
         return {name: maps[index] for name, index in self.layers.items()}
 
 
-def build_eomt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EomtBackbone:
-    """``MODEL.BACKBONE.NAME: build_eomt_backbone``, with the teacher of MODEL.LQN.TEACHER.
+def build_teacher_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TeacherBackbone:
+    """``MODEL.BACKBONE.NAME: build_teacher_backbone``, with the teacher of MODEL.LQN.TEACHER.
 
     For a semantic FPN, MODEL.SEM_SEG_HEAD.COMMON_STRIDE must be the patch size divided by a power
     of two.
     """
     model, features = cfg.MODEL, cfg.MODEL.LQN.BACKBONE.OUT_FEATURES
-    return EomtBackbone(
+    return TeacherBackbone(
         build_teacher(cfg), features, model.PIXEL_MEAN, model.PIXEL_STD, cfg.INPUT.FORMAT
     )

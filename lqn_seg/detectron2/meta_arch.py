@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Instances
 
-from lqn_seg.detectron2.backbone import build_eomt_backbone
+from lqn_seg.detectron2.backbone import build_teacher_backbone
 from lqn_seg.detectron2.data import class_table, register_datasets
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import method_config, resolve_device
@@ -74,5 +74,5 @@ def register() -> None:
     """
     if LQNTTTMetaArch.__name__ not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)
-        BACKBONE_REGISTRY.register(build_eomt_backbone)
+        BACKBONE_REGISTRY.register(build_teacher_backbone)
     register_datasets()

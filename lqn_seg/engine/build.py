@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -12,11 +14,14 @@ from lqn_seg.engine.config import methods, segmentation_config
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.calibration import FILE_NAME, load_calibration
+from lqn_seg.segmentation.comparators import Comparator, load_universal
 from lqn_seg.segmentation.segmenter import Method, Segmenter
-from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
+from lqn_seg.teachers.base import Teacher
+from lqn_seg.teachers.dinov2 import load_dinov2
+from lqn_seg.teachers.eomt import ABSOLUTE, EomtTeacher, load_eomt
 
 
-def build_teacher(cfg: CfgNode) -> EomtTeacher:
+def build_teacher(cfg: CfgNode) -> Teacher[Any]:
     """The frozen teacher of a configuration, on its device.
 
     Raises:
@@ -25,11 +30,24 @@ def build_teacher(cfg: CfgNode) -> EomtTeacher:
     teacher = cfg.MODEL.LQN.TEACHER
     if cfg.MODEL.WEIGHTS and cfg.MODEL.META_ARCHITECTURE == "LQNTTTMetaArch":
         raise InputError("MODEL.WEIGHTS is not read: the weights are MODEL.LQN.TEACHER.WEIGHTS")
-    if teacher.NAME != "eomt":
-        raise InputError(f"MODEL.LQN.TEACHER.NAME must be eomt, not {teacher.NAME!r}")
+    if teacher.NAME not in ("eomt", "dinov2"):
+        raise InputError(f"MODEL.LQN.TEACHER.NAME must be eomt or dinov2, not {teacher.NAME!r}")
     if not teacher.WEIGHTS and not teacher.CONFIG:
         raise InputError("MODEL.LQN.TEACHER.WEIGHTS and .CONFIG are both empty: name one of them")
-    return load_eomt(find_local(teacher.WEIGHTS), find_local(teacher.CONFIG), cfg.MODEL.DEVICE)
+    files = find_local(teacher.WEIGHTS), find_local(teacher.CONFIG)
+    size = _image_size(teacher.IMAGE_SIZE)
+    if teacher.NAME == "dinov2":
+        return load_dinov2(*files, cfg.MODEL.DEVICE, size)
+    base = teacher.BASE if teacher.BASE == ABSOLUTE else find_local(teacher.BASE)
+    return load_eomt(*files, cfg.MODEL.DEVICE, size, base)
+
+
+def _image_size(value: Any) -> tuple[int, int] | None:
+    if not value:
+        return None
+    if len(value) != 2 or not all(isinstance(side, int) for side in value):
+        raise InputError(f"MODEL.LQN.TEACHER.IMAGE_SIZE must be (height, width), not {value!r}")
+    return value[0], value[1]
 
 
 def find_local(path: str) -> str:
@@ -55,6 +73,11 @@ def build_segmenter(
         InputError: the teacher cannot be loaded or has another number of classes.
     """
     teacher = build_teacher(cfg)
+    if not isinstance(teacher, EomtTeacher):
+        raise InputError(
+            f"MODEL.LQN.TEACHER.NAME: {cfg.MODEL.LQN.TEACHER.NAME} has no mask head to segment "
+            "with; train an EoMT on it (MODEL.LQN.TRAIN.BACKBONE), or use it as a backbone"
+        )
     head = EomtHead(teacher.model)
     if num_classes is not None and head.num_classes != num_classes:
         raise InputError(
@@ -62,11 +85,30 @@ def build_segmenter(
             f"set {', '.join(cfg.DATASETS.TEST) or '(none)'} has {num_classes}"
         )
     chosen = methods(cfg) if chosen is None else chosen
-    calibration = build_calibration(cfg, teacher)
-    return Segmenter(teacher, head, chosen, thing_ids, segmentation_config(cfg), calibration)
+    sides = cfg.MODEL.LQN.COMPARATOR
+    comparators = {
+        name: load_universal(
+            replace(method, weights=find_local(method.weights)),
+            teacher.device,
+            num_classes,
+            sides.MIN_SIZE,
+            sides.MAX_SIZE,
+        )
+        for name, method in chosen.items()
+        if isinstance(method, Comparator)
+    }
+    return Segmenter(
+        teacher,
+        head,
+        chosen,
+        thing_ids,
+        segmentation_config(cfg),
+        build_calibration(cfg, teacher),
+        comparators,
+    )
 
 
-def build_calibration(cfg: CfgNode, teacher: EomtTeacher) -> Calibration | None:
+def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None:
     """The calibration that is named, or else the one beside the teacher's local weights.
 
     Raises:

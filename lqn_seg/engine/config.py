@@ -34,6 +34,7 @@ from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.errors import InputError
+from lqn_seg.segmentation.comparators import Comparator
 from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
 from lqn_seg.segmentation.views import PIXEL_CONTROLS, PixelControl
 
@@ -93,19 +94,29 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "BATCH": defaults.batch,
             "QUERIES": defaults.queries,
             "INFERENCE": defaults.inference,
-            "TEACHER": {"NAME": "eomt", "WEIGHTS": "", "CONFIG": ""},
+            # NAME: eomt, or dinov2 for features alone. BASE: what delta weights (EoMT on DINOv3)
+            # are the difference to. IMAGE_SIZE: (height, width) in place of the checkpoint's.
+            "TEACHER": {
+                **{"NAME": "eomt", "WEIGHTS": "", "CONFIG": "", "BASE": ""},
+                "IMAGE_SIZE": (),
+            },
             # From tools/calibrate.py; empty: calibration.safetensors beside local weights, if any.
             "CALIBRATION": "",
             # Data sets of one's own, under names for DATASETS.TRAIN and .TEST: `register_entries`.
             "DATASETS": (),
+            # Input of comparators, Mask2Former's MIN_SIZE_TEST and MAX_SIZE_TEST; 0: as their
+            # preprocessor_config.json has it.
+            "COMPARATOR": {"MIN_SIZE": 0, "MAX_SIZE": 0},
             # Feature maps of the teacher as a Detectron2 backbone, `layer1` ...; () is all of them.
             "BACKBONE": {"OUT_FEATURES": ()},
             "STUDENT": _nones(StudentConfig, _BY_VARIANT["student"]),
             "FIT": _nones(FitConfig, _BY_VARIANT["fit"]),
             "ADAPT": _nones(AdaptConfig),
-            # Training of a teacher: AugmentationConfig, and the weight of a per-pixel
-            # cross-entropy on its last patch tokens (0: off).
+            # Training of a teacher: AugmentationConfig, the weight of a per-pixel cross-entropy
+            # on its last patch tokens (0: off), and the DINOv2 that its ViT starts from (in
+            # timm's layout: a hub id, directory or file; empty: random).
             "TRAIN": {
+                "BACKBONE": "",
                 **{f.name.upper(): f.default for f in dataclasses.fields(AugmentationConfig)},
                 "PIXEL_LOSS_WEIGHT": 0.0,
             },
@@ -208,11 +219,14 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     ``ridge`` the recipe without a student or with a closed form in its place, ``untrained`` the
     recipe with 0 steps, and the names in ``PIXEL_CONTROLS`` change pixels instead; ``lqn@paper`` is
     the variant ``lqn`` with the recipe of the preset ``paper`` at this configuration's student
-    sizes.
+    sizes; ``mask2former=DIRECTORY`` (any label, a directory or hub id) is another model to compare
+    with.
 
     Raises:
         InputError: no method or preset has that name.
     """
+    if "=" in name:
+        return Comparator.parse(name)
     variant, _, recipe = name.partition("@")
     nearest(variant, METHODS, "method")
     if variant in PIXEL_CONTROLS:

@@ -181,6 +181,10 @@ class Evaluation:
             "precision": self.segmenter.precisions,
             "segmentation": repr(self.segmenter.config),
             "teacher": weights_hash(self.segmenter.teacher.model),
+            "comparators": {
+                name: weights_hash(other.model)
+                for name, other in self.segmenter.comparators.items()
+            },
             "version": __version__,
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tabulate import tabulate
 from lqn_seg.core.fit import LQNConfig, with_variant
 from lqn_seg.engine.inference import CLEAN, Condition, Evaluation, environment
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
-from lqn_seg.evaluation.flops import EomtShape, method_gmacs
+from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.segmentation.segmenter import Segmenter
@@ -42,6 +43,9 @@ TITLES = {
     "standardise": "standardised pixels",
     "larger": "larger input",
     "untrained": "untrained student (0 steps)",
+    "mask2former": "Mask2Former",
+    "maskformer": "MaskFormer",
+    "oneformer": "OneFormer",
 }
 CORRUPTED = "mean of corruptions"
 HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}
@@ -57,19 +61,29 @@ STAGES = ("teacher", "fit", "readout", "head")
 
 def title(method: str) -> str:
     """A method's name as people write it: ``lqn@paper`` is "LQN, recipe: paper"."""
+    label, is_comparator, _ = method.partition("=")
+    if is_comparator:
+        return TITLES.get(label, label)
     variant, _, recipe = method.partition("@")
     name = TITLES.get(variant, variant)
     return f"{name}, recipe: {recipe}" if recipe else name
 
 
-def count_gmacs(segmenter: Segmenter, method: str, windows: float = 1.0) -> dict[str, float]:
+def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -> dict[str, float]:
     """Multiply-adds per image of one of a segmenter's methods, by stage: `method_gmacs`.
 
     What a control does to pixels is not counted; "flip" is a second pass of the teacher, "larger"
-    one on more patches.
+    one on more patches. Another model, which takes images of any size, is counted while it runs on
+    one of the mean size.
+
+    Args:
+        stats: means over the images of `Prediction.stats`.
     """
+    if method in segmenter.comparators:
+        return _comparator_gmacs(segmenter, method, stats)
     if segmenter.larger and method in segmenter.larger.methods:
-        return count_gmacs(segmenter.larger, method, windows)
+        return count_gmacs(segmenter.larger, method, stats)
+    windows = stats["windows"]
     shape = EomtShape.from_config(segmenter.teacher.model.config)
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
@@ -86,6 +100,18 @@ def count_gmacs(segmenter: Segmenter, method: str, windows: float = 1.0) -> dict
         for stage in ("teacher", "total", "paper_convention"):
             costs[f"gmacs_{stage}"] += second
     return costs
+
+
+def _comparator_gmacs(
+    segmenter: Segmenter, method: str, stats: Mapping[str, float]
+) -> dict[str, float]:
+    input_size = (round(stats["input_height"]), round(stats["input_width"]))
+    model = segmenter.comparators[method]
+    tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
+    total = sum(count_torch(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
+    stages = ("teacher", "restore", "fit", "readout", "head", "total", "paper_convention")
+    whole = ("teacher", "total", "paper_convention")
+    return {f"gmacs_{stage}": total if stage in whole else 0.0 for stage in stages}
 
 
 class Report:
@@ -108,8 +134,7 @@ class Report:
 
     def _gmacs(self, method: str) -> dict[str, float]:
         """Multiply-adds per image; one window each, or the mean number that was run."""
-        windows = self.metrics[CLEAN][method]["lqn"]["windows"]
-        return count_gmacs(self.evaluation.segmenter, method, windows)
+        return count_gmacs(self.evaluation.segmenter, method, self.metrics[CLEAN][method]["lqn"])
 
     def _differences(self) -> dict[str, dict[str, PairedDifference]]:
         """Headline metric minus the teacher's: method -> condition -> interval.
@@ -194,8 +219,8 @@ class Report:
                 f"{title(method)}: {number} fits failed (non-finite loss or out of memory); the "
                 "teacher's prediction stands in for them"
             )
-        if self.differences:
-            parts.append(self.sentence())
+        if sentence := self.sentence():
+            parts.append(sentence)
         return "\n\n".join(parts)
 
     def _precisions(self) -> str:
@@ -262,8 +287,14 @@ class Report:
         return tabulate(rows, head, floatfmt=["", *[".2f"] * 6, *[".1f"] * 5])
 
     def sentence(self) -> str:
-        """What the table shows about the last full method, in one sentence and without flattery."""
-        method = "lqn" if "lqn" in self.differences else next(reversed(self.differences))
+        """What the table shows about the last full method, in one sentence and without flattery.
+
+        Empty where there is no method beside the teacher and other models.
+        """
+        own = [m for m in self.differences if m not in self.evaluation.segmenter.comparators]
+        if not own:
+            return ""
+        method = "lqn" if "lqn" in own else own[-1]
         clean = self.differences[method][CLEAN]
         text = (
             f"On these {len(self.evaluation.records)} images {title(method)} {_verdict(clean)} its "
@@ -312,7 +343,7 @@ class Report:
                     for method, by_group in self.differences.items()
                 }
             },
-            "sentence": self.sentence() if self.differences else "",
+            "sentence": self.sentence(),
         }
 
     def write(self) -> Path:
@@ -347,6 +378,7 @@ class Report:
             full.thing_ids,
             full.config,
             full.calibration,
+            {m: model for m, model in full.comparators.items() if m in chosen},
         )
         folder = Path(self.cfg.OUTPUT_DIR) / "panels"
         path = None

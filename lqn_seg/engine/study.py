@@ -28,7 +28,13 @@ from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS, corruption_constants
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
 from lqn_seg.engine.config import load_cfg
-from lqn_seg.engine.inference import Condition, Evaluation, calibration_hash, weights_hash
+from lqn_seg.engine.inference import (
+    Condition,
+    Evaluation,
+    calibration_hash,
+    mean_stats,
+    weights_hash,
+)
 from lqn_seg.engine.report import count_gmacs
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
@@ -641,8 +647,7 @@ def _evaluate(
             stats = [line["lqn"] for line in found]
             by_method[method] = Lines(evaluator.stack([line[task] for line in found]), stats)
             if method not in gmacs:
-                windows = float(np.mean([s.get("windows", 1.0) for s in stats]))
-                gmacs[method] = count_gmacs(evaluation.segmenter, method, windows)
+                gmacs[method] = count_gmacs(evaluation.segmenter, method, mean_stats(stats))
     counted = {method: costs for method, costs in gmacs.items() if costs}
     return Finished(job, lines, counted, evaluator.metric)
 

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from transformers import EomtForUniversalSegmentation
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.build import find_local
@@ -29,7 +28,9 @@ from lqn_seg.engine.config import augmentation_config, get_cfg
 from lqn_seg.engine.pixel_classifier import PixelClassifier
 from lqn_seg.engine.training_images import TrainingImages, pixel_labels
 from lqn_seg.errors import InputError
+from lqn_seg.teachers.dinov2 import start_from_dinov2
 from lqn_seg.teachers.eomt import read_eomt_config
+from lqn_seg.teachers.eomt_model import build_eomt, image_size_of
 
 # The annealing of block k of n runs over this part of the training, one block after the other.
 ANNEALING_START, ANNEALING_END = 0.15, 0.75
@@ -121,17 +122,13 @@ class TeacherTrainer:
         names = [category.name for category in dataset.metadata.categories]
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
-        self.model = EomtForUniversalSegmentation(config)
-        with torch.no_grad():
-            rows, columns = self.model.grid_size
-            grid = sine_cosine_grid(rows, columns, config.hidden_size)
-            self.model.embeddings.position_embeddings.weight.copy_(grid)
+        self.model = build_eomt(config)
+        self._start(cfg.MODEL.LQN.TRAIN.BACKBONE)
         # Depth-wise convolutions run several times faster in this layout on a CPU.
         self.model.upscale_block.to(memory_format=torch.channels_last)
         self.model.to(cfg.MODEL.DEVICE)
         self.augmentation = augmentation_config(cfg)
-        size = (config.image_size, config.image_size)
-        self.images = TrainingImages(dataset, size, self.augmentation)
+        self.images = TrainingImages(dataset, image_size_of(config), self.augmentation)
         self.pixel_weight: float = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT
         self.auxiliary = nn.ModuleList()  # trained and kept in checkpoints, but never exported
         if self.pixel_weight:
@@ -143,6 +140,16 @@ class TeacherTrainer:
         self.iteration = 0
         self.seconds = 0.0
         self.losses: list[float] = []
+
+    @torch.no_grad()
+    def _start(self, backbone: str) -> None:
+        """The ViT starts from DINOv2 where it is named, and else with a grid it can tell apart."""
+        if backbone:
+            start_from_dinov2(self.model, find_local(backbone))
+        elif self.model.config.model_type == "eomt":
+            rows, columns = self.model.grid_size
+            grid = sine_cosine_grid(rows, columns, self.model.config.hidden_size)
+            self.model.embeddings.position_embeddings.weight.copy_(grid)
 
     def recipe(self) -> str:
         """What two runs must share for one to go on from the other's checkpoint."""

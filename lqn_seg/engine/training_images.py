@@ -20,7 +20,7 @@ from lqn_seg.data.catalog import Dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
 
 
 class TrainingImages:

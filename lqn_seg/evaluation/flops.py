@@ -70,11 +70,14 @@ class EomtShape:
 
     @classmethod
     def from_config(cls, config: Any) -> EomtShape:
-        """From a `transformers.EomtConfig`."""
+        """From a `transformers.EomtConfig` or `EomtDinov3Config`."""
         size, patch = config.image_size, config.patch_size
-        mlp_width = int(config.hidden_size * config.mlp_ratio)
-        if config.use_swiglu_ffn:  # two thirds, rounded up to a multiple of 8, as transformers does
-            mlp_width = (int(mlp_width * 2 / 3) + 7) // 8 * 8
+        if config.model_type == "eomt_dinov3":
+            mlp_width, gated_mlp = config.intermediate_size, config.use_gated_mlp
+        else:
+            mlp_width, gated_mlp = int(config.hidden_size * config.mlp_ratio), config.use_swiglu_ffn
+            if gated_mlp:  # two thirds, rounded up to a multiple of 8, as transformers does
+                mlp_width = (int(mlp_width * 2 / 3) + 7) // 8 * 8
         return cls(
             image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
             patch_size=patch if isinstance(patch, int) else patch[0],
@@ -87,7 +90,7 @@ class EomtShape:
             num_prefix_tokens=1 + config.num_register_tokens,
             num_upscale_blocks=config.num_upscale_blocks,
             channels=config.num_channels,
-            gated_mlp=config.use_swiglu_ffn,
+            gated_mlp=gated_mlp,
         )
 
     @property
@@ -465,13 +468,13 @@ def count_eomt(config: Any, counter: str = "fvcore") -> FlopCount:
     The weights are random and live on the meta device: no memory, no arithmetic.
 
     Args:
-        config: a `transformers.EomtConfig`.
+        config: a `transformers.EomtConfig` or `EomtDinov3Config`.
         counter: "fvcore" or "torch".
     """
-    from transformers import EomtForUniversalSegmentation
+    from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
     with torch.device("meta"):
-        model = EomtForUniversalSegmentation(config).eval()
+        model = AutoModelForUniversalSegmentation.from_config(config).eval()
     # Read by the forward pass to decide on masked attention, so it needs a value: 0 = off.
     model.attn_mask_probs = torch.zeros(config.num_blocks)
     height, width = EomtShape.from_config(config).image_size

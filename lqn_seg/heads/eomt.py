@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import EomtForUniversalSegmentation
 
 
 class EomtHead:
@@ -14,7 +15,7 @@ class EomtHead:
     head reads query tokens as well as patch tokens, so both are arguments here.
     """
 
-    def __init__(self, model: EomtForUniversalSegmentation) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.num_queries: int = model.config.num_queries
         self.num_classes: int = model.config.num_labels

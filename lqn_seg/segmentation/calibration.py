@@ -26,7 +26,7 @@ from lqn_seg.core.gauge import (
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.views import pixel_statistics
 from lqn_seg.segmentation.windows import normalise
-from lqn_seg.teachers.eomt import EomtTeacher
+from lqn_seg.teachers.base import Teacher
 
 FILE_NAME = "calibration.safetensors"
 QUANTILE = 0.02
@@ -36,7 +36,7 @@ Batches = Callable[[], Iterable[Tensor]]
 
 
 @torch.no_grad()
-def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE) -> Calibration:
+def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTILE) -> Calibration:
     """Find a teacher's clean ranges in three passes over clean images.
 
     Args:
@@ -85,7 +85,7 @@ def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE
     )
 
 
-def _run(teacher: EomtTeacher, crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> Tensor:
+def _run(teacher: Teacher[Any], crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> Tensor:
     crops = normalise(crops.to(teacher.device), teacher.pixel_mean, teacher.pixel_std)
     return teacher.encode(crops, edit)[0]
 
@@ -102,7 +102,7 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
     save_file(tensors, path, {"calibration": json.dumps({**about, **readings})})
 
 
-def load_calibration(path: str | Path, teacher: EomtTeacher) -> Calibration:
+def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
     """Read a calibration for a teacher.
 
     Raises:

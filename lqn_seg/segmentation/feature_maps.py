@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.eomt import EomtTeacher
+from lqn_seg.teachers.base import Teacher
 
 
-def feature_maps(teacher: EomtTeacher, pixels: Tensor) -> Tensor:
+def feature_maps(teacher: Teacher[Any], pixels: Tensor) -> Tensor:
     """Block outputs of every layer, without gradients.
 
     An image larger than the teacher's S x S pixels is cut into S x S tiles, which do not see each
@@ -27,7 +29,7 @@ def feature_maps(teacher: EomtTeacher, pixels: Tensor) -> Tensor:
     (height, width), (rows, columns) = pixels.shape[-2:], teacher.image_size
     if height % rows or width % columns:
         raise InputError(
-            f"the EoMT teacher takes images padded to multiples of {rows} x {columns} pixels, not "
+            f"the teacher takes images padded to multiples of {rows} x {columns} pixels, not "
             f"{height} x {width}"
         )
     mean, std = (

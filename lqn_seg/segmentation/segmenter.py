@@ -27,12 +27,13 @@ from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
+from lqn_seg.segmentation.comparators import Comparator, UniversalModel
 from lqn_seg.segmentation.postprocess import (
     instance_inference,
     panoptic_inference,
     semantic_inference,
 )
-from lqn_seg.segmentation.views import PixelControl, larger_side
+from lqn_seg.segmentation.views import PixelControl, larger_size
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
     Size,
@@ -41,9 +42,10 @@ from lqn_seg.segmentation.windows import (
     normalise,
     resize_scores,
 )
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, EomtContext, EomtTeacher
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.eomt import EomtContext, EomtTeacher
 
-Method = LQNConfig | PixelControl | None  # None is the teacher itself
+Method = LQNConfig | PixelControl | Comparator | None  # None is the teacher itself
 Fitter = StudentFitter | ClosedFormField
 
 
@@ -157,11 +159,12 @@ class Segmenter:
 
     Args:
         teacher, head: frozen.
-        methods: name -> student recipe, None for the teacher itself.
+        methods: name -> student recipe, None for the teacher itself, or what is compared with it.
         thing_ids: contiguous ids of the classes that have instances.
         config: outputs and protocol.
         calibration: the teacher's clean ranges. Without it nothing is restored, and a gauged
             method answers as the teacher does.
+        comparators: the models of those methods that are other models altogether.
     """
 
     def __init__(
@@ -172,8 +175,10 @@ class Segmenter:
         thing_ids: frozenset[int],
         config: SegmentationConfig,
         calibration: Calibration | None = None,
+        comparators: Mapping[str, UniversalModel] | None = None,
     ) -> None:
         self.teacher, self.head, self.methods = teacher, head, dict(methods)
+        self.comparators = dict(comparators or {})
         self.thing_ids, self.config, self.calibration = thing_ids, config, calibration
         rows, columns = teacher.grid
         self.query_rows = 0  # below the grid, where the student gives the query tokens too
@@ -190,6 +195,10 @@ class Segmenter:
             self._check_fit_per_image()
         larger = [name for name, m in self.methods.items() if m == PixelControl("larger")]
         self.larger = self._larger(larger) if larger else None
+        elsewhere = {*larger, *self.comparators}
+        self._on_teacher = {
+            name: method for name, method in self.methods.items() if name not in elsewhere
+        }
 
     def _check_fit_per_image(self) -> None:
         for name, fitter in self._fitters.items():
@@ -202,8 +211,8 @@ class Segmenter:
 
     def _larger(self, names: Sequence[str]) -> Segmenter:
         """The teacher alone at a larger input: images meet it in windows of its own."""
-        config = self.teacher.model.config
-        teacher = self.teacher.resized(larger_side(config.image_size, config.patch_size))
+        patch = self.teacher.model.config.patch_size
+        teacher = self.teacher.resized(larger_size(self.teacher.image_size, patch))
         alone = dict.fromkeys(names)
         return Segmenter(teacher, EomtHead(teacher.model), alone, self.thing_ids, self.config)
 
@@ -234,7 +243,7 @@ class Segmenter:
             for number, crop in enumerate(layout.crops(image.to(self.teacher.device)))
         ]
         logits: list[dict[str, list[Any]]] = [{} for _ in images]
-        for chunk in self._chunks(windows):
+        for chunk in self._chunks(windows if self._on_teacher else []):
             for name, results in self._run_chunk(chunk).items():
                 for window, result in zip(chunk, results):
                     logits[window.image].setdefault(name, []).append(result)
@@ -245,7 +254,10 @@ class Segmenter:
         if self.larger:
             for own, others in zip(found, self.larger(images, sizes)):
                 own.update(others)
-        return [{name: by_method[name] for name in self.methods} for by_method in found]
+        for image, size, by_name in zip(images, sizes, found):
+            for name, model in self.comparators.items():
+                by_name[name] = self._compare(model, image, size)
+        return [{name: by_name[name] for name in self.methods} for by_name in found]
 
     def _chunks(self, windows: list[_Window]) -> list[list[_Window]]:
         """Windows that are worked on together: a student's each, or all of one student's image."""
@@ -253,6 +265,28 @@ class Segmenter:
             return [list(group) for _, group in groupby(windows, lambda window: window.image)]
         size = self.config.batch
         return [windows[first : first + size] for first in range(0, len(windows), size)]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The outputs that are made, by OneFormer's words for them."""
+        wanted = {
+            "semantic": self.config.semantic,
+            "panoptic": self.config.panoptic,
+            "instance": self.config.instances,
+        }
+        return [task for task, on in wanted.items() if on]
+
+    def _compare(self, model: UniversalModel, image: Tensor, size: Size) -> Prediction:
+        """Another model's answer; its time is the teacher's column, for there is no other stage."""
+        clock = _Clock(self.teacher.device)
+        answers, shape = model(image, size, self.tasks)
+        output: dict[str, Any] = {}
+        for task, (mask_logits, class_logits) in answers.items():
+            output |= self._outputs(mask_logits, class_logits, (task,))
+        stats = dict.fromkeys(("fit_ms", "readout_ms", "head_ms", "fallback"), 0.0)
+        stats |= {"teacher_ms": clock.lap(), "windows": 1.0}
+        stats |= dict.fromkeys(("token_cos", "error_over_variance"), math.nan)
+        return Prediction(output, {**stats, "input_height": shape[0], "input_width": shape[1]})
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -291,9 +325,7 @@ class Segmenter:
         clock = _Clock(self.teacher.device)
         passes: dict[str, _Pass] = {}
         results = {}
-        for name, method in self.methods.items():
-            if self.larger and name in self.larger.methods:
-                continue
+        for name, method in self._on_teacher.items():
             run = self._encode(method, crops, passes)
             clock.lap()
             answer = self._answer(name, method, crops, run, filled)
@@ -549,7 +581,6 @@ class Segmenter:
             for key in parts[0][2]
         }
         stats["windows"] = float(len(parts))
-        config = self.config
         if isinstance(layout, SlidingWindows):
             scores = torch.stack(
                 [
@@ -558,11 +589,18 @@ class Segmenter:
                 ]
             )
             return Prediction({"sem_seg": layout.average(scores, size)}, stats)
-        mask_logits, class_logits = layout.logits(parts[0][0], size), parts[0][1]
+        masks = layout.logits(parts[0][0], size)
+        return Prediction(self._outputs(masks, parts[0][1], self.tasks), stats)
+
+    def _outputs(
+        self, mask_logits: Tensor, class_logits: Tensor, tasks: Sequence[str]
+    ) -> dict[str, Any]:
+        """What is predicted for an image of one window, from logits at the output's size."""
+        config = self.config
         output: dict[str, Any] = {}
-        if config.semantic:
+        if "semantic" in tasks:
             output["sem_seg"] = semantic_inference(mask_logits, class_logits)
-        if config.panoptic:
+        if "panoptic" in tasks:
             output["panoptic_seg"] = panoptic_inference(
                 mask_logits,
                 class_logits,
@@ -570,11 +608,11 @@ class Segmenter:
                 config.object_mask_threshold,
                 config.overlap_threshold,
             )
-        if config.instances:
+        if "instance" in tasks:
             output["instances"] = instance_inference(
                 mask_logits, class_logits, self.thing_ids, config.top_k
             )
-        return Prediction(output, stats)
+        return output
 
 
 def _shrunk(pixels: Tensor, recipe: LQNConfig) -> Tensor:

@@ -48,9 +48,10 @@ class PixelControl:
         return torch.from_numpy(changed).movedim(3, 1).to(crops.device).float() / 255
 
 
-def larger_side(side: int, patch: int) -> int:
-    """Pixels of the side of the larger input, in whole patches."""
-    return round(LARGER * side / patch) * patch
+def larger_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """(height, width) of the larger input in pixels, in whole patches."""
+    height, width = (round(LARGER * side / patch) * patch for side in size)
+    return height, width
 
 
 def pixel_statistics(crops: Tensor) -> Tensor:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ContextT = TypeVar("ContextT")
 # (layer, patch tokens (B, H, W, D)) -> what the teacher goes on with; layer 0 is the embedding.
@@ -17,14 +20,18 @@ class Teacher(Protocol[ContextT]):
     """A frozen ViT: images to a token field and whatever else its frozen rest needs.
 
     Attributes:
+        model: the network itself.
         num_layers: L; layers are numbered 1..L, 0 is the patch embedding.
+        num_query_layers: how many of the last layers also carry object queries.
         width: D, features of a token.
         grid: (H, W) patches.
         image_size: (height, width) in pixels that :meth:`encode` takes.
         pixel_mean, pixel_std: normalisation of the teacher's input, for pixels in 0..1.
     """
 
+    model: nn.Module
     num_layers: int
+    num_query_layers: int
     width: int
     grid: tuple[int, int]
     image_size: tuple[int, int]
@@ -39,6 +46,9 @@ class Teacher(Protocol[ContextT]):
 
         ``edit`` may replace the patch tokens of the embedding and of each layer as they come.
         """
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Layer 0 alone: (B, 3, h, w) normalised images to (B, H, W, D) patch embeddings."""
 
     def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
         """The frozen rest from ``layer`` on: last-layer tokens (B, H, W, D) and their context."""

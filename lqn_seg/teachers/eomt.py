@@ -10,20 +10,23 @@ Shapes: B images, L layers, H x W patches, D features, Q queries, P prefix token
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Edit, Teacher
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher
+from lqn_seg.teachers.eomt_model import Size, build_eomt, eomt_classes, set_image_size
+from lqn_seg.teachers.files import WEIGHT_FILES, find_file, first_line, read_json, read_weights
+from lqn_seg.teachers.original_eomt import convert_original, is_original
 
+_KEY = "MODEL.LQN.TEACHER"
 _BAD_CHECKPOINT = (
     OSError,
     ValueError,
@@ -33,8 +36,7 @@ _BAD_CHECKPOINT = (
     SafetensorError,
     StrictDataclassError,
 )
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+ABSOLUTE = "absolute"  # in place of a base: the file is no difference to anything
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,13 @@ class EomtContext:
 
 
 class EomtTeacher(Teacher[EomtContext]):
-    """A frozen EoMT that hands out its tokens at every layer and can resume from any of them."""
+    """A frozen EoMT that hands out its tokens at every layer and can resume from any of them.
 
-    def __init__(self, model: EomtForUniversalSegmentation) -> None:
+    Args:
+        model: transformers' ``EomtForUniversalSegmentation``, or its sister on DINOv3.
+    """
+
+    def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
         config = model.config
         self.num_layers: int = config.num_hidden_layers
@@ -68,7 +74,8 @@ class EomtTeacher(Teacher[EomtContext]):
         self.num_queries: int = config.num_queries
         self.width: int = config.hidden_size
         self.grid: tuple[int, int] = model.grid_size
-        self.image_size: tuple[int, int] = (config.image_size, config.image_size)
+        rows, columns = self.grid
+        self.image_size: tuple[int, int] = (rows * config.patch_size, columns * config.patch_size)
         self.pixel_mean: tuple[float, ...] = IMAGENET_MEAN
         self.pixel_std: tuple[float, ...] = IMAGENET_STD
         # Read once: asking a tensor for its value inside the layer loop would stall a GPU.
@@ -141,29 +148,15 @@ class EomtTeacher(Teacher[EomtContext]):
             (*context.masks[: passed + 1], *masks[1:]),
         )
 
-    def resized(self, side: int) -> EomtTeacher:
-        """The same weights for (side, side) images, position embeddings interpolated.
-
-        As EoMT and DINOv2 take a checkpoint to another size: bicubic, antialiased (timm's
-        `resample_abs_pos_embed`). All other weights are shared.
+    def resized(self, size: Size) -> EomtTeacher:
+        """The same weights for images of another (height, width), all but the positions shared.
 
         Raises:
-            InputError: ``side`` is no multiple of the patch size.
+            InputError: a side is no multiple of the patch size.
         """
-        config = copy.deepcopy(self.model.config)
-        if side < 1 or side % config.patch_size:
-            raise InputError(f"a teacher's input of {side} px is no multiple of its patches")
-        config.image_size, grid = side, (side // config.patch_size,) * 2
-        with torch.device("meta"):
-            model = EomtForUniversalSegmentation(config)
-        state = self.model.state_dict()
-        name = "embeddings.position_embeddings.weight"
-        learned = state[name].T.unflatten(1, self.grid)[None].float()
-        resampled = F.interpolate(learned, grid, mode="bicubic", antialias=True)[0]
-        state[name] = resampled.flatten(1).T.to(state[name].dtype).contiguous()
-        model.load_state_dict(state, assign=True)
-        places = torch.arange(grid[0] * grid[1], device=self.device)
-        model.embeddings.position_ids = places[None]  # a buffer that no checkpoint holds
+        own = {id(x): x for x in (*self.model.parameters(), *self.model.buffers())}
+        model = copy.deepcopy(self.model, own)
+        set_image_size(model, size)
         return EomtTeacher(model)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,6 +181,7 @@ class EomtTeacher(Teacher[EomtContext]):
         """
         first_query_layer = self.num_layers - self.num_query_layers
         sizes = [prefix.shape[1], patches.shape[1]]
+        positions = self._positions()
         state = torch.cat([prefix, patches], 1)
         if layer > first_query_layer:
             state, sizes = torch.cat([queries, state], 1), [queries.shape[1], *sizes]
@@ -198,7 +192,7 @@ class EomtTeacher(Teacher[EomtContext]):
             if index >= first_query_layer:
                 mask = self._attention_mask(state, index - first_query_layer, mask)
                 masks.append(mask)
-            state = self.model.layers[index](state, mask)
+            state = self.model.layers[index](state, mask, **positions)
             *query_part, prefix_part, patch_part = state.split(sizes, 1)
             if edit is not None:
                 patch_part = edit(index + 1, patch_part.unflatten(1, self.grid)).flatten(1, 2)
@@ -208,6 +202,14 @@ class EomtTeacher(Teacher[EomtContext]):
             query_states.extend(query_part)
         field = torch.stack(fields, 1) if fields else patches[:, None][:, :0]
         return field, torch.stack(prefixes, 1), torch.stack(query_states, 1), tuple(masks)
+
+    def _positions(self) -> dict[str, Any]:
+        """What layers with rotary position embeddings (DINOv3) want beside their input."""
+        if self.model.config.model_type != "eomt_dinov3":
+            return {}
+        # Its cosines depend on the size of the image alone.
+        size = torch.empty(1, 1, *self.image_size, device=self.device)
+        return {"position_embeddings": self.model.rope_embeddings(size)}
 
     def _attention_mask(self, state: Tensor, block: int, mask: Tensor | None) -> Tensor | None:
         """Additive mask (B, heads, N, N) of a query layer, or the previous one where it is off.
@@ -232,48 +234,87 @@ class EomtTeacher(Teacher[EomtContext]):
         )
 
 
-def load_eomt(weights: str, config: str = "", device: str | torch.device = "cpu") -> EomtTeacher:
+def load_eomt(
+    weights: str,
+    config: str = "",
+    device: str | torch.device = "cpu",
+    image_size: Size | None = None,
+    base: str = "",
+) -> EomtTeacher:
     """Load a frozen EoMT teacher.
 
     Args:
-        weights: a local directory (``config.json`` and ``model.safetensors``) or a hub id; empty
-            for random weights of the shape that ``config`` gives.
-        config: path of an ``EomtConfig`` JSON file; only read where ``weights`` is empty.
+        weights: a local directory, a file or a hub id, in transformers' layout (``config.json`` and
+            ``model.safetensors``) or in the original release's (``pytorch_model.bin``); empty for
+            random weights of the shape that ``config`` gives.
+        config: path of an ``EomtConfig`` JSON file; read where ``weights`` is empty, and for
+            what the tensors of an original file do not say (attention heads that are not 64 wide).
+        image_size: (height, width) in pixels in place of the checkpoint's; see `set_image_size`.
+        base: of delta weights (every published EoMT on DINOv3), a directory, file or hub id of the
+            DINOv3 weights that they are the difference to, or ``absolute``.
 
     Raises:
         InputError: a file is missing, is no EoMT, or does not fit its config.
     """
     if not weights:
-        try:
-            model = EomtForUniversalSegmentation(read_eomt_config(config))
-        except _BAD_CHECKPOINT as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"MODEL.LQN.TEACHER.CONFIG: no EoMT has the shape of {config} "
-                f"({_first_line(error)})"
-            ) from error
-        nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
-        return EomtTeacher(model.to(device))
+        return EomtTeacher(_random_eomt(config, image_size).to(device))
     path = Path(weights)
-    if not path.is_dir() and (path.is_absolute() or len(path.parts) > 2 or weights.startswith(".")):
-        raise InputError(f"MODEL.LQN.TEACHER.WEIGHTS: there is no directory {weights}")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"MODEL.LQN.TEACHER.WEIGHTS: {weights} holds no config.json")
+    if not path.is_file():
+        found = find_file(weights, ("config.json", *WEIGHT_FILES), f"{_KEY}.WEIGHTS")
+        if path.is_dir() and found is None:
+            raise InputError(
+                f"{_KEY}.WEIGHTS: {weights} holds no config.json and no {' or '.join(WEIGHT_FILES)}"
+            )
+        named = found is not None and found.name == "config.json"
+        # The original's repositories may hold some config.json of their own.
+        if found is None or (named and "model_type" in read_json(found, f"{_KEY}.WEIGHTS")):
+            model = _transformers_eomt(weights)
+            if image_size is not None:
+                set_image_size(model, image_size)
+            return EomtTeacher(model.to(device))
+        if named:
+            found = find_file(weights, WEIGHT_FILES[::-1], f"{_KEY}.WEIGHTS")
+        if found is None:
+            raise InputError(f"{_KEY}.WEIGHTS: {weights} holds no {' or '.join(WEIGHT_FILES)}")
+        path = found
+    return EomtTeacher(_original_eomt(path, config, image_size, base).to(device))
+
+
+def _random_eomt(config: str, image_size: Size | None) -> Any:
     try:
-        model, report = EomtForUniversalSegmentation.from_pretrained(
+        model = build_eomt(read_eomt_config(config))
+        if image_size is not None:
+            set_image_size(model, image_size)
+    except _BAD_CHECKPOINT as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{_KEY}.CONFIG: no EoMT has the shape of {config} ({first_line(error)})"
+        ) from error
+    nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
+    return model
+
+
+def _transformers_eomt(weights: str) -> Any:
+    """A model in transformers' layout, from a directory or the hub, loaded strictly."""
+    local = Path(weights).is_dir()
+    try:
+        found = find_file(weights, ("config.json",), f"{_KEY}.WEIGHTS")
+        kind = read_json(found, f"{_KEY}.WEIGHTS").get("model_type", "") if found else "eomt"
+        model, report = eomt_classes(kind)[1].from_pretrained(  # type: ignore[attr-defined]
             weights, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except _BAD_CHECKPOINT as error:
+        if isinstance(error, InputError):
+            raise
         how = (
             "its config.json or weights are damaged or not those of an EoMT"
-            if path.is_dir()
+            if local
             else "it is not in the model hub's cache and could not be fetched; download it on a "
             f"machine with internet by `hf download {weights}` and give the directory"
         )
         raise InputError(
-            f"MODEL.LQN.TEACHER.WEIGHTS: {weights} could not be loaded: {how} "
-            f"({_first_line(error)})"
+            f"{_KEY}.WEIGHTS: {weights} could not be loaded: {how} ({first_line(error)})"
         ) from error
     bad = {
         key: sorted(map(str, report[key])) for key in report if key != "error_msgs" and report[key]
@@ -281,30 +322,69 @@ def load_eomt(weights: str, config: str = "", device: str | torch.device = "cpu"
     if bad:
         parts = "; ".join(f"{key}: {', '.join(names[:3])}" for key, names in bad.items())
         raise InputError(f"checkpoint {weights} does not fit its config.json ({parts})")
-    return EomtTeacher(model.to(device))
+    return model
 
 
-def read_eomt_config(path: str) -> EomtConfig:
-    """An ``EomtConfig`` from a JSON file.
+def _original_eomt(path: Path, config: str, image_size: Size | None, base: str) -> Any:
+    """A model from a file in the original release's layout."""
+    state = read_weights(path, f"{_KEY}.WEIGHTS")
+    if not is_original(state):
+        raise InputError(
+            f"{_KEY}.WEIGHTS: {path} could not be loaded: it has not the original release's keys, "
+            "and transformers' layout is a directory with a config.json that names its model_type"
+        )
+    overrides = read_json(Path(config), f"{_KEY}.CONFIG") if config else {}
+    if any("pos_embed" in name for name in state):
+        if base:
+            raise InputError(f"{_KEY}.BASE: {path} is on DINOv2, it is no difference to {base}")
+        found = None
+    else:
+        found, shape = _read_base(path, base)
+        overrides = {**shape, **overrides}
+    return convert_original(
+        state, f"{_KEY}.WEIGHTS: {path}", image_size=image_size, overrides=overrides, base=found
+    )
+
+
+def _read_base(path: Path, base: str) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    """Base weights of a delta checkpoint, and what their config.json says that tensors do not."""
+    if base == ABSOLUTE:
+        return None, {}
+    if not base:
+        raise InputError(
+            f"{_KEY}.BASE: {path} is on DINOv3, whose published EoMT files are differences to "
+            "Meta's weights: name their directory, file or hub id (such as "
+            f"facebook/dinov3-vitl16-pretrain-lvd1689m), or '{ABSOLUTE}' for one that is not"
+        )
+    key = f"{_KEY}.BASE"
+    file = Path(base) if Path(base).is_file() else find_file(base, WEIGHT_FILES, key)
+    if file is None:
+        raise InputError(
+            f"{key}: {base} holds no {' or '.join(WEIGHT_FILES)}, or could not be fetched"
+        )
+    beside = None if Path(base).is_file() else find_file(base, ("config.json",), key)
+    content = read_json(beside, key) if beside else {}
+    wanted = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+    shape = {name: content[name] for name in wanted if name in content}
+    if "rope_theta" in content:
+        shape["rope_parameters"] = {"rope_type": "default", "rope_theta": content["rope_theta"]}
+    return read_weights(file, key), shape
+
+
+def read_eomt_config(path: str) -> Any:
+    """An ``EomtConfig`` from a JSON file (an ``EomtDinov3Config`` where it says so).
 
     Raises:
         InputError: the file is missing or is not JSON.
     """
     if not Path(path).is_file():
-        raise InputError(f"MODEL.LQN.TEACHER.CONFIG: there is no file {path or '(empty)'}")
+        raise InputError(f"{_KEY}.CONFIG: there is no file {path or '(empty)'}")
+    content = read_json(Path(path), f"{_KEY}.CONFIG")
     try:
-        content = json.loads(Path(path).read_text())
-        unknown = sorted(set(content) - {*EomtConfig().to_dict(), "num_labels"})
+        kind = eomt_classes(content.get("model_type", "eomt"))[0]
+        unknown = sorted(set(content) - {*kind().to_dict(), "num_labels"})
         if unknown:
-            raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} has the unknown key {unknown[0]!r}")
-        return EomtConfig(**content)
-    except json.JSONDecodeError as error:
-        raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} is not JSON ({error})") from error
+            raise InputError(f"{_KEY}.CONFIG: {path} has the unknown key {unknown[0]!r}")
+        return kind(**content)
     except (TypeError, StrictDataclassError) as error:
-        raise InputError(
-            f"MODEL.LQN.TEACHER.CONFIG: {path} is no EomtConfig ({_first_line(error)})"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{_KEY}.CONFIG: {path} is no EomtConfig ({first_line(error)})") from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("detectron2.engine", reason="Detectron2 is not installed")
 
 from detectron2.modeling import SemanticSegmentor, build_backbone, build_model
 
-from lqn_seg.detectron2 import EomtBackbone, LQNTrainer
+from lqn_seg.detectron2 import LQNTrainer, TeacherBackbone
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt import load_eomt
 
@@ -19,7 +23,7 @@ def fpn_cfg(cfg):
     """A stock semantic FPN on two layers, with means, deviations and an order of its own."""
     cfg.merge_from_list(
         ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"]
-        + ["MODEL.BACKBONE.NAME", "build_eomt_backbone"]
+        + ["MODEL.BACKBONE.NAME", "build_teacher_backbone"]
         + ["MODEL.LQN.BACKBONE.OUT_FEATURES", ("layer1", "layer3")]
         + ["MODEL.SEM_SEG_HEAD.IN_FEATURES", ("layer1", "layer3")]
         + ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 13, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32]
@@ -76,7 +80,7 @@ def test_what_does_not_fit_is_named(fpn_cfg):
 
 def test_semantic_fpn_predicts_at_the_image_size(fpn_cfg):
     model = build_model(fpn_cfg).eval()
-    assert isinstance(model, SemanticSegmentor) and isinstance(model.backbone, EomtBackbone)
+    assert isinstance(model, SemanticSegmentor) and isinstance(model.backbone, TeacherBackbone)
     image = torch.randint(0, 256, (3, 50, 75), dtype=torch.uint8)
     with torch.no_grad():
         output = model([{"image": image, "height": 100, "width": 150}])[0]["sem_seg"]
@@ -100,3 +104,18 @@ def test_a_training_step_changes_the_head_and_not_the_teacher(fpn_cfg):
         frozen = key.startswith("backbone.")
         assert torch.equal(before[key], value) == frozen, key
     assert 0 <= results["sem_seg"]["mIoU"] <= 100
+
+
+def test_dinov2_alone_is_a_backbone(fpn_cfg, tmp_path):
+    shape = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 56}
+    about = {"architecture": "vit_small_patch14_reg4_dinov2", "model_args": shape}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    model = timm.create_model(about["architecture"], num_classes=0, **shape)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    fpn_cfg.MODEL.LQN.TEACHER.NAME = "dinov2"
+    fpn_cfg.MODEL.LQN.TEACHER.WEIGHTS = str(tmp_path)
+    backbone = build_backbone(fpn_cfg)
+    assert backbone.size_divisibility == 56
+    assert {s.stride for s in backbone.output_shape().values()} == {14}
+    maps = backbone(torch.zeros(1, 3, 56, 112))
+    assert maps["layer3"].shape == (1, 32, 4, 8)

@@ -43,7 +43,7 @@ def inputs(image, **size):
 def test_registering_twice_is_fine(cfg):
     lqn.register()
     assert META_ARCH_REGISTRY.get("LQNTTTMetaArch") is lqn.LQNTTTMetaArch
-    assert "build_eomt_backbone" in BACKBONE_REGISTRY
+    assert "build_teacher_backbone" in BACKBONE_REGISTRY
     assert "demo_panoptic_train" in DatasetCatalog
     theirs = MetadataCatalog.get("ade20k_sem_seg_val")
     assert len(theirs.stuff_classes) == 150 and "lqn_seg" not in str(theirs.image_root)

@@ -13,7 +13,7 @@ from lqn_seg.data.catalog import get_dataset, register_label_folders
 from lqn_seg.data.images import read_id_map, read_image
 from lqn_seg.engine.training_images import TrainingImages, pixel_labels
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
 
 IGNORE = 7
 CROP = AugmentationConfig(

@@ -21,9 +21,10 @@ from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
-from lqn_seg.segmentation.views import PixelControl, larger_side
+from lqn_seg.segmentation.views import PixelControl, larger_size
 from lqn_seg.segmentation.windows import SlidingWindows, normalise
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.eomt import load_eomt
 
 LQN = LQNConfig(
     StudentConfig(input_size=32, stride=8, widths=(32, 32), position_dim=32, init="he"),
@@ -425,7 +426,7 @@ def test_an_untrained_student_is_restored_gauged_and_blended_like_any(build, cal
 def test_larger_is_the_teacher_at_a_larger_input(build, inference):
     """Windows are cut from the image at the larger size: no pixel of it goes through 32 px."""
     pixels = image(6, 50, 80)
-    teacher = load_eomt(str(build().teacher.model.config._name_or_path)).resized(40)
+    teacher = load_eomt(str(build().teacher.model.config._name_or_path)).resized((40, 40))
     config = SegmentationConfig(panoptic=False, inference=inference)
     alone = Segmenter(teacher, EomtHead(teacher.model), {"teacher": None}, THINGS, config)
     base = build()
@@ -445,7 +446,7 @@ def test_larger_is_the_teacher_at_a_larger_input(build, inference):
 
 @pytest.mark.parametrize("side, patch, larger", [(512, 16, 640), (96, 8, 120), (100, 10, 120)])
 def test_the_larger_side_is_a_quarter_more_in_whole_patches(side, patch, larger):
-    assert larger_side(side, patch) == larger
+    assert larger_size((side, 2 * side), patch) == (larger, 2 * larger)
 
 
 # --- what the paper's ablations ask of the segmenter
@@ -468,7 +469,7 @@ def asked(monkeypatch):
 
 @pytest.mark.parametrize("restore", [False, True])
 def test_each_view_has_a_pass_of_the_teacher(build, calibration, asked, restore):
-    method = replace(adapted(1.0, restore=restore), fit=replace(OWN.fit, views=3))
+    method = replace(adapted(restore=restore), fit=replace(OWN.fit, views=3))
     segmenter = build({"lqn": method}, calibration, batch=2)
     segmenter([NOISY, CLEAN])
     (call,) = asked

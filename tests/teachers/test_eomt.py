@@ -200,7 +200,7 @@ def test_a_resized_teacher_is_transformers_at_that_size():
 
     model = build((1.0, 0.0))
     teacher = EomtTeacher(model)
-    larger = teacher.resized(40)
+    larger = teacher.resized((40, 40))
     assert larger.grid == (5, 5) and larger.image_size == (40, 40)
     assert teacher.grid == (4, 4) and model.config.image_size == 32
     state = model.state_dict()
@@ -218,11 +218,13 @@ def test_a_resized_teacher_is_transformers_at_that_size():
     shared = dict(model.named_parameters())
     for key, parameter in larger.model.named_parameters():
         assert (parameter.data_ptr() == shared[key].data_ptr()) == (key != name)
-    same = teacher.resized(32)
+    same = teacher.resized((32, 32))
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(same.encode(images)[0], teacher.encode(images)[0])
-    with pytest.raises(InputError, match="36 px"):
-        teacher.resized(36)
+    wide = teacher.resized((32, 48))
+    assert wide.grid == (4, 6) and wide.encode(torch.randn(1, 3, 32, 48))[0].shape[2:4] == (4, 6)
+    with pytest.raises(InputError, match="36x32"):
+        teacher.resized((36, 32))
 
 
 def test_the_embedding_alone_is_transformers_own():

@@ -162,3 +162,15 @@ def test_validate_dataset_prints_100_and_names_what_is_wrong(
     assert "problem: image file" in capsys.readouterr().out
     result = run("tools/validate_dataset.py", "mine")
     assert result.returncode == 2 and result.stderr.startswith("error: unknown data set 'mine'")
+
+
+def test_convert_writes_a_directory_or_one_sentence(teacher_folder, tmp_path):
+    output = tmp_path / "converted"
+    result = run("tools/convert_checkpoint.py", teacher_folder, output, "--image-size", "32", "64")
+    assert result.returncode == 0, result.stderr
+    assert "32x64 px" in result.stdout and "masked attention off" in result.stdout
+    assert (output / "model.safetensors").is_file()
+    again = run("tools/convert_checkpoint.py", teacher_folder, output)
+    assert again.returncode == 2 and "is there already" in again.stderr
+    missing = run("tools/convert_checkpoint.py", tmp_path / "nowhere.bin", tmp_path / "other")
+    assert missing.returncode == 2 and missing.stderr.startswith("error: INPUT: ")

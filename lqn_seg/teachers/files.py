@@ -1,0 +1,93 @@
+"""Files of weights: from a directory or the model hub, read without executing what is in them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lqn_seg.errors import InputError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_UNREADABLE = (
+    *(RuntimeError, OSError, EOFError, ValueError, KeyError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
+
+
+def find_file(weights: str, names: Sequence[str], key: str) -> Path | None:
+    """The first of ``names`` in a directory or hub repository; None where it has none of them.
+
+    Args:
+        weights: a directory, or a hub id such as ``tue-mps/coco_panoptic_eomt_large_640``. A hub
+            file is taken from the cache where ``HF_HUB_OFFLINE`` is set or there is no network.
+        key: the configuration key that ``weights`` comes from, for the message.
+
+    Raises:
+        InputError: ``weights`` looks like a path, and there is no such directory.
+    """
+    path = Path(weights)
+    if path.is_dir():
+        return next((path / name for name in names if (path / name).is_file()), None)
+    if path.is_absolute() or len(path.parts) > 2 or weights.startswith("."):
+        raise InputError(f"{key}: there is no directory or file {weights}")
+    for name in names:
+        try:
+            return Path(hf_hub_download(weights, name))
+        except (OSError, ValueError, HFValidationError):  # not there, not reachable, not an id
+            continue
+    return None
+
+
+def read_json(path: Path, key: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: the file cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{key}: {path} could not be loaded: it is not JSON ({first_line(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{key}: {path} could not be loaded: it holds no JSON object")
+    return content
+
+
+def read_weights(path: Path, key: str) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors file or a PyTorch one, flat or under ``state_dict``.
+
+    PyTorch files are read with ``weights_only=True``: tensors and nothing that could be executed.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds more than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{key}: {path} could not be loaded: it is missing, damaged, or holds more than "
+            f"tensors ({first_line(error)})"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{key}: {path} holds no state dict, flat or under 'state_dict'")
+    return state
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to its first line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

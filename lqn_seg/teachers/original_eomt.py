@@ -1,0 +1,262 @@
+"""EoMT files in the layout of the original release, turned into transformers'.
+
+The original (Kerssies et al., github.com/tue-mps/eomt) saves ``network.encoder.backbone.*`` in
+timm's names where the ViT is DINOv2's, in transformers' where it is DINOv3's, and the head beside
+it. Published DINOv3 files are *deltas*: everything under ``encoder`` is the difference to Meta's
+own weights, which one has to ask for; the head is stored as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lqn_seg.errors import InputError
+from lqn_seg.teachers.eomt_model import Size, build_eomt, eomt_classes, set_image_size
+from lqn_seg.teachers.files import first_line
+
+State = dict[str, Tensor]
+
+# timm's ViT -> transformers' EoMT
+TIMM_NAMES = (
+    (r"cls_token", r"embeddings.cls_token"),
+    (r"reg_token", r"embeddings.register_tokens"),
+    (r"pos_embed", r"embeddings.position_embeddings.weight"),
+    (r"patch_embed\.proj\.", r"embeddings.patch_embeddings.projection."),
+    (r"blocks\.(\d+)\.(norm[12])\.", r"layers.\1.\2."),
+    (r"blocks\.(\d+)\.attn\.qkv\.", r"layers.\1.attention.qkv."),  # still to be split
+    (r"blocks\.(\d+)\.attn\.proj\.", r"layers.\1.attention.out_proj."),
+    (r"blocks\.(\d+)\.ls([12])\.gamma", r"layers.\1.layer_scale\2.lambda1"),
+    (r"blocks\.(\d+)\.mlp\.", r"layers.\1.mlp."),
+    (r"norm\.", r"layernorm."),
+)
+# transformers' DINOv3 -> transformers' EoMT; the original's names, then those of the base weights
+DINOV3_NAMES = (
+    (r"(?:patch_embed|embeddings)\.(cls_token|register_tokens)", r"embeddings.\1"),
+    (r"(?:patch_embed|embeddings)\.patch_embeddings\.", r"embeddings.patch_embeddings."),
+    (r"(?:blocks|layer|model\.layer)\.(\d+)\.", r"layers.\1."),
+    (r"norm\.", r"layernorm."),
+)
+HEAD_NAMES = (
+    (r"q\.weight", r"query.weight"),
+    (r"class_head\.", r"class_predictor."),
+    (r"mask_head\.0\.", r"mask_head.fc1."),
+    (r"mask_head\.2\.", r"mask_head.fc2."),
+    (r"mask_head\.4\.", r"mask_head.fc3."),
+    (r"upscale\.(\d+)\.(conv[12])\.", r"upscale_block.block.\1.\2."),
+    (r"upscale\.(\d+)\.norm\.", r"upscale_block.block.\1.layernorm2d."),
+    (r"attn_mask_probs", r"attn_mask_probs"),
+)
+_BACKBONE = "encoder.backbone."
+_DROPPED = ("encoder.pixel_mean", "encoder.pixel_std", "criterion.empty_weight")
+_HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
+
+
+def is_original(state: Mapping[str, Tensor]) -> bool:
+    """Whether a file has the original release's names."""
+    return any(_BACKBONE in name for name in state)
+
+
+def convert_original(
+    state: Mapping[str, Tensor],
+    key: str,
+    *,
+    image_size: Size | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    base: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """A transformers EoMT from the tensors of an original file, loaded strictly.
+
+    Args:
+        key: the configuration key or argument that the file comes from, for messages.
+        image_size: (height, width) in pixels. Default: the square that DINOv2's position embeddings
+            were learned at; they are resampled for another. DINOv3 has none, so it must be given.
+        overrides: values of the ``EomtConfig`` in place of what the tensors' shapes say.
+        base: for delta weights, those of DINOv3 that they are the difference to.
+
+    Raises:
+        InputError: a key is missing, unknown or of another shape, or the size cannot be told.
+    """
+    short = {re.sub(r"^network\.|_orig_mod\.", "", name): value for name, value in state.items()}
+    short = {name: value for name, value in short.items() if name not in _DROPPED}
+    backbone = _without_prefix(short, _BACKBONE)
+    head = rename(
+        {name: value for name, value in short.items() if not name.startswith(_BACKBONE)},
+        HEAD_NAMES,
+        key,
+    )
+    # Off is off, whatever a difference to a start value of one has made of it.
+    if "attn_mask_probs" in head:
+        head["attn_mask_probs"] = head["attn_mask_probs"].clamp(0, 1)
+    if "pos_embed" in backbone:
+        vit, kind = convert_timm(backbone, key), "eomt"
+    else:
+        vit, kind = rename(backbone, DINOV3_NAMES, key), "eomt_dinov3"
+    if base is not None:
+        vit = _add_base(vit, base, key)
+    converted = {**vit, **head}
+    try:
+        config = _config(converted, kind, key, image_size, overrides or {})
+        model = build_eomt(config)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{key}: the file is not that of an EoMT ({first_line(error)})") from error
+    load_strictly(model, converted, key)
+    if image_size is not None:
+        set_image_size(model, image_size)
+    return model
+
+
+def rename(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], key: str) -> State:
+    """Every name by the first pattern of a table that it begins with.
+
+    Raises:
+        InputError: no pattern is for it.
+    """
+    renamed = {}
+    for name, value in state.items():
+        for pattern, replacement in names:
+            if re.match(pattern, name):
+                renamed[re.sub(f"^{pattern}", replacement, name)] = value
+                break
+        else:
+            raise InputError(f"{key}: the file has the unexpected key {name}")
+    return renamed
+
+
+def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
+    """A timm ViT's tensors under the names of transformers' EoMT, q, k and v apart.
+
+    A SwiGLU's first matrix holds gate and value; transformers 5 has one each.
+    """
+    converted = {}
+    for name, value in rename(state, TIMM_NAMES, key).items():
+        if ".attention.qkv." in name:
+            for letter, part in zip("qkv", value.chunk(3)):
+                converted[name.replace(".qkv.", f".{letter}_proj.")] = part
+        elif name == "embeddings.position_embeddings.weight":
+            converted[name] = value.squeeze(0)
+        else:
+            converted[name] = value
+    second = converted.get("layers.0.mlp.fc2.weight")
+    if second is not None and converted["layers.0.mlp.fc1.weight"].shape[0] == 2 * second.shape[1]:
+        return _split_swiglu(converted)
+    return converted
+
+
+def _split_swiglu(state: State) -> State:
+    split = {}
+    for name, value in state.items():
+        if ".mlp.fc1." in name:
+            for part, half in zip(("gate_proj", "up_proj"), value.chunk(2)):
+                split[name.replace(".fc1.", f".{part}.")] = half
+        else:
+            split[name.replace(".mlp.fc2.", ".mlp.down_proj.")] = value
+    return split
+
+
+def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
+    """Copy tensors into a model; all of them, and all that it has but the loss's class weights.
+
+    Raises:
+        InputError: keys are missing, unexpected or of another shape; the first three are named.
+    """
+    expected = {
+        name: value for name, value in model.state_dict().items() if not name.startswith("criter")
+    }
+    problems = {
+        "missing": sorted(set(expected) - set(state)),
+        "unexpected": sorted(set(state) - set(expected)),
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    if any(problems.values()):
+        parts = "; ".join(f"{k}: {', '.join(names[:3])}" for k, names in problems.items() if names)
+        raise InputError(f"{key}: the file does not fit the model ({parts})")
+    model.load_state_dict(dict(state), strict=False)
+
+
+def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> State:
+    return {n[len(prefix) :]: value for n, value in state.items() if n.startswith(prefix)}
+
+
+def _add_base(delta: State, base: Mapping[str, Tensor], key: str) -> State:
+    """Delta weights and what they are the difference to, added up in float32."""
+    known = {name: value for name, value in base.items() if not name.endswith("mask_token")}
+    renamed = rename(known, DINOV3_NAMES, f"{key}, its base")
+    if wrong := sorted(set(delta) ^ set(renamed)):
+        raise InputError(
+            f"{key}: the delta weights and their base do not fit together: {wrong[0]} is in "
+            f"{'the delta' if wrong[0] in delta else 'the base'} alone"
+        )
+    for name, value in delta.items():
+        if value.shape != renamed[name].shape:
+            raise InputError(
+                f"{key}: the delta weights and their base do not fit together: {name} is "
+                f"{tuple(value.shape)} and {tuple(renamed[name].shape)}"
+            )
+    return {name: value.float() + renamed[name].float() for name, value in delta.items()}
+
+
+def _config(
+    state: State, kind: str, key: str, image_size: Size | None, overrides: Mapping[str, Any]
+) -> Any:
+    """The configuration that a converted file's shapes say, and ``overrides``."""
+    width = state["layernorm.weight"].shape[0]
+    patch_name = "patch_embeddings.projection" if kind == "eomt" else "patch_embeddings"
+    patch = state[f"embeddings.{patch_name}.weight"].shape[-1]
+    found: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": _count(state, r"layers\.(\d+)\."),
+        "num_attention_heads": max(width // _HEAD_WIDTH, 1),
+        "patch_size": patch,
+        "num_queries": state["query.weight"].shape[0],
+        "num_labels": state["class_predictor.weight"].shape[0] - 1,
+        "num_blocks": state["attn_mask_probs"].numel(),
+        "num_upscale_blocks": _count(state, r"upscale_block\.block\.(\d+)\."),
+        "num_register_tokens": state["embeddings.register_tokens"].shape[1],
+    }
+    gated = "layers.0.mlp.gate_proj.weight" in state
+    if kind == "eomt":
+        patches = state["embeddings.position_embeddings.weight"].shape[0]
+        side, wanted = (
+            math.isqrt(patches),
+            image_size and (image_size[0] // patch) * (image_size[1] // patch),
+        )
+        if wanted == patches and image_size is not None:
+            found["image_size"] = list(image_size)
+        elif side * side == patches:
+            found["image_size"] = side * patch
+        elif "image_size" not in overrides:
+            raise InputError(
+                f"{key}: the image size of {patches} position embeddings cannot be told, for they "
+                "are no square: give it"
+            )
+        found["use_swiglu_ffn"] = gated
+    else:
+        if image_size is None and "image_size" not in overrides:
+            raise InputError(f"{key}: DINOv3 has no position embeddings: give the image size")
+        found["image_size"] = list(image_size) if image_size else None
+        up = state["layers.0.mlp.up_proj.weight"]
+        found |= {
+            "intermediate_size": up.shape[0],
+            "use_gated_mlp": gated,
+            "layer_norm_eps": 1e-5,
+            **{
+                f"{word}_bias": f"layers.0.attention.{word[0]}_proj.bias" in state
+                for word in ("query", "key", "value")
+            },
+        }
+    return eomt_classes(kind)[0](**{**found, **overrides})
+
+
+def _count(state: State, pattern: str) -> int:
+    return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))

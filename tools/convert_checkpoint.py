@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Turn an EoMT checkpoint of either layout into transformers', as safetensors.
+
+Reads the original release's files (pytorch_model.bin, flat or under state_dict, on DINOv2, or on
+DINOv3 as a difference to Meta's weights), strictly and without executing what is in them, and
+writes config.json and model.safetensors. Then both are run on one random image and must agree.
+
+Examples:
+    python tools/convert_checkpoint.py pytorch_model.bin eomt_large/
+    python tools/convert_checkpoint.py tue-mps/coco_panoptic_eomt_large_640_dinov3 eomt_dinov3/ \\
+        --base facebook/dinov3-vitl16-pretrain-lvd1689m --image-size 640 640
+    python tools/convert_checkpoint.py eomt_large/ eomt_large_wide/ --image-size 512 1024
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lqn_seg.errors import InputError
+
+# What the loader calls its sources, and what they are called here.
+_NAMES = {
+    "MODEL.LQN.TEACHER.WEIGHTS": "INPUT",
+    "MODEL.LQN.TEACHER.CONFIG": "--config",
+    "MODEL.LQN.TEACHER.BASE": "--base",
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="INPUT", help="file, directory or hub id")
+    parser.add_argument("output", metavar="OUTPUT", help="directory to write; must not exist")
+    parser.add_argument("--base", default="", help="DINOv3 weights, for deltas, or 'absolute'")
+    parser.add_argument("--config", default="", help="JSON with what shapes do not say (heads)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels; resamples position embeddings (default: as they are; DINOv3 has none)",
+    )
+    return parser.parse_args()
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from lqn_seg.engine.inference import weights_hash
+    from lqn_seg.heads.eomt import EomtHead
+    from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
+
+    output = Path(arguments.output)
+    if output.exists():
+        raise InputError(f"OUTPUT: {output} is there already")
+    size = tuple(arguments.image_size) if arguments.image_size else None
+    teacher = load_eomt(arguments.input, arguments.config, "cpu", size, arguments.base)
+    teacher.model.save_pretrained(output)
+    again = load_eomt(str(output))
+    image = torch.randn(1, 3, *teacher.image_size, generator=torch.Generator().manual_seed(0))
+
+    def logits(model: EomtTeacher) -> tuple[torch.Tensor, torch.Tensor]:
+        field, context = model.encode(image)
+        return EomtHead(model.model)(field[:, -1], context.last_queries)
+
+    if not all(torch.equal(a, b) for a, b in zip(logits(teacher), logits(again))):
+        raise InputError(f"OUTPUT: {output} does not give INPUT's logits")
+    config = teacher.model.config
+    height, width = teacher.image_size
+    print(
+        f"{output}: {config.model_type}, {teacher.num_layers} layers of width {teacher.width}, "
+        f"{height}x{width} px, {teacher.num_queries} queries, {config.num_labels} classes, "
+        f"masked attention {'off' if not any(teacher.model.attn_mask_probs) else 'on'}, "
+        f"weights {weights_hash(teacher.model)}; same logits as INPUT, bit for bit"
+    )
+
+
+def main() -> int:
+    try:
+        convert(parse_arguments())
+    except InputError as error:
+        text = str(error)
+        for key, name in _NAMES.items():
+            text = text.replace(key, name)
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

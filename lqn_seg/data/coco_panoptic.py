@@ -24,9 +24,11 @@ def load_coco_panoptic(
     The table of categories is the JSON's; the contiguous id is the index in it. The JSON is read
     and checked here; image and PNG files are read when they are used.
 
+    An annotation whose image is not listed is one of the data set's `problems`.
+
     Raises:
-        InputError: the JSON is missing or malformed, a key is missing, an annotation has no image,
-            or a segment's category is outside the table. The sentence names file and field.
+        InputError: the JSON is missing or malformed, a key is missing, or a segment's category is
+            outside the table. The sentence names file and field.
     """
     path = Path(panoptic_json)
     content = _load_json(path)
@@ -38,8 +40,9 @@ def load_coco_panoptic(
         panoptic_root=os.fspath(panoptic_dir),
         panoptic_json=os.fspath(path),
     )
+    problems = _without_image(content, path)
     _records(content, path, metadata)  # a malformed entry is named now, not in mid-run
-    return Dataset(metadata, partial(_records, content, path, metadata))
+    return Dataset(metadata, partial(_records, content, path, metadata), problems)
 
 
 def _load_json(path: Path) -> Mapping[str, Any]:
@@ -88,6 +91,20 @@ def _categories(content: Mapping[str, Any], path: Path) -> tuple[Category, ...]:
     return tuple(categories)
 
 
+def _without_image(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """A sentence for every annotation whose image is not listed."""
+    known = {_get(entry, "id", f"images[{i}]", path) for i, entry in enumerate(content["images"])}
+    problems = []
+    for i, annotation in enumerate(content["annotations"]):
+        image_id = _get(annotation, "image_id", f"annotations[{i}]", path)
+        if image_id not in known:
+            problems.append(
+                f"annotation file {path}: annotations[{i}] has image_id {image_id!r}, which no "
+                "entry of 'images' has"
+            )
+    return tuple(problems)
+
+
 def _records(content: Mapping[str, Any], path: Path, metadata: Metadata) -> list[Record]:
     """Detectron2's dictionaries, in the order of the annotations."""
     images: dict[Any, Any] = {}
@@ -99,10 +116,7 @@ def _records(content: Mapping[str, Any], path: Path, metadata: Metadata) -> list
         where = f"annotations[{i}]"
         image_id = _get(annotation, "image_id", where, path)
         if image_id not in images:
-            raise InputError(
-                f"annotation file {path}: {where} has image_id {image_id!r}, which no entry of "
-                "'images' has"
-            )
+            continue
         if image_id in seen:
             raise InputError(f"annotation file {path}: image_id {image_id!r} is annotated twice")
         seen.add(image_id)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,8 @@ import torch
 
 from lqn_seg.engine import launch
 from lqn_seg.engine.run import evaluate
-from lqn_seg.engine.sharded import format_line, parse_line
+from lqn_seg.engine.sharded import ShardedRun, parse_line
+from lqn_seg.errors import InputError, PeerError
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
@@ -89,21 +93,96 @@ def test_one_two_and_four_processes_find_the_same(small_config, tmp_path):
         assert path.read_bytes().startswith(content)  # nothing rewritten
 
 
-def test_bad_input_of_several_processes_is_one_sentence(small_config, tmp_path):
-    folder = tmp_path / "output" / "inference"
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text('{"methods": "another"}')
-    (folder / "clean.0.jsonl").write_text(format_line([{"image_id": 0}]))
-    tool = ("tools/train_net.py", "--eval-only", "--engine", "native", "--resume", "--num-gpus", 2)
-    result = run(*tool, "--config", small_config)
-    assert result.returncode == 2
-    assert result.stderr.count("error: ") == 1 and "Traceback" not in result.stderr
-    assert "results of another configuration" in result.stderr
-    assert (folder / "clean.0.jsonl").exists()
+def _child(rank: int, count: int, port: int, function, sender) -> None:
+    os.environ |= {
+        **{"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
+    }
+    with launch.joined():
+        try:
+            sender.send(function())
+        except InputError as error:
+            sender.send(error)
+
+
+def in_processes(count: int, function) -> list:
+    """What a function returns or raises in several processes that have joined, by rank."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    children = [
+        context.Process(target=_child, args=(rank, count, port, function, pipes[rank][1]))
+        for rank in range(count)
+    ]
+    for child in children:
+        child.start()
+    found = [receiver.recv() if receiver.poll(60) else None for receiver, _ in pipes]
+    for child in children:
+        child.join(10)
+        child.kill()
+    return found
+
+
+def test_processes_hear_each_other():
+    assert in_processes(3, lambda: launch.gather(launch.rank())) == [[0, 1, 2]] * 3
+
+
+def test_bad_input_of_one_process_ends_all_and_the_main_one_says_it():
+    def failing():
+        with launch.together():
+            if launch.rank() > 0:
+                raise InputError(f"process {launch.rank()} has no data")
+
+    found = in_processes(3, failing)
+    assert [str(error) for error in found] == ["process 1 has no data"] * 3
+    assert [type(error) for error in found] == [InputError, PeerError, PeerError]
+
+
+def test_a_process_that_has_ended_is_said(capfd):
+    def leaving():
+        return launch.rank() == 1 or launch.gather(None)
+
+    found = in_processes(2, leaving)
+    assert found[1] is True
+    assert isinstance(found[0], PeerError) and "ended early" in str(found[0])
+
+
+def test_processes_refuse_another_run_together(tmp_path):
+    ShardedRun(tmp_path, {"methods": "x"}, ["clean"])
+    found = in_processes(2, lambda: ShardedRun(tmp_path, {"methods": "y"}, ["clean"], resume=True))
+    assert [type(error) for error in found] == [InputError, PeerError]
+    assert all("another configuration" in str(error) for error in found)
+    found = in_processes(2, lambda: ShardedRun(tmp_path, {"rank": launch.rank()}, ["clean"]))
+    assert all("process 1 does not find its own run" in str(error) for error in found)
+
+
+def test_a_disk_that_is_full_for_one_process_leaves_the_main_one_all_results(tmp_path):
+    records = [{"image_id": k} for k in range(31)]
+
+    def filling():
+        run = ShardedRun(tmp_path, {}, ["clean"])
+        if launch.rank() == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        done = []
+
+        def work(group, chunk):
+            done.extend(record["image_id"] for record in chunk)
+            return [{"value": [record["image_id"]] * 50} for record in chunk]
+
+        run.execute(records, 2, work, progress=False)
+        return done, sorted(run.kept["clean"].results), run.complaint
+
+    found = in_processes(3, filling)
+    assert sorted(key for done, _, _ in found for key in done) == list(range(31))
+    assert [kept for _, kept, _ in found] == [list(range(31))] * 3
+    assert all("File too large" in complaint for _, _, complaint in found)
+    assert 6 < len(ShardedRun(tmp_path, {}, ["clean"], resume=True).kept["clean"].results) < 31
 
 
 def test_several_machines_need_an_address():
-    with pytest.raises(launch.InputError, match="--dist-url must be tcp://HOST:PORT"):
+    with pytest.raises(InputError, match="--dist-url must be tcp://HOST:PORT"):
         launch.start(["x.py"], 2, machines=2, machine=1)
 
 

@@ -121,6 +121,7 @@ def start(
     Raises:
         InputError: several machines without an address to meet at.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
@@ -135,4 +136,6 @@ def start(
         main([*meeting, f"--nproc_per_node={per_machine}", *script])
     except ChildFailedError as error:
         return next(iter(error.failures.values())).exitcode
+    except SignalException as error:  # passed on to the processes, which have ended
+        return 128 + error.sigval
     return 0

@@ -9,3 +9,7 @@ class InputError(ValueError):
     The message is one sentence that names the file or key. Command-line tools print it without a
     traceback and exit with code 2.
     """
+
+
+class PeerError(InputError):
+    """What went wrong in another of the processes that share a job, which has said so itself."""

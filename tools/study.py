@@ -6,6 +6,7 @@ Examples:
     python tools/study.py configs/study/demo.yaml MAX_IMAGES 8 OUTPUT_DIR output/study/try
     python tools/study.py configs/study/ablation_*.yaml
     python tools/study.py configs/study/camvid.yaml MODEL.LQN.FIT.STEPS 100
+    torchrun --standalone --nproc_per_node 4 tools/study.py configs/study/demo.yaml
 
 Writes results.json, table.md and plot.png into each study's OUTPUT_DIR. An override is a key of the
 study (OUTPUT_DIR, MAX_IMAGES, TEACHERS.small.WEIGHTS, ...) or of every evaluation's configuration.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, PeerError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,10 +41,14 @@ def main() -> int:
     try:
         if not arguments.studies:
             raise InputError(f"{arguments.overrides[0]} is no study file: its name ends in .yaml")
+        from lqn_seg.engine import launch
         from lqn_seg.engine.study import run_study
 
-        for path in arguments.studies:
-            run_study(path, arguments.overrides, arguments.resume)
+        with launch.joined():
+            for path in arguments.studies:
+                run_study(path, arguments.overrides, arguments.resume)
+    except PeerError:
+        return 2
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -29,6 +29,8 @@ def load_coco_panoptic(
     The table of categories is the JSON's; the contiguous id is the index in it. The JSON is read
     and checked here; image and PNG files are read when they are used.
 
+    An annotation whose image is not listed is one of the data set's `problems`.
+
     Args:
         name: the data set's name.
         evaluator_type, json_file, label_table: see `Metadata`.
@@ -36,8 +38,8 @@ def load_coco_panoptic(
             made from the panoptic PNGs.
 
     Raises:
-        InputError: the JSON is missing or malformed, a key is missing, an annotation has no image,
-            or a segment's category is outside the table. The sentence names file and field.
+        InputError: the JSON is missing or malformed, a key is missing, or a segment's category is
+            outside the table. The sentence names file and field.
     """
     path = Path(panoptic_json)
     content = load_json(path)
@@ -52,8 +54,9 @@ def load_coco_panoptic(
         sem_seg_root=None if label_dir is None else os.fspath(label_dir),
         json_file=None if json_file is None else os.fspath(json_file),
     )
+    problems = _without_image(content, path)
     _records(content, path, metadata)  # a malformed entry is named now, not in mid-run
-    return Dataset(metadata, partial(_records, content, path, metadata))
+    return Dataset(metadata, partial(_records, content, path, metadata), problems)
 
 
 def read_categories(
@@ -84,6 +87,20 @@ def read_categories(
     return tuple(categories)
 
 
+def _without_image(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """A sentence for every annotation whose image is not listed."""
+    known = {get(entry, "id", f"images[{i}]", path) for i, entry in enumerate(content["images"])}
+    problems = []
+    for i, annotation in enumerate(content["annotations"]):
+        image_id = get(annotation, "image_id", f"annotations[{i}]", path)
+        if image_id not in known:
+            problems.append(
+                f"annotation file {path}: annotations[{i}] has image_id {image_id!r}, which no "
+                "entry of 'images' has"
+            )
+    return tuple(problems)
+
+
 def _records(content: Mapping[str, Any], path: Path, metadata: Metadata) -> list[Record]:
     """Detectron2's dictionaries, in the order of the annotations."""
     images = images_by_id(content, path)
@@ -93,10 +110,7 @@ def _records(content: Mapping[str, Any], path: Path, metadata: Metadata) -> list
         where = f"annotations[{i}]"
         image_id = get(annotation, "image_id", where, path)
         if image_id not in images:
-            raise InputError(
-                f"annotation file {path}: {where} has image_id {image_id!r}, which no entry of "
-                "'images' has"
-            )
+            continue
         if image_id in seen:
             raise InputError(f"annotation file {path}: image_id {image_id!r} is annotated twice")
         seen.add(image_id)

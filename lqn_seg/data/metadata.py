@@ -221,13 +221,29 @@ class Dataset:
     `records()` gives Detectron2's dictionaries, one per image, in a fixed order: `file_name`,
     `image_id`, `height`, `width`, and `pan_seg_file_name` + `segments_info` (category ids
     contiguous) or `sem_seg_file_name`.
+
+    Attributes:
+        metadata: its facts.
+        load: makes the list.
+        problems: a sentence for every entry that is no image and cannot be listed (an annotation
+            of an image that is not there).
     """
 
     metadata: Metadata
     load: Callable[[], list[Record]]
+    problems: tuple[str, ...] = ()
 
-    def records(self) -> list[Record]:
-        """List the images; the dictionaries are the caller's to change."""
+    def records(self, strict: bool = True) -> list[Record]:
+        """List the images; the dictionaries are the caller's to change.
+
+        Args:
+            strict: whether `problems` are an error; if not, the caller reports them.
+
+        Raises:
+            InputError: the first of the problems, or a file is missing or malformed.
+        """
+        if strict and self.problems:
+            raise InputError(self.problems[0])
         return self.load()
 
 

@@ -6,6 +6,7 @@ This engine runs one method per call, on clean images, and cannot resume; the na
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from lqn_seg.data.catalog import Record, get_dataset
 from lqn_seg.detectron2.meta_arch import method_name, register
+from lqn_seg.engine import launch
 from lqn_seg.engine.config import add_lqn_config, merge_cfg
 from lqn_seg.engine.inference import build_evaluators, mean_stats
 from lqn_seg.errors import InputError
@@ -54,6 +56,7 @@ class LQNEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> Metrics | None:
         """Metrics 0 .. 100 by task, and under ``lqn`` means; None but on the main process."""
+        comm.synchronize()  # waits as long as it takes; a gather gives up after half an hour
         parts = comm.gather(self.images)
         if not comm.is_main_process():
             return None
@@ -79,8 +82,17 @@ class LQNTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         records = get_dataset(dataset_name).records()[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
         # As many images as students side by side; a single image would be fitted BATCH times.
-        sizes = {"batch_size": cfg.MODEL.LQN.BATCH, "num_workers": cfg.DATALOADER.NUM_WORKERS}
-        return build_detection_test_loader(records, mapper=DatasetMapper(cfg, False), **sizes)
+        # Images keep their company, however many processes there are.
+        batch = cfg.MODEL.LQN.BATCH
+        starts = range(0, len(records), batch)[comm.get_rank() :: comm.get_world_size()]
+        mine = [k for start in starts for k in range(start, min(start + batch, len(records)))]
+        return build_detection_test_loader(
+            records,
+            mapper=DatasetMapper(cfg, False),
+            sampler=mine,
+            batch_size=batch,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
 
 def evaluate(
@@ -88,12 +100,17 @@ def evaluate(
 ) -> tuple[Metrics, dict[int | str, str]]:
     """Evaluate the one method of a configuration on Detectron2's engine, and print its metrics.
 
+    Every process that Detectron2's launcher or `launch.joined` has joined takes its share.
+
     Returns:
-        metrics by task, and each image's mask hash by its id, to hold against the native engine's.
+        metrics by task, and each image's mask hash by its id, to hold against the native engine's;
+        of this process's own share but on the main one.
 
     Raises:
         InputError: something from outside is missing or wrong.
     """
+    if launch.size() > 1 and launch.is_launched():
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     register()
     cfg = get_cfg()
     add_lqn_config(cfg)
@@ -104,7 +121,8 @@ def evaluate(
     log = logging.getLogger("detectron2.lqn_seg")  # below Detectron2's, whose handlers print it
     log.info("method %s on clean images; this engine cannot resume", method_name(cfg))
     evaluator = LQNEvaluator(cfg, cfg.DATASETS.TEST[0])
-    results = LQNTrainer.test(cfg, build_model(cfg), evaluator)
-    if len(evaluator.images) < len(evaluator.records):
+    with launch.fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
+        results = LQNTrainer.test(cfg, build_model(cfg), evaluator)
+    if comm.is_main_process() and len(evaluator.images) < len(evaluator.records):
         log.info("SUBSET: %d of %d images", len(evaluator.images), len(evaluator.records))
     return results, {key: line["mask_hash"] for key, line in evaluator.images.items()}

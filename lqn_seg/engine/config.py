@@ -124,6 +124,9 @@ def add_lqn_config(cfg: CfgNode) -> None:
                 "CORRUPTIONS": (),
                 "SEVERITY": 3,
                 "MAX_IMAGES": 0,
+                # CPU threads of a process, the same on every machine and for any number of
+                # processes: it decides the last bits of a result.
+                "THREADS": 1,
                 "PANEL_IMAGES": 3,
                 "PANEL_METHODS": (),
                 "BOOTSTRAP_SAMPLES": 2000,
@@ -332,6 +335,7 @@ def check_cfg(cfg: CfgNode) -> None:
     for key, least, most in (
         ("SEVERITY", 1, 5),
         ("MAX_IMAGES", 0, None),
+        ("THREADS", 1, None),
         ("PANEL_IMAGES", 0, None),
         ("BOOTSTRAP_SAMPLES", 1, None),
     ):

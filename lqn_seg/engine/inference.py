@@ -1,8 +1,8 @@
 """Evaluate methods side by side: clean and corrupted images, one teacher pass per image.
 
-What is kept of an image is one line of JSON per condition: each method's statistics for every
-metric, its costs and a hash of its masks. All numbers are made from those lines, so a run that was
-killed goes on where it stopped, and intervals and means need no second run.
+What is kept of an image under a condition: each method's statistics for every metric, its costs and
+a hash of its masks. All numbers are made from that, so a run that was killed goes on where it
+stopped, images can be shared out over processes, and intervals and means need no second run.
 """
 
 from __future__ import annotations
@@ -11,23 +11,27 @@ import dataclasses
 import hashlib
 import json
 import platform
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from tqdm import tqdm
 
 from lqn_seg import __version__
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
 from lqn_seg.data.images import read_image
+from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
+from lqn_seg.engine.launch import fixed_threads
+from lqn_seg.engine.sharded import ShardedRun
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
 from lqn_seg.evaluation.cityscapes import semantic_evaluator
@@ -78,44 +82,16 @@ def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluat
     return {evaluator.task: evaluator for evaluator in chosen}
 
 
-class ResultFile:
-    """One condition's lines on disk; every finished image is in it, whatever happens next."""
-
-    def __init__(self, path: Path, resume: bool) -> None:
-        self.path = path
-        self.lines: dict[Any, ImageLine] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if resume and path.is_file():
-            self._read()
-        # Rewritten without the line that a kill may have cut in two.
-        content = "".join(json.dumps(line) + "\n" for line in self.lines.values())
-        partial = path.with_suffix(".partial")
-        partial.write_text(content)
-        partial.replace(path)
-
-    def _read(self) -> None:
-        for text in self.path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict) and "image_id" in line:
-                self.lines[line["image_id"]] = line
-
-    def add(self, line: ImageLine) -> None:
-        self.lines[line["image_id"]] = line
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
 class Evaluation:
-    """One run: a data set, conditions and methods, resumable.
+    """One run: a data set, conditions and methods, resumable, in any number of processes.
 
     Args:
         cfg: the configuration; ``OUTPUT_DIR/inference`` receives the results.
         dataset: images and ground truth.
         resume: go on from what is in the output folder.
         chosen: conditions in place of the configuration's.
+        strict: stop at the first image that cannot be read or scored, which is otherwise named,
+            counted and left out under all conditions.
 
     Raises:
         InputError: the folder holds a run of another configuration and ``resume`` was asked for.
@@ -127,55 +103,37 @@ class Evaluation:
         dataset: Dataset,
         resume: bool = False,
         chosen: Sequence[Condition] | None = None,
+        strict: bool = False,
     ) -> None:
         self.cfg, self.dataset = cfg, dataset
-        self.records = dataset.records()
+        self.records = dataset.records(strict)
         limit = cfg.MODEL.LQN.EVAL.MAX_IMAGES
         self.total = len(self.records)
         if limit:
             self.records = self.records[:limit]
+        if not self.records:
+            raise InputError(f"no image can be evaluated: {dataset.problems[0]}")
         self.folder = Path(cfg.OUTPUT_DIR) / "inference"
         metadata = dataset.metadata
         self.segmenter = build_segmenter(cfg, metadata.thing_ids, metadata.num_classes)
         self.evaluators = build_evaluators(cfg, metadata)
         self.conditions = conditions(cfg) if chosen is None else list(chosen)
-        self._check_fingerprint(resume)
-        self.files = {
-            str(condition): ResultFile(self.folder / f"{condition}.jsonl", resume)
-            for condition in self.conditions
-        }
+        names = [str(condition) for condition in self.conditions]
+        self.shards = ShardedRun(self.folder, self.fingerprint(), names, resume, strict)
 
     @property
     def is_subset(self) -> bool:
         return len(self.records) < self.total
-
-    def _check_fingerprint(self, resume: bool) -> None:
-        """Refuse to go on from another run's results; start afresh by removing them all."""
-        path, fingerprint = self.folder / "run.json", self.fingerprint()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            stored = json.loads(path.read_text()) if path.is_file() else None
-        except OSError as error:
-            raise InputError(f"OUTPUT_DIR: cannot use {self.folder} ({error.strerror})") from error
-        except json.JSONDecodeError:
-            stored = {}
-        if resume and stored not in (None, fingerprint):
-            raise InputError(
-                f"{self.folder} holds results of another configuration, teacher, data set or "
-                "machine: choose another OUTPUT_DIR, or leave --resume out to start again"
-            )
-        if not resume or stored is None:
-            for old in self.folder.glob("*.jsonl"):
-                old.unlink()
-        path.write_text(json.dumps(fingerprint, indent=2) + "\n")
 
     def fingerprint(self) -> dict[str, Any]:
         """What has to be equal for two runs' lines to belong together."""
         described = {name: repr(method) for name, method in methods(self.cfg).items()}
         return {
             "dataset": self.dataset.metadata.name,
-            "records": _digest(json.dumps(self.dataset.records(), default=str)),
+            "records": _digest(json.dumps(self.dataset.records(strict=False), default=str)),
             "device": self.segmenter.teacher.device.type,
+            "threads": self.cfg.MODEL.LQN.EVAL.THREADS,
+            "torch": torch.__version__,
             "calibration": calibration_hash(self.segmenter.calibration),
             "methods": described,
             "precision": self.segmenter.precisions,
@@ -189,30 +147,46 @@ class Evaluation:
         }
 
     def run(self, progress: bool = True) -> None:
-        """Predict and score what is not on disk yet."""
-        todo = [
-            (condition, record)
-            for condition in self.conditions
-            for record in self.records
-            if record["image_id"] not in self.files[str(condition)].lines
-        ]
-        batch = self.segmenter.config.batch
-        with tqdm(total=len(todo), unit="image", disable=not progress, smoothing=0.05) as bar:
-            for condition in self.conditions:
-                bar.set_description(f"{condition!s:<20}")
-                mine = [record for c, record in todo if c == condition]
-                for start in range(0, len(mine), batch):
-                    chunk = mine[start : start + batch]
-                    for line in self._predict(condition, chunk):
-                        self.files[str(condition)].add(line)
-                    bar.update(len(chunk))
+        """Predict and score what is not on disk yet, each process its share of it."""
+        by_name = {str(condition): condition for condition in self.conditions}
+        with fixed_threads(self.cfg.MODEL.LQN.EVAL.THREADS):
+            self.shards.execute(
+                self.records,
+                self.segmenter.config.batch,
+                lambda name, records: self._predict(by_name[name], records),
+                progress,
+            )
+        if launch.is_main() and not self.scored:
+            raise InputError(f"no image could be evaluated: {next(iter(self.failures.values()))}")
+
+    def progress(self) -> str:
+        """How much of the work is on disk, in words."""
+        total = len(self.conditions) * len(self.records)
+        left = sum(len(chunk) for _, chunk in self.shards.left(self.records, len(self.records)))
+        return f"{total - left} of {total} images done (each condition counts)"
+
+    @property
+    def failures(self) -> dict[tuple[str, int | str], str]:
+        """Why an image has no result, by condition and image id."""
+        chosen = {record["image_id"] for record in self.records}
+        return {
+            (name, key): reason
+            for name, kept in self.shards.kept.items()
+            for key, reason in kept.failures.items()
+            if key in chosen
+        }
+
+    @property
+    def scored(self) -> list[Record]:
+        """The records that all numbers are made from: those that failed under no condition."""
+        failed = {key for _, key in self.failures}
+        return [record for record in self.records if record["image_id"] not in failed]
 
     def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterable[ImageLine]:
         images = [self.image(condition, record) for record in records]
         sizes = [(int(record["height"]), int(record["width"])) for record in records]
         for record, by_method in zip(records, self.segmenter(images, sizes)):
             yield {
-                "image_id": record["image_id"],
                 "methods": {
                     name: self._method_line(record, prediction)
                     for name, prediction in by_method.items()
@@ -232,9 +206,9 @@ class Evaluation:
         return {**scored, "lqn": prediction.stats, "mask_hash": mask_hash(prediction.output)}
 
     def lines(self, condition: Condition | str, method: str) -> list[dict[str, Any]]:
-        """One method's line for every image, in the data set's order."""
-        stored = self.files[str(condition)].lines
-        return [stored[record["image_id"]]["methods"][method] for record in self.records]
+        """One method's line for every scored image, in the data set's order."""
+        stored = self.shards.kept[str(condition)].results
+        return [stored[record["image_id"]]["methods"][method] for record in self.scored]
 
     def metrics(self, condition: Condition | str, method: str) -> dict[str, dict[str, float]]:
         """All metrics of a method under a condition, by task, 0..100; ``lqn`` holds the means."""
@@ -286,17 +260,45 @@ def calibration_hash(calibration: Calibration | None, digits: int = 16) -> str:
     return "" if calibration is None else digest.hexdigest()[:digits]
 
 
-def environment() -> dict[str, str]:
-    """What a number depends on beside the code: versions and machine."""
+def environment(threads: int) -> dict[str, str]:
+    """What a number depends on beside the configuration: versions, commit and machine.
+
+    Args:
+        threads: per process, that the run computed with.
+    """
     return {
         "lqn_seg": __version__,
+        "commit": commit() or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": sys.modules["transformers"].__version__,
+        "numpy": np.__version__,
         "platform": platform.platform(),
-        "threads": str(torch.get_num_threads()),
+        "processes": str(launch.size()),
+        "threads": str(threads),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def commit() -> str:
+    """The checkout's commit, with "-dirty" where files differ from it; empty outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--abbrev=40",
+        "--dirty",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 __all__ = [
@@ -305,6 +307,7 @@ __all__ = [
     "Evaluation",
     "Segmenter",
     "calibration_hash",
+    "commit",
     "conditions",
     "environment",
     "mean_stats",

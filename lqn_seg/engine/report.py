@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from lqn_seg.core.fit import LQNConfig, with_variant
 from lqn_seg.engine.inference import CLEAN, Condition, Evaluation, environment
+from lqn_seg.engine.sharded import write_atomically
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
@@ -57,6 +58,7 @@ COLUMNS = (
     ("lqn", "token_cos"),
 )
 STAGES = ("teacher", "fit", "readout", "head")
+NAMED = 10  # failures that are printed; results.json has them all
 
 
 def title(method: str) -> str:
@@ -130,6 +132,8 @@ class Report:
             for name in self.names
         }
         self.gmacs = {method: self._gmacs(method) for method in self.methods}
+        self.fallbacks = {method: self._fallbacks(method) for method in self.methods}
+        self.environment = environment(self.cfg.MODEL.LQN.EVAL.THREADS)
         self.differences = self._differences()
 
     def _gmacs(self, method: str) -> dict[str, float]:
@@ -187,14 +191,12 @@ class Report:
 
     def text(self) -> str:
         """The tables and the sentence, as they are printed."""
-        evaluation = self.evaluation
-        subset = f"SUBSET of {evaluation.total}: " if evaluation.is_subset else ""
-        count = len(evaluation.records)
         parts = [
-            f"{evaluation.dataset.metadata.name}, {subset}{count} images, scores 0-100; "
+            f"{self.evaluation.dataset.metadata.name}, {self._count()}, scores 0-100; "
             f"thresholds {self.cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD} / "
             f"{self.cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD}"
         ]
+        parts += ["\n".join(self._left_out())] if self._left_out() else []
         for group in [CLEAN, *([CORRUPTED] if self.corrupted else [])]:
             severity = self.cfg.MODEL.LQN.EVAL.SEVERITY
             extra = "" if group == CLEAN else f" ({len(self.corrupted)}, severity {severity})"
@@ -208,20 +210,45 @@ class Report:
             )
         parts.append(
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
-            f"{environment()['device']}, {environment()['threads']} threads, students in "
+            f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
             f"{self._precisions()}.\nMilliseconds are means over the conditions: a gauged student "
             "is fitted where an image looks damaged (the GMACs are those of such an image)\n"
             f"{self._cost_table()}"
         )
-        failed = {m: self._fallbacks(m) for m in self.methods if self._fallbacks(m)}
-        for method, number in failed.items():
-            parts.append(
-                f"{title(method)}: {number} fits failed (non-finite loss or out of memory); the "
-                "teacher's prediction stands in for them"
-            )
+        parts += [
+            f"{title(method)}: {number} fits failed (non-finite loss or out of memory); the "
+            "teacher's prediction stands in for them"
+            for method, number in self.fallbacks.items()
+            if number
+        ]
         if sentence := self.sentence():
             parts.append(sentence)
         return "\n\n".join(parts)
+
+    def _count(self) -> str:
+        """How many images the numbers are of, and what is missing, in capitals."""
+        evaluation = self.evaluation
+        subset = f"SUBSET of {evaluation.total}: " if evaluation.is_subset else ""
+        chosen, scored = len(evaluation.records), len(evaluation.scored)
+        failed = f", of which {chosen - scored} FAILED" if scored < chosen else ""
+        return f"{subset}{chosen} images{failed}"
+
+    def _left_out(self) -> list[str]:
+        """What could not be evaluated: its number, and the first few by name."""
+        failures, problems = self.evaluation.failures, self.evaluation.dataset.problems
+        found = [
+            *(f"image {key} ({name}): {why}" for (name, key), why in failures.items()),
+            *problems,
+        ]
+        if not found:
+            return []
+        more = [f"... and {len(found) - NAMED} more"] if len(found) > NAMED else []
+        images = len(self.evaluation.records) - len(self.evaluation.scored)
+        head = (
+            f"LEFT OUT of every number: {images} images that failed, {len(problems)} annotations "
+            "without an image"
+        )
+        return [head, *(f"  {text}" for text in [*found[:NAMED], *more])]
 
     def _precisions(self) -> str:
         found = sorted(set(self.evaluation.segmenter.precisions.values()))
@@ -297,7 +324,7 @@ class Report:
         method = "lqn" if "lqn" in own else own[-1]
         clean = self.differences[method][CLEAN]
         text = (
-            f"On these {len(self.evaluation.records)} images {title(method)} {_verdict(clean)} its "
+            f"On these {len(self.evaluation.scored)} images {title(method)} {_verdict(clean)} its "
             f"teacher on clean images ({interval_text(clean)} {self.key})"
         )
         if self.corrupted:
@@ -326,11 +353,17 @@ class Report:
         """What ``results.json`` holds."""
         evaluation = self.evaluation
         return {
-            "environment": environment(),
+            "environment": self.environment,
             **evaluation.fingerprint(),
             "seed": evaluation.segmenter.config.seed,
-            "images": len(evaluation.records),
+            "images": len(evaluation.scored),
             "subset_of": evaluation.total if evaluation.is_subset else None,
+            "failed": [
+                {"condition": name, "image_id": key, "reason": reason}
+                for (name, key), reason in evaluation.failures.items()
+            ],
+            "annotations_without_image": evaluation.dataset.problems,
+            "fallbacks": self.fallbacks,
             "policy": {
                 "reset": "student, optimizer, scaler and random numbers are fresh for every image",
                 "order": "results do not depend on it",
@@ -344,13 +377,42 @@ class Report:
                 }
             },
             "sentence": self.sentence(),
+            "per_image": {
+                name: {method: self._per_image(name, method) for method in self.methods}
+                for name in self.names
+            },
         }
 
+    def _per_image(self, name: str, method: str) -> list[dict[str, Any]]:
+        """Each image's own PQ or mIoU, the hash of its masks, and its times and readings.
+
+        There is no AP of one image: COCO's is of a ranking over all of them.
+        """
+        lines = self.evaluation.lines(name, method)
+        figures = {
+            HEADLINE[task]: evaluator.metric(evaluator.stack([line[task] for line in lines]))
+            for task, evaluator in self.evaluation.evaluators.items()
+            if isinstance(evaluator, PanopticEvaluator | SemanticEvaluator)
+        }
+        return [
+            {
+                "image_id": record["image_id"],
+                **{key: float(values[k]) for key, values in figures.items()},
+                "mask_hash": line["mask_hash"],
+                **line["lqn"],
+            }
+            for k, (record, line) in enumerate(zip(self.evaluation.scored, lines))
+        ]
+
     def write(self) -> Path:
-        """``inference/results.json``, ``metrics.json``, ``config.yaml`` and ``log.txt``."""
+        """``inference/results.json``, ``metrics.json``, ``config.yaml`` and ``log.txt``.
+
+        Raises:
+            InputError: one of them cannot be written.
+        """
         output = Path(self.cfg.OUTPUT_DIR)
         path = self.evaluation.folder / "results.json"
-        path.write_text(json.dumps(json_numbers(self.results()), indent=1) + "\n")
+        write_atomically(path, json.dumps(json_numbers(self.results()), indent=1) + "\n")
         flat = {
             f"{method}/{name}/{task}/{key}": value
             for name, by_method in self.metrics.items()
@@ -359,9 +421,9 @@ class Report:
             for key, value in values.items()
             if "-" not in key
         }
-        (output / "metrics.json").write_text(json.dumps(json_numbers(flat)) + "\n")
-        (output / "config.yaml").write_text(self.cfg.dump())
-        (output / "log.txt").write_text(f"{self.text()}\n\n{self.copypaste()}\n")
+        write_atomically(output / "metrics.json", json.dumps(json_numbers(flat)) + "\n")
+        write_atomically(output / "config.yaml", self.cfg.dump())
+        write_atomically(output / "log.txt", f"{self.text()}\n\n{self.copypaste()}\n")
         return path
 
     def draw_panels(self) -> Path | None:
@@ -382,7 +444,7 @@ class Report:
         )
         folder = Path(self.cfg.OUTPUT_DIR) / "panels"
         path = None
-        for record in evaluation.records[: wanted.PANEL_IMAGES]:
+        for record in evaluation.scored[: wanted.PANEL_IMAGES]:
             path = save_png(
                 self._panel(segmenter, record, chosen), folder / f"{record['image_id']}.png"
             )

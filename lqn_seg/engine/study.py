@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS, corruption_constants
+from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import (
@@ -613,7 +614,7 @@ def run_jobs(
         todo = [c for c in job.conditions if sources[str(c)] is None]
         fresh = None
         if todo:
-            if progress:
+            if progress and launch.is_main():
                 names = ", ".join(map(str, todo))
                 print(f"{job}: {job.images} images, {', '.join(job.methods)}; {names}", flush=True)
             fresh = _evaluate(job, todo, dataset, resume, task, progress)
@@ -634,7 +635,9 @@ def run_jobs(
 def _evaluate(
     job: Job, todo: Sequence[Condition], dataset: Dataset, resume: bool, task: str, progress: bool
 ) -> Finished:
-    evaluation = Evaluation(job.cfg, dataset, resume, chosen=todo)
+    # Strict: differences are paired over images, so every job needs all of them.
+    with launch.together():
+        evaluation = Evaluation(job.cfg, dataset, resume, chosen=todo, strict=True)
     evaluation.run(progress)
     evaluator = evaluation.evaluators[task]
     assert isinstance(evaluator, PanopticEvaluator | SemanticEvaluator)
@@ -657,20 +660,25 @@ def run_study(
 ) -> Any:
     """Run a study's file; print and write its report.
 
+    Every process that `launch.joined` has joined takes its share of the images.
+
     Returns:
-        The `StudyReport`.
+        The `StudyReport`, in the main process.
 
     Raises:
         InputError: something from outside is missing or wrong.
     """
     from lqn_seg.engine.study_report import StudyReport
 
-    study = load_study(path, overrides)
-    dataset = get_dataset(study.dataset)
-    jobs = plan(study, len(dataset.records()))
-    hashes = study_hashes(study, dataset)
-    check_frozen(study, hashes)
+    with launch.together():
+        study = load_study(path, overrides)
+        dataset = get_dataset(study.dataset)
+        jobs = plan(study, len(dataset.records()))
+        hashes = study_hashes(study, dataset)
+        check_frozen(study, hashes)
     finished = run_jobs(jobs, dataset, resume, METRICS[study.metric][0], progress)
+    if not launch.is_main():
+        return None
     report = StudyReport(study, finished, hashes, len(dataset.records()))
     print(f"\n{report.markdown()}")
     for written in report.write():

@@ -26,6 +26,7 @@ from lqn_seg.engine.report import (
     short_name,
     title,
 )
+from lqn_seg.engine.sharded import write_atomically
 from lqn_seg.engine.study import NONE, Finished, Study, value_name
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
 
@@ -283,6 +284,7 @@ class StudyReport:
         self, study: Study, finished: Sequence[Finished], hashes: dict[str, str], total: int
     ) -> None:
         self.study, self.hashes, self.total = study, hashes, total
+        self.environment = environment(finished[0].job.cfg.MODEL.LQN.EVAL.THREADS)
         by_seed: dict[tuple[str, int, int | None], list[Finished]] = {}
         for found in finished:
             key = (found.job.teacher, found.job.run, found.job.value)
@@ -297,7 +299,7 @@ class StudyReport:
         """The whole report, as it is printed."""
         study = self.study
         blocks = "" if study.block == 1 else f" in blocks of {study.block} neighbours"
-        machine = environment()
+        machine = self.environment
         head = [
             f"# Study {study.name}: {study.dataset}",
             f"{study.metric} on {study.dataset} ({self.total} images), starting from "
@@ -376,7 +378,7 @@ class StudyReport:
         study = self.study
         return {
             "study": study.name,
-            "environment": environment(),
+            "environment": self.environment,
             "config": study.config,
             "dataset": study.dataset,
             "images_in_dataset": self.total,
@@ -407,8 +409,8 @@ class StudyReport:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / name for name in ("results.json", "table.md", "plot.png")]
         results = json_numbers(self.results())
-        paths[0].write_text(json.dumps(results, indent=1) + "\n")
-        paths[1].write_text(self.markdown())
+        write_atomically(paths[0], json.dumps(results, indent=1) + "\n")
+        write_atomically(paths[1], self.markdown())
         (draw_sweep if self.study.sweep else draw_study)(results, paths[2])
         return paths
 

@@ -135,7 +135,6 @@ MALFORMED: list[tuple[Change, str]] = [
     (lambda c: c["images"][0].pop("id"), r"images\[0\] has no key 'id'"),
     (lambda c: c["images"].append(c["images"][0]), r"images\[\].id 11 occurs twice"),
     (lambda c: c["images"][0].pop("width"), "image with id 11 has no key 'width'"),
-    (lambda c: c["annotations"][0].update(image_id=12), r"annotations\[0\] has image_id 12, which"),
     (lambda c: c["annotations"].append(c["annotations"][0]), "image_id 11 is annotated twice"),
     (lambda c: c["annotations"][0].pop("segments_info"), "has no key 'segments_info'"),
     (
@@ -155,6 +154,18 @@ def test_malformed_json_names_file_and_field(tmp_path: Path, change: Change, mes
     change(content)
     with pytest.raises(InputError, match=rf"p\.json.*{message}"):
         load_coco_panoptic("mine", *write(tmp_path, content))
+
+
+def test_an_annotation_without_image_is_a_problem_that_a_caller_can_live_with(
+    tmp_path: Path,
+) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["annotations"].insert(0, {**content["annotations"][0], "image_id": 12})
+    dataset = load_coco_panoptic("mine", *write(tmp_path, content))
+    with pytest.raises(InputError, match=r"p\.json: annotations\[0\] has image_id 12, which"):
+        dataset.records()
+    assert [record["image_id"] for record in dataset.records(strict=False)] == [11]
+    assert len(dataset.problems) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])

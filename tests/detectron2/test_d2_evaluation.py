@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +34,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.evaluation import PanopticEvaluator
 
 NAME = "demo_panoptic_val"
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def their_evaluators(folder):
@@ -103,7 +109,7 @@ def test_both_engines_give_the_same_masks_and_numbers(cfg, config_file, tmp_path
     native_cfg = load_cfg(str(config_file), ["MODEL.LQN.BATCH", str(students)])
     native = Evaluation(native_cfg, get_dataset(NAME))
     native.run(progress=False)
-    lines = {key: line["methods"]["lqn"] for key, line in native.files[CLEAN].lines.items()}
+    lines = {key: line["methods"]["lqn"] for key, line in native.shards.kept[CLEAN].results.items()}
     assert hashes == {key: line["mask_hash"] for key, line in lines.items()}
     assert len(hashes) == 3 == len(set(hashes.values()))
     metrics = native.metrics(CLEAN, "lqn")
@@ -119,6 +125,42 @@ def test_both_engines_give_the_same_masks_and_numbers(cfg, config_file, tmp_path
         results, DefaultTrainer.test(cfg, model, their_evaluators(tmp_path / "coco"))
     )
     assert_equal_metrics(results, LQNTrainer.test(cfg, model))
+
+
+IN_PROCESSES = """
+import json, sys
+from pathlib import Path
+from detectron2.engine import launch
+from detectron2.utils import comm
+from lqn_seg.detectron2 import evaluate
+
+def main(config, output):
+    results, hashes = evaluate(config, ["MODEL.LQN.BATCH", "2"])
+    if comm.is_main_process():
+        Path(output).write_text(json.dumps([results, hashes]))
+
+if __name__ == "__main__":
+    launch(main, 2, dist_url="auto", args=tuple(sys.argv[1:]))
+"""
+
+
+def test_two_processes_of_detectron2s_launcher_find_the_same(config_file, tmp_path):
+    """Three images in batches of two, of which each process gets one."""
+    alone, hashes = evaluate(str(config_file), ["MODEL.LQN.BATCH", "2"])
+    script, output = tmp_path / "script.py", tmp_path / "found.json"
+    script.write_text(IN_PROCESSES)
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, script, config_file, output],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    metrics, theirs = json.loads(output.read_text())
+    assert theirs == {str(key): value for key, value in hashes.items()}
+    for task in ("panoptic_seg", "sem_seg", "segm"):
+        assert metrics[task] == pytest.approx(alone[task], abs=0, nan_ok=True)
+    assert metrics["lqn"]["token_cos"] == alone["lqn"]["token_cos"]
 
 
 def test_the_one_method_of_methods_counts(config_file):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,19 +63,12 @@ def test_the_whole_run(small_config, capsys):
     assert list((output / "panels").glob("*.png"))
 
 
-def test_a_killed_run_goes_on_where_it_stopped(cfg, monkeypatch):
+def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):
     whole = quality(run(cfg))
-    path = run(cfg).folder / "contrast-3.jsonl"
+    path = run(cfg).folder / "contrast-3.0.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2]) + lines[2][:100])  # killed while it wrote the third line
-    executed = []
-    original = Evaluation._predict
-
-    def counting(self, condition, records):
-        executed.extend((str(condition), record["image_id"]) for record in records)
-        return original(self, condition, records)
-
-    monkeypatch.setattr(Evaluation, "_predict", counting)
+    executed.clear()
     assert quality(run(cfg, resume=True)) == whole
     assert executed == [("contrast-3", k) for k in (2, 3, 4)]
 
@@ -80,7 +76,7 @@ def test_a_killed_run_goes_on_where_it_stopped(cfg, monkeypatch):
 def test_without_resume_everything_is_done_again(cfg):
     run(cfg)
     evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=False)
-    assert not evaluation.files["clean"].lines
+    assert not evaluation.shards.kept["clean"].results
 
 
 def test_starting_afresh_leaves_nothing_of_another_run(cfg):
@@ -89,14 +85,14 @@ def test_starting_afresh_leaves_nothing_of_another_run(cfg):
     run(cfg)
     cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("contrast",)
     evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert len(evaluation.files["clean"].lines) == 5
-    assert not evaluation.files["contrast-3"].lines
+    assert len(evaluation.shards.kept["clean"].results) == 5
+    assert not evaluation.shards.kept["contrast-3"].results
 
 
 def test_lines_without_their_configuration_are_not_believed(cfg):
     (run(cfg).folder / "run.json").unlink()
     evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert not evaluation.files["clean"].lines
+    assert not evaluation.shards.kept["clean"].results
 
 
 def test_an_unusable_output_folder_is_named(cfg, tmp_path):
@@ -109,23 +105,132 @@ def test_an_unusable_output_folder_is_named(cfg, tmp_path):
 def test_resuming_another_configuration_is_refused(cfg):
     run(cfg)
     cfg.MODEL.LQN.FIT.STEPS = 6
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match=r"another configuration.*differs in: methods\)"):
         Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
 
 
-def test_an_unreadable_image_is_named_and_what_was_done_stays(cfg, monkeypatch):
+@pytest.fixture
+def damaged_root(scenes_root, tmp_path, monkeypatch) -> Path:
+    """The five scenes with four of them spoilt, each in its own way."""
+    root = tmp_path / "damaged"
+    shutil.copytree(scenes_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    path = root / "demo" / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    scenes = content["annotations"]
+    image = root / "demo" / "val" / content["images"][1]["file_name"]
+    image.write_bytes(image.read_bytes()[:200])
+    (root / "demo" / "panoptic_val" / scenes[2]["file_name"]).write_bytes(b"")
+    scenes[3]["segments_info"].append({**scenes[3]["segments_info"][0], "id": 77777})
+    scenes.append({**scenes[4], "image_id": 4444})
+    path.write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_cannot_be_evaluated_is_named_and_counted(
+    cfg, small_config, damaged_root, capsys, batch
+):
+    overrides = ["MODEL.LQN.BATCH", str(batch)]
+    report = evaluate(str(small_config), overrides)
+    printed = capsys.readouterr()
+    for words in (
+        "5 images, of which 3 FAILED",
+        "LEFT OUT of every number: 3 images that failed, 1 annotations without an image",
+        "is damaged or truncated",
+        "is empty (0 bytes)",
+        "lists segment id 77777, which has no pixel",
+        "annotations[5] has image_id 4444",
+        "On these 2 images",
+    ):
+        assert words in printed.out
+    assert printed.err.count("failed: ") == 6 and "Traceback" not in printed.err
+    results = json.loads((report.evaluation.folder / "results.json").read_text())
+    assert results["images"] == 2
+    assert sorted({failed["image_id"] for failed in results["failed"]}) == [1, 2, 3]
+    assert {failed["condition"] for failed in results["failed"]} == {"clean", "contrast-3"}
+    assert len(results["annotations_without_image"]) == 1
+    cfg.merge_from_list(overrides)
+    whole = Evaluation(cfg, report.evaluation.dataset, resume=True)
+    for method in ("teacher", "lqn"):  # as if the others had never been there
+        metrics = report.metrics["clean"][method]["panoptic_seg"]
+        lines = [whole.shards.kept["clean"].results[k]["methods"][method] for k in (0, 4)]
+        by_hand = whole.evaluators["panoptic_seg"].summarize([li["panoptic_seg"] for li in lines])
+        assert repr(metrics) == repr(by_hand)
+
+
+def test_a_repaired_image_is_evaluated_by_a_resume(
+    cfg, small_config, damaged_root, scenes_root, executed
+):
+    evaluate(str(small_config))
+    whole = damaged_root / "demo" / "val"
+    shutil.copytree(scenes_root / "demo" / "val", whole, dirs_exist_ok=True)
+    executed.clear()
+    report = evaluate(str(small_config), resume=True)
+    done = sorted({key for _, key in executed})
+    assert done == [1, 2, 3]  # what failed, and nothing else
+    assert [record["image_id"] for record in report.evaluation.scored] == [0, 1, 4]
+
+
+def test_strict_stops_and_what_was_done_stays(small_config, damaged_root, tmp_path):
+    with pytest.raises(InputError, match=r"annotations\[5\] has image_id 4444"):
+        evaluate(str(small_config), strict=True)
+    path = damaged_root / "demo" / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "annotations": content["annotations"][:5]}))
+    with pytest.raises(InputError, match="is damaged or truncated"):
+        evaluate(str(small_config), strict=True)
+    lines = (tmp_path / "output" / "inference" / "clean.0.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+
+
+def test_nothing_but_failures_is_an_error(cfg, monkeypatch):
     evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
-    evaluation.records[3]["file_name"] = "gone.png"
-    with pytest.raises(InputError, match=r"gone\.png"):
+    for record in evaluation.records:
+        record["file_name"] = "gone.png"
+    with pytest.raises(InputError, match=r"no image could be evaluated: .*gone\.png"):
         evaluation.run(progress=False)
-    lines = (evaluation.folder / "clean.jsonl").read_text().splitlines()
-    assert len(lines) == 3
+
+
+def test_results_hold_every_image_and_its_own_figures(cfg, small_config):
+    report = evaluate(str(small_config))
+    results = json.loads((report.evaluation.folder / "results.json").read_text())
+    assert results["environment"]["threads"] == "1" == results["environment"]["processes"]
+    assert results["fallbacks"] == {"teacher": 0, "lqn": 0} and results["failed"] == []
+    assert len(results["teacher"]) == 16 and results["seed"] == 0
+    assert any(key.startswith("PQ-") for key in results["metrics"]["clean"]["lqn"]["panoptic_seg"])
+    found = results["per_image"]["contrast-3"]["lqn"]
+    lines = report.evaluation.lines("contrast-3", "lqn")
+    assert [image["mask_hash"] for image in found] == [line["mask_hash"] for line in lines]
+    for key, task in (("PQ", "panoptic_seg"), ("mIoU", "sem_seg")):
+        evaluator = report.evaluation.evaluators[task]
+        for image, line in zip(found, lines):
+            expected = evaluator.summarize([line[task]])[key]
+            assert image[key] == (pytest.approx(expected) if math.isfinite(expected) else None)
+
+
+def test_threads_are_the_configurations_whatever_the_process_has(cfg, monkeypatch):
+    seen = []
+    original = Evaluation._predict
+
+    def asking(self, condition, records):
+        seen.append(torch.get_num_threads())
+        return original(self, condition, records)
+
+    monkeypatch.setattr(Evaluation, "_predict", asking)
+    before = torch.get_num_threads()
+    cfg.MODEL.LQN.EVAL.THREADS, cfg.MODEL.LQN.EVAL.MAX_IMAGES = 2, 1
+    run(cfg)
+    assert set(seen) == {2} and torch.get_num_threads() == before
+    cfg.MODEL.LQN.EVAL.THREADS = 1
+    with pytest.raises(InputError, match=r"differs in: threads\)"):
+        run(cfg, resume=True)
 
 
 def test_a_subset_says_so(cfg):
     cfg.MODEL.LQN.EVAL.MAX_IMAGES = 2
     report = Report(run(cfg))
-    assert "SUBSET of 5: 2 images" in report.text()
+    assert "SUBSET of 5: 2 images, scores" in report.text()
     assert report.results()["subset_of"] == 5
 
 

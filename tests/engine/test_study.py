@@ -42,20 +42,6 @@ def write(content, tmp_path):
     return written
 
 
-@pytest.fixture
-def executed(monkeypatch) -> list:
-    """(condition, image) of every prediction that is made."""
-    found: list = []
-    original = Evaluation._predict
-
-    def counting(self, condition, records):
-        found.extend((str(condition), record["image_id"]) for record in records)
-        return original(self, condition, records)
-
-    monkeypatch.setattr(Evaluation, "_predict", counting)
-    return found
-
-
 def quietly(path: str, *overrides: str, resume: bool = False):
     return run_study(path, overrides, resume, progress=False)
 
@@ -154,7 +140,8 @@ def test_paired_differences_are_those_of_the_json_lines(write, tmp_path, block):
 
     def statistics(method: str, seed: int, name: str) -> list:
         folder = tmp_path / "study" / "tiny" / "run1" / f"seed{seed}" / "inference"
-        lines = [json.loads(text) for text in (folder / f"{name}.jsonl").read_text().splitlines()]
+        text = (folder / f"{name}.0.jsonl").read_text()
+        lines = [line for chunk in text.splitlines() for line in json.loads(chunk)["images"]]
         by_id = {line["image_id"]: line["methods"][method]["sem_seg"] for line in lines}
         return [by_id[k] for k in range(5)]
 
@@ -187,7 +174,7 @@ def test_paired_differences_are_those_of_the_json_lines(write, tmp_path, block):
 def test_resume_computes_nothing_again(write, executed, tmp_path):
     quietly(write())
     assert len(executed) == 15
-    lines = tmp_path / "study" / "tiny" / "run1" / "seed0" / "inference" / "fog-3.jsonl"
+    lines = tmp_path / "study" / "tiny" / "run1" / "seed0" / "inference" / "fog-3.0.jsonl"
     lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:3]))
     first = json.loads((tmp_path / "study" / "results.json").read_text())["tables"][0]
     executed.clear()

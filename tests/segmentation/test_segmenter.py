@@ -446,7 +446,7 @@ def test_larger_is_the_teacher_at_a_larger_input(build, inference):
 
 @pytest.mark.parametrize("side, patch, larger", [(512, 16, 640), (96, 8, 120), (100, 10, 120)])
 def test_the_larger_side_is_a_quarter_more_in_whole_patches(side, patch, larger):
-    assert larger_size((side, 2 * side), patch) == (larger, 2 * larger)
+    assert larger_size((side, 4 * side), patch) == (larger, round(5 * side / patch) * patch)
 
 
 # --- what the paper's ablations ask of the segmenter
@@ -458,10 +458,10 @@ def asked(monkeypatch):
     calls = []
     original = StudentFitter.fit
 
-    def listen(self, images, fields, keys, classify=None, views=(), segments=None):
+    def listen(self, images, fields, keys, classify=None, views=(), segments=None, places=None):
         calls.append({"fields": fields, "keys": keys, "views": views, "segments": segments})
         calls[-1] |= {"images": images, "classify": classify}
-        return original(self, images, fields, keys, classify, views, segments)
+        return original(self, images, fields, keys, classify, views, segments, places)
 
     monkeypatch.setattr(StudentFitter, "fit", listen)
     return calls

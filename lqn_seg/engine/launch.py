@@ -1,0 +1,141 @@
+"""Several processes at one job: joining those that a launcher started, and speaking with them.
+
+`torchrun` or Detectron2's launcher starts the processes. What they exchange are short messages
+between the hosts, so the native engine always speaks gloo, with or without GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lqn_seg.errors import InputError, PeerError
+
+# A process whose share is done waits for the slowest; torch's own half an hour would end the run.
+PATIENCE = timedelta(days=30)
+
+
+def rank() -> int:
+    """This process's number, 0 .. size() - 1."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes share the job."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes the report."""
+    return rank() == 0
+
+
+def is_launched() -> bool:
+    """Whether `torchrun` started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the other processes if `torchrun` started several, each on a GPU of its own."""
+    if not is_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(value: Any) -> list[Any]:
+    """Everybody's value, by rank, in every process; waits for the last of them.
+
+    Raises:
+        PeerError: another process has ended.
+    """
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    try:
+        dist.all_gather_object(values, value)
+    except RuntimeError as error:
+        raise PeerError("another process of this run has ended early") from error
+    return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """If the block fails by bad input in one process, it fails in all; the main one says why.
+
+    Every process has to pass through the block. Waits for the last of them.
+
+    Raises:
+        InputError: in the main process, the first sentence by rank.
+        PeerError: the same in the others.
+    """
+    complaint = None
+    try:
+        yield
+    except InputError as error:
+        complaint = error
+    heard = [c for c in gather(str(complaint) if complaint else None) if c]
+    if heard:
+        kind = InputError if is_main() else PeerError
+        raise kind(heard[0]) from complaint
+
+
+@contextmanager
+def fixed_threads(count: int) -> Iterator[None]:
+    """Compute with this many threads, whatever the machine, the launcher or $OMP_NUM_THREADS say.
+
+    How a sum is split over threads decides its last bits, and launchers set another number of
+    threads for several processes than for one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def start(
+    script: Sequence[str], per_machine: int, machines: int = 1, machine: int = 0, url: str = "auto"
+) -> int:
+    """Run a command in several processes, as `torchrun` does; returns its exit status.
+
+    Args:
+        script: the Python file and its arguments.
+        per_machine: processes on this machine; ``machines`` of them, this is number ``machine``.
+        url: ``tcp://HOST:PORT`` of machine 0; ``auto`` finds a free port for one machine.
+
+    Raises:
+        InputError: several machines without an address to meet at.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    meeting = ["--standalone"]
+    if machines > 1:
+        host, _, port = url.removeprefix("tcp://").rpartition(":")
+        if not url.startswith("tcp://") or not host or not port.isdecimal():
+            raise InputError(f"--dist-url must be tcp://HOST:PORT of machine 0, not {url!r}")
+        meeting = [f"--nnodes={machines}", f"--node_rank={machine}"]
+        meeting += [f"--master_addr={host}", f"--master_port={port}"]
+    try:
+        main([*meeting, f"--nproc_per_node={per_machine}", *script])
+    except ChildFailedError as error:
+        return next(iter(error.failures.values())).exitcode
+    except SignalException as error:  # passed on to the processes, which have ended
+        return 128 + error.sigval
+    return 0

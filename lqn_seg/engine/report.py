@@ -191,11 +191,10 @@ class Report:
 
     def text(self) -> str:
         """The tables and the sentence, as they are printed."""
-        parts = [
-            f"{self.evaluation.dataset.metadata.name}, {self._count()}, scores 0-100; "
-            f"thresholds {self.cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD} / "
-            f"{self.cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD}"
-        ]
+        test = self.cfg.MODEL.MASK_FORMER.TEST
+        parts = [f"{self.evaluation.dataset.metadata.name}, {self._count()}, scores 0-100"]
+        if test.PANOPTIC_ON:  # no other output knows them
+            parts[0] += f"; thresholds {test.OBJECT_MASK_THRESHOLD} / {test.OVERLAP_THRESHOLD}"
         parts += ["\n".join(self._left_out())] if self._left_out() else []
         for group in [CLEAN, *([CORRUPTED] if self.corrupted else [])]:
             severity = self.cfg.MODEL.LQN.EVAL.SEVERITY

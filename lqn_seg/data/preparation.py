@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from lqn_seg.data.catalog import dataset_roots
@@ -12,7 +12,7 @@ from lqn_seg.errors import InputError
 
 
 def prepare_splits(
-    description: str, folder: str, splits: Sequence[str], write: Callable[[Path, str], int | Path]
+    description: str, folder: str, splits: Collection[str], write: Callable[[Path, str], int | Path]
 ) -> int:
     """Run a preparation script: `--root`, `--split`, and a line for each split that was written.
 
@@ -28,7 +28,7 @@ def prepare_splits(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, default=dataset_roots()[0], help=f"holds {folder}/")
-    parser.add_argument("--split", choices=splits, action="append", help="default: all")
+    parser.add_argument("--split", choices=tuple(splits), action="append", help="default: all")
     arguments = parser.parse_args()
     try:
         for split in arguments.split or splits:

@@ -22,8 +22,7 @@ from lqn_seg.core.gauge import (
 )
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.views import pixel_statistics
-from lqn_seg.segmentation.windows import normalise
-from lqn_seg.teachers.eomt import EomtTeacher
+from lqn_seg.teachers.base import Teacher, normalise
 
 FILE_NAME = "calibration.safetensors"
 QUANTILE = 0.02
@@ -32,7 +31,7 @@ Batches = Callable[[], Iterable[Tensor]]
 
 
 @torch.no_grad()
-def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE) -> Calibration:
+def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTILE) -> Calibration:
     """Find a teacher's clean ranges in three passes over clean images.
 
     Args:
@@ -77,7 +76,7 @@ def calibrate(teacher: EomtTeacher, batches: Batches, quantile: float = QUANTILE
     return Calibration(layers, torch.cat(damage).quantile(UNDAMAGED).item(), ranges.pixels)
 
 
-def _run(teacher: EomtTeacher, crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> None:
+def _run(teacher: Teacher[Any], crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> None:
     teacher.encode(normalise(crops.to(teacher.device), teacher.pixel_mean, teacher.pixel_std), edit)
 
 
@@ -93,7 +92,7 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
     save_file(tensors, path, {"calibration": json.dumps(about)})
 
 
-def load_calibration(path: str | Path, teacher: EomtTeacher) -> Calibration:
+def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
     """Read a calibration for a teacher.
 
     Raises:

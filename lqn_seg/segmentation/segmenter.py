@@ -10,7 +10,6 @@ Shapes: B students side by side, S = teacher input, L x H x W grid, D features, 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from lqn_seg.core.controls import ClosedFormField
 from lqn_seg.core.fit import LQNConfig, StudentFitter
 from lqn_seg.core.gauge import Calibration, Restorer
 from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.postprocess import (
@@ -36,9 +36,9 @@ from lqn_seg.segmentation.windows import (
     Size,
     SlidingWindows,
     layout_of,
-    normalise,
     resize_scores,
 )
+from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, EomtContext, EomtTeacher
 
 Method = LQNConfig | PixelControl | None  # None is the teacher itself
@@ -237,7 +237,7 @@ class Segmenter:
         # depend on how many images happened to come with it.
         filled = [*chunk, *[chunk[-1]] * (self.config.batch - len(chunk))]
         crops = torch.stack([window.pixels for window in filled]).float() / 255
-        clock = _Clock(self.teacher.device)
+        clock = Clock(self.teacher.device)
         passes: dict[str, _Pass] = {}
         results = {}
         for name, method in self.methods.items():
@@ -285,7 +285,7 @@ class Segmenter:
         restored = isinstance(method, LQNConfig) and method.adapt.restore
         kind = method.name if isinstance(method, PixelControl) else ("", "restored")[restored]
         if kind not in passes:
-            clock = _Clock(self.teacher.device)
+            clock = Clock(self.teacher.device)
             restorer = None
             if restored and self.calibration is not None:
                 restorer = Restorer(self.calibration)
@@ -351,7 +351,7 @@ class Segmenter:
         """
         assert own.share is not None
         fitter = self._fitters[name]
-        clock = _Clock(self.teacher.device)
+        clock = Clock(self.teacher.device)
         side = fitter.config.student.input_size
         small = F.interpolate(crops, (side, side), mode="bilinear", antialias=True)
         try:
@@ -364,7 +364,7 @@ class Segmenter:
             own.fit_ms = clock.lap()
             answered = students.query_layer(self.teacher.num_layers)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             own.fallback = (own.share > 0).cpu()
             return own
@@ -438,28 +438,6 @@ class Segmenter:
                 mask_logits, class_logits, self.thing_ids, config.top_k
             )
         return Prediction(output, stats)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On a CPU torch has no class of its own for it.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-class _Clock:
-    """Milliseconds between laps, with the device's queue emptied at each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.last = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def lap(self) -> float:
-        before, self.last = self.last, self._now()
-        return 1e3 * (self.last - before)
 
 
 def _fidelity(answer: Tensor, target: Tensor) -> tuple[list[float], list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ class Teacher(Protocol[ContextT]):
 
     Attributes:
         num_layers: L; layers are numbered 1..L, 0 is the patch embedding.
+        num_query_layers: the last so many of them carry object queries too; 0 in a CLIP.
         width: D, features of a token.
         grid: (H, W) patches.
         image_size: (height, width) in pixels that :meth:`encode` takes.
@@ -25,6 +26,7 @@ class Teacher(Protocol[ContextT]):
     """
 
     num_layers: int
+    num_query_layers: int
     width: int
     grid: tuple[int, int]
     image_size: tuple[int, int]
@@ -40,5 +42,14 @@ class Teacher(Protocol[ContextT]):
         ``edit`` may replace the patch tokens of the embedding and of each layer as they come.
         """
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Layer 0 alone: (B, 3, h, w) normalised images to (B, H, W, D) patch embeddings."""
+
     def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
         """The frozen rest from ``layer`` on: last-layer tokens (B, H, W, D) and their context."""
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, h, w) in 0..1 to zero mean and unit deviation per channel."""
+    shape = (1, 3, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)

@@ -20,7 +20,7 @@ from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.segmentation.views import PixelControl
-from lqn_seg.segmentation.windows import normalise
+from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
 
 LQN = LQNConfig(

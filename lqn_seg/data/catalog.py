@@ -12,8 +12,21 @@ from lqn_seg.data.ade20k import HOW_TO_GET as HOW_TO_GET_ADE20K
 from lqn_seg.data.ade20k import load_ade20k_sem_seg
 from lqn_seg.data.camvid import CAMVID_SPLITS, load_camvid_sem_seg
 from lqn_seg.data.camvid import HOW_TO_GET as HOW_TO_GET_CAMVID
+from lqn_seg.data.cifar import FOLDER_SPLITS, load_cifar10_c, load_cifar10_folders
+from lqn_seg.data.cifar import HOW_TO_GET as HOW_TO_GET_CIFAR
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.coop import HOW_TO_GET as HOW_TO_GET_COOP
+from lqn_seg.data.coop import SETS, load_coop
+from lqn_seg.data.imagenet import (
+    C_CORRUPTIONS,
+    IMAGENET_C,
+    VARIANTS,
+    load_imagenet,
+    load_imagenet_c,
+)
+from lqn_seg.data.imagenet import HOW_TO_GET as HOW_TO_GET_IMAGENET
 from lqn_seg.data.label_folders import check_classes, load_label_folders
+from lqn_seg.data.labelled_images import load_image_folder
 from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
 from lqn_seg.errors import InputError
 
@@ -26,6 +39,7 @@ __all__ = [
     "dataset_roots",
     "get_dataset",
     "register_coco_panoptic",
+    "register_image_folder",
     "register_label_folders",
 ]
 
@@ -122,6 +136,18 @@ def register_label_folders(
     _register(name, load_label_folders, (*folders, tuple(classes), ignore_label, tuple(prefixes)))
 
 
+def register_image_folder(name: str, root: str | os.PathLike[str]) -> None:
+    """Make ``root/<class>/*.jpg`` (or .png ...) of one's own, for classification, known by name.
+
+    A class is called like its folder, with spaces for underscores. Nothing is read until
+    `get_dataset(name)`. Registering the same name with the same folder again is allowed.
+
+    Raises:
+        InputError: the name is taken by another data set.
+    """
+    _register(name, load_image_folder, (os.fspath(root),))
+
+
 def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, ...]) -> None:
     if name in _BUILTIN or _registered.get(name, (load, arguments)) != (load, arguments):
         raise InputError(f"the data set name {name!r} is already taken")
@@ -154,6 +180,40 @@ def _camvid(split: str, name: str, root: str | os.PathLike[str] | None) -> Datas
     return load_camvid_sem_seg(name, split, found / "camvid")
 
 
+def _demo_objects(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    folder = Path("demo_objects", split)
+    how_to_get = f"run python datasets/prepare_demo.py --objects --split {split} --count NUMBER"
+    return load_image_folder(name, _find(name, folder, how_to_get, root) / folder)
+
+
+def _imagenet(name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    folder = Path(VARIANTS[name][0])
+    return load_imagenet(name, _find(name, folder, HOW_TO_GET_IMAGENET, root))
+
+
+def _imagenet_c(
+    corruption: str, severity: int, name: str, root: str | os.PathLike[str] | None
+) -> Dataset:
+    found = _find(name, Path(IMAGENET_C, corruption), HOW_TO_GET_IMAGENET, root)
+    return load_imagenet_c(name, found, corruption, severity)
+
+
+def _cifar10_c(
+    corruption: str, severity: int, name: str, root: str | os.PathLike[str] | None
+) -> Dataset:
+    found = _find(name, Path("CIFAR-10-C", f"{corruption}.npy"), HOW_TO_GET_CIFAR, root)
+    return load_cifar10_c(name, found, corruption, severity)
+
+
+def _cifar10_folders(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    how_to_get = "unpack CIFAR-10 as one folder of image files per class"
+    return load_cifar10_folders(name, _find(name, Path("cifar10"), how_to_get, root), split)
+
+
+def _coop(key: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    return load_coop(name, _find(name, Path(SETS[key].images), HOW_TO_GET_COOP, root), key)
+
+
 def _find(
     name: str,
     file: Path,
@@ -175,4 +235,14 @@ _BUILTIN: dict[str, Callable[[str, str | os.PathLike[str] | None], Dataset]] = {
     **{f"demo_panoptic_{split}": partial(_demo, split) for split in DEMO_SPLITS},
     "ade20k_sem_seg_val": _ade20k,
     **{f"camvid_sem_seg_{split}": partial(_camvid, split) for split in CAMVID_SPLITS},
+    **{f"demo_objects_{split}": partial(_demo_objects, split) for split in DEMO_SPLITS},
+    **{name: _imagenet for name in VARIANTS},
+    **{f"cifar10_folders_{split}": partial(_cifar10_folders, split) for split in FOLDER_SPLITS},
+    **{f"{key}_test": partial(_coop, key) for key in SETS},
+    **{
+        f"{source}_{corruption}_{severity}": partial(load, corruption, severity)
+        for source, load in (("imagenet_c", _imagenet_c), ("cifar10_c", _cifar10_c))
+        for corruption in C_CORRUPTIONS
+        for severity in range(1, 6)
+    },
 }

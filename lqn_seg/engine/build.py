@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -13,6 +14,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.calibration import FILE_NAME, load_calibration
 from lqn_seg.segmentation.segmenter import Method, Segmenter
+from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
 
 
@@ -66,7 +68,7 @@ def build_segmenter(
     return Segmenter(teacher, head, chosen, thing_ids, segmentation_config(cfg), calibration)
 
 
-def build_calibration(cfg: CfgNode, teacher: EomtTeacher) -> Calibration | None:
+def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None:
     """The calibration that is named, or else the one beside the teacher's local weights.
 
     Raises:

@@ -72,17 +72,18 @@ class ClipTeacher(Teacher[ClipContext]):
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.precision = precision
-        self._visual = visual
+        self._visual: Any = visual
         self.num_layers: int = visual.transformer.layers
         self.num_query_layers = 0
         self.width: int = visual.transformer.width
         self.joint_width: int = visual.output_dim
         self.grid: tuple[int, int] = visual.grid_size
         self.image_size: tuple[int, int] = visual.image_size
-        self.pixel_mean = tuple(
-            getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
-        )
-        self.pixel_std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
+        preprocess = getattr(visual, "preprocess_cfg", {})
+        self.pixel_mean = tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN))
+        self.pixel_std = tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD))
+        self.resize_mode: str = preprocess.get("resize_mode", "shortest")
+        self.interpolation: str = preprocess.get("interpolation", "bicubic")
 
     @property
     def device(self) -> torch.device:
@@ -147,9 +148,11 @@ class ClipTeacher(Teacher[ClipContext]):
         last = field[:, -1].unflatten(1, self.grid) if layer < self.num_layers else tokens
         return last, ClipContext(torch.cat([context.prefix[:, : layer + 1], prefixes[:, 1:]], 1))
 
-    @torch.no_grad()
     def project(self, tokens: Tensor) -> Tensor:
-        """Last-layer tokens (..., D), CLS or patches, to the joint space (..., E), unit length."""
+        """Last-layer tokens (..., D), CLS or patches, to the joint space (..., E), unit length.
+
+        Differentiable in the tokens.
+        """
         with self._autocast():
             projected = self._visual.ln_post(tokens) @ self._visual.proj
         return F.normalize(projected.float(), dim=-1)
@@ -171,7 +174,7 @@ class ClipTeacher(Teacher[ClipContext]):
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
-        """open_clip's own ``encode_image`` (B, E), unit length: the shortest way to the features."""
+        """Image features (B, E) by open_clip's own ``encode_image``, unit length."""
         self._check(images)
         with self._autocast():
             return F.normalize(self.model.encode_image(images).float(), dim=-1)
@@ -253,9 +256,7 @@ class ClipTeacher(Teacher[ClipContext]):
         """
         tower = self.model if hasattr(self.model, "token_embedding") else self.model.text
         if not hasattr(tower, "token_embedding"):
-            raise InputError(
-                "this CLIP's text tower is not open_clip's own: prompts can't be tuned"
-            )
+            raise InputError("prompts can be tuned only with a text tower of open_clip's own")
         return tower.token_embedding
 
 

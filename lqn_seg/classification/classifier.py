@@ -196,8 +196,10 @@ class Classifier:
         if name in self.adapters:
             answers = self._adapt(name, batch)
             stats["teacher_ms"] = sum(run.ms for run, _ in answers)
-            features = mean_direction(torch.stack([answer.features for _, answer in answers], 1))
             clock.lap()
+            features = answers[0][1].features
+            if len(answers) > 1:
+                features = mean_direction(torch.stack([a.features for _, a in answers], 1))
             probabilities = self._probabilities(features, "text")
             stats["method_ms"] = sum(answer.fit_ms for _, answer in answers) + clock.lap()
             single = [self._readings(answers, b) for b in range(count)]

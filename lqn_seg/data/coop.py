@@ -22,12 +22,11 @@ HOW_TO_GET = "CoOp's DATASETS.md says where the images and the split file come f
 
 @dataclass(frozen=True)
 class CoopSet:
-    """Where a set's images and lists lie, its prompt, and how many images its test split has."""
+    """Where a set's images and lists lie, and its prompt."""
 
     images: str
     split_file: str
     template: str
-    test_images: int
 
 
 SETS = {
@@ -35,41 +34,29 @@ SETS = {
         "oxford_flowers/jpg",
         "oxford_flowers/split_zhou_OxfordFlowers.json",
         "a photo of a {}, a type of flower.",
-        2463,
     ),
-    "dtd": CoopSet("dtd/images", "dtd/split_zhou_DescribableTextures.json", "{} texture.", 1692),
+    "dtd": CoopSet("dtd/images", "dtd/split_zhou_DescribableTextures.json", "{} texture."),
     "pets": CoopSet(
         "oxford_pets/images",
         "oxford_pets/split_zhou_OxfordPets.json",
         "a photo of a {}, a type of pet.",
-        3669,
     ),
     "ucf101": CoopSet(
-        "ucf101/UCF-101-midframes",
-        "ucf101/split_zhou_UCF101.json",
-        "a photo of a person doing {}.",
-        3783,
+        "ucf101/UCF-101-midframes", "ucf101/split_zhou_UCF101.json", "a photo of a person doing {}."
     ),
     "caltech101": CoopSet(
         "caltech-101/101_ObjectCategories",
         "caltech-101/split_zhou_Caltech101.json",
         "a photo of a {}.",
-        2465,
     ),
     "eurosat": CoopSet(
-        "eurosat/2750",
-        "eurosat/split_zhou_EuroSAT.json",
-        "a centered satellite photo of {}.",
-        8100,
+        "eurosat/2750", "eurosat/split_zhou_EuroSAT.json", "a centered satellite photo of {}."
     ),
     "food101": CoopSet(
-        "food-101/images",
-        "food-101/split_zhou_Food101.json",
-        "a photo of {}, a type of food.",
-        30300,
+        "food-101/images", "food-101/split_zhou_Food101.json", "a photo of {}, a type of food."
     ),
-    "sun397": CoopSet("sun397/SUN397", "sun397/split_zhou_SUN397.json", "a photo of a {}.", 19850),
-    "aircraft": CoopSet("fgvc_aircraft/images", "", "a photo of a {}, a type of aircraft.", 3333),
+    "sun397": CoopSet("sun397/SUN397", "sun397/split_zhou_SUN397.json", "a photo of a {}."),
+    "aircraft": CoopSet("fgvc_aircraft/images", "", "a photo of a {}, a type of aircraft."),
 }
 # CoOp's readable names for EuroSAT's folders.
 EUROSAT_NAMES = {

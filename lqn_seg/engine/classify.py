@@ -84,20 +84,13 @@ class ClassificationRun:
         self._classifiers: dict[str, Classifier] = {}
 
     def _records(self, dataset: Dataset) -> list[Record]:
-        """The images of this run: the first so many, and of those this shard's."""
-        records = dataset.records()
-        self.total = len(records)
+        """The images of this run: a subset is spread over the classes, which lie in order; of those
+        this shard's."""
+        records, limit = dataset.records(), self.cfg.MODEL.LQN.EVAL.MAX_IMAGES
+        if limit and limit < len(records):
+            records = [records[k * len(records) // limit] for k in range(limit)]
         first, step = self.cfg.CLASSIFICATION.SHARD
-        records = records[:: max(1, self._stride(len(records)))][: self._limit or None]
         return records[first::step]
-
-    @property
-    def _limit(self) -> int:
-        return self.cfg.MODEL.LQN.EVAL.MAX_IMAGES
-
-    def _stride(self, count: int) -> int:
-        """A subset is spread over the classes, which lie one behind the other."""
-        return count // self._limit if self._limit else 1
 
     def classifier(self, dataset: str) -> Classifier:
         """All methods on a data set's classes."""
@@ -219,7 +212,8 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
         raise InputError("the teacher's weights must be in a local folder to be calibrated there")
     teacher, records = build_clip(cfg), _labelled(dataset).records()
-    records = records[:: max(1, len(records) // most)][:most] if most else records
+    if most and most < len(records):
+        records = [records[k * len(records) // most] for k in range(most)]
 
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(records), _CALIBRATION_BATCH):

@@ -77,8 +77,9 @@ class ClassificationReport:
             if method != BASELINE
         }
         self.costs = run.costs()
-        dtype = DTYPES[self.cfg.CLASSIFICATION.TEACHER_PRECISION]
-        self.peak = peak_gmacs_per_ms(run.teacher.device, dtype)
+        used = {self.cfg.CLASSIFICATION.TEACHER_PRECISION, *self._precisions()}
+        device = run.teacher.device
+        self.peak = max(peak_gmacs_per_ms(device, DTYPES[precision]) for precision in used)
 
     def _lines(self, stream: Stream, method: str, key: str) -> list[dict[str, Any]]:
         return [line["methods"][method][key] for line in self.run.lines[str(stream)]]
@@ -173,20 +174,22 @@ class ClassificationReport:
         return tabulate(rows, ["", *map(_short, groups)], stralign="right")
 
     def _cost_heading(self) -> str:
-        about, precisions = environment(), self._precisions()
+        about = environment()
+        students = " and ".join(sorted(self._precisions())) or "none"
         return (
             "cost per image: milliseconds (means over this run) on "
             f"{about['device']}, {about['threads']} threads, teacher in "
-            f"{self.cfg.CLASSIFICATION.TEACHER_PRECISION}, students in {precisions};\nGMACs "
+            f"{self.cfg.CLASSIFICATION.TEACHER_PRECISION}, students in {students};\nGMACs "
             "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
-            "ran alone, a student included\nwhether or not the gauge asked for it; % is what that "
-            f"image got of a large float matrix product's speed ({self.peak:.3g} GMACs/ms), views "
-            "left out"
+            "ran alone, a student included\nwhether or not the gauge asked for it; % is that "
+            "image's share, views left out, of the speed of a large matrix product in the\nfastest "
+            f"precision in use ({self.peak:.3g} GMACs/ms)"
         )
 
-    def _precisions(self) -> str:
+    def _precisions(self) -> set[str]:
+        """What the students' matrix products are computed in."""
         classifier = self.run.classifier(next(iter(self.run.datasets)))
-        return " and ".join(sorted(set(classifier.precisions.values()))) or "none"
+        return set(classifier.precisions.values())
 
     def _ms(self, method: str, stage: str) -> float:
         streams = [str(stream) for stream in self.run.streams]

@@ -21,7 +21,6 @@ from torch.utils.flop_counter import flop_registry
 
 from lqn_seg.evaluation.flops import refuse_uncounted
 
-
 # PyTorch's counter has rules for products of matrices; these are of a matrix with a vector.
 _RULES = {
     torch.ops.aten.mv: lambda matrix, vector, **_: 2 * matrix.numel(),

@@ -214,9 +214,7 @@ def test_bad_input_is_named(build, teacher, text):
     with pytest.raises(InputError, match="unknown read-out 'maen': did you mean 'mean'"):
         Adaptation(LQN, "maen")
     with pytest.raises(InputError, match="layer 2, which the student is not fitted to"):
-        Adapter(
-            teacher, Adaptation(with_variant(LQN, "apm"), "reentry", 2), text["text"]
-        )
+        Adapter(teacher, Adaptation(with_variant(LQN, "apm"), "reentry", 2), text["text"])
     with pytest.raises(InputError, match=r"REENTRY_LAYER must be in 1\.\.3, not 9"):
         Adapter(teacher, Adaptation(LQN, "reentry", 9), text["text"])
     with pytest.raises(InputError, match="uint8 array, got float32"):

@@ -39,7 +39,7 @@ def templates(prompts: str, dataset: str = "") -> list[Template]:
         InputError: there are no such prompts.
     """
     coop = SETS.get(dataset.removesuffix("_test"))
-    single = [(coop.template if coop else SINGLE).format]
+    single: list[Template] = [(coop.template if coop else SINGLE).format]
     if prompts == "single":
         return single
     if prompts == "ensemble":

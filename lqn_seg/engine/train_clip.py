@@ -56,7 +56,7 @@ class ClipTrainer:
         self.model_cfg = read_model_cfg(find_local(cfg.MODEL.LQN.TEACHER.CONFIG))
         seed = max(cfg.SEED, 0)
         torch.manual_seed(seed)
-        self.model = open_clip.model.CLIP(**self.model_cfg).to(self.device)
+        self.model: Any = open_clip.model.CLIP(**self.model_cfg).to(self.device)
         if cfg.MODEL.WEIGHTS:
             start_from_eomt(self.model, find_local(cfg.MODEL.WEIGHTS))
         self.tokenizer = open_clip.SimpleTokenizer(
@@ -162,7 +162,7 @@ class ClipTrainer:
 
 
 @torch.no_grad()
-def start_from_eomt(model: torch.nn.Module, weights: str) -> None:
+def start_from_eomt(model: Any, weights: str) -> None:
     """Copy an EoMT's patch embedding and first layers into a CLIP's image tower.
 
     Of a larger grid the positions in the middle are taken; register tokens are left out.

@@ -257,7 +257,7 @@ class Classifier:
     def _student_view(self, batch: _Batch, view: int) -> Tensor:
         """(B, 3, S, S) in 0..1: each image's random view of that number."""
         crops = [
-            random_views(image, self.teacher, view, key)[-1]
+            random_views(image, self.teacher, 1, key, first=view - 1)[0]
             for image, key in zip(batch.images, batch.keys)
         ]
         return torch.stack(crops).to(self.teacher.device).float() / 255

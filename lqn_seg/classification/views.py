@@ -39,21 +39,23 @@ def centre_view(image: NDArray[np.uint8], teacher: ClipTeacher) -> Tensor:
 
 
 def random_views(
-    image: NDArray[np.uint8], teacher: ClipTeacher, count: int, key: RandomKey
+    image: NDArray[np.uint8], teacher: ClipTeacher, count: int, key: RandomKey, first: int = 0
 ) -> Tensor:
-    """(H, W, 3) uint8 RGB to (count, 3, S, S) uint8 random crops, some of them mirrored."""
-    if count == 0:
-        return torch.empty(0, 3, *teacher.image_size, dtype=torch.uint8)
-    random = CounterRandom([key])
+    """(H, W, 3) uint8 RGB to (count, 3, S, S) uint8 random crops, some of them mirrored.
+
+    Args:
+        first: views before this one are drawn but not made: each has its place in the sequence.
+    """
+    random, last = CounterRandom([key]), first + count
     picture = Image.fromarray(image)
-    mirrored = random.uniform((count,), draw=_MIRROR_DRAW)[0] < 0.5
-    views = []
+    mirrored = random.uniform((last,), draw=_MIRROR_DRAW)[0] < 0.5
+    views = [torch.empty(0, 3, *teacher.image_size, dtype=torch.uint8)]
     for (top, left, height, width), mirror in zip(
-        crop_boxes(random, image.shape[:2], count), mirrored.tolist()
+        crop_boxes(random, image.shape[:2], last)[first:], mirrored[first:].tolist()
     ):
         view = V.resized_crop(picture, top, left, height, width, list(teacher.image_size))
-        views.append(_to_tensor(V.hflip(view) if mirror else view))
-    return torch.stack(views)
+        views.append(_to_tensor(V.hflip(view) if mirror else view)[None])
+    return torch.cat(views)
 
 
 def crop_boxes(random: CounterRandom, size: tuple[int, ...], count: int) -> list[Box]:

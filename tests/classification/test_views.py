@@ -51,6 +51,8 @@ def test_views_follow_from_pixels_and_seed_alone(teacher):
     views = random_views(image, teacher, 5, key)
     assert views.shape == (5, 3, 32, 32) and views.dtype == torch.uint8
     assert torch.equal(random_views(image, teacher, 3, key), views[:3])
+    assert torch.equal(random_views(image, teacher, 2, key, first=3), views[3:])
+    assert len(random_views(image, teacher, 0, key)) == 0
     assert not torch.equal(random_views(image, teacher, 5, image_key(7, image)), views)
     assert len({view.numpy().tobytes() for view in views}) == 5
 

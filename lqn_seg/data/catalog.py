@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -76,16 +77,31 @@ def get_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Datase
     if name in _registered:
         load, arguments = _registered[name]
         return load(name, *arguments)
-    if name in _BUILTIN:
-        return _BUILTIN[name](name, root)
+    if name in _BUILTIN or name in _LABELLED:
+        return {**_BUILTIN, **_LABELLED}[name](name, root)
     names = dataset_names()
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or _families(names)
     raise InputError(f"unknown data set {name!r}: did you mean {' or '.join(near)}?")
 
 
-def dataset_names() -> list[str]:
-    """The names `get_dataset` knows: the built-in ones and those registered."""
-    return sorted({*_BUILTIN, *_registered})
+def _families(names: Sequence[str]) -> list[str]:
+    """The names, with one pattern for the nineteen corruptions at five severities of a set."""
+    corrupted = re.compile(rf"_c_({'|'.join(C_CORRUPTIONS)})_[1-5]$")
+    return sorted({corrupted.sub("_c_<corruption>_<1..5>", name) for name in names})
+
+
+def dataset_names(labelled: bool | None = None) -> list[str]:
+    """The names `get_dataset` knows: the built-in ones and those registered.
+
+    Args:
+        labelled: True for those with one label an image (classification), False for those with
+            labels of pixels (segmentation), None for both.
+    """
+    both = {*_BUILTIN, *_LABELLED, *_registered}
+    known = {name for name, (load, _) in _registered.items() if load is load_image_folder}
+    if labelled is None:
+        return sorted(both)
+    return sorted(name for name in both if (name in _LABELLED or name in known) == labelled)
 
 
 def register_coco_panoptic(
@@ -149,7 +165,10 @@ def register_image_folder(name: str, root: str | os.PathLike[str]) -> None:
 
 
 def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, ...]) -> None:
-    if name in _BUILTIN or _registered.get(name, (load, arguments)) != (load, arguments):
+    if name in (*_BUILTIN, *_LABELLED) or _registered.get(name, (load, arguments)) != (
+        load,
+        arguments,
+    ):
         raise InputError(f"the data set name {name!r} is already taken")
     _registered[name] = load, arguments
 
@@ -235,6 +254,9 @@ _BUILTIN: dict[str, Callable[[str, str | os.PathLike[str] | None], Dataset]] = {
     **{f"demo_panoptic_{split}": partial(_demo, split) for split in DEMO_SPLITS},
     "ade20k_sem_seg_val": _ade20k,
     **{f"camvid_sem_seg_{split}": partial(_camvid, split) for split in CAMVID_SPLITS},
+}
+# One label an image.
+_LABELLED: dict[str, Callable[[str, str | os.PathLike[str] | None], Dataset]] = {
     **{f"demo_objects_{split}": partial(_demo_objects, split) for split in DEMO_SPLITS},
     **{name: _imagenet for name in VARIANTS},
     **{f"cifar10_folders_{split}": partial(_cifar10_folders, split) for split in FOLDER_SPLITS},

@@ -6,8 +6,6 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from open_clip import IMAGENET_CLASSNAMES
-
 from lqn_seg.data.labelled_images import load_image_folder
 from lqn_seg.data.metadata import Dataset
 
@@ -38,6 +36,8 @@ def class_folders(classes: str) -> dict[str, str]:
         classes: "imagenet", or "imagenet_a" or "imagenet_r" for the 200 that these sets hold (and
             are scored over).
     """
+    from open_clip import IMAGENET_CLASSNAMES  # seconds, which no other data set shall wait for
+
     names = dict(zip(_wnids("imagenet"), IMAGENET_CLASSNAMES, strict=True))
     return {wnid: names[wnid] for wnid in _wnids(classes)}
 

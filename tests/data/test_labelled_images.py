@@ -32,6 +32,9 @@ def test_any_folder_of_class_folders(tmp_path, monkeypatch):
         else:
             draw(tmp_path / name, 10 * k)
     register_image_folder("mine", tmp_path)
+    assert "mine" in catalog.dataset_names(labelled=True)
+    assert "mine" not in catalog.dataset_names(labelled=False)
+    assert not {"imagenet_val", "pets_test"} & {*catalog.dataset_names(labelled=False)}
     dataset = get_dataset("mine")
     assert dataset.metadata.class_names == ("dog", "red fox")
     records = dataset.records()

@@ -46,6 +46,9 @@ def get_classification_cfg() -> CfgNode:
             "TEACHER_PRECISION": "float32",
             # (k, n): every n-th image from the k-th on.
             "SHARD": (0, 1),
+            # Threads a process on the CPU; 0 is as many as there are cores. Small models want one:
+            # on a busy machine several only wait for one another.
+            "THREADS": 0,
             # A folder for text features; empty: $LQN_SEG_CACHE or ~/.cache/lqn_seg.
             "CACHE": "",
         }
@@ -79,6 +82,8 @@ def check_classification_cfg(cfg: CfgNode) -> None:
         adaptation(cfg, name)
     if not 1 <= own.VIEWS <= 1024:
         raise InputError(f"CLASSIFICATION.VIEWS must be in 1..1024, not {own.VIEWS}")
+    if own.THREADS < 0:
+        raise InputError(f"CLASSIFICATION.THREADS must not be negative, not {own.THREADS}")
     shard = own.SHARD
     if len(shard) != 2 or not 0 <= shard[0] < shard[1]:
         raise InputError(f"CLASSIFICATION.SHARD must be (k, n) with 0 <= k < n, not {shard}")

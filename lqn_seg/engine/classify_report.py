@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tabulate import tabulate
 
 from lqn_seg.classification.baselines.tda import Tda
@@ -307,6 +308,8 @@ def _short(name: str) -> str:
 
 def classify(cfg: Any) -> ClassificationReport:
     """Run a configuration, print the report and write it."""
+    if cfg.CLASSIFICATION.THREADS:
+        torch.set_num_threads(cfg.CLASSIFICATION.THREADS)
     run = ClassificationRun(cfg)
     teacher = cfg.MODEL.LQN.TEACHER
     name = " ".join(filter(None, (teacher.CONFIG, teacher.WEIGHTS)))

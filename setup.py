@@ -34,6 +34,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "figures": ["scikit-learn"],  # tools/visualize.py tokens --projection tsne
         "dev": [
             "pytest",
             "hypothesis",
@@ -41,6 +42,6 @@ setup(
             "mypy==2.4.1",
             "types-PyYAML",
             "types-tabulate",
-        ]
+        ],
     },
 )

@@ -23,6 +23,7 @@ ALLOWED = {
     "engine": LOW
     | {"core", "teachers", "heads", "data", "evaluation", "visualization", "segmentation"},
 }
+ALLOWED["explorer"] = ALLOWED["engine"] | {"engine"}
 ALLOWED["detectron2"] = ALLOWED["engine"] | {"engine"}
 
 

@@ -116,6 +116,8 @@ class Studio:
     @cached_property
     def teacher(self) -> Teacher[Any]:
         """The teacher alone: one without a mask head will do."""
+        if "segmenter" in self.__dict__:
+            return self.segmenter.teacher
         teacher = build_teacher(self.cfg)
         print(describe_teacher(self.cfg, teacher, build_calibration(self.cfg, teacher)), flush=True)
         return teacher
@@ -337,22 +339,21 @@ def draw_panels(studio: Studio) -> list[Path]:
     written = []
     for image in studio.images():
         damaged = [image.under(condition, studio.config.seed) for condition in conditions]
-        drawn, _ = compare(studio, segmenter, damaged)
+        predicted = [segmenter([source.tensor])[0] for source in damaged]
+        drawn = compare(studio, damaged, predicted)
         written += figures.save_picture(drawn, studio.stem("panel", image.name), image.name)
     return written
 
 
 def compare(
-    studio: Studio, segmenter: Segmenter, images: Sequence[Source]
-) -> tuple[NDArray[np.uint8], list[dict[str, Prediction]]]:
-    """A panel of a segmenter's methods, a row per image, and the predictions in it.
+    studio: Studio, images: Sequence[Source], predicted: Sequence[dict[str, Prediction]]
+) -> NDArray[np.uint8]:
+    """A panel, a row per image: ground truth if there is any, and the predictions by method.
 
     With ground truth the scores are written, and how far each is from the first method's.
     """
-    rows, every, predicted = [], [], []
-    for source in images:
-        (predictions,) = segmenter([source.tensor])
-        predicted.append(predictions)
+    rows, every = [], []
+    for source, predictions in zip(images, predicted):
         maps = {title(name): segmentation(p.output) for name, p in predictions.items()}
         scores = {title(n): studio.score(source, p) for n, p in predictions.items()}
         truth, names = studio.truth(source), list(maps)
@@ -369,8 +370,7 @@ def compare(
             )
         )
         every += [*maps.values(), *([truth] if truth else [])]
-    legend = [*legend_entries(every, studio.categories), *DIFFERENCE_LEGEND]
-    return panel(rows, legend), predicted
+    return panel(rows, [*legend_entries(every, studio.categories), *DIFFERENCE_LEGEND])
 
 
 def _score_texts(scores: dict[str, float | None], metric: str) -> dict[str, str]:

@@ -74,6 +74,10 @@ class Job:
         self.predictions: dict[str, Prediction] = {}
         self.gmacs: dict[str, dict[str, float]] = {}
         self.steps: dict[int, Prediction] = {}
+        self.truth = studio.truth(source)
+        # What `status` says of each: it is asked often, and a score takes longer than a fit's step.
+        self._numbers: dict[str, dict[str, Any]] = {}
+        self._step_numbers: dict[int, dict[str, Any]] = {}
         self.depth: Depth | None = None
         self.error = ""
         self.cancelled = False
@@ -111,6 +115,7 @@ class Job:
         segmenter = self.studio.segmenter_of({name: method_config(self.studio.cfg, method)})
         (found,) = segmenter([self.source.tensor])
         self.gmacs[name] = count_gmacs(segmenter, name, found[name].stats)
+        self._numbers[name] = self._described(name, found[name])
         self.predictions[name] = found[name]
 
     def _fit_depth(self) -> None:
@@ -123,7 +128,13 @@ class Job:
         self.depth = Depth(probe, students, basis, probe.errors(students))
 
     def _predict_step(self, steps: int) -> None:
-        self.steps[steps] = after(self.studio, self.source.tensor, self.recipe, steps)
+        found = after(self.studio, self.source.tensor, self.recipe, steps)
+        self._step_numbers[steps] = {
+            "error_over_variance": found.stats["error_over_variance"],
+            "score": self.studio.score(self.source, found),
+            "segments": self._segments(segmentation(found.output)),
+        }
+        self.steps[steps] = found
 
     # ---- what the page asks for ------------------------------------------------------------------
 
@@ -155,14 +166,12 @@ class Job:
         return json_numbers(known)
 
     def _maps(self) -> dict[str, Any]:
-        maps = {name: self._numbers(name) for name in list(self.predictions)}
-        truth = self.studio.truth(self.source)
-        if truth is not None:
-            maps[TRUTH] = {"title": "ground truth", "segments": self._segments(truth)}
+        maps = {name: self._numbers[name] for name in list(self.predictions)}
+        if self.truth is not None:
+            maps[TRUTH] = {"title": "ground truth", "segments": self._segments(self.truth)}
         return maps
 
-    def _numbers(self, name: str) -> dict[str, Any]:
-        prediction = self.predictions[name]
+    def _described(self, name: str, prediction: Prediction) -> dict[str, Any]:
         stats = prediction.stats
         return {
             "title": title(name),
@@ -187,14 +196,10 @@ class Job:
         ]
 
     def _steps(self) -> dict[str, Any]:
-        found = dict(sorted(self.steps.items()))
-        return {
-            "wanted": self.stops,
-            "made": list(found),
-            "error_over_variance": [p.stats["error_over_variance"] for p in found.values()],
-            "score": [self.studio.score(self.source, p) for p in found.values()],
-            "segments": [self._segments(segmentation(p.output)) for p in found.values()],
-        }
+        made = sorted(self.steps)
+        keys = ("error_over_variance", "score", "segments")
+        found = {key: [self._step_numbers[step][key] for step in made] for key in keys}
+        return {"wanted": self.stops, "made": made, **found}
 
     def segmentation(self, name: str) -> Segmentation:
         """A map by name: a method's, ``truth``, or ``step-K``.
@@ -202,9 +207,8 @@ class Job:
         Raises:
             InputError: there is none (yet).
         """
-        truth = self.studio.truth(self.source) if name == TRUTH else None
-        if truth is not None:
-            return truth
+        if name == TRUTH and self.truth is not None:
+            return self.truth
         if name in self.predictions:
             return segmentation(self.predictions[name].output)
         kind, _, number = name.partition("-")

@@ -35,6 +35,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "docs": ["mkdocs"],  # mkdocs serve
         "figures": ["scikit-learn"],  # tools/visualize.py tokens --projection tsne
         "dev": [
             "pytest",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,13 +17,14 @@ from torch import Tensor
 
 from lqn_seg.core.fit import FittedStudents, LQNConfig, StudentFitter
 from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.timing import Clock
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.inference import Condition
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.windows import PaddedWindow, layout_of, normalise
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher
+from lqn_seg.segmentation.windows import PaddedWindow, layout_of
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher, normalise
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -225,42 +225,32 @@ def student_method(name: str, method: object) -> LQNConfig:
 
 def layer_times(probe: Probe, repeats: int = 20) -> list[float]:
     """Median milliseconds until the teacher has each layer's tokens, embedding included."""
-    clock = _now(probe.teacher.device)
     laps: list[list[float]] = []
+    clock = Clock(probe.teacher.device)
 
     def watch(layer: int, tokens: Tensor) -> Tensor:
-        laps[-1].append(clock())
+        laps[-1].append(clock.lap())
         return tokens
 
     for _ in range(repeats + 2):  # two to warm up
         laps.append([])
-        start = clock()
+        clock.lap()
         probe.teacher.encode(probe.normalised, watch)
-        laps[-1] = [1e3 * (lap - start) for lap in laps[-1][1:]]
-    return np.median(np.array(laps[2:]), axis=0).tolist()
+    return np.median(np.cumsum(laps[2:], axis=1)[:, 1:], axis=0).tolist()
 
 
 def query_times(probe: Probe, students: FittedStudents, repeats: int = 20) -> list[float]:
     """Median milliseconds of asking a student for each layer's tokens."""
-    clock = _now(probe.teacher.device)
     found = []
+    clock = Clock(probe.teacher.device)
     for layer in range(1, probe.depth + 1):
         laps = []
         for _ in range(repeats + 2):
-            start = clock()
+            clock.lap()
             students.query_layer(layer)
-            laps.append(1e3 * (clock() - start))
+            laps.append(clock.lap())
         found.append(float(np.median(laps[2:])))
     return found
-
-
-def _now(device: torch.device) -> Callable[[], float]:
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
 
 
 def to_pixels(image: Tensor) -> NDArray[np.uint8]:

@@ -475,7 +475,7 @@ def draw_reconstruct(studio: Studio) -> list[Path]:
 def draw_curves(studio: Studio) -> list[Path]:
     """Curves of a study, from its ``results.json``; without one, a small study is run first."""
     from lqn_seg.engine.build import find_local
-    from lqn_seg.engine.study import run_study
+    from lqn_seg.engine.study_report import run_study
     from lqn_seg.visualization.curves import draw_study, draw_sweep
 
     request, path = studio.request, studio.request.results

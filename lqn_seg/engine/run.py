@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
+from lqn_seg.engine.build import describe_teacher
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import Evaluation
 from lqn_seg.engine.report import Report
@@ -63,7 +64,7 @@ def _announce(evaluation: Evaluation) -> None:
     """What is about to run, and from where."""
     cfg = evaluation.cfg
     print(
-        f"teacher: {cfg.MODEL.LQN.TEACHER.WEIGHTS or 'random weights'} on {cfg.MODEL.DEVICE}; "
+        f"{describe_teacher(cfg, evaluation.segmenter.teacher, evaluation.segmenter.calibration)}; "
         f"results: {evaluation.folder}",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""The published configurations on real files, with a random teacher: whether they run, and right."""
+"""The published configurations on real files, with a random teacher: do they run, and right?"""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ def crops_of(picture: Image.Image, semantic: bool) -> tuple[list[np.ndarray], li
     pixels = np.array(picture.resize(size, Image.Resampling.BILINEAR))
     height, width = pixels.shape[:2]
     if not semantic:
-        return [np.pad(pixels, ((0, SIDE - height), (0, SIDE - width), (0, 0)))], [0], (height, width)
+        return (
+            [np.pad(pixels, ((0, SIDE - height), (0, SIDE - width), (0, 0)))],
+            [0],
+            (height, width),
+        )
     count = math.ceil(max(size) / SIDE)
     starts = [int(k * (max(size) - SIDE) / max(count - 1, 1)) for k in range(count)]
     tall = height > width

@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lqn_seg.core.fit import LQNConfig, fitted_layers, visited_positions
 from lqn_seg.core.gauge import calibrated_layers
 from lqn_seg.core.positions import ANCHOR
+from lqn_seg.core.products import ONE_DNN_LINEAR
 from lqn_seg.core.student import StudentConfig, first_inputs
 from lqn_seg.errors import InputError
 
@@ -404,6 +405,16 @@ _MATMUL_WORDS = frozenset(
 )
 
 
+def _linear_flops(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * prod(inputs) * weight[0]
+
+
+# What PyTorch's counter has no rule for, from shapes; a multiply-add is two there.
+FLOP_RULES: dict[Any, Callable[..., int]] = (
+    {ONE_DNN_LINEAR: _linear_flops} if ONE_DNN_LINEAR is not None else {}
+)
+
+
 @dataclass(frozen=True)
 class FlopCount:
     """A count: total GMACs, GMACs per operator, and the operators that were not counted."""
@@ -452,7 +463,8 @@ def count_torch(function: Callable[[], Any]) -> FlopCount:
         UncountedOperatorError: an operator that multiplies matrices was not counted (older PyTorch
             has no rule for attention on the CPU and would silently report 0 for it).
     """
-    with _SeenOperators() as seen, FlopCounterMode(display=False) as counter:
+    counting = FlopCounterMode(display=False, custom_mapping=FLOP_RULES)
+    with _SeenOperators() as seen, counting as counter:
         function()
     rules = counter.flop_registry
     uncounted = tuple(sorted({str(packet) for packet in seen.packets if packet not in rules}))

@@ -452,7 +452,7 @@ def count_fvcore(model: nn.Module, inputs: tuple[Any, ...]) -> FlopCount:
     with torch.no_grad(), tracing:
         by_operator = {name: count / 1e9 for name, count in analysis.by_operator().items()}
         uncounted = tuple(sorted(analysis.unsupported_ops()))
-    _refuse_uncounted(uncounted)
+    refuse_uncounted(uncounted)
     return FlopCount(sum(by_operator.values()), by_operator, uncounted)
 
 
@@ -468,7 +468,7 @@ def count_torch(function: Callable[[], Any]) -> FlopCount:
         function()
     rules = counter.flop_registry
     uncounted = tuple(sorted({str(packet) for packet in seen.packets if packet not in rules}))
-    _refuse_uncounted(uncounted)
+    refuse_uncounted(uncounted)
     counts = counter.get_flop_counts().get("Global", {})
     by_operator = {str(packet): count / 2e9 for packet, count in counts.items()}
     return FlopCount(sum(by_operator.values()), by_operator, uncounted)
@@ -512,7 +512,7 @@ class _Logits(nn.Module):
         return output.masks_queries_logits, output.class_queries_logits
 
 
-def _refuse_uncounted(operators: tuple[str, ...]) -> None:
+def refuse_uncounted(operators: tuple[str, ...]) -> None:
     """Raise if one of these operators multiplies matrices, going by the words of its name."""
     missed = [name for name in operators if _MATMUL_WORDS & set(re.split(r"[^a-z0-9]+|_", name))]
     if missed:

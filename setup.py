@@ -20,6 +20,7 @@ setup(
         "torchvision",
         "transformers>=4.57",  # EomtForUniversalSegmentation with a loading report
         "timm",
+        "open_clip_torch>=2.30",  # CLIP teachers, their tokenizer, templates and class names
         "huggingface_hub",
         "safetensors",
         "scipy",  # transformers' EoMT asks for it when it is built

@@ -16,7 +16,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -27,9 +26,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lqn_seg.data.ade20k import ADE20K_CLASSES, ADE20K_STUFF, RAW_LABELS, SPLITS
-from lqn_seg.data.catalog import dataset_roots
 from lqn_seg.data.images import read_image, read_label_map, write_id_map
 from lqn_seg.data.masks import encode
+from lqn_seg.data.preparation import prepare_splits
 from lqn_seg.errors import InputError
 from lqn_seg.visualization.palette import distinct_color
 
@@ -142,21 +141,7 @@ def _categories() -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root", type=Path, default=dataset_roots()[0], help="holds ADEChallengeData2016/"
-    )
-    parser.add_argument("--split", choices=SPLITS, action="append", help="default: all")
-    arguments = parser.parse_args()
-    try:
-        for split in arguments.split or SPLITS:
-            print(f"{split}: {write_panoptic(arguments.root, split)}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return prepare_splits(__doc__ or "", "ADEChallengeData2016", SPLITS, write_panoptic)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lqn_seg.data.catalog import dataset_roots, get_dataset
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.cityscapes import SPLITS
 from lqn_seg.data.images import write_label_map
-from lqn_seg.errors import InputError
+from lqn_seg.data.preparation import prepare_splits
 
 
 def write_train_ids(root: Path, split: str) -> int:
@@ -39,19 +38,7 @@ def write_train_ids(root: Path, split: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, default=dataset_roots()[0], help="holds cityscapes/")
-    parser.add_argument("--split", choices=SPLITS, action="append", help="default: all")
-    arguments = parser.parse_args()
-    try:
-        for split in arguments.split or SPLITS:
-            print(f"{split}: {write_train_ids(arguments.root, split)} files")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return prepare_splits(__doc__ or "", "cityscapes", SPLITS, write_train_ids)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lqn_seg.data.catalog import COCO_SPLITS, dataset_roots, get_dataset
+from lqn_seg.data.catalog import COCO_SPLITS, get_dataset
 from lqn_seg.data.images import write_label_map
-from lqn_seg.errors import InputError
+from lqn_seg.data.preparation import prepare_splits
 
 
 def write_semantic(root: Path, split: str) -> int:
@@ -39,19 +38,7 @@ def write_semantic(root: Path, split: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, default=dataset_roots()[0], help="holds coco/")
-    parser.add_argument("--split", choices=COCO_SPLITS, action="append", help="default: all")
-    arguments = parser.parse_args()
-    try:
-        for split in arguments.split or COCO_SPLITS:
-            print(f"{split}: {write_semantic(arguments.root, split)} files")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return prepare_splits(__doc__ or "", "coco", COCO_SPLITS, write_semantic)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@ training split is only needed to train the teacher:
 
     python datasets/prepare_demo.py --split train --count 12000
     python datasets/prepare_demo.py --split val --count 64     # rewrites what is shipped
+
+``--objects`` draws pictures of one thing on one stuff instead, for classification:
+
+    python datasets/prepare_demo.py --objects --split train --count 20000
+    python datasets/prepare_demo.py --objects --split val --count 160  # rewrites what is shipped
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 SIZE = 96  # pixels, both sides
+OBJECT_SIZE = 64  # of a picture of a single thing
 SPLITS = ("train", "val", "tune", "report")  # the order is part of every scene's seed: append only
 MIN_VISIBLE_PIXELS = 30  # a thing with fewer visible pixels is not drawn at all
 MIN_VISIBLE_FRACTION = 0.35  # nor one that is hidden by more than this leaves
@@ -266,6 +272,41 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     return Scene(image, segment_ids.astype(np.int32), categories)
 
 
+# ---- pictures of one thing on one stuff, for classification --------------------------------------
+
+
+def object_class(index: int) -> tuple[str, str]:
+    """(thing, stuff) of the picture ``index``: every pair in turn."""
+    return THINGS[index % len(THINGS)], STUFF[index // len(THINGS) % len(STUFF)]
+
+
+def draw_object(seed: int, split: str, index: int) -> Array:
+    """(OBJECT_SIZE, OBJECT_SIZE, 3) uint8: one thing somewhere near the middle of one stuff."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index, OBJECT_SIZE])
+    thing, stuff = object_class(index)
+    ground = paint_stuff(rng, stuff)
+    while True:
+        image, mask = draw_thing(rng, ground, thing)
+        if mask.sum() >= 4 * MIN_VISIBLE_PIXELS:
+            break
+    centre = np.argwhere(mask).mean(0) - OBJECT_SIZE / 2 + rng.uniform(-12, 12, 2)
+    top, left = np.clip(np.round(centre).astype(int), 0, SIZE - OBJECT_SIZE)
+    light = 1 + 0.12 * smooth_noise(rng, 2)[..., None]
+    image = (image * light)[top : top + OBJECT_SIZE, left : left + OBJECT_SIZE]
+    image = image + rng.normal(0, 0.012, image.shape)
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def write_objects(root: Path, split: str, count: int, seed: int) -> Path:
+    """Write ``count`` pictures as ``root/split/<thing>/*.png``; returns the folder."""
+    for index in range(count):
+        folder = root / split / object_class(index)[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(draw_object(seed, split, index))
+        picture.save(folder / f"{index:06d}.png", optimize=split != "train")
+    return root / split
+
+
 # ---- COCO-panoptic files -------------------------------------------------------------------------
 
 
@@ -326,11 +367,19 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, required=True)
     parser.add_argument("--count", type=int, required=True, help="number of scenes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--root", type=Path, default=Path(__file__).parent / "demo")
+    parser.add_argument(
+        "--objects", action="store_true", help="pictures of one thing each, for classification"
+    )
+    parser.add_argument(
+        "--root", type=Path, help="default: demo, or demo_objects, beside this file"
+    )
     args = parser.parse_args()
     if args.count < 1:
         parser.error(f"--count must be at least 1, not {args.count}")
-    print(f"wrote {args.count} scenes: {write_split(args.root, args.split, args.count, args.seed)}")
+    folder = "demo_objects" if args.objects else "demo"
+    write = write_objects if args.objects else write_split
+    root = args.root or Path(__file__).parent / folder
+    print(f"wrote {args.count}: {write(root, args.split, args.count, args.seed)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ see. The file is written beside the teacher's local weights, where the other too
 --output (then name it in MODEL.LQN.CALIBRATION).
 
 Examples:
-    python tools/calibrate.py --config configs/demo_lqn.yaml --images datasets/demo/train --max 512
+    python tools/calibrate.py --config configs/demo_lqn.yaml --images datasets/demo/train --max 2048
     python tools/calibrate.py --config configs/ade20k_lqn.yaml --images photos/ --output my.st
 """
 

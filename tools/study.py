@@ -42,7 +42,7 @@ def main() -> int:
         if not arguments.studies:
             raise InputError(f"{arguments.overrides[0]} is no study file: its name ends in .yaml")
         from lqn_seg.engine import launch
-        from lqn_seg.engine.study import run_study
+        from lqn_seg.engine.study_report import run_study
 
         with launch.joined():
             for path in arguments.studies:

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lqn_seg.data import ade20k, camvid, cityscapes
+from lqn_seg.data.cifar import FOLDER_SPLITS, load_cifar10_c, load_cifar10_folders
+from lqn_seg.data.cifar import HOW_TO_GET as HOW_TO_GET_CIFAR
 from lqn_seg.data.coco_instances import load_coco_instances
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.coop import HOW_TO_GET as HOW_TO_GET_COOP
+from lqn_seg.data.coop import SETS, load_coop
+from lqn_seg.data.imagenet import (
+    C_CORRUPTIONS,
+    IMAGENET_C,
+    VARIANTS,
+    load_imagenet,
+    load_imagenet_c,
+)
+from lqn_seg.data.imagenet import HOW_TO_GET as HOW_TO_GET_IMAGENET
 from lqn_seg.data.label_folders import check_classes, load_label_folders
+from lqn_seg.data.labelled_images import load_image_folder
 from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
 from lqn_seg.errors import InputError
 
@@ -26,6 +40,7 @@ __all__ = [
     "get_dataset",
     "register_coco_panoptic",
     "register_entries",
+    "register_image_folder",
     "register_label_folders",
 ]
 
@@ -63,16 +78,31 @@ def get_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Datase
     if name in _registered:
         load, arguments = _registered[name]
         return load(name, *arguments)
-    if name in _BUILTIN:
-        return _BUILTIN[name](name, root)
+    if name in _BUILTIN or name in _LABELLED:
+        return {**_BUILTIN, **_LABELLED}[name](name, root)
     names = dataset_names()
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or _families(names)
     raise InputError(f"unknown data set {name!r}: did you mean {' or '.join(near)}?")
 
 
-def dataset_names() -> list[str]:
-    """The names `get_dataset` knows: the built-in ones and those registered."""
-    return sorted({*_BUILTIN, *_registered})
+def _families(names: Sequence[str]) -> list[str]:
+    """The names, with one pattern for the nineteen corruptions at five severities of a set."""
+    corrupted = re.compile(rf"_c_({'|'.join(C_CORRUPTIONS)})_[1-5]$")
+    return sorted({corrupted.sub("_c_<corruption>_<1..5>", name) for name in names})
+
+
+def dataset_names(labelled: bool | None = None) -> list[str]:
+    """The names `get_dataset` knows: the built-in ones and those registered.
+
+    Args:
+        labelled: True for those with one label an image (classification), False for those with
+            labels of pixels (segmentation), None for both.
+    """
+    both = {*_BUILTIN, *_LABELLED, *_registered}
+    known = {name for name, (load, _) in _registered.items() if load is load_image_folder}
+    if labelled is None:
+        return sorted(both)
+    return sorted(name for name in both if (name in _LABELLED or name in known) == labelled)
 
 
 def register_coco_panoptic(
@@ -167,8 +197,23 @@ def register_entries(entries: Sequence[Mapping[str, Any]]) -> None:
         register(**{key.lower(): value for key, value in entry.items()})
 
 
+def register_image_folder(name: str, root: str | os.PathLike[str]) -> None:
+    """Make ``root/<class>/*.jpg`` (or .png ...) of one's own, for classification, known by name.
+
+    A class is called like its folder, with spaces for underscores. Nothing is read until
+    `get_dataset(name)`. Registering the same name with the same folder again is allowed.
+
+    Raises:
+        InputError: the name is taken by another data set.
+    """
+    _register(name, load_image_folder, (os.fspath(root),))
+
+
 def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, ...]) -> None:
-    if name in _BUILTIN or _registered.get(name, (load, arguments)) != (load, arguments):
+    if name in (*_BUILTIN, *_LABELLED) or _registered.get(name, (load, arguments)) != (
+        load,
+        arguments,
+    ):
         raise InputError(f"the data set name {name!r} is already taken")
     _registered[name] = load, arguments
 
@@ -235,6 +280,40 @@ def _camvid(split: str, name: str, root: str | os.PathLike[str] | None) -> Datas
     return camvid.load_camvid_sem_seg(name, split, found / "camvid")
 
 
+def _demo_objects(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    folder = Path("demo_objects", split)
+    how_to_get = f"run python datasets/prepare_demo.py --objects --split {split} --count NUMBER"
+    return load_image_folder(name, _find(name, folder, how_to_get, root) / folder)
+
+
+def _imagenet(name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    folder = Path(VARIANTS[name][0])
+    return load_imagenet(name, _find(name, folder, HOW_TO_GET_IMAGENET, root))
+
+
+def _imagenet_c(
+    corruption: str, severity: int, name: str, root: str | os.PathLike[str] | None
+) -> Dataset:
+    found = _find(name, Path(IMAGENET_C, corruption), HOW_TO_GET_IMAGENET, root)
+    return load_imagenet_c(name, found, corruption, severity)
+
+
+def _cifar10_c(
+    corruption: str, severity: int, name: str, root: str | os.PathLike[str] | None
+) -> Dataset:
+    found = _find(name, Path("CIFAR-10-C", f"{corruption}.npy"), HOW_TO_GET_CIFAR, root)
+    return load_cifar10_c(name, found, corruption, severity)
+
+
+def _cifar10_folders(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    how_to_get = "unpack CIFAR-10 as one folder of image files per class"
+    return load_cifar10_folders(name, _find(name, Path("cifar10"), how_to_get, root), split)
+
+
+def _coop(key: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:
+    return load_coop(name, _find(name, Path(SETS[key].images), HOW_TO_GET_COOP, root), key)
+
+
 def _find(
     name: str,
     file: Path,
@@ -263,4 +342,17 @@ _BUILTIN: dict[str, Callable[[str, str | os.PathLike[str] | None], Dataset]] = {
         for split in cityscapes.SPLITS
     },
     **{f"camvid_sem_seg_{split}": partial(_camvid, split) for split in camvid.CAMVID_SPLITS},
+}
+# One label an image.
+_LABELLED: dict[str, Callable[[str, str | os.PathLike[str] | None], Dataset]] = {
+    **{f"demo_objects_{split}": partial(_demo_objects, split) for split in DEMO_SPLITS},
+    **{name: _imagenet for name in VARIANTS},
+    **{f"cifar10_folders_{split}": partial(_cifar10_folders, split) for split in FOLDER_SPLITS},
+    **{f"{key}_test": partial(_coop, key) for key in SETS},
+    **{
+        f"{source}_{corruption}_{severity}": partial(load, corruption, severity)
+        for source, load in (("imagenet_c", _imagenet_c), ("cifar10_c", _cifar10_c))
+        for corruption in C_CORRUPTIONS
+        for severity in range(1, 6)
+    },
 }

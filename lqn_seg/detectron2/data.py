@@ -25,8 +25,8 @@ _registered: set[str] = set()
 
 
 def register_datasets() -> None:
-    """Put every data set of our catalog into Detectron2's, unless the name is taken there."""
-    for name in dataset_names():
+    """Put our data sets for segmentation into Detectron2's catalog, where no name is taken."""
+    for name in dataset_names(labelled=False):
         if name not in DatasetCatalog:
             DatasetCatalog.register(name, functools.partial(load_records, name))
             _registered.add(name)

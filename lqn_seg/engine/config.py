@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -287,8 +287,18 @@ def load_cfg(path: str, overrides: Sequence[str] = (), device: str = "") -> CfgN
     return cfg
 
 
-def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[str] = (), device: str = "") -> None:
-    """Merge a file and overrides into either engine's configuration, with readable errors."""
+def merge_cfg(
+    cfg: CfgNode,
+    path: str,
+    overrides: Sequence[str] = (),
+    device: str = "",
+    check: Callable[[CfgNode], None] | None = None,
+) -> None:
+    """Merge a file and overrides into either engine's configuration, with readable errors.
+
+    Args:
+        check: what finds wrong values early; `check_cfg` by default.
+    """
     if not Path(path).is_file():
         raise InputError(f"there is no config file {path}")
     if len(overrides) % 2:
@@ -310,7 +320,7 @@ def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[str] = (), device: st
     if "MODEL.LQN.METHOD" in overrides and "MODEL.LQN.METHODS" not in overrides:
         cfg.MODEL.LQN.METHODS = ()  # one method was asked for by hand
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
-    check_cfg(cfg)
+    (check or check_cfg)(cfg)
 
 
 def check_cfg(cfg: CfgNode) -> None:
@@ -329,6 +339,11 @@ def check_cfg(cfg: CfgNode) -> None:
     weight = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT
     if not 0 <= weight < math.inf:
         raise InputError(f"MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT must be at least 0, not {weight}")
+    check_evaluation(cfg)
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """`check_cfg` for ``MODEL.LQN.EVAL`` alone, which every kind of evaluation reads."""
     evaluation = cfg.MODEL.LQN.EVAL
     for name in evaluation.CORRUPTIONS:
         nearest(name, CORRUPTIONS, "corruption in MODEL.LQN.EVAL.CORRUPTIONS")

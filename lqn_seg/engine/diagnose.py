@@ -18,8 +18,8 @@ from lqn_seg.data.images import read_image
 from lqn_seg.engine.build import build_teacher
 from lqn_seg.engine.config import load_cfg, method_config, segmentation_config
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.windows import layout_of, normalise
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.segmentation.windows import layout_of
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 
 @dataclass(frozen=True)

@@ -324,13 +324,13 @@ class Report:
         method = "lqn" if "lqn" in own else own[-1]
         clean = self.differences[method][CLEAN]
         text = (
-            f"On these {len(self.evaluation.scored)} images {title(method)} {_verdict(clean)} its "
+            f"On these {len(self.evaluation.scored)} images {title(method)} {verdict(clean)} its "
             f"teacher on clean images ({interval_text(clean)} {self.key})"
         )
         if self.corrupted:
             damaged = self.differences[method][CORRUPTED]
             text += (
-                f" and {_verdict(damaged)} it on the mean of {len(self.corrupted)} corruptions "
+                f" and {verdict(damaged)} it on the mean of {len(self.corrupted)} corruptions "
                 f"({interval_text(damaged)} {self.key})"
             )
         ratio = self.gmacs[method]["gmacs_total"] / self.gmacs["teacher"]["gmacs_total"]
@@ -500,7 +500,7 @@ def interval_text(difference: PairedDifference) -> str:
     return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
-def _verdict(difference: PairedDifference) -> str:
+def verdict(difference: PairedDifference) -> str:
     if difference.low > 0:
         return "is better than"
     return "is worse than" if difference.high < 0 else "cannot be told apart from"

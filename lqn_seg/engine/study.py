@@ -1,7 +1,7 @@
 """A study: teachers x seeds x corruptions x severities x methods, from one YAML file.
 
 The file says what is compared (`Study`), `plan` turns it into evaluations of the native engine
-(`Job`), and `run_study` runs them. What was already evaluated under the same teacher, seed and
+(`Job`), and `run_jobs` runs them. What was already evaluated under the same teacher, seed and
 overrides is not evaluated again: a run of fewer images, or of other severities, takes the clean
 images from the run before it. All scores come from the evaluations' lines (`Evaluation.lines`).
 """
@@ -24,7 +24,7 @@ import yaml
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
-from lqn_seg.data.catalog import Dataset, get_dataset
+from lqn_seg.data.catalog import Dataset
 from lqn_seg.data.corruptions import CORRUPTIONS, corruption_constants
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
@@ -653,34 +653,3 @@ def _evaluate(
                 gmacs[method] = count_gmacs(evaluation.segmenter, method, mean_stats(stats))
     counted = {method: costs for method, costs in gmacs.items() if costs}
     return Finished(job, lines, counted, evaluator.metric)
-
-
-def run_study(
-    path: str, overrides: Sequence[str] = (), resume: bool = False, progress: bool = True
-) -> Any:
-    """Run a study's file; print and write its report.
-
-    Every process that `launch.joined` has joined takes its share of the images.
-
-    Returns:
-        The `StudyReport`, in the main process.
-
-    Raises:
-        InputError: something from outside is missing or wrong.
-    """
-    from lqn_seg.engine.study_report import StudyReport
-
-    with launch.together():
-        study = load_study(path, overrides)
-        dataset = get_dataset(study.dataset)
-        jobs = plan(study, len(dataset.records()))
-        hashes = study_hashes(study, dataset)
-        check_frozen(study, hashes)
-    finished = run_jobs(jobs, dataset, resume, METRICS[study.metric][0], progress)
-    if not launch.is_main():
-        return None
-    report = StudyReport(study, finished, hashes, len(dataset.records()))
-    print(f"\n{report.markdown()}")
-    for written in report.write():
-        print(f"written: {written}")
-    return report

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.engine import launch
 from lqn_seg.engine.inference import CLEAN, Condition, environment
 from lqn_seg.engine.report import (
     CORRUPTED,
@@ -27,7 +29,18 @@ from lqn_seg.engine.report import (
     title,
 )
 from lqn_seg.engine.sharded import write_atomically
-from lqn_seg.engine.study import NONE, Finished, Study, value_name
+from lqn_seg.engine.study import (
+    METRICS,
+    NONE,
+    Finished,
+    Study,
+    check_frozen,
+    load_study,
+    plan,
+    run_jobs,
+    study_hashes,
+    value_name,
+)
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
 
 # Statistics with columns of their own, or that say nothing about a method.
@@ -419,3 +432,32 @@ def _severities(found: Finished) -> list[int | None]:
     """Of a job's conditions, in its order; [None] where there are only clean images."""
     damaged = [c.severity for c in found.job.conditions if c.corruption != CLEAN]
     return list(dict.fromkeys(damaged)) or [None]
+
+
+def run_study(
+    path: str, overrides: Sequence[str] = (), resume: bool = False, progress: bool = True
+) -> StudyReport | None:
+    """Run a study's file; print and write its report.
+
+    Every process that `launch.joined` has joined takes its share of the images.
+
+    Returns:
+        The report, in the main process.
+
+    Raises:
+        InputError: something from outside is missing or wrong.
+    """
+    with launch.together():
+        study = load_study(path, overrides)
+        dataset = get_dataset(study.dataset)
+        jobs = plan(study, len(dataset.records()))
+        hashes = study_hashes(study, dataset)
+        check_frozen(study, hashes)
+    finished = run_jobs(jobs, dataset, resume, METRICS[study.metric][0], progress)
+    if not launch.is_main():
+        return None
+    report = StudyReport(study, finished, hashes, len(dataset.records()))
+    print(f"\n{report.markdown()}")
+    for written in report.write():
+        print(f"written: {written}")
+    return report

@@ -25,8 +25,7 @@ from lqn_seg.core.gauge import (
 )
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.views import pixel_statistics
-from lqn_seg.segmentation.windows import normalise
-from lqn_seg.teachers.base import Teacher
+from lqn_seg.teachers.base import Teacher, normalise
 
 FILE_NAME = "calibration.safetensors"
 QUANTILE = 0.02

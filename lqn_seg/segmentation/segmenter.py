@@ -10,7 +10,6 @@ Shapes: B students side by side, S = teacher input, L x H x W grid, D features, 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -25,6 +24,7 @@ from lqn_seg.core.controls import ClosedFormField, FittedField
 from lqn_seg.core.fit import Classify, FittedStudents, Grid, LQNConfig, StudentFitter
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.comparators import Comparator, UniversalModel
@@ -39,10 +39,9 @@ from lqn_seg.segmentation.windows import (
     Size,
     SlidingWindows,
     layout_of,
-    normalise,
     resize_scores,
 )
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import EomtContext, EomtTeacher
 
 Method = LQNConfig | PixelControl | Comparator | None  # None is the teacher itself
@@ -278,7 +277,7 @@ class Segmenter:
 
     def _compare(self, model: UniversalModel, image: Tensor, size: Size) -> Prediction:
         """Another model's answer; its time is the teacher's column, for there is no other stage."""
-        clock = _Clock(self.teacher.device)
+        clock = Clock(self.teacher.device)
         answers, shape = model(image, size, self.tasks)
         output: dict[str, Any] = {}
         for task, (mask_logits, class_logits) in answers.items():
@@ -322,7 +321,7 @@ class Segmenter:
         size = len(chunk) if self.config.fit_per == "image" else self.config.batch
         filled = [*chunk, *[chunk[-1]] * (size - len(chunk))]
         crops = torch.stack([window.pixels for window in filled]).float() / 255
-        clock = _Clock(self.teacher.device)
+        clock = Clock(self.teacher.device)
         passes: dict[str, _Pass] = {}
         results = {}
         for name, method in self._on_teacher.items():
@@ -369,7 +368,7 @@ class Segmenter:
         restored = isinstance(method, LQNConfig) and method.adapt.restore
         kind = method.name if isinstance(method, PixelControl) else ("", "restored")[restored]
         if kind not in passes:
-            clock = _Clock(self.teacher.device)
+            clock = Clock(self.teacher.device)
             restorer = self._restorer(method)
             if kind == "flip":
                 run = self._encode(None, crops, passes)
@@ -431,7 +430,7 @@ class Segmenter:
         if name not in self._fitters:
             return own
         assert isinstance(method, LQNConfig)
-        clock = _Clock(self.teacher.device)
+        clock = Clock(self.teacher.device)
         own.share = self._share(method, crops, run)
         own.fit_ms = clock.lap()
         if not own.share.any():
@@ -447,7 +446,7 @@ class Segmenter:
         answers for it, and the statistics say so.
         """
         assert own.share is not None
-        clock = _Clock(self.teacher.device)
+        clock = Clock(self.teacher.device)
         layout = self._stitched(name, chunk)
         try:
             if layout is None:
@@ -458,7 +457,7 @@ class Segmenter:
             own.fit_ms += clock.lap()
             answered = students.query_layer(self.teacher.num_layers)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             own.fallback = (own.share > 0).cpu()
             return own
@@ -621,28 +620,6 @@ def _shrunk(pixels: Tensor, recipe: LQNConfig) -> Tensor:
     small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     # The student's own normalisation, whatever the teacher's is (ambiguity 21).
     return normalise(small, IMAGENET_MEAN, IMAGENET_STD)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On a CPU torch has no class of its own for it.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-class _Clock:
-    """Milliseconds between laps, with the device's queue emptied at each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.last = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def lap(self) -> float:
-        before, self.last = self.last, self._now()
-        return 1e3 * (self.last - before)
 
 
 def _fidelity(answer: Tensor, target: Tensor) -> tuple[list[float], list[float]]:

@@ -10,7 +10,6 @@ Shapes: images (3, height, width) uint8 RGB; n windows of S = (rows, columns) pi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +32,6 @@ def resize_scores(scores: Tensor, size: Size) -> Tensor:
     if tuple(scores.shape[-2:]) == size:
         return scores
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, h, w) in 0..1 to zero mean and unit deviation per channel."""
-    shape = (1, 3, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -22,7 +22,7 @@ class Teacher(Protocol[ContextT]):
     Attributes:
         model: the network itself.
         num_layers: L; layers are numbered 1..L, 0 is the patch embedding.
-        num_query_layers: how many of the last layers also carry object queries.
+        num_query_layers: how many of the last layers also carry object queries; 0 in a CLIP.
         width: D, features of a token.
         grid: (H, W) patches.
         image_size: (height, width) in pixels that :meth:`encode` takes.
@@ -52,3 +52,9 @@ class Teacher(Protocol[ContextT]):
 
     def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
         """The frozen rest from ``layer`` on: last-layer tokens (B, H, W, D) and their context."""
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, h, w) in 0..1 to zero mean and unit deviation per channel."""
+    shape = (1, 3, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)

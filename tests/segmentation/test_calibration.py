@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lqn_seg.core.gauge import Calibration, RangeBuilder, Restorer, residual
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import calibrate, load_calibration, save_calibration
-from lqn_seg.segmentation.windows import normalise
+from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
 
 IMAGES = 20

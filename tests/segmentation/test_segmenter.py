@@ -22,8 +22,8 @@ from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.segmentation.views import PixelControl, larger_size
-from lqn_seg.segmentation.windows import SlidingWindows, normalise
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.segmentation.windows import SlidingWindows
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import load_eomt
 
 LQN = LQNConfig(

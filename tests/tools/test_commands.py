@@ -174,3 +174,34 @@ def test_convert_writes_a_directory_or_one_sentence(teacher_folder, tmp_path):
     assert again.returncode == 2 and "is there already" in again.stderr
     missing = run("tools/convert_checkpoint.py", tmp_path / "nowhere.bin", tmp_path / "other")
     assert missing.returncode == 2 and missing.stderr.startswith("error: INPUT: ")
+
+
+def test_classification_methods_from_the_command_line(tmp_path):
+    result = run(
+        "tools/classify.py",
+        "--config",
+        "configs/classification/demo.yaml",
+        "--methods",
+        "lqn,zero",
+        *("MODEL.LQN.EVAL.MAX_IMAGES", 2, "CLASSIFICATION.VIEWS", 4),
+        *("MODEL.LQN.EVAL.CORRUPTIONS", "('fog',)", "OUTPUT_DIR", tmp_path),
+        LQN_SEG_CACHE=str(tmp_path),
+    )
+    assert result.returncode == 0, result.stderr
+    for shown in ("LQN ", "ZERO", "zero-shot, one prompt", "teacher patch mean", "mean of corr"):
+        assert shown in result.stdout
+    assert (tmp_path / "inference" / "results.json").is_file()
+    assert list((tmp_path / "text").glob("*.safetensors"))
+
+
+def test_classification_without_its_data_or_weights_is_one_sentence(tmp_path):
+    config = "configs/classification/imagenet_vit_b16.yaml"
+    result = run("tools/classify.py", "--config", config, DETECTRON2_DATASETS=str(tmp_path))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "imagenet/images/val" in result.stderr and str(tmp_path) in result.stderr
+    result = run(
+        *("tools/classify.py", "--config", config, "DATASETS.TEST", "('demo_objects_val',)"),
+        HF_HOME=str(tmp_path),
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "ViT-B-16-quickgelu (openai) could not be loaded" in result.stderr

@@ -1,0 +1,1 @@
+"""Teacher, student and texts joined into classification, beside the baselines."""

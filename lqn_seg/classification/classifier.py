@@ -1,0 +1,278 @@
+"""Images in, class probabilities per method out: everything is encoded once and shared.
+
+A batch of images goes through the teacher once (and once more with its statistics restored, if a
+method asks for that); its random views are encoded only if a method looks at them. Shapes: B images
+side by side, V views, S = teacher input, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lqn_seg.classification.baselines.tda import Tda
+from lqn_seg.classification.features import Features
+from lqn_seg.classification.lqn import Adaptation, Adapter, Answer, Run
+from lqn_seg.classification.methods import CONTROLS, PLAIN, VIEWS, make_baseline
+from lqn_seg.classification.views import centre_view, random_views
+from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
+from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.timing import Clock
+from lqn_seg.errors import InputError
+from lqn_seg.teachers.base import normalise
+from lqn_seg.teachers.clip import ClipTeacher
+
+Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Attributes:
+    views: of a test image that the baselines look at, the image itself included.
+    seed: of every random number, with the CRC32 of the image's pixels.
+    batch: images encoded, and students fitted, side by side. Changing it changes results within
+        float rounding.
+    """
+
+    views: int = VIEWS
+    seed: int = 0
+    batch: int = 1
+
+
+@dataclass
+class Prediction:
+    """One method's answer for one image.
+
+    Attributes:
+        probabilities: (C,) float32 on the CPU.
+        stats: milliseconds of this image's share: ``views_ms`` (making the views on the CPU),
+            ``teacher_ms`` (the teacher on all that the method looks at), ``method_ms`` (the rest);
+            of a student ``blend``, ``fallback``, and ``damage`` where the gauge was asked.
+    """
+
+    probabilities: Tensor
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Batch:
+    """What has been made of B images so far. pixels: (B, 3, S, S) in 0..1 of view 0."""
+
+    images: Sequence[Pixels]
+    keys: list[RandomKey]
+    pixels: Tensor
+    run: Run
+    features: Features
+    views_ms: float = 0.0
+    views_teacher_ms: float = 0.0
+    restored: Run | None = None
+
+
+class Classifier:
+    """Runs any number of methods on the same images.
+
+    Args:
+        teacher: frozen.
+        class_names: in the order of the labels.
+        text: class features (C, E) by name: ``zero-shot`` and ``ensemble``, and ``text`` for every
+            other method.
+        methods: name -> a student's recipe, or None for what has none: the plain methods, the
+            controls and the baselines.
+        config: protocol.
+        calibration: the teacher's clean ranges.
+    """
+
+    def __init__(
+        self,
+        teacher: ClipTeacher,
+        class_names: Sequence[str],
+        text: Mapping[str, Tensor],
+        methods: Mapping[str, Adaptation | None],
+        config: ClassifierConfig,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.teacher, self.class_names, self.text = teacher, tuple(class_names), dict(text)
+        self.methods, self.config, self.calibration = dict(methods), config, calibration
+        self.adapters = {
+            name: Adapter(teacher, recipe, text["text"], calibration)
+            for name, recipe in methods.items()
+            if recipe is not None
+        }
+        self.baselines = {
+            name: make_baseline(name, teacher, class_names)
+            for name, recipe in methods.items()
+            if recipe is None and name not in (*CONTROLS, *PLAIN)
+        }
+
+    def reset(self) -> None:
+        """Forget what methods with a history have seen: a new stream of images begins."""
+        for baseline in self.baselines.values():
+            if isinstance(baseline, Tda):
+                baseline.reset()
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """What each student's matrix products are computed in: ``auto`` depends on the machine."""
+        fitters = {name: adapter.fitter for name, adapter in self.adapters.items()}
+        return {name: fitter.precision for name, fitter in fitters.items() if fitter is not None}
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Pixels]) -> list[dict[str, Prediction]]:
+        """Predictions by method name, one dict per image.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any size.
+
+        Raises:
+            InputError: an image has another type or shape.
+        """
+        for image in images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise InputError(
+                    f"an image must be a (height, width, 3) uint8 array, got {image.dtype} "
+                    f"{image.shape}"
+                )
+        results = []
+        for start in range(0, len(images), self.config.batch):
+            results.extend(self._chunk(images[start : start + self.config.batch]))
+        return results
+
+    def _chunk(self, images: Sequence[Pixels]) -> list[dict[str, Prediction]]:
+        # Always the same number of images: a short chunk is filled up, so that a result does not
+        # depend on how many images happened to come with it.
+        filled = [*images, *[images[-1]] * (self.config.batch - len(images))]
+        batch = self._encode(filled)
+        results: list[dict[str, Prediction]] = [{} for _ in images]
+        for name in self.methods:
+            for result, prediction in zip(results, self._predict(name, batch, len(images))):
+                result[name] = prediction
+        return results
+
+    def _encode(self, images: Sequence[Pixels]) -> _Batch:
+        """Teacher and views, as far as any of the methods needs them."""
+        teacher, config = self.teacher, self.config
+        keys = [image_key(config.seed, np.ascontiguousarray(image)) for image in images]
+        centre = torch.stack([centre_view(image, teacher) for image in images])
+        pixels = centre.to(teacher.device).float() / 255
+        clock = Clock(teacher.device)
+        tokens, context = teacher.encode(self._input(pixels))
+        run = Run(tokens, context, clock.lap())
+        views = teacher.pooled(tokens[:, -1], context)[:, None]
+        patches = teacher.project(tokens[:, -1].flatten(1, 2))
+        features = Features(views, patches, self.text["text"], teacher.logit_scale)
+        batch = _Batch(images, keys, pixels, run, features)
+        if self.baselines and config.views > 1:
+            self._encode_views(batch)
+        return batch
+
+    def _encode_views(self, batch: _Batch) -> None:
+        teacher, clock = self.teacher, Clock(self.teacher.device)
+        pieces = [
+            random_views(image, teacher, self.config.views - 1, key)
+            for image, key in zip(batch.images, batch.keys)
+        ]
+        batch.views_ms = clock.lap()
+        # One image's views at a time: always the same shape, whatever the batch.
+        encoded = [
+            teacher.image_features(self._input(piece.to(teacher.device).float() / 255))
+            for piece in pieces
+        ]
+        views = torch.cat([batch.features.views, torch.stack(encoded)], 1)
+        batch.views_teacher_ms = clock.lap()
+        patches, text, scale = batch.features.patches, batch.features.text, batch.features.scale
+        batch.features = Features(views, patches, text, scale)
+
+    def _predict(self, name: str, batch: _Batch, count: int) -> list[Prediction]:
+        """One method's predictions for the first ``count`` images of a batch."""
+        clock = Clock(self.teacher.device)
+        stats: dict[str, float] = {"views_ms": 0.0, "teacher_ms": batch.run.ms}
+        single: list[dict[str, float]] = [{} for _ in range(count)]
+        if name in self.adapters:
+            answers = self._adapt(name, batch)
+            stats["teacher_ms"] = sum(run.ms for run, _ in answers)
+            clock.lap()
+            features = answers[0][1].features
+            if len(answers) > 1:
+                features = mean_direction(torch.stack([a.features for _, a in answers], 1))
+            probabilities = self._probabilities(features, "text")
+            stats["method_ms"] = sum(answer.fit_ms for _, answer in answers) + clock.lap()
+            single = [self._readings(answers, b) for b in range(count)]
+        elif name in self.baselines:
+            stats["views_ms"] = batch.views_ms
+            stats["teacher_ms"] += batch.views_teacher_ms
+            probabilities = self._baseline(name, batch.features, count)
+            stats["method_ms"] = clock.lap()
+        else:
+            probabilities = self._plain(name, batch)
+            stats["method_ms"] = clock.lap()
+        shared = {key: value / count for key, value in stats.items()}
+        rows = probabilities.float().cpu()
+        return [Prediction(rows[b], {**shared, **single[b]}) for b in range(count)]
+
+    def _plain(self, name: str, batch: _Batch) -> Tensor:
+        features = batch.features.views[:, 0]
+        if name == CONTROLS[1]:
+            return self._probabilities(mean_direction(batch.features.patches), "text")
+        return self._probabilities(features, name if name in PLAIN else "text")
+
+    def _probabilities(self, features: Tensor, text: str) -> Tensor:
+        return class_probabilities(features, self.text[text], self.teacher.logit_scale)
+
+    def _baseline(self, name: str, features: Features, count: int) -> Tensor:
+        """A baseline's answers; a method with a history must not see the filling of a batch."""
+        baseline = self.baselines[name]
+        if isinstance(baseline, Tda):
+            views, patches = features.views[:count], features.patches[:count]
+            features = Features(views, patches, features.text, features.scale)
+        return baseline(features)
+
+    def _adapt(self, name: str, batch: _Batch) -> list[tuple[Run, Answer]]:
+        """The answers of a student method, one for each of the views it adapts to."""
+        adapter = self.adapters[name]
+        answers = []
+        for view in range(adapter.adaptation.views):
+            if view == 0:
+                pixels, run = batch.pixels, self._run(adapter, batch)
+            else:
+                pixels = self._student_view(batch, view)
+                run = adapter.encode(pixels)
+            keys = [key._replace(window=view) for key in batch.keys]
+            answers.append((run, adapter(pixels, run, keys)))
+        return answers
+
+    def _run(self, adapter: Adapter, batch: _Batch) -> Run:
+        """View 0's pass of the kind that a recipe starts from; each kind is made once."""
+        if not adapter.adaptation.recipe.adapt.restore or self.calibration is None:
+            return batch.run
+        if batch.restored is None:
+            batch.restored = adapter.encode(batch.pixels)
+        return batch.restored
+
+    def _student_view(self, batch: _Batch, view: int) -> Tensor:
+        """(B, 3, S, S) in 0..1: each image's random view of that number."""
+        crops = [
+            random_views(image, self.teacher, 1, key, first=view - 1)[0]
+            for image, key in zip(batch.images, batch.keys)
+        ]
+        return torch.stack(crops).to(self.teacher.device).float() / 255
+
+    @staticmethod
+    def _readings(answers: Sequence[tuple[Run, Answer]], b: int) -> dict[str, float]:
+        """What the gauge saw in image ``b``, how much of the students was taken, what failed."""
+        run, answer = answers[0]
+        readings = {
+            "blend": float(answer.share[b]),
+            "fallback": float(any(bool(a.fallback[b]) for _, a in answers)),
+        }
+        if run.damage is not None:
+            readings["damage"] = float(run.damage[b])
+        return readings
+
+    def _input(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels, self.teacher.pixel_mean, self.teacher.pixel_std)

@@ -1,0 +1,94 @@
+"""How an image meets a CLIP: as the model's own preprocessing has it, and as random crops of it.
+
+View 0 is resized (short side, bicubic) and cropped in the middle; the others are torchvision's
+RandomResizedCrop with its defaults (area 8-100%, aspect 3/4-4/3, bilinear) and a mirror image half
+of the time, the recipe that the test-time methods share. Random numbers depend on the image's
+pixels and the seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torchvision.transforms.functional as V
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from lqn_seg.core.random import CounterRandom, RandomKey
+from lqn_seg.teachers.clip import ClipTeacher
+
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+_ATTEMPTS = 10  # as torchvision: then the largest crop of an allowed aspect in the middle
+_VIEWS_DRAW, _MIRROR_DRAW = 16, 17  # of the counter-based random numbers; the core has the first
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+def centre_view(image: NDArray[np.uint8], teacher: ClipTeacher) -> Tensor:
+    """(H, W, 3) uint8 RGB to (3, S, S) uint8, as open_clip does before it normalises."""
+    height, width = teacher.image_size
+    picture = Image.fromarray(image)
+    mode = InterpolationMode(teacher.interpolation)
+    if teacher.resize_mode == "squash":
+        return _to_tensor(V.resize(picture, [height, width], mode))
+    resized = V.resize(picture, [min(height, width)], mode)
+    return _to_tensor(V.center_crop(resized, [height, width]))
+
+
+def random_views(
+    image: NDArray[np.uint8], teacher: ClipTeacher, count: int, key: RandomKey, first: int = 0
+) -> Tensor:
+    """(H, W, 3) uint8 RGB to (count, 3, S, S) uint8 random crops, some of them mirrored.
+
+    Args:
+        first: views before this one are drawn but not made: each has its place in the sequence.
+    """
+    random, last = CounterRandom([key]), first + count
+    picture = Image.fromarray(image)
+    mirrored = random.uniform((last,), draw=_MIRROR_DRAW)[0] < 0.5
+    views = [torch.empty(0, 3, *teacher.image_size, dtype=torch.uint8)]
+    for (top, left, height, width), mirror in zip(
+        crop_boxes(random, image.shape[:2], last)[first:], mirrored[first:].tolist()
+    ):
+        view = V.resized_crop(picture, top, left, height, width, list(teacher.image_size))
+        views.append(_to_tensor(V.hflip(view) if mirror else view)[None])
+    return torch.cat(views)
+
+
+def crop_boxes(random: CounterRandom, size: tuple[int, ...], count: int) -> list[Box]:
+    """``count`` boxes in an image of (height, width), drawn as RandomResizedCrop draws them."""
+    height, width = size
+    numbers = random.uniform((count, _ATTEMPTS, 4), draw=_VIEWS_DRAW)[0].double()
+    area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * numbers[..., 0])
+    low, high = (math.log(end) for end in ASPECT)
+    aspect = (low + (high - low) * numbers[..., 1]).exp()
+    w, h = ((area * aspect).sqrt().round().int(), (area / aspect).sqrt().round().int())
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    boxes = []
+    for view in range(count):
+        if not fits[view].any():
+            boxes.append(_middle_box(height, width))
+            continue
+        attempt = int(fits[view].int().argmax())
+        box_h, box_w = int(h[view, attempt]), int(w[view, attempt])
+        down, right = (float(n) for n in numbers[view, attempt, 2:])
+        top = int(down * (height - box_h + 1))
+        boxes.append((top, int(right * (width - box_w + 1)), box_h, box_w))
+    return boxes
+
+
+def _middle_box(height: int, width: int) -> Box:
+    """The largest box in the middle whose aspect is allowed."""
+    h, w = height, width
+    if width / height < ASPECT[0]:
+        h = round(width / ASPECT[0])
+    elif width / height > ASPECT[1]:
+        w = round(height * ASPECT[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).movedim(2, 0)

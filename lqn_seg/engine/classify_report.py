@@ -1,0 +1,323 @@
+"""From the lines of a classification run to tables, ``results.json`` and one honest sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from lqn_seg.classification.baselines.tda import Tda
+from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
+from lqn_seg.engine.classify import ClassificationRun, Stream
+from lqn_seg.engine.inference import CLEAN, environment, weights_hash
+from lqn_seg.engine.launch import fixed_threads
+from lqn_seg.engine.report import interval_text, json_numbers, verdict
+from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
+from lqn_seg.evaluation.classification import BINS
+from lqn_seg.evaluation.cost import peak_gmacs_per_ms
+from lqn_seg.teachers.clip import DTYPES
+
+BASELINE = "zero-shot"
+CORRUPTED = "mean of corruptions"
+AVERAGE = "mean of data sets"
+TITLES = {
+    "zero-shot": "zero-shot, one prompt",
+    "ensemble": "zero-shot, 80 prompts",
+    "apm": "APM",
+    "lqn-src": "LQN-[src]",
+    "lqn": "LQN",
+    "restore": "restored, no student",
+    "zero": "ZERO",
+    "mta": "MTA",
+    "tps": "TPS",
+    "gs-bias": "GS-Bias",
+    "tpt": "TPT",
+    "tda": "TDA (history)",
+}
+STAGES = ("views", "teacher", "method")
+
+
+def title(method: str) -> str:
+    """``lqn@paper:mean`` is "LQN, recipe: paper, read-out: mean"."""
+    rest, _, readout = method.partition(":")
+    variant, _, recipe = rest.partition("@")
+    name = TITLES.get(variant, variant)
+    name += f", recipe: {recipe}" if recipe else ""
+    return name + (f", read-out: {readout}" if readout else "")
+
+
+class ClassificationReport:
+    """Everything that is printed and written about a finished run."""
+
+    def __init__(self, run: ClassificationRun) -> None:
+        self.run, self.cfg = run, run.cfg
+        self.methods = list(run.methods)
+        self.metrics = {
+            str(stream): {name: self._metrics(stream, name) for name in self.methods}
+            for stream in run.streams
+        }
+        # Groups of streams that are also averaged; images are resampled with all their conditions.
+        self.groups: dict[str, list[Stream]] = {str(stream): [stream] for stream in run.streams}
+        damaged = [s for s in run.streams if s.condition.corruption != CLEAN]
+        clean = [s for s in run.streams if s.condition.corruption == CLEAN]
+        if damaged and len(run.datasets) == 1:
+            self.groups[CORRUPTED] = damaged
+        if len(clean) > 1:
+            self.groups[AVERAGE] = clean
+        self.differences = {
+            method: {
+                group: self._difference(method, streams)
+                for group, streams in self.groups.items()
+                if len({stream.dataset for stream in streams}) == 1
+            }
+            for method in self.methods
+            if method != BASELINE
+        }
+        self.costs = run.costs()
+        used = {self.cfg.CLASSIFICATION.TEACHER_PRECISION, *self._precisions()}
+        device = run.teacher.device
+        self.peak = max(peak_gmacs_per_ms(device, DTYPES[precision]) for precision in used)
+
+    def _lines(self, stream: Stream, method: str, key: str) -> list[dict[str, Any]]:
+        return [line["methods"][method][key] for line in self.run.lines[str(stream)]]
+
+    def _metrics(self, stream: Stream, method: str) -> dict[str, dict[str, float]]:
+        evaluator = self.run.evaluators[stream.dataset]
+        stats = self._lines(stream, method, "lqn")
+        means = {key: float(np.mean([s[key] for s in stats])) for key in stats[0]}
+        scores = evaluator.summarize(self._lines(stream, method, evaluator.task))
+        return {evaluator.task: scores, "lqn": means}
+
+    def _difference(self, method: str, streams: Sequence[Stream]) -> PairedDifference:
+        """Top-1 accuracy minus zero-shot's, over one data set's images."""
+        evaluator = self.run.evaluators[streams[0].dataset]
+
+        def stacked(name: str) -> np.ndarray:
+            lines = [self._lines(stream, name, evaluator.task) for stream in streams]
+            return np.stack([evaluator.stack(rows) for rows in lines], axis=1)
+
+        return paired_bootstrap_totals(
+            lambda totals: evaluator.metric(totals).mean(-1),
+            stacked(method),
+            stacked(BASELINE),
+            self.cfg.MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES,
+        )
+
+    def value(self, group: str, method: str, key: str, task: str = "classification") -> float:
+        """One number; for a mean, the mean of its streams'."""
+        return float(np.mean([self.metrics[str(s)][method][task][key] for s in self.groups[group]]))
+
+    # ---- text ------------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        """The tables and the sentence, as they are printed."""
+        parts = [self._heading()]
+        parts.append(f"top-1 accuracy\n{self._score_table('acc1')}")
+        parts.append(f"top-5 accuracy\n{self._score_table('acc5')}")
+        parts.append(
+            f"expected calibration error ({BINS} bins; lower is better)\n{self._score_table('ECE')}"
+        )
+        parts.append(
+            f"top-1 accuracy minus {BASELINE}'s, with its 95% interval (paired bootstrap over "
+            f"images)\n{self._difference_table()}"
+        )
+        parts.append(f"{self._cost_heading()}\n{self._cost_table()}")
+        parts.extend(self._notes())
+        parts.append(self.sentence())
+        return "\n\n".join(parts)
+
+    def _heading(self) -> str:
+        counts = []
+        for name, records in self.run.records.items():
+            total = len(self.run.datasets[name].records())
+            subset = f"SUBSET of {total}: " if len(records) < total else ""
+            classes = len(self.run.datasets[name].metadata.class_names)
+            counts.append(f"{name}: {subset}{len(records)} images, {classes} classes")
+        own, severity = self.cfg.CLASSIFICATION, self.cfg.MODEL.LQN.EVAL.SEVERITY
+        return (
+            f"{'; '.join(counts)}\nscores 0-100; prompts of every method but the zero-shot rows: "
+            f"{own.PROMPTS}; {own.VIEWS} views; corruptions at severity {severity}"
+        )
+
+    def _score_table(self, key: str) -> str:
+        groups = list(self.groups)
+        rows: list[list[Any]] = [
+            [title(m), *(self.value(group, m, key) for group in groups)] for m in self.methods
+        ]
+        if key == "acc1":
+            rows.extend(self._published_rows())
+        return tabulate(rows, ["", *map(_short, groups)], floatfmt=".1f")
+
+    def _published_rows(self) -> list[list[Any]]:
+        """Other people's figures on the same data set and teacher, marked as such."""
+        if TEACHER not in self.cfg.MODEL.LQN.TEACHER.CONFIG:
+            return []
+        shown = [s.dataset if s.condition.corruption == CLEAN else "" for s in self.run.streams]
+        if not set(shown) & set(DATASETS):
+            return []
+        names = [*(m for m in self.methods if m in published(DATASETS[0])), *NOT_RUN]
+        blank = [None] * (len(self.groups) - len(shown))
+        return [
+            [f"{title(name)}, published", *(published(s).get(name) for s in shown), *blank]
+            for name in names
+        ]
+
+    def _difference_table(self) -> str:
+        groups = list(next(iter(self.differences.values())))
+        rows = [
+            [title(method), *(interval_text(found[group]) for group in groups)]
+            for method, found in self.differences.items()
+        ]
+        return tabulate(rows, ["", *map(_short, groups)], stralign="right")
+
+    def _cost_heading(self) -> str:
+        about = environment(self.cfg.MODEL.LQN.EVAL.THREADS)
+        students = " and ".join(sorted(self._precisions())) or "none"
+        return (
+            "cost per image: milliseconds (means over this run) on "
+            f"{about['device']}, {about['threads']} threads, teacher in "
+            f"{self.cfg.CLASSIFICATION.TEACHER_PRECISION}, students in {students};\nGMACs "
+            "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
+            "ran alone, a student included\nwhether or not the gauge asked for it; % is that "
+            "image's share, views left out, of the speed of a large matrix product in the\nfastest "
+            f"precision in use ({self.peak:.3g} GMACs/ms)"
+        )
+
+    def _precisions(self) -> set[str]:
+        """What the students' matrix products are computed in."""
+        classifier = self.run.classifier(next(iter(self.run.datasets)))
+        return set(classifier.precisions.values())
+
+    def _ms(self, method: str, stage: str) -> float:
+        streams = [str(stream) for stream in self.run.streams]
+        return float(np.mean([self.metrics[s][method]["lqn"][f"{stage}_ms"] for s in streams]))
+
+    def cost_lines(self) -> dict[str, dict[str, float]]:
+        """Each method's cost, by name and unit."""
+        lines = {}
+        for method in self.methods:
+            cost, busy = self.costs[method]
+            times = {f"{s}_ms": self._ms(method, s) for s in STAGES}
+            gmacs = cost.forward_gmacs + cost.backward_gmacs
+            lines[method] = {
+                **times,
+                "total_ms": sum(times.values()),
+                "forward_gmacs": cost.forward_gmacs,
+                "backward_gmacs": cost.backward_gmacs,
+                "peak_mib": cost.peak_bytes / 2**20,
+                "roofline": 100 * gmacs / max(busy, 1e-9) / self.peak,
+            }
+        return lines
+
+    def _cost_table(self) -> str:
+        rows = [[title(method), *line.values()] for method, line in self.cost_lines().items()]
+        heads = [
+            *(f"ms {stage}" for stage in (*STAGES, "total")),
+            *("GMACs forward", "GMACs backward", "MiB peak", "% of peak"),
+        ]
+        head = ["", *(h.replace(" ", "\n", 1) for h in heads)]
+        return tabulate(rows, head, floatfmt=["", *[".1f"] * 4, ".3f", ".3f", ".1f", ".0f"])
+
+    def _notes(self) -> list[str]:
+        notes = []
+        for method in self.methods:
+            failed = sum(
+                self.metrics[str(s)][method]["lqn"].get("fallback", 0) * len(self.run.lines[str(s)])
+                for s in self.run.streams
+            )
+            if failed:
+                notes.append(
+                    f"{title(method)}: {round(failed)} fits failed (non-finite loss or out of "
+                    "memory); the teacher's answer stands in for them"
+                )
+        classifier = self.run.classifier(next(iter(self.run.datasets)))
+        if any(isinstance(baseline, Tda) for baseline in classifier.baselines.values()):
+            notes.append(
+                "TDA learns from the images before: its figures are those of this order of images. "
+                "All other rows do not depend on order or company"
+            )
+        gauged = [m for m, a in self.run.methods.items() if a and a.recipe.adapt.gauged]
+        if gauged and self.run.calibration is None:
+            notes.append(
+                f"no calibration: {', '.join(map(title, gauged))} answer as the teacher does; "
+                "tools/classify.py --calibrate DATASET makes one from clean images"
+            )
+        return notes
+
+    def sentence(self) -> str:
+        """What the table shows about the last student method, in one sentence without flattery."""
+        students = [m for m, a in self.run.methods.items() if a is not None and a.has_student]
+        if not students:
+            return ""
+        method = "lqn" if "lqn" in students else students[-1]
+        parts = [
+            f"{verdict(found)} {BASELINE} on {_short(group)} ({interval_text(found)})"
+            for group, found in self.differences[method].items()
+            if group == CORRUPTED or group.endswith(CLEAN)
+        ]
+        return f"{title(method)} {', and '.join(parts)}, in points of top-1 accuracy."
+
+    # ---- files -----------------------------------------------------------------------------------
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds; ``classification`` has ``ACC-<class>`` for every class."""
+        run = self.run
+        return {
+            "environment": {
+                **environment(self.cfg.MODEL.LQN.EVAL.THREADS),
+                "seed": max(self.cfg.SEED, 0),
+            },
+            "teacher": weights_hash(run.teacher.model),
+            "methods": {name: repr(recipe) for name, recipe in run.methods.items()},
+            "prompts": self.cfg.CLASSIFICATION.PROMPTS,
+            "views": self.cfg.CLASSIFICATION.VIEWS,
+            "images": {name: len(records) for name, records in run.records.items()},
+            "shard": list(self.cfg.CLASSIFICATION.SHARD),
+            "policy": {
+                "reset": "everything is fresh for every image, TDA's caches excepted",
+                "order": "results do not depend on it, TDA's excepted",
+            },
+            "metrics": self.metrics,
+            "differences_to_zero_shot": {
+                method: {group: found._asdict() for group, found in by_group.items()}
+                for method, by_group in self.differences.items()
+            },
+            "costs": self.cost_lines(),
+            "sentence": self.sentence(),
+        }
+
+    def write(self) -> Path:
+        """``inference/results.json``, the lines of every stream, ``config.yaml``, ``log.txt``."""
+        output = Path(self.cfg.OUTPUT_DIR)
+        folder = output / "inference"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, lines in self.run.lines.items():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / f"{name.replace(' ', '_')}.jsonl").write_text(text)
+        path = folder / "results.json"
+        path.write_text(json.dumps(json_numbers(self.results()), indent=1) + "\n")
+        (output / "config.yaml").write_text(self.cfg.dump())
+        (output / "log.txt").write_text(f"{self.text()}\n")
+        return path
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(f" {CLEAN}").replace("_", " ")
+
+
+def classify(cfg: Any) -> ClassificationReport:
+    """Run a configuration, print the report and write it."""
+    run = ClassificationRun(cfg)
+    teacher = cfg.MODEL.LQN.TEACHER
+    name = " ".join(filter(None, (teacher.CONFIG, teacher.WEIGHTS)))
+    print(f"teacher: {name} on {cfg.MODEL.DEVICE}; results: {cfg.OUTPUT_DIR}/inference", flush=True)
+    with fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
+        run.run()
+    report = ClassificationReport(run)
+    print(f"\n{report.text()}\n")
+    print(f"results: {report.write()}")
+    return report

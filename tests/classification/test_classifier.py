@@ -1,0 +1,261 @@
+"""The classifier against open_clip, literal read-outs, and what must hold for every method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lqn_seg.classification.classifier import Classifier, ClassifierConfig
+from lqn_seg.classification.lqn import Adaptation, Adapter
+from lqn_seg.classification.methods import BASELINES, CONTROLS
+from lqn_seg.classification.prompts import templates, text_features
+from lqn_seg.classification.views import centre_view
+from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
+from lqn_seg.core.random import image_key
+from lqn_seg.core.student import StudentConfig
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.calibration import calibrate
+from lqn_seg.teachers.base import normalise
+from tests.classification.conftest import NAMES
+
+LQN = LQNConfig(
+    StudentConfig(input_size=32, stride=8, widths=(32, 32), position_dim=32, init="he"),
+    FitConfig(
+        steps=4,
+        learning_rate=1e-3,
+        positions_per_step=16,
+        target_norm="layer",
+        precision="float32",  # the same on every machine
+    ),
+)
+
+
+def photo(seed: int, height: int = 40, width: int = 36) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def text(teacher) -> dict[str, torch.Tensor]:
+    single = text_features(teacher, NAMES, templates("single"))
+    ensemble = text_features(teacher, NAMES, templates("ensemble"))
+    return {"zero-shot": single, "ensemble": ensemble, "text": ensemble}
+
+
+@pytest.fixture(scope="session")
+def calibration(teacher):
+    clean = torch.stack([centre_view(photo(seed), teacher) for seed in range(40)]).float() / 255
+    return calibrate(teacher, lambda: [clean])
+
+
+@pytest.fixture
+def build(teacher, text):
+    def make(methods, calibration=None, **config) -> Classifier:
+        settings = ClassifierConfig(**{"views": 6, **config})
+        return Classifier(teacher, NAMES, text, methods, settings, calibration)
+
+    return make
+
+
+def encode(teacher, image):
+    pixels = normalise(
+        centre_view(image, teacher)[None].float() / 255, teacher.pixel_mean, teacher.pixel_std
+    )
+    return pixels, *teacher.encode(pixels)
+
+
+def test_plain_methods_are_open_clips_own(build, teacher, text):
+    image = photo(0)
+    pixels, field, _ = encode(teacher, image)
+    (got,) = build({"zero-shot": None, "ensemble": None, **dict.fromkeys(CONTROLS)})([image])
+    with torch.no_grad():
+        features = teacher.model.encode_image(pixels, normalize=True)
+        scale = teacher.model.logit_scale.exp()
+        for name in ("zero-shot", "ensemble"):
+            expected = (scale * features @ text[name].T).softmax(-1)[0]
+            torch.testing.assert_close(got[name].probabilities, expected)
+        visual = teacher.model.visual
+        patches = visual.ln_post(field[0, -1].flatten(0, 1)) @ visual.proj
+        mean = F.normalize(F.normalize(patches, dim=-1).mean(0), dim=-1)
+        expected = (scale * mean @ text["ensemble"].T).softmax(-1)
+    torch.testing.assert_close(got["teacher patch mean"].probabilities, expected)
+    assert torch.equal(got["teacher CLS"].probabilities, got["ensemble"].probabilities)
+    assert not torch.equal(got["zero-shot"].probabilities, got["ensemble"].probabilities)
+
+
+METHODS = {
+    "lqn": Adaptation(LQN),
+    "lqn:mean": Adaptation(LQN, "mean", views=2),
+    "lqn-src:mean_cls": Adaptation(with_variant(LQN, "lqn-src"), "mean_cls"),
+    "apm:text": Adaptation(with_variant(LQN, "apm"), "text"),
+    "lqn:reentry": Adaptation(LQN, "reentry", 2),
+    **{name: None for name in BASELINES if name != "tda"},
+}
+
+
+def test_an_answer_does_not_depend_on_order_or_company(build):
+    images = [photo(seed) for seed in range(5)]
+    alone = [build(METHODS, batch=2)([image])[0] for image in images]
+    together = build(METHODS, batch=2)(images)
+    backwards = build(METHODS, batch=2)(images[::-1])[::-1]
+    for name in METHODS:
+        answers = [a[name].probabilities for a in alone]
+        for other in (together, backwards):
+            assert all(torch.equal(b[name].probabilities, p) for b, p in zip(other, answers)), name
+        assert len({p.numpy().tobytes() for p in answers}) > 1
+
+
+def test_tda_depends_on_what_came_before_until_it_is_reset(build):
+    images = [photo(seed) for seed in range(6)]
+    classifier = build({"tda": None}, batch=4)
+    first = [p["tda"].probabilities for p in classifier(images)]
+    again = [p["tda"].probabilities for p in classifier(images)]
+    classifier.reset()
+    fresh = [p["tda"].probabilities for p in classifier(images)]
+    one_by_one = build({"tda": None}, batch=1)
+    singly = [one_by_one([image])[0]["tda"].probabilities for image in images]
+    assert all(torch.equal(a, b) for a, b in zip(first, fresh))
+    assert not all(torch.equal(a, b) for a, b in zip(first, again))
+    # The images that fill up a batch are not part of the stream.
+    torch.testing.assert_close(torch.stack(first), torch.stack(singly), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("readout", ["cls", "mean", "mean_cls", "text", "reentry"])
+def test_a_student_that_is_not_heard_leaves_the_teachers_answer(readout, teacher, text):
+    """Nothing to gauge by: every read-out has a literal answer from the teacher's own tokens."""
+    image = photo(3)
+    silent = replace(LQN, adapt=AdaptConfig(gauged=True))
+    adapter = Adapter(teacher, Adaptation(silent, readout, 2), text["text"])
+    pixels = centre_view(image, teacher)[None].float() / 255
+    run = adapter.encode(pixels)
+    features = adapter(pixels, run, [image_key(0, image)]).features[0]
+    _, field, context = encode(teacher, image)
+    patches, cls = teacher.project(field[0, -1].flatten(0, 1)), teacher.project(context.cls[0])
+    sure = (teacher.logit_scale * patches @ text["text"].T).softmax(-1).amax(-1)
+    expected = {
+        "cls": cls,
+        "reentry": cls,
+        "mean": patches.mean(0),
+        "mean_cls": torch.cat([patches, cls[None]]).mean(0),
+        "text": (sure[:, None] * patches).mean(0),
+    }[readout]
+    torch.testing.assert_close(features, F.normalize(expected, dim=-1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("readout", ["mean", "cls"])
+def test_a_heard_student_answers_with_its_own_tokens(readout, teacher, text):
+    image = photo(4)
+    adaptation = Adaptation(LQN, readout)
+    adapter = Adapter(teacher, adaptation, text["text"])
+    pixels = centre_view(image, teacher)[None].float() / 255
+    run, key = adapter.encode(pixels), image_key(0, image)
+    features = adapter(pixels, run, [key]).features[0]
+    field = run.field
+    if readout == "cls":  # one more row, the CLS token of every layer in each of its columns
+        row = run.context.prefix[:, 1:].unsqueeze(3).expand(-1, -1, -1, 4, -1)
+        field = torch.cat([field, row.reshape(1, 3, 1, 4, 32)], 2)
+    fitter = StudentFitter(LQN, tuple(field.shape[1:4]), 32)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    tokens = fitter.fit(normalise(pixels, mean, std), field, [key]).query_layer(3)[0]
+    if readout == "cls":
+        expected = teacher.project(tokens[4].mean(0))
+    else:
+        expected = F.normalize(teacher.project(tokens.flatten(0, 1)).mean(0), dim=-1)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_undamaged_images_keep_their_zero_shot_answer(build, calibration):
+    gauged = replace(LQN, adapt=AdaptConfig(restore=True, gauged=True))
+    calibration = replace(calibration, residual=0.01)
+    methods = {"teacher CLS": None, "lqn": Adaptation(gauged)}
+    grey = np.full((32, 32, 3), 128, np.uint8)
+    clean, damaged = build(methods, calibration)([photo(0), grey])
+    assert clean["lqn"].stats["blend"] == 0 and damaged["lqn"].stats["blend"] > 0
+    torch.testing.assert_close(
+        clean["lqn"].probabilities, clean["teacher CLS"].probabilities, atol=2e-2, rtol=0
+    )
+    without = build(methods)([grey])[0]
+    assert torch.equal(without["lqn"].probabilities, without["teacher CLS"].probabilities)
+
+
+def test_the_entropy_objective_is_lowered_by_its_fit(teacher, text):
+    image = photo(5)
+    entropy = replace(LQN, fit=replace(LQN.fit, objective="entropy", alpha=0.0, steps=60))
+    adapter = Adapter(teacher, Adaptation(entropy, "mean"), text["text"])
+    pixels = centre_view(image, teacher)[None].float() / 255
+    run = adapter.encode(pixels)
+    classify = adapter._classify()
+    students = adapter.fitter.fit(pixels, run.field, [image_key(0, image)], classify)
+    curve = students.loss_curve[0]
+    assert (curve.diff() < 0).all() and curve[-1] < 0.9 * curve[0]
+    assert adapter(pixels, run, [image_key(0, image)]).features.isfinite().all()
+
+
+def test_a_student_that_diverges_or_runs_out_of_memory_falls_back(build, monkeypatch):
+    wild = replace(LQN, fit=replace(LQN.fit, learning_rate=1e38))
+    methods = {"teacher CLS": None, "lqn": Adaptation(wild)}
+    (got,) = build(methods)([photo(0)])
+    assert got["lqn"].stats["fallback"] == 1
+    assert torch.equal(got["lqn"].probabilities, got["teacher CLS"].probabilities)
+
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(StudentFitter, "fit", exhausted)
+    (got,) = build({"teacher CLS": None, "lqn": Adaptation(LQN)})([photo(0)])
+    assert got["lqn"].stats["fallback"] == 1
+    assert torch.equal(got["lqn"].probabilities, got["teacher CLS"].probabilities)
+
+
+def test_bad_input_is_named(build, teacher, text):
+    with pytest.raises(InputError, match="unknown read-out 'maen': did you mean 'mean'"):
+        Adaptation(LQN, "maen")
+    with pytest.raises(InputError, match="layer 2, which the student is not fitted to"):
+        Adapter(teacher, Adaptation(with_variant(LQN, "apm"), "reentry", 2), text["text"])
+    with pytest.raises(InputError, match=r"REENTRY_LAYER must be in 1\.\.3, not 9"):
+        Adapter(teacher, Adaptation(LQN, "reentry", 9), text["text"])
+    with pytest.raises(InputError, match="uint8 array, got float32"):
+        build({"zero-shot": None})([np.zeros((4, 4, 3), np.float32)])
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", ["single", "ensemble"])
+def test_text_features_are_open_clips_zero_shot_classifier(teacher, prompts):
+    expected = open_clip.build_zero_shot_classifier(
+        teacher.model, teacher.tokenizer, list(NAMES), templates(prompts)
+    )
+    got = text_features(teacher, NAMES, templates(prompts))
+    torch.testing.assert_close(got, expected.T, atol=1e-6, rtol=1e-5)
+    assert len(templates("ensemble")) == 80
+
+
+def test_the_fine_grained_sets_have_prompts_of_their_own():
+    assert templates("single", "pets_test")[0]("pug") == "a photo of a pug, a type of pet."
+    assert templates("single", "imagenet_val")[0]("pug") == "a photo of a pug."
+
+
+def test_text_features_are_cached_by_model_and_texts(teacher, tmp_path, monkeypatch):
+    first = text_features(teacher, NAMES, templates("single"), tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+
+    def refuse(*_):
+        raise AssertionError("the text tower was run again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(teacher), "encode_text", refuse)
+        assert torch.equal(text_features(teacher, NAMES, templates("single"), tmp_path), first)
+        with pytest.raises(AssertionError, match="run again"):
+            text_features(teacher, NAMES[:4], templates("single"), tmp_path)
+        weight = teacher.token_embedding.weight
+        patch.setattr(weight, "data", weight.data.clone())
+        weight.data[0, 0] += 1
+        with pytest.raises(AssertionError, match="run again"):
+            text_features(teacher, NAMES, templates("single"), tmp_path)
+    file.write_bytes(b"damaged")
+    assert torch.equal(text_features(teacher, NAMES, templates("single"), tmp_path), first)

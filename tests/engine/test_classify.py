@@ -1,0 +1,183 @@
+"""A classification run from a YAML file to its tables and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lqn_seg.data import catalog
+from lqn_seg.engine.classification_config import load_classification_cfg
+from lqn_seg.engine.classify import ClassificationRun, calibrate_clip
+from lqn_seg.engine.classify_report import ClassificationReport, classify, title
+from lqn_seg.engine.train_clip import save_clip
+from lqn_seg.errors import InputError
+from tests.classification.conftest import TEXT, VISION, build_clip
+
+ALL = (
+    *("ensemble", "apm@paper:mean", "lqn@paper:mean", "restore", "lqn-src", "lqn", "lqn:reentry"),
+    *("zero", "mta", "tps", "gs-bias", "tpt", "tda"),
+)
+
+
+@pytest.fixture
+def config(tmp_path, prepare_demo, monkeypatch) -> Path:
+    monkeypatch.setattr(catalog, "_registered", {})
+    for name, seed in (("objects", 0), ("others", 1)):
+        prepare_demo.write_objects(tmp_path / name, "val", 16, seed=seed)
+        catalog.register_image_folder(name, tmp_path / name / "val")
+    shape = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
+    save_clip(tmp_path / "clip", build_clip(), shape)
+    path = tmp_path / "run.yaml"
+    content = {
+        "MODEL": {
+            "DEVICE": "cpu",
+            "LQN": {
+                "TEACHER": {"NAME": "clip", "WEIGHTS": str(tmp_path / "clip")},
+                "BATCH": 4,
+                "STUDENT": {
+                    "INPUT_SIZE": 32,
+                    "STRIDE": 8,
+                    "WIDTHS": [32, 32],
+                    "POSITION_DIM": 32,
+                },
+                "FIT": {"STEPS": 3, "LAYERS": [1, 2, 3], "POSITIONS_PER_STEP": 16},
+                "EVAL": {"CORRUPTIONS": ["fog"], "BOOTSTRAP_SAMPLES": 50},
+            },
+        },
+        "CLASSIFICATION": {
+            "METHODS": list(ALL),
+            "VIEWS": 5,
+            "HISTORY": True,
+            "CACHE": str(tmp_path / "cache"),
+        },
+        "DATASETS": {"TEST": ["objects"]},
+        "SEED": 0,
+        "OUTPUT_DIR": str(tmp_path / "output"),
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_every_method_runs_and_leaves_its_figures(config, capsys):
+    calibrate_clip(load_classification_cfg(str(config)), "others")
+    report = classify(load_classification_cfg(str(config)))
+    printed = capsys.readouterr().out
+    shown = ("zero-shot", "teacher CLS", "teacher patch mean", *ALL)
+    for name in shown:
+        assert title(name) in printed
+    assert "TDA learns from the images before" in printed and "published" not in printed
+    results = json.loads((Path(report.cfg.OUTPUT_DIR) / "inference" / "results.json").read_text())
+    assert list(results["metrics"]) == ["clean", "fog-3"]
+    for name in shown:
+        scores = results["metrics"]["clean"][name]["classification"]
+        assert 0 <= scores["acc1"] <= scores["acc5"] <= 100 and "ACC-ring" in scores
+        cost = results["costs"][name]
+        assert cost["forward_gmacs"] > 0 and cost["peak_mib"] > 0 and cost["total_ms"] > 0
+        learns = name.startswith(("lqn", "apm", "tpt"))
+        assert (cost["backward_gmacs"] > 0) == (learns or name == "tps"), name
+    # One method's figures again, from the lines.
+    lines = [line["methods"]["lqn"]["classification"] for line in report.run.lines["clean"]]
+    accuracy = 100 * np.mean([line["label"] == line["predicted"] for line in lines])
+    assert results["metrics"]["clean"]["lqn"]["classification"]["acc1"] == pytest.approx(accuracy)
+    stored = Path(report.cfg.OUTPUT_DIR) / "inference" / "fog-3.jsonl"
+    assert [json.loads(line) for line in stored.read_text().splitlines()] == report.run.lines[
+        "fog-3"
+    ]
+    views = (
+        results["costs"]["zero"]["forward_gmacs"] / results["costs"]["zero-shot"]["forward_gmacs"]
+    )
+    assert views == pytest.approx(5, rel=0.1)  # five views cost five passes
+
+
+def run(config: Path, *overrides: str) -> ClassificationRun:
+    options = ["CLASSIFICATION.METHODS", "('lqn', 'zero')", "CLASSIFICATION.HISTORY", "False"]
+    found = ClassificationRun(load_classification_cfg(str(config), [*options, *overrides]))
+    found.run(progress=False)
+    return found
+
+
+def answers(found: ClassificationRun, stream: str = "clean") -> dict:
+    return {
+        line["image_id"]: {m: line["methods"][m]["classification"] for m in line["methods"]}
+        for line in found.lines[stream]
+    }
+
+
+def test_shards_together_are_the_whole(config):
+    whole = answers(run(config))
+    parts = [answers(run(config, "CLASSIFICATION.SHARD", f"({k}, 3)")) for k in range(3)]
+    assert sum(map(len, parts)) == len(whole) == 16
+    assert {key: value for part in parts for key, value in part.items()} == whole
+
+
+def test_a_subset_is_spread_over_the_classes_and_says_so(config):
+    found = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "8")
+    labels = [record["label"] for record in found.records["objects"]]
+    assert sorted(labels) == list(range(8))
+    assert "SUBSET of 16: 8 images" in ClassificationReport(found).text()
+
+
+def test_several_data_sets_are_averaged(config):
+    found = run(
+        config, "DATASETS.TEST", "('objects', 'others')", "MODEL.LQN.EVAL.CORRUPTIONS", "()"
+    )
+    report = ClassificationReport(found)
+    assert list(report.groups) == ["objects clean", "others clean", "mean of data sets"]
+    single = [report.value(f"{name} clean", "zero", "acc1") for name in ("objects", "others")]
+    assert report.value("mean of data sets", "zero", "acc1") == pytest.approx(np.mean(single))
+
+
+def test_published_rows_stand_beside_the_teacher_they_belong_to(config):
+    found = run(config, "MODEL.LQN.EVAL.CORRUPTIONS", "()")
+    report = ClassificationReport(found)
+    assert not report._published_rows()
+    found.cfg.MODEL.LQN.TEACHER.CONFIG = "ViT-B-16-quickgelu"
+    assert not report._published_rows()  # not on this data set
+    found.streams = [type(found.streams[0])("imagenet_r", found.streams[0].condition, True)]
+    rows = {row[0]: row[1] for row in report._published_rows()}
+    assert rows["ZERO, published"] == 77.22 and rows["DiffTPT, published"] == 75.0
+    assert rows["LQN, published"] == 80.4 and "TPT, published" not in rows
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["CLASSIFICATION.METHODS", "('tda',)", "CLASSIFICATION.HISTORY", "False"], "HISTORY True"),
+        (["CLASSIFICATION.SHARD", "(0, 2)"], r"tda sees one stream"),
+        (["CLASSIFICATION.METHODS", "('zeroo',)"], "did you mean 'zero'"),
+        (["CLASSIFICATION.METHODS", "('zero:mean',)"], "zero has no recipe and no read-out"),
+        (["CLASSIFICATION.METHODS", "('lqn@defualt',)"], "did you mean 'default'"),
+        (["CLASSIFICATION.PROMPTS", "many"], "unknown CLASSIFICATION.PROMPTS 'many'"),
+        (["CLASSIFICATION.VIEWS", "0"], r"VIEWS must be in 1\.\.1024"),
+        (["CLASSIFICATION.SHARD", "(2, 2)"], "0 <= k < n"),
+        (["MODEL.LQN.EVAL.SEVERITY", "6"], "SEVERITY must be at least 1 and at most 5"),
+        (["CLASSIFICATION.VEIWS", "3"], "did you mean CLASSIFICATION.VIEWS"),
+    ],
+)
+def test_wrong_values_are_named_before_anything_is_loaded(config, overrides, message):
+    with pytest.raises(InputError, match=message):
+        load_classification_cfg(str(config), overrides)
+
+
+def test_wrong_data_and_teachers_are_named(config):
+    def start(*overrides: str) -> None:
+        ClassificationRun(load_classification_cfg(str(config), overrides))
+
+    with pytest.raises(InputError, match=r"DATASETS\.TEST must name at least one"):
+        start("DATASETS.TEST", "()")
+    with pytest.raises(InputError, match="demo_panoptic_val has no label per image"):
+        start("DATASETS.TEST", "('demo_panoptic_val',)")
+    with pytest.raises(InputError, match=r"TEACHER\.NAME must be clip"):
+        start("MODEL.LQN.TEACHER.NAME", "eomt")
+
+
+def test_the_shipped_configurations_are_sound():
+    folder = Path(__file__).parents[2] / "configs" / "classification"
+    files = sorted(folder.glob("*.yaml"))
+    assert len(files) >= 7
+    for path in files:
+        load_classification_cfg(str(path))

@@ -1,0 +1,142 @@
+"""Training a CLIP: its start from an EoMT, that it learns, and the folder it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import open_clip
+import pytest
+import torch
+from transformers import EomtConfig, EomtForUniversalSegmentation
+
+from lqn_seg.data import catalog
+from lqn_seg.engine.classification_config import get_classification_cfg
+from lqn_seg.engine.train_clip import ClipTrainer, augment, read_model_cfg, start_from_eomt
+from lqn_seg.errors import InputError
+from lqn_seg.teachers.clip import ClipTeacher, load_clip
+from lqn_seg.teachers.eomt import load_eomt
+from tests.classification.conftest import TEXT
+
+VISION = dict(
+    image_size=32,
+    patch_size=8,
+    width=32,
+    layers=2,
+    head_width=16,
+    ls_init_value=1.0,
+    no_ln_pre=True,
+)
+
+
+@pytest.fixture
+def cfg(tmp_path, prepare_demo, monkeypatch):
+    monkeypatch.setattr(catalog, "_registered", {})
+    prepare_demo.write_objects(tmp_path, "train", 40, seed=0)
+    catalog.register_image_folder("objects", tmp_path / "train")
+    model = tmp_path / "clip.json"
+    model.write_text(json.dumps({"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}))
+    cfg = get_classification_cfg()
+    cfg.DATASETS.TRAIN = ("objects",)
+    cfg.MODEL.DEVICE, cfg.SEED = "cpu", 0
+    cfg.MODEL.LQN.TEACHER.CONFIG = str(model)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 16, 3e-3
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = 25, 5
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    return cfg
+
+
+def test_it_learns_and_leaves_a_folder_that_open_clip_reads(cfg):
+    folder = ClipTrainer(cfg).train(progress=False)
+    about = json.loads((folder / "training.json").read_text())
+    assert about["iterations"] == 25 and about["images"] == 40
+    teacher = load_clip(str(folder))
+    again = open_clip.create_model(f"local-dir:{folder}")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = again.eval().encode_image(images, normalize=True)
+    assert torch.equal(teacher.image_features(images), expected)
+    # Words that no caption had are zero, those that some had are not.
+    weight = teacher.token_embedding.weight
+    tokens = teacher.tokenize(["a photo of a ring.", "xylophone"])
+    assert weight[tokens[0, 1:6]].abs().sum(1).min() > 0
+    assert not weight[tokens[1, 1:3]].any()
+
+
+def test_the_loss_falls(cfg):
+    cfg.SOLVER.MAX_ITER = 60
+    trainer = ClipTrainer(cfg)
+    batch = trainer._batch()
+    with torch.no_grad():
+        before = trainer._loss(*batch).item()
+    trainer.train(progress=False)
+    with torch.no_grad():
+        assert trainer._loss(*batch).item() < before - 0.3
+
+
+def test_training_twice_gives_the_same_weights(cfg):
+    cfg.SOLVER.MAX_ITER = 3
+    first, second = (
+        ClipTrainer(cfg).train(progress=False).joinpath("open_clip_model.safetensors").read_bytes()
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_the_loss_by_hand(cfg):
+    trainer = ClipTrainer(cfg)
+    images, captions, place, present = trainer._batch()
+    with torch.no_grad():
+        found = trainer._loss(images, captions, place, present).item()
+        a = trainer.model.encode_image(images, normalize=True)
+        b = trainer.model.encode_text(captions, normalize=True)
+        logits = trainer.model.logit_scale.exp() * a @ b.T
+        rows = [logits[i].softmax(0)[place[i]].log() for i in range(16)]
+        columns = []
+        for k in range(len(present)):
+            mine = [i for i in range(16) if place[i] == k]
+            columns.append(sum(logits[:, k].softmax(0)[i].log() for i in mine) / len(mine))
+    expected = -(sum(rows) / 16 + sum(columns) / len(present)) / 2
+    assert found == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_tower_starts_as_the_eomts_first_layers(tmp_path):
+    shape = dict(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    eomt = EomtForUniversalSegmentation(
+        EomtConfig(**shape, num_blocks=1, num_queries=3, num_register_tokens=0, num_labels=4)
+    )
+    for parameter in eomt.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    eomt.save_pretrained(tmp_path)
+    model = open_clip.model.CLIP(16, VISION, TEXT)
+    start_from_eomt(model, str(tmp_path))
+    images = torch.randn(2, 3, 32, 32)
+    expected, _ = load_eomt(str(tmp_path)).encode(images)
+    field, _ = ClipTeacher(model, None).encode(images)
+    torch.testing.assert_close(field, expected[:, :2], atol=2e-3, rtol=2e-3)  # norms' eps differ
+    for changes in (dict(patch_size=16), dict(layers=4), dict(no_ln_pre=False)):
+        other = open_clip.model.CLIP(16, {**VISION, **changes}, TEXT)
+        with pytest.raises(InputError, match=r"MODEL\.WEIGHTS: the EoMT"):
+            start_from_eomt(other, str(tmp_path))
+
+
+def test_augmentation_keeps_size_and_range():
+    images = torch.rand(32, 3, 16, 16)
+    changed = augment(images, torch.Generator().manual_seed(0))
+    assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 1
+    ramp = torch.linspace(0, 1, 16).expand(200, 3, 16, 16)
+    mirrored = augment(ramp, torch.Generator().manual_seed(0))[:, 0, 0]
+    share = (mirrored[:, 0] > mirrored[:, -1]).float().mean()
+    assert 0.35 < share < 0.65
+
+
+def test_bad_input_is_named(cfg, tmp_path):
+    with pytest.raises(InputError, match="no file"):
+        read_model_cfg(str(tmp_path / "nowhere.json"))
+    (tmp_path / "half.json").write_text('{"embed_dim": 4}')
+    with pytest.raises(InputError, match="lacks open_clip's key 'vision_cfg'"):
+        read_model_cfg(str(tmp_path / "half.json"))
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(InputError, match=r"DATASETS\.TRAIN must name exactly one"):
+        ClipTrainer(cfg)

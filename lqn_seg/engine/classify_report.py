@@ -18,8 +18,7 @@ from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.engine.report import interval_text, json_numbers, verdict
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
 from lqn_seg.evaluation.classification import BINS
-from lqn_seg.evaluation.cost import peak_gmacs_per_ms
-from lqn_seg.teachers.clip import DTYPES
+from lqn_seg.evaluation.speed import peak_gmacs_per_ms
 
 BASELINE = "zero-shot"
 CORRUPTED = "mean of corruptions"
@@ -80,7 +79,7 @@ class ClassificationReport:
         self.costs = run.costs()
         used = {self.cfg.CLASSIFICATION.TEACHER_PRECISION, *self._precisions()}
         device = run.teacher.device
-        self.peak = max(peak_gmacs_per_ms(device, DTYPES[precision]) for precision in used)
+        self.peak = max(peak_gmacs_per_ms(device, precision) for precision in used)
 
     def _lines(self, stream: Stream, method: str, key: str) -> list[dict[str, Any]]:
         return [line["methods"][method][key] for line in self.run.lines[str(stream)]]

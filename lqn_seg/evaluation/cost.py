@@ -8,7 +8,6 @@ scratch space.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from lqn_seg.evaluation.flops import refuse_uncounted
+from lqn_seg.evaluation.flops import FLOP_RULES, refuse_uncounted
 
-# PyTorch's counter has rules for products of matrices; these are of a matrix with a vector.
+# PyTorch's counter has rules for most products of matrices; these are of a matrix with a vector.
 _RULES = {
+    **{operator: shape_wrapper(rule) for operator, rule in FLOP_RULES.items()},
     torch.ops.aten.mv: lambda matrix, vector, **_: 2 * matrix.numel(),
     torch.ops.aten.dot: lambda a, b, **_: 2 * a.numel(),
 }
@@ -108,18 +108,3 @@ class _Meter(TorchDispatchMode):
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def peak_gmacs_per_ms(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
-    """GMACs a millisecond of a large square matrix product: what this machine can do at best."""
-    a = torch.randn(side, side, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return side**3 / 1e9 / (1e3 * best)

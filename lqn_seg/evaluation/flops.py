@@ -33,7 +33,7 @@ from lqn_seg.core.fit import LQNConfig, fitted_layers, visited_positions
 from lqn_seg.core.gauge import calibrated_layers
 from lqn_seg.core.positions import ANCHOR
 from lqn_seg.core.products import ONE_DNN_LINEAR
-from lqn_seg.core.student import StudentConfig, first_inputs
+from lqn_seg.core.student import StudentConfig, first_inputs, parameter_count
 from lqn_seg.errors import InputError
 
 # --- closed forms: the teacher and its head -------------------------------------------------------
@@ -266,6 +266,23 @@ def fit_gmacs(
         one = shared_pass_macs(config.student, feature_dim, passes * n, table_rows, places)
         step = one.forward + one.backward
     return config.fit.steps * step / 1e9
+
+
+def step_bytes(config: StudentConfig, feature_dim: int, lowered: bool = False) -> int:
+    """What a step reads and writes per parameter, whatever it visits: the least memory traffic.
+
+    In float32: the weights forward and backward (8 bytes), the gradients (4), and Adam, which reads
+    weight, gradient and both moments and writes all but the gradient (28). With products in two
+    bytes, weights and gradients are converted besides (6 each) and read and written there (4 + 2).
+    """
+    each = 28 + (12 + 6 if lowered else 12)
+    return each * parameter_count(config, feature_dim)
+
+
+def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int:
+    """Memory traffic of a fit: `step_bytes` of every step, and fresh weights and moments."""
+    reset = 12 * parameter_count(config.student, feature_dim)
+    return reset + config.fit.steps * step_bytes(config.student, feature_dim, lowered)
 
 
 def readout_gmacs(

@@ -29,7 +29,7 @@ def draw_study(results: Results, path: Path) -> Path:
     for (left, right), table in zip(axes, tables):
         _differences(left, results, table)
         _against_cost(right, results, table)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_sweep(results: Results, path: Path) -> Path:
@@ -44,7 +44,7 @@ def draw_sweep(results: Results, path: Path) -> Path:
         damage = "" if severity is None else f", severity {severity}"
         name = tables[0]["name"] or f"run {run}"
         left.set_title(f"teacher {teacher}, {name}{damage}, {tables[0]['images']} images")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_fit(results: Results, path: Path) -> Path:
@@ -75,7 +75,7 @@ def draw_fit(results: Results, path: Path) -> Path:
         axes.set_xlabel("layer")
         axes.set_ylim(bottom=0)
     errors.legend(fontsize="small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _differences(axes: Axes, results: Results, table: Results) -> None:
@@ -180,6 +180,6 @@ def _readable(group: str) -> str:
     return group.rsplit("-", 1)[0].replace("_", " ")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure).print_figure(str(path), dpi=110)
     return path

@@ -350,7 +350,6 @@ class Benchmark:
             changes: dict[str, Any] = {what: size} if what else {}
             changed = replace(recipe, fit=replace(recipe.fit, **changes))
             runs[str(size)] = partial(_fit_of, self.scene, changed, 1 if what else size)
-            )
             subject = self.scene.subject
             one = fit_gmacs(changed, subject.grid, subject.teacher.width)
             gmacs.append(one if what else size * one)

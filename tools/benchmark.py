@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             views=arguments.views,
             sweep=not arguments.no_sweep,
         )
-        results = Benchmark(config, load_reference()).run()
+        results = Benchmark(config, load_reference(), partial(print, flush=True)).run()
         written = write_results(results, arguments.output)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

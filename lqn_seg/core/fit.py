@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
@@ -383,7 +383,7 @@ class StudentFitter:
         )
         self._storage: tuple[Students, Adam] | None = None
         self.capture = self.device.type == "cuda" if capture is None else capture
-        self._replay = Replay(self._run)
+        self._replay = Replay(self.fit_tensors)
 
     def fit(
         self,
@@ -436,14 +436,14 @@ class StudentFitter:
             looks, curve = self._replay(self.device, *tensors)
             curve = curve.clone()
         else:
-            looks, curve = self._run(*tensors, classify=classify, places=places)
+            looks, curve = self.fit_tensors(*tensors, classify=classify, places=places)
         finite = torch.isfinite(curve).all(dim=1) & torch.isfinite(students.parameters.sum(dim=1))
         finite = finite.cpu()
         fit_ms = 1e3 * (self._now() - start)
         inputs, targets = looks[0]
         return FittedStudents(self, students, random, inputs, targets, curve, finite, fit_ms)
 
-    def _run(
+    def fit_tensors(
         self,
         words: Tensor,
         *tensors: Tensor,
@@ -654,6 +654,8 @@ class StudentFitter:
 
     def own_precision(self) -> AbstractContextManager[None]:
         """The fit's precision is its own, even if the caller is under autocast."""
+        if not torch.amp.is_autocast_available(self.device.type):  # the meta device
+            return nullcontext()
         return torch.autocast(self.device.type, enabled=False)
 
     def _now(self) -> float:

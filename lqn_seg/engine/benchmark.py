@@ -214,7 +214,10 @@ class Benchmark:
             for precision, run in runs.items()
         ]
         references = [
-            self._reference(variant, name, way, times[name], methods) for name, way in plain.items()
+            self._reference(
+                variant, name, times[name], methods, way.loss_difference(runs.get("float32"))
+            )
+            for name, way in plain.items()
         ]
         return methods, references
 
@@ -261,7 +264,12 @@ class Benchmark:
         return ways
 
     def _reference(
-        self, variant: str, name: str, way: PlainWay, timing: Timing, methods: list[dict[str, Any]]
+        self,
+        variant: str,
+        name: str,
+        timing: Timing,
+        methods: list[dict[str, Any]],
+        loss_difference: float | None,
     ) -> dict[str, Any]:
         ours = {row["precision"]: row["times"]["fit"] for row in methods}
         ratio = {p: timing.median_ms / t["median_ms"] for p, t in ours.items()}
@@ -271,7 +279,7 @@ class Benchmark:
             "times": {"fit": asdict(timing)},
             "ratio": ratio,
             "ratio_busy": {p: timing.busy_ms / t["busy_ms"] for p, t in ours.items()},
-            "loss_difference": way.loss_difference(),
+            "loss_difference": loss_difference,
         }
         ratios = ", ".join(f"{faster:.2f}x {p}" for p, faster in ratio.items())
         self.say(f"{variant}, {name}: fit {timing.median_ms:.1f} ms; ours is faster by {ratios}")

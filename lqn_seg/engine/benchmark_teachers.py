@@ -16,7 +16,7 @@ from transformers import EomtConfig
 from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
 from lqn_seg.core.fit import nearest
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.flops import EomtShape, eomt_gmacs, vit_gmacs
+from lqn_seg.evaluation.flops import ClipShape, EomtShape, clip_gmacs, eomt_gmacs
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.teachers.base import Edit, Teacher
 from lqn_seg.teachers.clip import ClipTeacher
@@ -113,12 +113,13 @@ class _Clip:
             features = mean_direction(teacher.project(tokens.flatten(1, 2)))
             return class_probabilities(features, text.to(features.device), teacher.logit_scale)
 
-        patches, patch = teacher.grid[0] * teacher.grid[1], model.visual.patch_size[0]
-        width, joint = teacher.width, teacher.joint_width
-        mlp_width = model.visual.transformer.resblocks[0].mlp[0].out_features
-        encoder = vit_gmacs(patches, 3 * patch**2, width, teacher.num_layers, mlp_width)
-        reading = (patches * width * joint + joint * count) / 1e9
-        return Subject(name, teacher, precision, head, {"teacher": encoder, "head": reading})
+        shape = ClipShape.from_model(model)
+        patches = shape.grid[0] * shape.grid[1]
+        gmacs = {
+            "teacher": clip_gmacs(shape)["teacher"],
+            "head": shape.joint_width * (patches * shape.width + count) / 1e9,
+        }
+        return Subject(name, teacher, precision, head, gmacs)
 
 
 TEACHERS: dict[str, _Eomt | _Clip] = {

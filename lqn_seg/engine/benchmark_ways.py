@@ -106,13 +106,14 @@ class PlainWay:
         look = [(self.ours.images[0], self.ours.fields[0].float())]
         self.curve = self.reference.fit(self.student(), look, self.draws, self.config.fit)
 
-    def loss_difference(self) -> float | None:
-        """The largest relative difference between the loss curves, both in float32."""
+    def loss_difference(self, ours: Run | None) -> float | None:
+        """The largest relative difference to the loss curve of our students in float32, which are
+        fitted now if `ours` have not been."""
         if not self.curve:
             return None
-        ours = self.ours.fit().loss_curve[0].cpu()
+        fitted = (ours or self.ours).fitted or self.ours.fit()
         plain = torch.tensor(self.curve)
-        return float(((ours - plain) / plain).abs().max())
+        return float(((fitted.loss_curve[0].cpu() - plain) / plain).abs().max())
 
 
 class ApmsWay(PlainWay):

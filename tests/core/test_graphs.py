@@ -79,7 +79,7 @@ def test_a_fit_neither_waits_for_the_device_nor_sends_it_numbers(shots, variant,
     fitter.fit(*shots[0], keys)  # constants are sent once
     words = torch.tensor(keys)
     with HostWatch() as watch:
-        fitter._run(words, *shots[1])
+        fitter.fit_tensors(words, *shots[1])
     assert not watch.seen
     with HostWatch() as watch:
         torch.tensor([1.0, 2.0]).unique().sum().item()

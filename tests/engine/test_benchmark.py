@@ -18,7 +18,13 @@ from lqn_seg.engine.benchmark_report import report_text, write_results
 from lqn_seg.engine.benchmark_teachers import TEACHERS, _Clip, build_subject
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import speed
-from lqn_seg.evaluation.flops import count_torch, fit_bytes, fit_gmacs, step_bytes
+from lqn_seg.evaluation.flops import (
+    count_torch,
+    fit_bytes,
+    fit_gmacs,
+    plain_attention,
+    step_bytes,
+)
 
 SMALL = LQNConfig(
     StudentConfig(input_size=28, stride=14, widths=(16, 8), position_dim=16),
@@ -134,11 +140,8 @@ def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):
     subject = build_subject("clip-tiny", classes=6)
     image = torch.zeros(1, 3, 32, 32)
     field, context = subject.encode(image)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    with plain_attention():
         counted = count_torch(lambda: subject.encode(image)).gmacs
-    finally:
-        torch.backends.mha.set_fastpath_enabled(True)
     assert counted == pytest.approx(subject.gmacs["teacher"], rel=0.01)
     counted = count_torch(lambda: subject.answer(field[:, -1], context)).gmacs
     assert counted == pytest.approx(subject.gmacs["head"], rel=0.01)

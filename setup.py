@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["lqn_seg", "lqn_seg.*"]),
+    package_data={"lqn_seg.explorer": ["page.html"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.9",  # torch.optim.Muon trains teachers
@@ -35,6 +36,8 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "docs": ["mkdocs"],  # mkdocs serve
+        "figures": ["scikit-learn"],  # tools/visualize.py tokens --projection tsne
         "dev": [
             "pytest",
             "hypothesis",
@@ -42,6 +45,6 @@ setup(
             "mypy==2.4.1",
             "types-PyYAML",
             "types-tabulate",
-        ]
+        ],
     },
 )

@@ -70,9 +70,8 @@ def scenes_root(tmp_path_factory, prepare_demo) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def teacher_folder(tmp_path_factory) -> Path:
-    """A random EoMT for the scenes' 13 classes, saved as transformers does.
+def save_teacher(folder: Path, num_labels: int = 13) -> Path:
+    """A random EoMT for 32 x 32 pixels, by default for the scenes' classes, as transformers saves.
 
     Its weights are loud enough that some queries pass the thresholds, so that masks are compared.
     """
@@ -85,7 +84,7 @@ def teacher_folder(tmp_path_factory) -> Path:
         num_blocks=2,
         num_queries=6,
         num_register_tokens=1,
-        num_labels=13,
+        num_labels=num_labels,
         num_upscale_blocks=1,
     )
     model = EomtForUniversalSegmentation(config)
@@ -96,9 +95,20 @@ def teacher_folder(tmp_path_factory) -> Path:
             loud = {"class_predictor.weight": 3, "mask_head.fc3.weight": 2}
             deviation = loud.get(name, parameter[0].numel() ** -0.5)
             parameter.data.normal_(0, deviation, generator=generator)
-    folder = tmp_path_factory.mktemp("teacher")
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory) -> Path:
+    """`save_teacher`'s for the scenes."""
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def teacher_for() -> Callable[[Path, int], Path]:
+    """`save_teacher`, for data sets of other classes."""
+    return save_teacher
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lqn_seg.engine.classification_config import load_classification_cfg
-from lqn_seg.engine.classify import ClassificationRun
+from lqn_seg.engine.classify import classifications
 from lqn_seg.engine.classify_report import ClassificationReport
 
 ROOT = Path(__file__).parents[1]
@@ -22,13 +22,14 @@ def test_it_recognises_things_and_restoring_helps_against_contrast(tmp_path):
         "CLASSIFICATION.METHODS": "('restore', 'ensemble')",
         "CLASSIFICATION.HISTORY": "False",
         "CLASSIFICATION.CACHE": str(tmp_path),
+        "OUTPUT_DIR": str(tmp_path),
         "MODEL.LQN.EVAL.CORRUPTIONS": "('contrast',)",
         "MODEL.LQN.EVAL.MAX_IMAGES": "0",
     }
     pairs = [word for pair in overrides.items() for word in pair]
-    run = ClassificationRun(load_classification_cfg(str(CONFIG), pairs))
+    (run,) = classifications(load_classification_cfg(str(CONFIG), pairs)).values()
     run.run(progress=False)
-    report = ClassificationReport(run)
+    report = ClassificationReport([run])
     assert report.value("clean", "zero-shot", "acc1") > 65  # one in eight is 12.5
     assert report.value("clean", "ensemble", "acc1") > 65
     assert report.differences["restore"]["contrast-3"].low > 10

@@ -23,6 +23,7 @@ ALLOWED = {
     "classification": LOW | {"core", "teachers", "data", "evaluation"},
 }
 ALLOWED["engine"] = LOW | {*ALLOWED}
+ALLOWED["explorer"] = ALLOWED["engine"] | {"engine"}
 ALLOWED["detectron2"] = ALLOWED["engine"] | {"engine"}
 
 

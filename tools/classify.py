@@ -4,8 +4,8 @@
 Examples:
     python tools/classify.py --config configs/classification/demo.yaml
     python tools/classify.py --config configs/classification/demo.yaml --methods zero-shot,lqn,tpt
-    python tools/classify.py --config configs/classification/imagenet_vit_b16.yaml \\
-        MODEL.LQN.EVAL.MAX_IMAGES 1000 CLASSIFICATION.SHARD "(0, 4)"
+    python tools/classify.py --num-gpus 4 --resume \\
+        --config configs/classification/imagenet_vit_b16.yaml MODEL.LQN.EVAL.MAX_IMAGES 1000
     python tools/classify.py --config configs/classification/demo.yaml \\
         --calibrate demo_objects_train --max 2048
 
@@ -20,16 +20,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.errors import InputError
+from lqn_seg.engine import command
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration")
+    command.add_config_flags(parser)
+    command.add_run_flags(parser)
     parser.add_argument("--methods", help="comma-separated, in place of CLASSIFICATION.METHODS")
-    parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
     parser.add_argument(
         "--calibrate",
         metavar="DATASET",
@@ -37,34 +37,43 @@ def parse_arguments() -> argparse.Namespace:
         "write that beside its local weights",
     )
     parser.add_argument("--max", type=int, default=0, help="images to calibrate on; 0 is all")
-    parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
-    )
     return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def calibrate(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine.classification_config import load_classification_cfg
     from lqn_seg.engine.classify import calibrate_clip
+
+    cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)
+    print(f"calibration: {calibrate_clip(cfg, arguments.calibrate, arguments.max)}")
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    if command.processes(arguments) > 1 and not command.is_launched():
+        return command.start_processes(arguments)
+    from lqn_seg.engine import launch
     from lqn_seg.engine.classify_report import classify
 
     overrides = arguments.overrides
     if arguments.methods:
         chosen = repr(tuple(arguments.methods.split(",")))
         overrides = [*overrides, "CLASSIFICATION.METHODS", chosen]
-    try:
-        cfg = load_classification_cfg(arguments.config_file, overrides, arguments.device)
-        if arguments.calibrate:
-            print(f"calibration: {calibrate_clip(cfg, arguments.calibrate, arguments.max)}")
-        else:
-            classify(cfg)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with launch.joined():
+        classify(
+            arguments.config_file,
+            overrides=overrides,
+            device=arguments.device,
+            resume=arguments.resume,
+            strict=arguments.strict,
+        )
     return 0
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    return command.exit_status(
+        lambda: calibrate(arguments) if arguments.calibrate else evaluate(arguments)
+    )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ def main() -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
     for name, diagnosis in found.items():
         curve = diagnosis.loss
         first, middle, last = curve[0], curve[len(curve) // 2], curve[-1]

@@ -1,8 +1,22 @@
 #!/usr/bin/env python
-"""Draw panoptic panels of your own images: input, one picture per method, and where they differ.
+"""Draw what test-time training does: the paper's figures, from the demo or from your own images.
 
-Example:
-    python tools/visualize.py --config configs/demo_lqn.yaml --input any.jpg --output out/
+Figures (each shows its own options with --help):
+    panels       EoMT, APM, LQN and ground truth side by side, what changed outlined, scores
+    tokens       token maps of teacher and student by layer, and the error between them
+    error        the student's error over variance by layer
+    steps        the prediction after each step of the fit: a strip with its curve, and a GIF
+    depth        measured time to a layer's tokens: teacher O(l), student O(1)
+    gauge        what the gauge saw of an image under every corruption, and what it decided
+    reconstruct  RGB reconstruction by the students, against the input
+    curves       curves of a study from its results.json
+
+Examples:
+    python tools/visualize.py tokens --output out/
+    python tools/visualize.py panels --output out/ --input photo.jpg --config configs/coco_lqn.yaml
+    python tools/visualize.py steps --output out/ --corruption fog --methods lqn,lqn@distill
+    python tools/visualize.py error --output out/ MODEL.LQN.TEACHER.WEIGHTS path/to/eomt
+    python tools/visualize.py curves --output out/ --results output/study/demo/results.json
 """
 
 from __future__ import annotations
@@ -13,60 +27,112 @@ from pathlib import Path
 
 from lqn_seg.errors import InputError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo_lqn.yaml"
+# figure -> what it is, and its default methods
+FIGURES = {
+    "panels": ("methods and ground truth side by side", "teacher,apm,lqn; the last is compared"),
+    "tokens": ("token maps of teacher and student by layer", "lqn@distill"),
+    "error": ("error over variance by layer", "lqn@paper,lqn@distill,lqn-src@distill"),
+    "steps": ("the prediction after each step of the fit", "lqn@distill"),
+    "depth": ("measured time to a layer's tokens", "lqn@distill"),
+    "gauge": ("what the gauge saw and decided", ""),
+    "reconstruct": (
+        "RGB reconstruction by the students",
+        "apm@paper,lqn@paper,apm@distill,lqn@distill",
+    ),
+    "curves": ("curves of a study", ""),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration")
-    parser.add_argument("--input", required=True, nargs="+", help="image files or folders of them")
-    parser.add_argument("--output", required=True, help="folder for the panels (PNG)")
+    figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
+    for name, (what, methods) in FIGURES.items():
+        own = figures.add_parser(
+            name,
+            help=what,
+            description=f"Draw {what}, as PNG and SVG.",
+            epilog=f"example: python tools/visualize.py {name} --output out/",
+        )
+        add_options(own, name, methods)
+    return parser.parse_args()
+
+
+def add_options(parser: argparse.ArgumentParser, name: str, methods: str) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the files")
+    if name == "curves":
+        parser.add_argument(
+            "--results",
+            type=Path,
+            metavar="FILE",
+            help="a study's results.json (default: configs/study/quick.yaml is run, a minute)",
+        )
+        return
     parser.add_argument(
-        "--methods", default="teacher,apm,lqn", help="comma-separated, the last is compared"
+        "--config-file", default=str(DEMO), metavar="FILE", help="YAML (default: the demo's)"
     )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="image files or folders of them (default: the first of the data set)",
+    )
+    parser.add_argument("--images", type=int, default=1, help="without --input, the first so many")
+    parser.add_argument(
+        "--corruption", default="", metavar="NAMES", help="comma-separated, clean among them"
+    )
+    if name != "gauge":
+        parser.add_argument("--severity", type=int, default=3, help="of corruptions, 1..5")
+        parser.add_argument(
+            "--methods", default="", metavar="NAMES", help=f"comma-separated (default: {methods})"
+        )
+    if name == "tokens":
+        parser.add_argument(
+            "--layers", type=int, nargs="+", default=[], help="default: six, evenly"
+        )
+        parser.add_argument("--projection", default="pca", choices=("pca", "tsne"))
     parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
     parser.add_argument(
         "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
     )
-    return parser.parse_args()
 
 
-def image_files(inputs: list[str]) -> list[Path]:
-    """The images named, and those in the folders named, sorted within each folder."""
-    files: list[Path] = []
-    for path in map(Path, inputs):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise InputError(f"--input: the folder {path} holds no image")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise InputError(f"--input: there is no file or folder {path}")
-    return files
+def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """The options as the library's request; those that a figure lacks keep their defaults."""
+    from lqn_seg.engine.visualize import Request
+
+    given = vars(arguments)
+    names = {"config_file": str(DEMO), "inputs": given.get("input", [])}
+    for key in ("images", "severity", "layers", "projection", "results", "overrides", "device"):
+        if key in given:
+            names[key] = given[key]
+    if "config_file" in given:
+        names["config_file"] = given["config_file"]
+    for key, option in (("conditions", "corruption"), ("methods", "methods")):
+        if given.get(option):
+            names[key] = given[option].split(",")
+    return Request(output=arguments.output, **names)
 
 
 def main() -> int:
     arguments = parse_arguments()
     try:
-        files = image_files(arguments.input)
-        from lqn_seg.engine.visualize import draw_images
+        from lqn_seg.engine.visualize import FIGURES as DRAW
+        from lqn_seg.engine.visualize import Studio
 
-        drawn = draw_images(
-            arguments.config_file,
-            files,
-            Path(arguments.output),
-            chosen=arguments.methods.split(","),
-            overrides=arguments.overrides,
-            device=arguments.device,
-        )
+        studio = Studio(request_of(arguments))
+        for path in DRAW[arguments.figure](studio):
+            print(f"written: {path}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0 if drawn == len(files) else 2
+    except KeyboardInterrupt:
+        print("interrupted: figures that were written stay", file=sys.stderr)
+        return 130
+    return 2 if studio.failed else 0
 
 
 if __name__ == "__main__":

@@ -122,6 +122,14 @@ class Classifier:
         fitters = {name: adapter.fitter for name, adapter in self.adapters.items()}
         return {name: fitter.precision for name, fitter in fitters.items() if fitter is not None}
 
+    @property
+    def unheard(self) -> list[str]:
+        """Methods whose student is never asked, because there is no calibration to gauge by."""
+        if self.calibration is not None:
+            return []
+        gauged = {name: a.adaptation.recipe.adapt.gauged for name, a in self.adapters.items()}
+        return [name for name, a in self.adapters.items() if gauged[name] and a.fitter is not None]
+
     @torch.no_grad()
     def __call__(self, images: Sequence[Pixels]) -> list[dict[str, Prediction]]:
         """Predictions by method name, one dict per image.

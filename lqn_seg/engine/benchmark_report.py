@@ -1,4 +1,4 @@
-"""A benchmark's results as tables, ``benchmark.json`` and ``benchmark.png``."""
+"""A benchmark's results as tables, ``benchmark.json`` and ``benchmark.png`` (and ``.svg``)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_results(results: Results, folder: Path) -> list[Path]:
     text.write_text(f"{report_text(results)}\n")
     written = [numbers, text]
     if results["sweeps"]:
-        written.append(draw_benchmark(results, folder / "benchmark.png"))
+        written += draw_benchmark(results, folder / "benchmark.png")
     return written
 
 

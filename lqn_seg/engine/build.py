@@ -119,3 +119,16 @@ def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None
     weights = cfg.MODEL.LQN.TEACHER.WEIGHTS
     beside = Path(find_local(weights)) / FILE_NAME
     return load_calibration(beside, teacher) if weights and beside.is_file() else None
+
+
+def describe_teacher(cfg: CfgNode, teacher: Teacher[Any], calibration: Calibration | None) -> str:
+    """What was loaded from where, in a line for the log."""
+    named = cfg.MODEL.LQN.TEACHER
+    rows, columns = teacher.grid
+    calibrated = "none"
+    if calibration is not None:
+        calibrated = cfg.MODEL.LQN.CALIBRATION or f"{named.WEIGHTS}/{FILE_NAME}"
+    return (
+        f"teacher: {named.NAME} from {named.WEIGHTS or 'random weights'} on {cfg.MODEL.DEVICE}, "
+        f"{teacher.num_layers} layers of {rows} x {columns} tokens; calibration: {calibrated}"
+    )

@@ -1,20 +1,18 @@
 """Evaluate classification methods side by side: data sets x corruptions, one teacher pass an image.
 
-What is kept of an image is a plain dictionary that stands for that image alone (`ImageLine`): each
-method's statistics and times. All numbers are made from those.
+What is kept of an image under a condition: each method's statistics and times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
-from tqdm import tqdm
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation
@@ -24,9 +22,11 @@ from lqn_seg.classification.views import centre_view
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
+from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, find_local
 from lqn_seg.engine.classification_config import adaptation
-from lqn_seg.engine.inference import Condition, ImageLine, conditions
+from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
+from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
 from lqn_seg.evaluation.cost import Cost, measure
@@ -36,119 +36,87 @@ from lqn_seg.teachers.clip import ClipTeacher, load_clip
 _CALIBRATION_BATCH = 32
 
 
-@dataclass(frozen=True)
-class Stream:
-    """One data set under one condition: what a row of figures is about."""
-
-    dataset: str
-    condition: Condition
-    alone: bool
-
-    def __str__(self) -> str:
-        return str(self.condition) if self.alone else f"{self.dataset} {self.condition}"
-
-
-class ClassificationRun:
-    """Data sets, conditions and methods of a configuration.
+class Classification(DatasetRun):
+    """All methods on one data set.
 
     Args:
         cfg: see `lqn_seg.engine.classification_config`.
+        dataset: images with one label each.
+        teacher: frozen.
+        calibration: the teacher's clean ranges.
+        methods: as `Classifier` takes them.
+        folder, resume, strict: see `DatasetRun`.
 
     Raises:
-        InputError: a data set, the teacher or its calibration is missing or does not fit.
+        InputError: see `DatasetRun`.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg
-        if not cfg.DATASETS.TEST:
-            raise InputError("DATASETS.TEST must name at least one data set of labelled images")
-        self.datasets = {name: _labelled(name) for name in cfg.DATASETS.TEST}
-        self.records = {name: self._records(d) for name, d in self.datasets.items()}
-        self.evaluators = {
-            name: ClassificationEvaluator(d.metadata) for name, d in self.datasets.items()
-        }
-        alone = len(self.datasets) == 1
-        self.streams = [
-            Stream(name, condition, alone)
-            for name in self.datasets
-            for condition in conditions(cfg)
-        ]
-        self.teacher = build_clip(cfg)
-        self.calibration: Calibration | None = build_calibration(cfg, self.teacher)
-        # Zero-shot is what everything is held against; the controls bound what a student can reach.
-        names = dict.fromkeys(("zero-shot", *CONTROLS, *cfg.CLASSIFICATION.METHODS))
-        self.methods: dict[str, Adaptation | None] = {
-            name: None if name in CONTROLS else adaptation(cfg, name) for name in names
-        }
-        self.lines: dict[str, list[ImageLine]] = {}
-        self._classifiers: dict[str, Classifier] = {}
+    def __init__(
+        self,
+        cfg: CfgNode,
+        dataset: Dataset,
+        teacher: ClipTeacher,
+        calibration: Calibration | None,
+        methods: Mapping[str, Adaptation | None],
+        folder: Path,
+        resume: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self._teacher, self._calibration = teacher, calibration
+        self._condition: Condition | None = None
+        self.evaluator = ClassificationEvaluator(dataset.metadata)
+        self.text = self._text(cfg, dataset, "ensemble" in methods)
+        self.classifier = self._build(cfg, methods, cfg.MODEL.LQN.BATCH)
+        evaluators = {self.evaluator.task: self.evaluator}
+        records = _chosen(cfg, dataset.records(strict))
+        super().__init__(
+            cfg, dataset, records, self.classifier, evaluators, None, folder, resume, strict
+        )
 
-    def _records(self, dataset: Dataset) -> list[Record]:
-        """The images of this run: a subset is spread over the classes, which lie in order; of those
-        this shard's."""
-        records, limit = dataset.records(), self.cfg.MODEL.LQN.EVAL.MAX_IMAGES
-        if limit and limit < len(records):
-            records = [records[k * len(records) // limit] for k in range(limit)]
-        first, step = self.cfg.CLASSIFICATION.SHARD
-        return records[first::step]
-
-    def classifier(self, dataset: str) -> Classifier:
-        """All methods on a data set's classes."""
-        if dataset not in self._classifiers:
-            self._classifiers[dataset] = self._build(
-                dataset, self.methods, self.cfg.MODEL.LQN.BATCH
+    def _text(self, cfg: CfgNode, dataset: Dataset, ensemble: bool) -> dict[str, Tensor]:
+        """Class features by name, as `Classifier` takes them."""
+        cache, names = cfg.CLASSIFICATION.CACHE or cache_folder(), dataset.metadata.class_names
+        wanted = {"text": cfg.CLASSIFICATION.PROMPTS, "zero-shot": "single"}
+        wanted |= {"ensemble": "ensemble"} if ensemble else {}
+        return {
+            key: text_features(
+                self._teacher, names, templates(prompts, dataset.metadata.name), cache
             )
-        return self._classifiers[dataset]
-
-    def _build(self, dataset: str, methods: dict[str, Adaptation | None], batch: int) -> Classifier:
-        own = self.cfg.CLASSIFICATION
-        config = ClassifierConfig(own.VIEWS, max(self.cfg.SEED, 0), batch)
-        names = self.datasets[dataset].metadata.class_names
-        texts = {
-            "text": self._text(dataset, own.PROMPTS),
-            "zero-shot": self._text(dataset, "single"),
+            for key, prompts in wanted.items()
         }
-        if "ensemble" in methods:
-            texts["ensemble"] = self._text(dataset, "ensemble")
-        return Classifier(self.teacher, names, texts, methods, config, self.calibration)
 
-    def _text(self, dataset: str, prompts: str) -> Tensor:
-        cache = self.cfg.CLASSIFICATION.CACHE or cache_folder()
-        names = self.datasets[dataset].metadata.class_names
-        return text_features(self.teacher, names, templates(prompts, dataset), cache)
+    def _build(
+        self, cfg: CfgNode, methods: Mapping[str, Adaptation | None], batch: int
+    ) -> Classifier:
+        config = ClassifierConfig(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0), batch)
+        names = self.evaluator.classes
+        return Classifier(self._teacher, names, self.text, methods, config, self._calibration)
 
-    def run(self, progress: bool = True) -> None:
-        """Predict and score everything."""
-        count = sum(len(self.records[stream.dataset]) for stream in self.streams)
-        with tqdm(total=count, unit="image", disable=not progress, smoothing=0.05) as bar:
-            for stream in self.streams:
-                bar.set_description(f"{stream!s:<20}")
-                self.lines[str(stream)] = []
-                for line in self.predict(stream, self.records[stream.dataset]):
-                    self.lines[str(stream)].append(line)
-                    bar.update()
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "methods": {name: repr(recipe) for name, recipe in self.classifier.methods.items()},
+            "classification": repr(self.classifier.config),
+            "teacher precision": self._teacher.precision,
+            "text": tensors_hash(self.text),
+        }
 
-    def predict(self, stream: Stream, records: Sequence[Record]) -> Iterator[ImageLine]:
-        """One line per image: its id, and each method's statistics and times."""
-        classifier, evaluator = self.classifier(stream.dataset), self.evaluators[stream.dataset]
-        classifier.reset()
-        batch = classifier.config.batch
-        for start in range(0, len(records), batch):
-            chunk = records[start : start + batch]
-            images = [self.image(stream.condition, record) for record in chunk]
-            for record, by_method in zip(chunk, classifier(images)):
-                yield {
-                    "image_id": record["image_id"],
-                    "methods": {
-                        name: {
-                            evaluator.task: evaluator.statistics(
-                                record, {"probabilities": prediction.probabilities}
-                            ),
-                            "lqn": prediction.stats,
-                        }
-                        for name, prediction in by_method.items()
-                    },
-                }
+    def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterator[ImageLine]:
+        if condition != self._condition:
+            self.classifier.reset()
+            self._condition = condition
+        images = [self.image(condition, record) for record in records]
+        for record, by_method in zip(records, self.classifier(images)):
+            yield {
+                "methods": {
+                    name: {
+                        self.evaluator.task: self.evaluator.statistics(
+                            record, {"probabilities": prediction.probabilities}
+                        ),
+                        "lqn": prediction.stats,
+                    }
+                    for name, prediction in by_method.items()
+                },
+            }
 
     def image(self, condition: Condition, record: Record) -> Any:
         """(H, W, 3) uint8 RGB image of a record under a condition."""
@@ -159,14 +127,13 @@ class ClassificationRun:
 
         A student that the gauge might not ask for is asked for: the most there is.
         """
-        dataset = next(iter(self.datasets))
-        image = self.image(self.streams[-1].condition, self.records[dataset][0])
+        image = self.image(self.conditions[-1], self.scored[0])
         found = {}
-        for name, recipe in self.methods.items():
+        for name, recipe in self.classifier.methods.items():
             if recipe is not None:
                 free = replace(recipe.recipe, adapt=replace(recipe.recipe.adapt, gauged=False))
                 recipe = replace(recipe, recipe=free)
-            alone = self._build(dataset, {name: recipe}, 1)
+            alone = self._build(self.cfg, {name: recipe}, 1)
             alone([image])  # storage and tables that outlive an image are not the image's cost
             alone.reset()
             stats = alone([image])[0][name].stats
@@ -174,6 +141,56 @@ class ClassificationRun:
             cost = measure(lambda alone=alone: alone([image]))  # type: ignore[misc]
             found[name] = cost, stats["teacher_ms"] + stats["method_ms"]
         return found
+
+
+def classifications(
+    cfg: CfgNode, resume: bool = False, strict: bool = False
+) -> dict[str, Classification]:
+    """A run for each data set of a configuration, with one teacher, by the data set's name.
+
+    Results lie in ``OUTPUT_DIR/inference``, in a folder for each data set where there are several.
+
+    Raises:
+        InputError: a data set, the teacher or its calibration is missing or does not fit, or tda is
+            to see a part of the images.
+    """
+    if not cfg.DATASETS.TEST:
+        raise InputError("DATASETS.TEST must name at least one data set of labelled images")
+    datasets = [_labelled(name) for name in cfg.DATASETS.TEST]
+    if "tda" in cfg.CLASSIFICATION.METHODS and (resume or launch.size() > 1):
+        raise InputError(
+            "tda learns from the images before, so one process must see them all: run it with "
+            "--num-gpus 1 and without --resume"
+        )
+    with fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
+        teacher = build_clip(cfg)
+        calibration = build_calibration(cfg, teacher)
+        # Zero-shot is what everything is held against; the controls bound what students can reach.
+        names = dict.fromkeys(("zero-shot", *CONTROLS, *cfg.CLASSIFICATION.METHODS))
+        methods = {name: None if name in CONTROLS else adaptation(cfg, name) for name in names}
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        folders = [folder / d.metadata.name if len(datasets) > 1 else folder for d in datasets]
+        return {
+            dataset.metadata.name: Classification(
+                cfg, dataset, teacher, calibration, methods, place, resume, strict
+            )
+            for dataset, place in zip(datasets, folders)
+        }
+
+
+def _chosen(cfg: CfgNode, records: list[Record]) -> list[Record]:
+    """The images of this run: a subset is spread over the classes, which lie in order; of those
+    this shard's."""
+    records = _spread(records, cfg.MODEL.LQN.EVAL.MAX_IMAGES)
+    first, step = cfg.CLASSIFICATION.SHARD
+    return records[first::step]
+
+
+def _spread(records: list[Record], most: int) -> list[Record]:
+    """So many of the records (0 is all), at equal distances."""
+    if not 0 < most < len(records):
+        return records
+    return [records[k * len(records) // most] for k in range(most)]
 
 
 def build_clip(cfg: CfgNode) -> ClipTeacher:
@@ -211,9 +228,7 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
     folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
         raise InputError("the teacher's weights must be in a local folder to be calibrated there")
-    teacher, records = build_clip(cfg), _labelled(dataset).records()
-    if most and most < len(records):
-        records = [records[k * len(records) // most] for k in range(most)]
+    teacher, records = build_clip(cfg), _spread(_labelled(dataset).records(), most)
 
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(records), _CALIBRATION_BATCH):

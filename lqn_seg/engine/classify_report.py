@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from lqn_seg.classification.baselines.tda import Tda
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
-from lqn_seg.engine.classify import ClassificationRun, Stream
-from lqn_seg.engine.inference import CLEAN, environment, weights_hash
+from lqn_seg.engine import launch
+from lqn_seg.engine.classification_config import load_classification_cfg
+from lqn_seg.engine.classify import Classification, classifications
+from lqn_seg.engine.inference import CLEAN, Condition, environment
 from lqn_seg.engine.launch import fixed_threads
-from lqn_seg.engine.report import interval_text, json_numbers, verdict
+from lqn_seg.engine.report import (
+    count_images,
+    failed_images,
+    interval_text,
+    json_numbers,
+    left_out,
+    verdict,
+)
+from lqn_seg.engine.run import check_written, execute
+from lqn_seg.engine.sharded import write_atomically
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
 from lqn_seg.evaluation.classification import BINS
 from lqn_seg.evaluation.speed import peak_gmacs_per_ms
@@ -49,21 +60,42 @@ def title(method: str) -> str:
     return name + (f", read-out: {readout}" if readout else "")
 
 
-class ClassificationReport:
-    """Everything that is printed and written about a finished run."""
+@dataclass(frozen=True)
+class Stream:
+    """One data set under one condition: what a column of figures is about."""
 
-    def __init__(self, run: ClassificationRun) -> None:
-        self.run, self.cfg = run, run.cfg
-        self.methods = list(run.methods)
+    run: Classification
+    condition: Condition
+    alone: bool
+
+    @property
+    def dataset(self) -> str:
+        return self.run.dataset.metadata.name
+
+    def __str__(self) -> str:
+        return str(self.condition) if self.alone else f"{self.dataset} {self.condition}"
+
+
+class ClassificationReport:
+    """Everything that is printed and written about finished runs, one for each data set."""
+
+    def __init__(self, runs: Sequence[Classification]) -> None:
+        self.runs, self.first = list(runs), runs[0]
+        self.cfg, self.classifier = self.first.cfg, self.first.classifier
+        self.recipes = self.classifier.methods
+        self.methods = list(self.recipes)
+        self.streams = [
+            Stream(run, condition, len(runs) == 1) for run in runs for condition in run.conditions
+        ]
         self.metrics = {
-            str(stream): {name: self._metrics(stream, name) for name in self.methods}
-            for stream in run.streams
+            str(stream): {m: stream.run.metrics(stream.condition, m) for m in self.methods}
+            for stream in self.streams
         }
         # Groups of streams that are also averaged; images are resampled with all their conditions.
-        self.groups: dict[str, list[Stream]] = {str(stream): [stream] for stream in run.streams}
-        damaged = [s for s in run.streams if s.condition.corruption != CLEAN]
-        clean = [s for s in run.streams if s.condition.corruption == CLEAN]
-        if damaged and len(run.datasets) == 1:
+        self.groups: dict[str, list[Stream]] = {str(stream): [stream] for stream in self.streams}
+        damaged = [s for s in self.streams if s.condition.corruption != CLEAN]
+        clean = [s for s in self.streams if s.condition.corruption == CLEAN]
+        if damaged and len(runs) == 1:
             self.groups[CORRUPTED] = damaged
         if len(clean) > 1:
             self.groups[AVERAGE] = clean
@@ -76,28 +108,18 @@ class ClassificationReport:
             for method in self.methods
             if method != BASELINE
         }
-        self.costs = run.costs()
+        self.costs = self.first.costs()
         used = {self.cfg.CLASSIFICATION.TEACHER_PRECISION, *self._precisions()}
-        device = run.teacher.device
+        device = self.classifier.teacher.device
         self.peak = max(peak_gmacs_per_ms(device, precision) for precision in used)
-
-    def _lines(self, stream: Stream, method: str, key: str) -> list[dict[str, Any]]:
-        return [line["methods"][method][key] for line in self.run.lines[str(stream)]]
-
-    def _metrics(self, stream: Stream, method: str) -> dict[str, dict[str, float]]:
-        evaluator = self.run.evaluators[stream.dataset]
-        stats = self._lines(stream, method, "lqn")
-        means = {key: float(np.mean([s[key] for s in stats])) for key in stats[0]}
-        scores = evaluator.summarize(self._lines(stream, method, evaluator.task))
-        return {evaluator.task: scores, "lqn": means}
 
     def _difference(self, method: str, streams: Sequence[Stream]) -> PairedDifference:
         """Top-1 accuracy minus zero-shot's, over one data set's images."""
-        evaluator = self.run.evaluators[streams[0].dataset]
+        evaluator = streams[0].run.evaluator
 
         def stacked(name: str) -> np.ndarray:
-            lines = [self._lines(stream, name, evaluator.task) for stream in streams]
-            return np.stack([evaluator.stack(rows) for rows in lines], axis=1)
+            rows = [stream.run.lines(stream.condition, name) for stream in streams]
+            return np.stack([evaluator.stack([r[evaluator.task] for r in row]) for row in rows], 1)
 
         return paired_bootstrap_totals(
             lambda totals: evaluator.metric(totals).mean(-1),
@@ -126,16 +148,16 @@ class ClassificationReport:
         )
         parts.append(f"{self._cost_heading()}\n{self._cost_table()}")
         parts.extend(self._notes())
+        parts.extend(text for run in self.runs for text in left_out(run))
         parts.append(self.sentence())
         return "\n\n".join(parts)
 
     def _heading(self) -> str:
-        counts = []
-        for name, records in self.run.records.items():
-            total = len(self.run.datasets[name].records())
-            subset = f"SUBSET of {total}: " if len(records) < total else ""
-            classes = len(self.run.datasets[name].metadata.class_names)
-            counts.append(f"{name}: {subset}{len(records)} images, {classes} classes")
+        counts = [
+            f"{run.dataset.metadata.name}: {count_images(run)}, "
+            f"{len(run.evaluator.classes)} classes"
+            for run in self.runs
+        ]
         own, severity = self.cfg.CLASSIFICATION, self.cfg.MODEL.LQN.EVAL.SEVERITY
         return (
             f"{'; '.join(counts)}\nscores 0-100; prompts of every method but the zero-shot rows: "
@@ -155,7 +177,7 @@ class ClassificationReport:
         """Other people's figures on the same data set and teacher, marked as such."""
         if TEACHER not in self.cfg.MODEL.LQN.TEACHER.CONFIG:
             return []
-        shown = [s.dataset if s.condition.corruption == CLEAN else "" for s in self.run.streams]
+        shown = [s.dataset if s.condition.corruption == CLEAN else "" for s in self.streams]
         if not set(shown) & set(DATASETS):
             return []
         names = [*(m for m in self.methods if m in published(DATASETS[0])), *NOT_RUN]
@@ -188,11 +210,10 @@ class ClassificationReport:
 
     def _precisions(self) -> set[str]:
         """What the students' matrix products are computed in."""
-        classifier = self.run.classifier(next(iter(self.run.datasets)))
-        return set(classifier.precisions.values())
+        return set(self.classifier.precisions.values())
 
     def _ms(self, method: str, stage: str) -> float:
-        streams = [str(stream) for stream in self.run.streams]
+        streams = [str(stream) for stream in self.streams]
         return float(np.mean([self.metrics[s][method]["lqn"][f"{stage}_ms"] for s in streams]))
 
     def cost_lines(self) -> dict[str, dict[str, float]]:
@@ -225,31 +246,28 @@ class ClassificationReport:
         notes = []
         for method in self.methods:
             failed = sum(
-                self.metrics[str(s)][method]["lqn"].get("fallback", 0) * len(self.run.lines[str(s)])
-                for s in self.run.streams
+                self.metrics[str(s)][method]["lqn"].get("fallback", 0) for s in self.streams
             )
             if failed:
                 notes.append(
                     f"{title(method)}: {round(failed)} fits failed (non-finite loss or out of "
                     "memory); the teacher's answer stands in for them"
                 )
-        classifier = self.run.classifier(next(iter(self.run.datasets)))
-        if any(isinstance(baseline, Tda) for baseline in classifier.baselines.values()):
+        if "tda" in self.methods:
             notes.append(
                 "TDA learns from the images before: its figures are those of this order of images. "
                 "All other rows do not depend on order or company"
             )
-        gauged = [m for m, a in self.run.methods.items() if a and a.recipe.adapt.gauged]
-        if gauged and self.run.calibration is None:
+        if unheard := self.classifier.unheard:
             notes.append(
-                f"no calibration: {', '.join(map(title, gauged))} answer as the teacher does; "
+                f"no calibration: {', '.join(map(title, unheard))} answer as the teacher does; "
                 "tools/classify.py --calibrate DATASET makes one from clean images"
             )
         return notes
 
     def sentence(self) -> str:
         """What the table shows about the last student method, in one sentence without flattery."""
-        students = [m for m, a in self.run.methods.items() if a is not None and a.has_student]
+        students = [m for m, a in self.recipes.items() if a is not None and a.has_student]
         if not students:
             return ""
         method = "lqn" if "lqn" in students else students[-1]
@@ -264,17 +282,21 @@ class ClassificationReport:
 
     def results(self) -> dict[str, Any]:
         """What ``results.json`` holds; ``classification`` has ``ACC-<class>`` for every class."""
-        run = self.run
         return {
             "environment": {
                 **environment(self.cfg.MODEL.LQN.EVAL.THREADS),
                 "seed": max(self.cfg.SEED, 0),
             },
-            "teacher": weights_hash(run.teacher.model),
-            "methods": {name: repr(recipe) for name, recipe in run.methods.items()},
+            "runs": {
+                run.dataset.metadata.name: {
+                    **run.fingerprint,
+                    "images": len(run.scored),
+                    "subset_of": run.total if run.is_subset else None,
+                    "failed": failed_images(run),
+                }
+                for run in self.runs
+            },
             "prompts": self.cfg.CLASSIFICATION.PROMPTS,
-            "views": self.cfg.CLASSIFICATION.VIEWS,
-            "images": {name: len(records) for name, records in run.records.items()},
             "shard": list(self.cfg.CLASSIFICATION.SHARD),
             "policy": {
                 "reset": "everything is fresh for every image, TDA's caches excepted",
@@ -290,17 +312,16 @@ class ClassificationReport:
         }
 
     def write(self) -> Path:
-        """``inference/results.json``, the lines of every stream, ``config.yaml``, ``log.txt``."""
+        """``inference/results.json``, ``config.yaml`` and ``log.txt``.
+
+        Raises:
+            InputError: there is no room, or the place cannot be written to.
+        """
         output = Path(self.cfg.OUTPUT_DIR)
-        folder = output / "inference"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, lines in self.run.lines.items():
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (folder / f"{name.replace(' ', '_')}.jsonl").write_text(text)
-        path = folder / "results.json"
-        path.write_text(json.dumps(json_numbers(self.results()), indent=1) + "\n")
-        (output / "config.yaml").write_text(self.cfg.dump())
-        (output / "log.txt").write_text(f"{self.text()}\n")
+        path = output / "inference" / "results.json"
+        write_atomically(path, json.dumps(json_numbers(self.results()), indent=1) + "\n")
+        write_atomically(output / "config.yaml", self.cfg.dump())
+        write_atomically(output / "log.txt", f"{self.text()}\n")
         return path
 
 
@@ -308,15 +329,35 @@ def _short(name: str) -> str:
     return name.removesuffix(f" {CLEAN}").replace("_", " ")
 
 
-def classify(cfg: Any) -> ClassificationReport:
-    """Run a configuration, print the report and write it."""
-    run = ClassificationRun(cfg)
-    teacher = cfg.MODEL.LQN.TEACHER
-    name = " ".join(filter(None, (teacher.CONFIG, teacher.WEIGHTS)))
-    print(f"teacher: {name} on {cfg.MODEL.DEVICE}; results: {cfg.OUTPUT_DIR}/inference", flush=True)
+def classify(
+    config_file: str,
+    overrides: Sequence[str] = (),
+    device: str = "",
+    resume: bool = False,
+    strict: bool = False,
+) -> ClassificationReport | None:
+    """Run a configuration, print the report and write it.
+
+    Every process that `launch.joined` has joined takes its share of the images.
+
+    Args:
+        config_file, overrides, device, resume, strict: as `lqn_seg.engine.run.evaluate`.
+
+    Returns:
+        the report, in the main process.
+
+    Raises:
+        InputError: something from outside is missing or wrong, or there is no room for results.
+    """
+    with launch.together():
+        cfg = load_classification_cfg(config_file, overrides, device)
+        runs = list(classifications(cfg, resume, strict).values())
+    execute(runs)
+    if not launch.is_main():
+        return None
     with fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
-        run.run()
-    report = ClassificationReport(run)
+        report = ClassificationReport(runs)
     print(f"\n{report.text()}\n")
     print(f"results: {report.write()}")
+    check_written(runs)
     return report

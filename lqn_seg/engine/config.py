@@ -94,6 +94,7 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "BATCH": defaults.batch,
             "QUERIES": defaults.queries,
             "INFERENCE": defaults.inference,
+            "FIT_PER": defaults.fit_per,
             # NAME: eomt, or dinov2 for features alone. BASE: what delta weights (EoMT on DINOv3)
             # are the difference to. IMAGE_SIZE: (height, width) in place of the checkpoint's.
             "TEACHER": {
@@ -260,6 +261,7 @@ def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
         object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
         overlap_threshold=test.OVERLAP_THRESHOLD,
         queries=lqn.QUERIES,
+        fit_per=lqn.FIT_PER,
         seed=max(cfg.SEED, 0),  # Detectron2's -1 asks for a random seed: nothing here is random
         batch=lqn.BATCH,
     )

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from lqn_seg.core.fit import LQNConfig, StudentFitter
-from lqn_seg.core.random import image_key
-from lqn_seg.data.catalog import get_dataset
-from lqn_seg.data.images import read_image
 from lqn_seg.engine.build import build_teacher
 from lqn_seg.engine.config import load_cfg, method_config, segmentation_config
+from lqn_seg.engine.probe import Probe, centred, readers, share, student_method
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.windows import layout_of
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 
 @dataclass(frozen=True)
@@ -51,33 +44,17 @@ def diagnose(
     """
     cfg = load_cfg(config_file, overrides)
     teacher = build_teacher(cfg)
-    inference = segmentation_config(cfg).inference
-    crops, keys = [], []
-    for record in get_dataset(cfg.DATASETS.TEST[0]).records()[:images]:
-        image = torch.from_numpy(read_image(record["file_name"])).movedim(2, 0).contiguous()
-        layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
-        crops.append(layout.crops(image)[0])
-        keys.append(image_key(0, image, 0))
-    pixels = torch.stack(crops).to(teacher.device).float() / 255
-    field, _ = teacher.encode(normalise(pixels, teacher.pixel_mean, teacher.pixel_std))
-    grid = (field.shape[1], field.shape[2], field.shape[3])
+    recipes = {name: student_method(name, method_config(cfg, name)) for name in methods}
+    looked_at = [read().tensor for read in readers(cfg, (), images)]
+    probe = Probe(teacher, looked_at, segmentation_config(cfg).inference)
     found = {}
-    for name in methods:
-        method = method_config(cfg, name)
-        if not isinstance(method, LQNConfig) or method.fit.variant not in ("lqn", "lqn-src"):
-            raise InputError(f"--methods: {name} has no student of all layers to look at")
-        if not method.fit.steps:
-            raise InputError(f"--methods: {name} makes no step, so there is no curve")
-        method = replace(method, fit=replace(method.fit, layers=None))
-        fitter = StudentFitter(method, grid, teacher.width, teacher.device)
-        side = method.student.input_size
-        small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-        students = fitter.fit(normalise(small, IMAGENET_MEAN, IMAGENET_STD), field, keys)
-        answers = [students.query_layer(layer) for layer in range(1, teacher.num_layers + 1)]
+    for name, recipe in recipes.items():
+        students = probe.fit(recipe)
+        answers = [students.query_layer(layer) for layer in range(1, probe.depth + 1)]
         found[name] = FitDiagnosis(
             loss=students.loss_curve.mean(0).tolist(),
-            error=[_share(a - field[:, k], field[:, k]) for k, a in enumerate(answers)],
-            sensitivity=[_share(_centred(a), field[:, k]) for k, a in enumerate(answers)],
+            error=probe.errors(students),
+            sensitivity=[share(centred(a), probe.field[:, k]) for k, a in enumerate(answers)],
         )
     return found
 
@@ -98,12 +75,3 @@ def write_diagnosis(found: Mapping[str, FitDiagnosis], folder: Path) -> list[Pat
     numbers = folder / "fit.json"
     numbers.write_text(json.dumps(results, indent=1) + "\n")
     return [numbers, draw_fit(results, folder / "fit.png")]
-
-
-def _centred(tokens: Tensor) -> Tensor:
-    return tokens - tokens.mean((1, 2), keepdim=True)
-
-
-def _share(part: Tensor, tokens: Tensor) -> float:
-    """Mean square of a part over the variance of (B, H, W, D) tokens over their positions."""
-    return (part.square().mean() / _centred(tokens).square().mean()).item()

@@ -13,10 +13,11 @@ import json
 import platform
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,9 +40,25 @@ from lqn_seg.evaluation.instance import InstanceEvaluator
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.segmentation.postprocess import mask_hash
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
+from lqn_seg.teachers.base import Teacher
 
 CLEAN = "clean"
 ImageLine = dict[str, Any]
+
+
+class Model(Protocol):
+    """What runs the methods: a segmenter, a classifier."""
+
+    @property
+    def teacher(self) -> Teacher[Any]: ...
+    @property
+    def calibration(self) -> Calibration | None: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def precisions(self) -> dict[str, str]: ...
+    @property
+    def unheard(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -82,69 +99,77 @@ def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluat
     return {evaluator.task: evaluator for evaluator in chosen}
 
 
-class Evaluation:
-    """One run: a data set, conditions and methods, resumable, in any number of processes.
+class DatasetRun(ABC):
+    """Methods side by side on one data set's images: resumable, in any number of processes.
+
+    Subclasses say what the methods answer (`_predict`) and what else two runs must have in common
+    for their lines to belong together (`_fingerprint`).
 
     Args:
-        cfg: the configuration; ``OUTPUT_DIR/inference`` receives the results.
+        cfg: the configuration.
         dataset: images and ground truth.
-        resume: go on from what is in the output folder.
+        records: the images that count.
+        model: runs the methods; frozen.
+        evaluators: by task.
         chosen: conditions in place of the configuration's.
+        folder: receives the results.
+        resume: go on from what is in the folder.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
 
     Raises:
-        InputError: the folder holds a run of another configuration and ``resume`` was asked for.
+        InputError: there is no image, or the folder holds a run of another configuration and
+            ``resume`` was asked for.
     """
 
     def __init__(
         self,
         cfg: CfgNode,
         dataset: Dataset,
-        resume: bool = False,
-        chosen: Sequence[Condition] | None = None,
-        strict: bool = False,
+        records: list[Record],
+        model: Model,
+        evaluators: Mapping[str, ImageEvaluator],
+        chosen: Sequence[Condition] | None,
+        folder: Path,
+        resume: bool,
+        strict: bool,
     ) -> None:
-        self.cfg, self.dataset = cfg, dataset
-        self.records = dataset.records(strict)
-        limit = cfg.MODEL.LQN.EVAL.MAX_IMAGES
-        self.total = len(self.records)
-        if limit:
-            self.records = self.records[:limit]
-        if not self.records:
+        self.cfg, self.dataset, self.records, self.model = cfg, dataset, records, model
+        self.evaluators, self.folder = evaluators, folder
+        listed = dataset.records(strict=False)
+        self.total = len(listed)
+        if not records:
             raise InputError(f"no image can be evaluated: {dataset.problems[0]}")
-        self.folder = Path(cfg.OUTPUT_DIR) / "inference"
-        metadata = dataset.metadata
-        self.segmenter = build_segmenter(cfg, metadata.thing_ids, metadata.num_classes)
-        self.evaluators = build_evaluators(cfg, metadata)
         self.conditions = conditions(cfg) if chosen is None else list(chosen)
         names = [str(condition) for condition in self.conditions]
-        self.shards = ShardedRun(self.folder, self.fingerprint(), names, resume, strict)
+        fingerprint = self._common_fingerprint(listed) | self._fingerprint()
+        self.shards = ShardedRun(folder, fingerprint, names, resume, strict)
+        self.fingerprint = fingerprint
+
+    def _common_fingerprint(self, listed: list[Record]) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset.metadata.name,
+            "records": _digest(json.dumps(listed, default=str)),
+            "device": self.model.teacher.device.type,
+            "threads": self.cfg.MODEL.LQN.EVAL.THREADS,
+            "torch": torch.__version__,
+            "calibration": calibration_hash(self.model.calibration),
+            "precision": self.model.precisions,
+            "teacher": weights_hash(self.model.teacher.model),
+            "version": __version__,
+        }
+
+    @abstractmethod
+    def _fingerprint(self) -> dict[str, Any]:
+        """What has to be equal besides."""
+
+    @abstractmethod
+    def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterable[ImageLine]:
+        """``{"methods": name -> line}`` for each record, in their order."""
 
     @property
     def is_subset(self) -> bool:
         return len(self.records) < self.total
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What has to be equal for two runs' lines to belong together."""
-        described = {name: repr(method) for name, method in methods(self.cfg).items()}
-        return {
-            "dataset": self.dataset.metadata.name,
-            "records": _digest(json.dumps(self.dataset.records(strict=False), default=str)),
-            "device": self.segmenter.teacher.device.type,
-            "threads": self.cfg.MODEL.LQN.EVAL.THREADS,
-            "torch": torch.__version__,
-            "calibration": calibration_hash(self.segmenter.calibration),
-            "methods": described,
-            "precision": self.segmenter.precisions,
-            "segmentation": repr(self.segmenter.config),
-            "teacher": weights_hash(self.segmenter.teacher.model),
-            "comparators": {
-                name: weights_hash(other.model)
-                for name, other in self.segmenter.comparators.items()
-            },
-            "version": __version__,
-        }
 
     def run(self, progress: bool = True) -> None:
         """Predict and score what is not on disk yet, each process its share of it."""
@@ -152,7 +177,7 @@ class Evaluation:
         with fixed_threads(self.cfg.MODEL.LQN.EVAL.THREADS):
             self.shards.execute(
                 self.records,
-                self.segmenter.config.batch,
+                self.model.config.batch,
                 lambda name, records: self._predict(by_name[name], records),
                 progress,
             )
@@ -182,6 +207,61 @@ class Evaluation:
         failed = {key for _, key in self.failures}
         return [record for record in self.records if record["image_id"] not in failed]
 
+    def lines(self, condition: Condition | str, method: str) -> list[dict[str, Any]]:
+        """One method's line for every scored image, in the data set's order."""
+        stored = self.shards.kept[str(condition)].results
+        return [stored[record["image_id"]]["methods"][method] for record in self.scored]
+
+    def metrics(self, condition: Condition | str, method: str) -> dict[str, dict[str, float]]:
+        """All metrics of a method under a condition, by task, 0..100; ``lqn`` holds the means."""
+        lines = self.lines(condition, method)
+        result = {
+            task: evaluator.summarize([line[task] for line in lines])
+            for task, evaluator in self.evaluators.items()
+        }
+        result["lqn"] = mean_stats([line["lqn"] for line in lines])
+        return result
+
+
+class Evaluation(DatasetRun):
+    """One run of segmentation: a data set, conditions and methods.
+
+    Args:
+        cfg: the configuration; ``OUTPUT_DIR/inference`` receives the results.
+        dataset: images and ground truth.
+        resume, chosen, strict: see `DatasetRun`.
+
+    Raises:
+        InputError: see `DatasetRun`; or the teacher or its files do not fit.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        dataset: Dataset,
+        resume: bool = False,
+        chosen: Sequence[Condition] | None = None,
+        strict: bool = False,
+    ) -> None:
+        records = dataset.records(strict)[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
+        metadata = dataset.metadata
+        self.segmenter = build_segmenter(cfg, metadata.thing_ids, metadata.num_classes)
+        evaluators = build_evaluators(cfg, metadata)
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        super().__init__(
+            cfg, dataset, records, self.segmenter, evaluators, chosen, folder, resume, strict
+        )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "methods": {name: repr(method) for name, method in methods(self.cfg).items()},
+            "segmentation": repr(self.segmenter.config),
+            "comparators": {
+                name: weights_hash(other.model)
+                for name, other in self.segmenter.comparators.items()
+            },
+        }
+
     def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterable[ImageLine]:
         images = [self.image(condition, record) for record in records]
         sizes = [(int(record["height"]), int(record["width"])) for record in records]
@@ -205,27 +285,11 @@ class Evaluation:
         }
         return {**scored, "lqn": prediction.stats, "mask_hash": mask_hash(prediction.output)}
 
-    def lines(self, condition: Condition | str, method: str) -> list[dict[str, Any]]:
-        """One method's line for every scored image, in the data set's order."""
-        stored = self.shards.kept[str(condition)].results
-        return [stored[record["image_id"]]["methods"][method] for record in self.scored]
-
-    def metrics(self, condition: Condition | str, method: str) -> dict[str, dict[str, float]]:
-        """All metrics of a method under a condition, by task, 0..100; ``lqn`` holds the means."""
-        lines = self.lines(condition, method)
-        result = {
-            task: evaluator.summarize([line[task] for line in lines])
-            for task, evaluator in self.evaluators.items()
-        }
-        result["lqn"] = mean_stats([line["lqn"] for line in lines])
-        return result
-
 
 def mean_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each statistic over the images; ``fallback`` is their number instead."""
-    means = {key: sum(s[key] for s in stats) / len(stats) for key in stats[0]}
-    means["fallback"] = sum(s["fallback"] for s in stats)
-    return means
+    """Mean of each statistic over the images; ``fallback``, where there is one, is their number."""
+    totals = {key: sum(s[key] for s in stats) for key in stats[0]}
+    return {k: total if k == "fallback" else total / len(stats) for k, total in totals.items()}
 
 
 def _digest(text: str) -> str:
@@ -233,9 +297,14 @@ def _digest(text: str) -> str:
 
 
 def weights_hash(model: torch.nn.Module, digits: int = 16) -> str:
-    """SHA-256 over names and values of all weights, its first hex digits."""
+    """`tensors_hash` of all weights."""
+    return tensors_hash(model.state_dict(), digits)
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor], digits: int = 16) -> str:
+    """SHA-256 over names and values, its first hex digits."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:digits]
@@ -304,6 +373,7 @@ def commit() -> str:
 __all__ = [
     "CLEAN",
     "Condition",
+    "DatasetRun",
     "Evaluation",
     "Segmenter",
     "calibration_hash",
@@ -311,5 +381,6 @@ __all__ = [
     "conditions",
     "environment",
     "mean_stats",
+    "tensors_hash",
     "weights_hash",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 from tabulate import tabulate
 
 from lqn_seg.core.fit import LQNConfig, with_variant
-from lqn_seg.engine.inference import CLEAN, Condition, Evaluation, environment
+from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation, environment
 from lqn_seg.engine.sharded import write_atomically
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
@@ -104,6 +104,40 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     return costs
 
 
+def count_images(run: DatasetRun) -> str:
+    """How many images the numbers are of, and what is missing, in capitals."""
+    subset = f"SUBSET of {run.total}: " if run.is_subset else ""
+    chosen, scored = len(run.records), len(run.scored)
+    failed = f", of which {chosen - scored} FAILED" if scored < chosen else ""
+    return f"{subset}{chosen} images{failed}"
+
+
+def left_out(run: DatasetRun) -> list[str]:
+    """What could not be evaluated: one text with its number and the first few by name, or none."""
+    failures, problems = run.failures, run.dataset.problems
+    found = [
+        *(f"image {key} ({name}): {why}" for (name, key), why in failures.items()),
+        *problems,
+    ]
+    if not found:
+        return []
+    more = [f"... and {len(found) - NAMED} more"] if len(found) > NAMED else []
+    images = len(run.records) - len(run.scored)
+    head = (
+        f"LEFT OUT of every number: {images} images that failed, {len(problems)} annotations "
+        "without an image"
+    )
+    return ["\n".join([head, *(f"  {text}" for text in [*found[:NAMED], *more])])]
+
+
+def failed_images(run: DatasetRun) -> list[dict[str, Any]]:
+    """The failures as ``results.json`` lists them."""
+    return [
+        {"condition": name, "image_id": key, "reason": reason}
+        for (name, key), reason in run.failures.items()
+    ]
+
+
 def _comparator_gmacs(
     segmenter: Segmenter, method: str, stats: Mapping[str, float]
 ) -> dict[str, float]:
@@ -191,12 +225,12 @@ class Report:
 
     def text(self) -> str:
         """The tables and the sentence, as they are printed."""
-        parts = [
-            f"{self.evaluation.dataset.metadata.name}, {self._count()}, scores 0-100; "
-            f"thresholds {self.cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD} / "
-            f"{self.cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD}"
-        ]
-        parts += ["\n".join(self._left_out())] if self._left_out() else []
+        test = self.cfg.MODEL.MASK_FORMER.TEST
+        evaluation = self.evaluation
+        parts = [f"{evaluation.dataset.metadata.name}, {count_images(evaluation)}, scores 0-100"]
+        if test.PANOPTIC_ON:  # no other output knows them
+            parts[0] += f"; thresholds {test.OBJECT_MASK_THRESHOLD} / {test.OVERLAP_THRESHOLD}"
+        parts += left_out(evaluation)
         for group in [CLEAN, *([CORRUPTED] if self.corrupted else [])]:
             severity = self.cfg.MODEL.LQN.EVAL.SEVERITY
             extra = "" if group == CLEAN else f" ({len(self.corrupted)}, severity {severity})"
@@ -224,31 +258,6 @@ class Report:
         if sentence := self.sentence():
             parts.append(sentence)
         return "\n\n".join(parts)
-
-    def _count(self) -> str:
-        """How many images the numbers are of, and what is missing, in capitals."""
-        evaluation = self.evaluation
-        subset = f"SUBSET of {evaluation.total}: " if evaluation.is_subset else ""
-        chosen, scored = len(evaluation.records), len(evaluation.scored)
-        failed = f", of which {chosen - scored} FAILED" if scored < chosen else ""
-        return f"{subset}{chosen} images{failed}"
-
-    def _left_out(self) -> list[str]:
-        """What could not be evaluated: its number, and the first few by name."""
-        failures, problems = self.evaluation.failures, self.evaluation.dataset.problems
-        found = [
-            *(f"image {key} ({name}): {why}" for (name, key), why in failures.items()),
-            *problems,
-        ]
-        if not found:
-            return []
-        more = [f"... and {len(found) - NAMED} more"] if len(found) > NAMED else []
-        images = len(self.evaluation.records) - len(self.evaluation.scored)
-        head = (
-            f"LEFT OUT of every number: {images} images that failed, {len(problems)} annotations "
-            "without an image"
-        )
-        return [head, *(f"  {text}" for text in [*found[:NAMED], *more])]
 
     def _precisions(self) -> str:
         found = sorted(set(self.evaluation.segmenter.precisions.values()))
@@ -354,14 +363,11 @@ class Report:
         evaluation = self.evaluation
         return {
             "environment": self.environment,
-            **evaluation.fingerprint(),
+            **evaluation.fingerprint,
             "seed": evaluation.segmenter.config.seed,
             "images": len(evaluation.scored),
             "subset_of": evaluation.total if evaluation.is_subset else None,
-            "failed": [
-                {"condition": name, "image_id": key, "reason": reason}
-                for (name, key), reason in evaluation.failures.items()
-            ],
+            "failed": failed_images(evaluation),
             "annotations_without_image": evaluation.dataset.problems,
             "fallbacks": self.fallbacks,
             "policy": {

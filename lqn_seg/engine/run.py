@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
+from lqn_seg.engine.build import describe_teacher
 from lqn_seg.engine.config import load_cfg
-from lqn_seg.engine.inference import Evaluation
+from lqn_seg.engine.inference import DatasetRun, Evaluation
 from lqn_seg.engine.report import Report
 from lqn_seg.errors import InputError
 
@@ -48,36 +49,8 @@ def evaluate(
             raise InputError(f"{config_file}: DATASETS.TEST must name exactly one data set")
         dataset = get_dataset(cfg.DATASETS.TEST[0])
         evaluation = Evaluation(cfg, dataset, resume, strict=strict)
-    if launch.is_main():
-        _announce(evaluation)
-    try:
-        evaluation.run()
-    except KeyboardInterrupt:
-        if launch.is_main():
-            print(f"\ninterrupted with {evaluation.progress()}", file=sys.stderr)
-        raise
+    execute([evaluation])
     return _conclude(evaluation) if launch.is_main() else None
-
-
-def _announce(evaluation: Evaluation) -> None:
-    """What is about to run, and from where."""
-    cfg = evaluation.cfg
-    print(
-        f"teacher: {cfg.MODEL.LQN.TEACHER.WEIGHTS or 'random weights'} on {cfg.MODEL.DEVICE}; "
-        f"results: {evaluation.folder}",
-        flush=True,
-    )
-    if evaluation.is_subset:
-        print(f"SUBSET: {len(evaluation.records)} of {evaluation.total} images", flush=True)
-    for problem in evaluation.dataset.problems:
-        print(f"left out: {problem}", flush=True)
-    print(f"{evaluation.progress()}; processes: {launch.size()}", flush=True)
-    if unheard := evaluation.segmenter.unheard:
-        print(
-            f"no calibration: {', '.join(unheard)} will answer as the teacher does; "
-            "tools/calibrate.py makes one from clean images",
-            flush=True,
-        )
 
 
 def _conclude(evaluation: Evaluation) -> Report:
@@ -91,9 +64,54 @@ def _conclude(evaluation: Evaluation) -> Report:
     if panels is not None:
         first = sorted(Path(panels).glob("*.png"))[0]
         print(f"pictures: {first}")
-    if evaluation.shards.unwritten:
-        raise InputError(
-            f"{evaluation.shards.complaint}: the numbers above are right, but --resume would "
-            f"evaluate {len(evaluation.shards.unwritten)} batches of images again"
-        )
+    check_written([evaluation])
     return report
+
+
+def execute(runs: Sequence[DatasetRun]) -> None:
+    """Say what is about to run, and run it; each process does its share."""
+    if launch.is_main():
+        _announce(runs)
+    try:
+        for run in runs:
+            run.run()
+    except KeyboardInterrupt:
+        if launch.is_main():
+            for run in runs:
+                print(f"\ninterrupted with {run.progress()}", file=sys.stderr)
+        raise
+
+
+def _announce(runs: Sequence[DatasetRun]) -> None:
+    """What is about to run, and from where."""
+    first = runs[0]
+    print(
+        f"{describe_teacher(first.cfg, first.model.teacher, first.model.calibration)}; "
+        f"results: {Path(first.cfg.OUTPUT_DIR) / 'inference'}",
+        flush=True,
+    )
+    for run in runs:
+        name = f"{run.dataset.metadata.name}: " if len(runs) > 1 else ""
+        if run.is_subset:
+            print(f"{name}SUBSET: {len(run.records)} of {run.total} images", flush=True)
+        for problem in run.dataset.problems:
+            print(f"{name}left out: {problem}", flush=True)
+        print(f"{name}{run.progress()}; processes: {launch.size()}", flush=True)
+    if unheard := runs[0].model.unheard:
+        print(
+            f"no calibration: {', '.join(unheard)} will answer as the teacher does; "
+            "tools/calibrate.py makes one from clean images",
+            flush=True,
+        )
+
+
+def check_written(runs: Sequence[DatasetRun]) -> None:
+    """Raises:
+    InputError: the disk had no room for some results, which the report has all the same.
+    """
+    for run in runs:
+        if run.shards.unwritten:
+            raise InputError(
+                f"{run.shards.complaint}: the numbers above are right, but --resume would "
+                f"evaluate {len(run.shards.unwritten)} batches of images again"
+            )

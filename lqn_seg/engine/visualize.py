@@ -1,99 +1,508 @@
-"""Panels of a user's own images: no ground truth, no scores, just what each method sees."""
+"""The figures of `tools/visualize.py`: each runs what it needs and writes PNG and SVG files."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
 
+from lqn_seg.core.fit import LQNConfig, nearest
+from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
-from lqn_seg.data.images import read_image
-from lqn_seg.engine.build import build_segmenter
-from lqn_seg.engine.config import load_cfg
+from lqn_seg.data.corruptions import CORRUPTIONS
+from lqn_seg.engine.build import build_calibration, build_segmenter, build_teacher, describe_teacher
+from lqn_seg.engine.config import load_cfg, method_config, segmentation_config
+from lqn_seg.engine.inference import CLEAN, Condition, build_evaluators
+from lqn_seg.engine.probe import (
+    Probe,
+    Source,
+    layer_times,
+    query_times,
+    readers,
+    student_method,
+)
 from lqn_seg.engine.report import title
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.segmenter import Segmenter
+from lqn_seg.segmentation.segmenter import Method, Prediction, Segmenter
+from lqn_seg.teachers.base import Teacher
+from lqn_seg.visualization import figures
 from lqn_seg.visualization.panels import (
     DIFFERENCE_LEGEND,
+    Cell,
+    Row,
     Segmentation,
+    cell_size,
     comparison_row,
     legend_entries,
+    overlay,
     panel,
-    save_png,
+)
+from lqn_seg.visualization.token_maps import (
+    position_error,
+    shared_basis,
+    standardised,
+    tsne_maps,
 )
 
+# Steps after which the prediction is looked at, as shares of all steps.
+_STOPS = (0, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 1)
 
-def draw_images(
-    config_file: str,
-    files: Sequence[Path],
-    output: Path,
-    chosen: Sequence[str],
-    overrides: Sequence[str] = (),
-    device: str = "",
-) -> int:
-    """Write one panel per image; an unreadable image is named and the others go on.
 
-    Args:
-        chosen: at least two methods; the last is compared with the first.
+@dataclass(frozen=True)
+class Request:
+    """What a figure is made of and where it goes; `tools/visualize.py` documents its options.
 
-    Returns:
-        The number of panels written.
-
-    Raises:
-        InputError: the configuration, the teacher or the methods are wrong.
+    Attributes:
+        output: folder.
+        config_file: YAML configuration.
+        inputs: image files or folders; none: the first `images` of the configuration's data set.
+        conditions: what is done to the images, ``clean`` or corruptions.
+        methods: method names; none: the figure's own.
+        layers: layers of token maps; none: six, evenly.
+        projection: of token maps, ``pca`` or ``tsne``.
+        results: a study's ``results.json``; none: a small study is run.
     """
-    if len(chosen) < 2:
-        raise InputError("--methods must name at least two methods, the last is compared")
-    # One image at a time: students beside it would be copies, and a user would wait for them.
-    one = ["MODEL.LQN.BATCH", "1"]
-    overrides = [*one, *overrides, "MODEL.LQN.METHODS", repr(tuple(chosen))]
-    cfg = load_cfg(config_file, overrides, device)
-    metadata = _metadata(cfg.DATASETS.TEST)
-    thing_ids = metadata.thing_ids if metadata else frozenset()
-    segmenter = build_segmenter(cfg, thing_ids, metadata.num_classes if metadata else None)
-    categories = metadata.categories if metadata else _teacher_categories(segmenter)
-    written = 0
-    names: set[str] = set()
-    for file in files:
-        name = f"{file.stem}_panel.png"
-        if name in names:  # a.jpg and a.png, or the same name in two folders
-            name = f"{file.stem}_{len(names)}_panel.png"
-        names.add(name)
+
+    output: Path
+    config_file: str
+    inputs: Sequence[str] = ()
+    images: int = 1
+    conditions: Sequence[str] = ()
+    severity: int = 3
+    methods: Sequence[str] = ()
+    layers: Sequence[int] = ()
+    projection: str = "pca"
+    results: Path | None = None
+    overrides: Sequence[str] = ()
+    device: str = ""
+
+
+class Studio:
+    """A request's configuration, teacher and images; each is loaded when it is first asked for.
+
+    Attributes:
+        failed: images that could not be read; each was named.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.failed = request, 0
+        # One image at a time: students beside it would be copies, and a user would wait for them.
+        overrides = ["MODEL.LQN.BATCH", "1", *request.overrides]
+        self.cfg = load_cfg(request.config_file, overrides, request.device)
+        torch.set_num_threads(self.cfg.MODEL.LQN.EVAL.THREADS)
+        self.config = segmentation_config(self.cfg)
+
+    @cached_property
+    def metadata(self) -> Metadata | None:
+        """Of the configuration's data set; its table is known even where its files are not."""
         try:
-            image = read_image(file)
+            names = self.cfg.DATASETS.TEST
+            return get_dataset(names[0]).metadata if names else None
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        path = save_png(_panel(segmenter, image, categories), output / name)
-        written += 1
-        print(f"picture: {path}")
+            print(f"no data set, so class names are the teacher's: {error}", file=sys.stderr)
+            return None
+
+    @cached_property
+    def teacher(self) -> Teacher[Any]:
+        """The teacher alone: one without a mask head will do."""
+        if "segmenter" in self.__dict__:
+            return self.segmenter.teacher
+        teacher = build_teacher(self.cfg)
+        print(describe_teacher(self.cfg, teacher, build_calibration(self.cfg, teacher)), flush=True)
+        return teacher
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """Teacher and head, with no method yet."""
+        return self.build({})
+
+    def build(self, chosen: dict[str, Method]) -> Segmenter:
+        """Teacher, head and methods, other models among them."""
+        known = self.metadata
+        things, classes = (known.thing_ids, known.num_classes) if known else (frozenset(), None)
+        built = build_segmenter(self.cfg, things, classes, chosen)
+        print(describe_teacher(self.cfg, built.teacher, built.calibration), flush=True)
+        return built
+
+    def segmenter_of(self, methods: dict[str, Method]) -> Segmenter:
+        """The segmenter with other methods, on the same teacher."""
+        base = self.segmenter
+        return Segmenter(
+            base.teacher, base.head, methods, base.thing_ids, base.config, base.calibration
+        )
+
+    @cached_property
+    def categories(self) -> tuple[Category, ...]:
+        """Of the data set, or else the teacher's own."""
+        if self.metadata is not None:
+            return self.metadata.categories
+        names = self.segmenter.teacher.model.config.id2label
+        return tuple(Category(index, names[index], False) for index in sorted(names))
+
+    def images(self) -> Iterator[Source]:
+        """The request's images; one that cannot be read is named, and the others go on."""
+        for read in readers(self.cfg, self.request.inputs, self.request.images):
+            try:
+                yield read()
+            except InputError as error:
+                self.failed += 1
+                print(f"error: {error}", file=sys.stderr)
+
+    def conditions(self, default: Sequence[str] = (CLEAN,)) -> list[Condition]:
+        """What is done to every image.
+
+        Raises:
+            InputError: a corruption is unknown, or the severity not in 1..5.
+        """
+        severity = self.request.severity
+        if not 1 <= severity <= 5:
+            raise InputError(f"--severity must be in 1..5, not {severity}")
+        asked = self.request.conditions or default
+        for name in asked:
+            nearest(name, (CLEAN, *CORRUPTIONS), "corruption in --corruption")
+        return [Condition() if name == CLEAN else Condition(name, severity) for name in asked]
+
+    def sources(self) -> Iterator[Source]:
+        """The images under every condition, one image after the other."""
+        conditions = self.conditions()
+        for image in self.images():
+            yield from (image.under(condition, self.config.seed) for condition in conditions)
+
+    def probe(self, source: Source) -> Probe:
+        """One image in the teacher; nothing is restored."""
+        return Probe(self.teacher, [source.tensor], self.config.inference, self.config.seed)
+
+    def students(self, default: Sequence[str]) -> dict[str, LQNConfig]:
+        """Recipes of the request's methods, which must have students of all layers."""
+        names = self.request.methods or default
+        return {name: student_method(name, method_config(self.cfg, name)) for name in names}
+
+    def truth(self, source: Source) -> Segmentation | None:
+        """Ground truth, where the image has any."""
+        if source.record is None or self.metadata is None:
+            return None
+        if self.config.panoptic:
+            ids = self.metadata.read_panoptic(source.record)
+            return Segmentation(ids, source.record["segments_info"])
+        labels = self.metadata.read_semantic(source.record)
+        known = np.where(labels < self.metadata.num_classes, labels + 1, 0).astype(np.int32)
+        return Segmentation(known, _one_each(known))
+
+    def score(self, source: Source, prediction: Prediction) -> float | None:
+        """`metric` of one image, where it has ground truth."""
+        if source.record is None or self.metadata is None:
+            return None
+        task, key = ("panoptic_seg", "PQ") if self.config.panoptic else ("sem_seg", "mIoU")
+        evaluator = build_evaluators(self.cfg, self.metadata)[task]
+        found = evaluator.statistics(source.record, prediction.output)
+        return evaluator.summarize([found])[key]
+
+    @property
+    def metric(self) -> str:
+        """What `score` is."""
+        return "PQ" if self.config.panoptic else "mIoU"
+
+    def stem(self, kind: str, *parts: object) -> Path:
+        """A file in the output folder, without suffix."""
+        words = [re.sub(r"[^\w.-]+", "-", str(part)) for part in (kind, *parts)]
+        return self.request.output / "_".join(words)
+
+
+def draw_tokens(studio: Studio) -> list[Path]:
+    """Token maps of teacher, student and the error between them, per image and method."""
+    request, written = studio.request, []
+    for name, recipe in studio.students(["lqn@distill"]).items():
+        for source in studio.sources():
+            probe = studio.probe(source)
+            students = probe.fit(recipe)
+            layers = request.layers or _evenly(probe.depth, 6)
+            if not all(1 <= layer <= probe.depth for layer in layers):
+                raise InputError(f"--layers must be in 1..{probe.depth}, not {list(layers)}")
+            teacher, student = (
+                [probe.visible(ask(layer)) for layer in layers]
+                for ask in (probe.at, students.query_layer)
+            )
+            maps = [standardised(s, t) for s, t in zip([*teacher, *student], [*teacher, *teacher])]
+            if request.projection == "tsne":
+                colors, what = tsne_maps(maps), "t-SNE (three dimensions)"
+            else:
+                basis = shared_basis(maps)
+                colors, what = [basis(m) for m in maps], "PCA basis (three components)"
+            written += figures.draw_token_maps(
+                probe.picture(),
+                layers,
+                colors[: len(layers)],
+                colors[len(layers) :],
+                [position_error(s, t) for s, t in zip(student, teacher)],
+                studio.stem("tokens", source.name, source.condition, name),
+                name=title(name),
+                heading=f"{source.heading}: tokens in one shared {what}",
+            )
     return written
 
 
-def _metadata(names: Sequence[str]) -> Metadata | None:
-    """Metadata of the configuration's data set; its table is known even where its files are not."""
+def draw_error(studio: Studio) -> list[Path]:
+    """Error over variance by layer, one line per method; and the numbers."""
+    written = []
+    recipes = studio.students(["lqn@paper", "lqn@distill", "lqn-src@distill"])
+    for source in studio.sources():
+        probe = studio.probe(source)
+        curves = {title(name): probe.errors(probe.fit(recipe)) for name, recipe in recipes.items()}
+        stem = studio.stem("error", source.name, source.condition)
+        written += figures.draw_layer_errors(curves, stem, source.heading)
+        written.append(_write_json(stem, curves))
+    return written
+
+
+def stops(steps: int) -> list[int]:
+    """Steps of a fit after which to look, from 0 to all of them, closer at the start."""
+    return sorted({round(part * steps) for part in _STOPS})
+
+
+def steps_of(studio: Studio, name: str) -> LQNConfig:
+    """The recipe of a method whose steps can be looked at.
+
+    Raises:
+        InputError: the method has no student, or makes no step.
+    """
+    method = method_config(studio.cfg, name)
+    if not isinstance(method, LQNConfig) or method.fit.variant not in ("lqn", "lqn-src", "apm"):
+        raise InputError(f"--methods: {name} has no student whose steps could be looked at")
+    if not method.fit.steps:
+        raise InputError(f"--methods: {name} makes no step")
+    return method
+
+
+def after(studio: Studio, image: Tensor, method: LQNConfig, steps: int) -> Prediction:
+    """A method's prediction after so many steps of its fit.
+
+    It is a fit of its own that ends there. Random numbers are counted by step, so it is the same
+    fit, cut short (a test).
+    """
+    cut = replace(method, fit=replace(method.fit, steps=steps))
+    (predictions,) = studio.segmenter_of({"cut": cut})([image])
+    return predictions["cut"]
+
+
+def draw_steps(studio: Studio) -> list[Path]:
+    """The prediction after chosen steps of the fit: a strip with its curve, and a GIF."""
+    written = []
+    for name in studio.request.methods or ["lqn@distill"]:
+        method = steps_of(studio, name)
+        for source in studio.sources():
+            wanted = stops(method.fit.steps)
+            bar = tqdm(wanted, f"steps of {name}", unit="stop", leave=False)
+            found = [after(studio, source.tensor, method, steps) for steps in bar]
+            size = cell_size(*source.pixels.shape[:2])
+            pictures = [
+                overlay(source.pixels, *segmentation(p.output), studio.categories, size=size)
+                for p in found
+            ]
+            scores = [score for p in found if (score := studio.score(source, p)) is not None]
+            stem = studio.stem("steps", source.name, source.condition, name)
+            written += figures.draw_steps(
+                wanted,
+                pictures,
+                [p.stats["error_over_variance"] for p in found],
+                scores or None,
+                stem,
+                metric=studio.metric,
+                heading=f"{source.heading}: {title(name)} after each step of its fit",
+            )
+            cells = zip(wanted, pictures)
+            frames = [panel([Row([Cell(p, f"step {k} of {wanted[-1]}")])]) for k, p in cells]
+            written.append(figures.save_gif(frames, stem.with_name(f"{stem.name}.gif")))
+    return written
+
+
+def draw_panels(studio: Studio) -> list[Path]:
+    """EoMT, APM, LQN and ground truth side by side; what changed is outlined, scores written."""
+    request = studio.request
+    names = list(request.methods or ("teacher", "apm", "lqn"))
+    if len(names) < 2:
+        raise InputError("--methods must name at least two methods, the last is compared")
+    segmenter = studio.build({name: method_config(studio.cfg, name) for name in names})
+    conditions = studio.conditions(
+        (CLEAN,) if request.inputs else (CLEAN, "gaussian_noise", "contrast")
+    )
+    written = []
+    for image in studio.images():
+        damaged = [image.under(condition, studio.config.seed) for condition in conditions]
+        predicted = [segmenter([source.tensor])[0] for source in damaged]
+        drawn = compare(studio, damaged, predicted)
+        written += figures.save_picture(drawn, studio.stem("panel", image.name), image.name)
+    return written
+
+
+def compare(
+    studio: Studio, images: Sequence[Source], predicted: Sequence[dict[str, Prediction]]
+) -> NDArray[np.uint8]:
+    """A panel, a row per image: ground truth if there is any, and the predictions by method.
+
+    With ground truth the scores are written, and how far each is from the first method's.
+    """
+    rows, every = [], []
+    for source, predictions in zip(images, predicted):
+        maps = {title(name): segmentation(p.output) for name, p in predictions.items()}
+        scores = {title(n): studio.score(source, p) for n, p in predictions.items()}
+        truth, names = studio.truth(source), list(maps)
+        rows.append(
+            comparison_row(
+                source.pixels,
+                truth,
+                maps,
+                studio.categories,
+                reference=names[0],
+                compared=names[-1],
+                label=str(source.condition) if source.record or len(images) > 1 else "",
+                figures=_score_texts(scores, studio.metric),
+            )
+        )
+        every += [*maps.values(), *([truth] if truth else [])]
+    return panel(rows, [*legend_entries(every, studio.categories), *DIFFERENCE_LEGEND])
+
+
+def _score_texts(scores: dict[str, float | None], metric: str) -> dict[str, str]:
+    """ "PQ 61" for the first, "PQ 64 (+3)" for the others; nothing without ground truth."""
+    first, *_ = scores.values()
+    texts = {}
+    for k, (name, score) in enumerate(scores.items()):
+        if score is not None and first is not None:
+            texts[name] = f"{metric} {score:.0f}" + (f" ({score - first:+.0f})" if k else "")
+    return texts
+
+
+def draw_depth(studio: Studio) -> list[Path]:
+    """Milliseconds to each layer's tokens, teacher against student, measured; and the numbers."""
+    written = []
+    for name, recipe in studio.students(["lqn@distill"]).items():
+        for source in studio.sources():
+            probe = studio.probe(source)
+            students = probe.fit(recipe)
+            teacher_ms, student_ms = layer_times(probe), query_times(probe, students)
+            fit_ms = students.timing["fit"]
+            device, threads = studio.cfg.MODEL.DEVICE, torch.get_num_threads()
+            where = (
+                f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+            )
+            stem = studio.stem("depth", source.name, name)
+            written += figures.draw_depth_times(
+                teacher_ms,
+                student_ms,
+                fit_ms,
+                stem,
+                f"{source.heading}: time to a layer's tokens, {title(name)} on {where}",
+            )
+            times = {"teacher_ms": teacher_ms, "student_ms": student_ms, "fit_ms": fit_ms}
+            written.append(_write_json(stem, times))
+    return written
+
+
+def draw_gauge(studio: Studio) -> list[Path]:
+    """What the gauge saw of an image under every corruption, and what it decided; with numbers.
+
+    Raises:
+        InputError: the teacher has not been calibrated.
+    """
+    calibration = build_calibration(studio.cfg, studio.teacher)
+    if calibration is None:
+        raise InputError(
+            "the gauge needs a calibration of the teacher (tools/calibrate.py makes one from clean "
+            "images): MODEL.LQN.CALIBRATION names none, and none lies beside the weights"
+        )
+    calibration = calibration.to(studio.teacher.device)
+    written = []
+    names = studio.request.conditions or CORRUPTIONS
+    for image in studio.images():
+        clean = gauge_reading(studio, calibration, image)
+        readings = {}
+        for name in tqdm(names, f"gauge, {image.name}", unit="corruption", leave=False):
+            severities = [image.under(Condition(name, k), studio.config.seed) for k in range(1, 6)]
+            found = [gauge_reading(studio, calibration, source) for source in severities]
+            readings[name] = [clean, *found]
+        stem = studio.stem("gauge", image.name)
+        written += figures.draw_gauge(readings, calibration.undamaged, stem, image.name)
+        numbers = {"undamaged": calibration.undamaged, "damage_and_share": readings}
+        written.append(_write_json(stem, numbers))
+    return written
+
+
+def gauge_reading(studio: Studio, calibration: Calibration, source: Source) -> tuple[float, float]:
+    """Damage of an image, and the share of a gauged student's answer that would be taken."""
+    restorer = Restorer(calibration)
+    config = studio.config
+    probe = Probe(studio.teacher, [source.tensor], config.inference, config.seed, restorer)
+    share = noise_share(calibration, probe.field) * restorer.damaged
+    return restorer.damage.item(), share.item()
+
+
+def draw_reconstruct(studio: Studio) -> list[Path]:
+    """RGB from students (the paper's Fig. 10): a patch's pixels in place of its tokens.
+
+    The paper does not say how its student is made to predict pixels. Here the pixels of a patch are
+    the token of its position, in a field of one layer; recipe and student are the method's own.
+    """
+    written = []
+    names = studio.request.methods or ["apm@paper", "lqn@paper", "apm@distill", "lqn@distill"]
+    recipes = {name: steps_of(studio, name) for name in names}
+    for source in studio.sources():
+        probe = studio.probe(source)
+        field = probe.pixel_field()
+        found = {}
+        for name, recipe in recipes.items():
+            answer = probe.fit(recipe, field).query_layer(1)
+            found[title(name)] = probe.picture_of(answer)
+        written += figures.draw_reconstruction(
+            probe.picture(),
+            found,
+            studio.stem("reconstruct", source.name, source.condition),
+            f"{source.heading}: pixels predicted by students fitted to them",
+        )
+    return written
+
+
+def draw_curves(studio: Studio) -> list[Path]:
+    """Curves of a study, from its ``results.json``; without one, a small study is run first."""
+    from lqn_seg.engine.build import find_local
+    from lqn_seg.engine.study_report import run_study
+    from lqn_seg.visualization.curves import draw_study, draw_sweep
+
+    request, path = studio.request, studio.request.results
+    if path is None:
+        folder = request.output / "study"
+        run_study(find_local("configs/study/quick.yaml"), ["OUTPUT_DIR", str(folder)], resume=True)
+        path = folder / "results.json"
     try:
-        return get_dataset(names[0]).metadata if names else None
-    except InputError as error:
-        print(f"no data set, so class names are the teacher's: {error}", file=sys.stderr)
-        return None
+        results = json.loads(path.read_text())
+        draw = draw_sweep if results["sweep"] else draw_study
+        stem = studio.stem("curves", path.parent.name)
+        draw(results, stem.with_name(f"{stem.name}.png"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--results: {path} is no results.json of a study ({error!r})") from error
+    return [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
 
 
-def _teacher_categories(segmenter: Segmenter) -> tuple[Category, ...]:
-    names = segmenter.teacher.model.config.id2label
-    return tuple(Category(index, names[index], False) for index in sorted(names))
-
-
-def _panel(segmenter: Segmenter, image: np.ndarray, categories: Sequence[Category]) -> np.ndarray:
-    (predictions,) = segmenter([torch.from_numpy(image.copy()).permute(2, 0, 1)])
-    maps = {title(name): segmentation(p.output) for name, p in predictions.items()}
-    names = list(maps)
-    row = comparison_row(image, None, maps, categories, reference=names[0], compared=names[-1])
-    return panel([row], [*legend_entries(list(maps.values()), categories), *DIFFERENCE_LEGEND])
+FIGURES: dict[str, Callable[[Studio], list[Path]]] = {
+    "tokens": draw_tokens,
+    "error": draw_error,
+    "steps": draw_steps,
+    "panels": draw_panels,
+    "depth": draw_depth,
+    "gauge": draw_gauge,
+    "reconstruct": draw_reconstruct,
+    "curves": draw_curves,
+}
 
 
 def segmentation(output: dict[str, Any]) -> Segmentation:
@@ -101,7 +510,22 @@ def segmentation(output: dict[str, Any]) -> Segmentation:
     if "panoptic_seg" in output:
         ids, segments = output["panoptic_seg"]
         return Segmentation(ids.cpu().numpy(), segments)
-    labels = output["sem_seg"].argmax(0).cpu().numpy()
-    present = np.unique(labels).tolist()
-    segments = [{"id": c + 1, "category_id": c, "isthing": False} for c in present]
-    return Segmentation((labels + 1).astype(np.int32), segments)
+    ids = (output["sem_seg"].argmax(0).cpu().numpy() + 1).astype(np.int32)
+    return Segmentation(ids, _one_each(ids))
+
+
+def _one_each(ids: NDArray[np.int32]) -> list[dict[str, Any]]:
+    """A segment per class of a map of classes + 1, 0 = void."""
+    present = [int(i) for i in np.unique(ids) if i]
+    return [{"id": i, "category_id": i - 1, "isthing": False} for i in present]
+
+
+def _evenly(depth: int, count: int) -> list[int]:
+    """Up to so many layers from 1 to the last, evenly."""
+    return sorted({round(k) for k in np.linspace(1, depth, min(count, depth))})
+
+
+def _write_json(stem: Path, numbers: Any) -> Path:
+    path = stem.with_name(f"{stem.name}.json")
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
+    return path

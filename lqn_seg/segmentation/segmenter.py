@@ -239,7 +239,7 @@ class Segmenter:
                 index, image, layout, crop, image_key(self.config.seed, image.contiguous(), number)
             )
             for index, (image, layout) in enumerate(zip(images, layouts))
-            for number, crop in enumerate(layout.crops(image.to(self.teacher.device)))
+            for number, crop in enumerate(layout.crops(image).to(self.teacher.device))
         ]
         logits: list[dict[str, list[Any]]] = [{} for _ in images]
         for chunk in self._chunks(windows if self._on_teacher else []):

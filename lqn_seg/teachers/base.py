@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from lqn_seg.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,6 +22,7 @@ class Teacher(Protocol[ContextT]):
     """A frozen ViT: images to a token field and whatever else its frozen rest needs.
 
     Attributes:
+        name: what people call it.
         model: the network itself.
         num_layers: L; layers are numbered 1..L, 0 is the patch embedding.
         num_query_layers: how many of the last layers also carry object queries; 0 in a CLIP.
@@ -29,6 +32,7 @@ class Teacher(Protocol[ContextT]):
         pixel_mean, pixel_std: normalisation of the teacher's input, for pixels in 0..1.
     """
 
+    name: ClassVar[str]
     model: nn.Module
     num_layers: int
     num_query_layers: int
@@ -52,6 +56,17 @@ class Teacher(Protocol[ContextT]):
 
     def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
         """The frozen rest from ``layer`` on: last-layer tokens (B, H, W, D) and their context."""
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises InputError where (B, 3, h, w) images are not of the teacher's size."""
+        if tuple(images.shape[-2:]) != self.image_size:
+            got, want = ("x".join(map(str, size)) for size in (images.shape[-2:], self.image_size))
+            raise InputError(f"the {self.name} teacher takes images of {want} pixels, not {got}")
+
+    def check_layer(self, layer: int) -> None:
+        """Raises InputError where ``layer``, to resume at, is not in 0 (the embedding) to L."""
+        if not 0 <= layer <= self.num_layers:
+            raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

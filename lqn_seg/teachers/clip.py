@@ -59,6 +59,8 @@ class ClipTeacher(Teacher[ClipContext]):
         InputError: the vision tower is another kind (a ResNet, a timm model, attention pooling).
     """
 
+    name = "CLIP"
+
     def __init__(self, model: nn.Module, tokenizer: Any, precision: str = "float32") -> None:
         visual = getattr(model, "visual", None)
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
@@ -142,8 +144,7 @@ class ClipTeacher(Teacher[ClipContext]):
         Raises:
             InputError: ``layer`` is not one of the teacher's.
         """
-        if not 0 <= layer <= self.num_layers:
-            raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
+        self.check_layer(layer)
         field, prefixes = self._run(layer, tokens.flatten(1, 2), context.prefix[:, layer])
         last = field[:, -1].unflatten(1, self.grid) if layer < self.num_layers else tokens
         return last, ClipContext(torch.cat([context.prefix[:, : layer + 1], prefixes[:, 1:]], 1))
@@ -175,18 +176,13 @@ class ClipTeacher(Teacher[ClipContext]):
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
         """Image features (B, E) by open_clip's own ``encode_image``, unit length."""
-        self._check(images)
+        self.check_images(images)
         with self._autocast():
             return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
-    def _check(self, images: Tensor) -> None:
-        if tuple(images.shape[-2:]) != self.image_size:
-            got, want = "x".join(map(str, images.shape[-2:])), "x".join(map(str, self.image_size))
-            raise InputError(f"the CLIP teacher takes images of {want} pixels, not {got}")
-
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, N, D) and CLS (B, 1, D), with positions, before ``ln_pre``."""
-        self._check(images)
+        self.check_images(images)
         visual = self._visual
         with self._autocast():
             patches = visual.conv1(images).flatten(2).mT

@@ -37,6 +37,8 @@ class Dinov2Context:
 class Dinov2Teacher(Teacher[Dinov2Context]):
     """A frozen ViT of timm's that hands out its tokens at every layer and resumes from any."""
 
+    name = "DINOv2"
+
     def __init__(self, model: VisionTransformer) -> None:
         self.model = model.eval().requires_grad_(False)
         self.num_layers: int = len(model.blocks)
@@ -59,9 +61,7 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         Raises:
             InputError: the image size is not the teacher's.
         """
-        if tuple(images.shape[-2:]) != self.image_size:
-            got, want = "x".join(map(str, images.shape[-2:])), "x".join(map(str, self.image_size))
-            raise InputError(f"the DINOv2 teacher takes images of {want} pixels, not {got}")
+        self.check_images(images)
         patches, prefix = self._embed(images)
         if edit is not None:
             patches = edit(0, patches.unflatten(1, self.grid)).flatten(1, 2)
@@ -81,8 +81,7 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         Raises:
             InputError: ``layer`` is not one of the teacher's.
         """
-        if not 0 <= layer <= self.num_layers:
-            raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
+        self.check_layer(layer)
         if layer == self.num_layers:
             return tokens, context
         field, after = self._run(layer, tokens.flatten(1, 2), context.prefix[:, layer])

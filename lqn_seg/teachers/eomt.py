@@ -66,6 +66,8 @@ class EomtTeacher(Teacher[EomtContext]):
         model: transformers' ``EomtForUniversalSegmentation``, or its sister on DINOv3.
     """
 
+    name = "EoMT"
+
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
         config = model.config
@@ -99,9 +101,7 @@ class EomtTeacher(Teacher[EomtContext]):
         Raises:
             InputError: the image size is not the one that the position embeddings were learned at.
         """
-        if tuple(images.shape[-2:]) != self.image_size:
-            got, want = "x".join(map(str, images.shape[-2:])), "x".join(map(str, self.image_size))
-            raise InputError(f"the EoMT teacher takes images of {want} pixels, not {got}")
+        self.check_images(images)
         embedded, prefix, queries = self._embed(images)
         if edit is not None:
             embedded = edit(0, embedded.unflatten(1, self.grid)).flatten(1, 2)
@@ -130,8 +130,7 @@ class EomtTeacher(Teacher[EomtContext]):
         Raises:
             InputError: ``layer`` is not one of the teacher's.
         """
-        if not 0 <= layer <= self.num_layers:
-            raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
+        self.check_layer(layer)
         first_query_layer = self.num_layers - self.num_query_layers
         passed = max(layer - first_query_layer, 0)
         patches, prefix, queries, masks = self._run(

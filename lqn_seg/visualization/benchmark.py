@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lqn_seg.visualization.curves import save
+from lqn_seg.visualization.figures import save_figure
 
 Results = Mapping[str, Any]
 _MS, _GMACS = "#4269d0", "#ff725c"
@@ -23,7 +23,7 @@ _AXES = {
 }
 
 
-def draw_benchmark(results: Results, path: Path) -> Path:
+def draw_benchmark(results: Results, path: Path) -> list[Path]:
     """One panel for depth, one for each sweep.
 
     Args:
@@ -40,7 +40,7 @@ def draw_benchmark(results: Results, path: Path) -> Path:
         f"{teacher['precision']}; {about['date']}, commit {about['commit'][:12]}",
         fontsize="medium",
     )
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_depth(axes: Axes, depth: Results) -> None:

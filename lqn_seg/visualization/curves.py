@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lqn_seg.visualization.figures import save_figure
+from lqn_seg.visualization.palette import SERIES_COLORS, SERIES_MARKERS
+
 Results = Mapping[str, Any]
-_COLORS = (
-    *("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7"),
-    *("#a463f2", "#97bbf5", "#9c6b4e", "#9498a0", "#b8860b", "#111111", "#d14fb5"),
-)
-_MARKERS = "osD^vP*Xh<>"
 
 
 def draw_study(results: Results, path: Path) -> Path:
@@ -29,7 +26,7 @@ def draw_study(results: Results, path: Path) -> Path:
     for (left, right), table in zip(axes, tables):
         _differences(left, results, table)
         _against_cost(right, results, table)
-    return save(figure, path)
+    return save_figure(figure, path)[0]
 
 
 def draw_sweep(results: Results, path: Path) -> Path:
@@ -44,7 +41,7 @@ def draw_sweep(results: Results, path: Path) -> Path:
         damage = "" if severity is None else f", severity {severity}"
         name = tables[0]["name"] or f"run {run}"
         left.set_title(f"teacher {teacher}, {name}{damage}, {tables[0]['images']} images")
-    return save(figure, path)
+    return save_figure(figure, path)[0]
 
 
 def draw_fit(results: Results, path: Path) -> Path:
@@ -56,11 +53,11 @@ def draw_fit(results: Results, path: Path) -> Path:
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     losses, errors, seen = figure.subplots(1, 3)
     for k, (method, found) in enumerate(results.items()):
-        style = {"color": _COLORS[k % len(_COLORS)], "label": method}
+        style = {"color": SERIES_COLORS[k % len(SERIES_COLORS)], "label": method}
         # Losses of raw and of standardised targets have different units: each in its own first.
         loss = np.array(found["loss"])
         losses.plot(np.arange(1, len(loss) + 1), loss / loss[0], **style)
-        marked = {**style, "marker": _MARKERS[k % len(_MARKERS)]}
+        marked = {**style, "marker": SERIES_MARKERS[k % len(SERIES_MARKERS)]}
         layers = np.arange(1, len(found["error"]) + 1)
         errors.plot(layers, found["error"], **marked)
         seen.plot(layers, found["sensitivity"], **marked)
@@ -75,7 +72,7 @@ def draw_fit(results: Results, path: Path) -> Path:
         axes.set_xlabel("layer")
         axes.set_ylim(bottom=0)
     errors.legend(fontsize="small")
-    return save(figure, path)
+    return save_figure(figure, path)[0]
 
 
 def _differences(axes: Axes, results: Results, table: Results) -> None:
@@ -169,7 +166,10 @@ def _style(results: Results, method: str) -> dict[str, Any]:
     """A method looks the same in every table of a study."""
     methods = list(dict.fromkeys(m for table in results["tables"] for m in table["methods"]))
     place = methods.index(method)
-    return {"color": _COLORS[place % len(_COLORS)], "marker": _MARKERS[place % len(_MARKERS)]}
+    return {
+        "color": SERIES_COLORS[place % len(SERIES_COLORS)],
+        "marker": SERIES_MARKERS[place % len(SERIES_MARKERS)],
+    }
 
 
 def _difference_label(results: Results) -> str:
@@ -178,8 +178,3 @@ def _difference_label(results: Results) -> str:
 
 def _readable(group: str) -> str:
     return group.rsplit("-", 1)[0].replace("_", " ")
-
-
-def save(figure: Figure, path: Path) -> Path:
-    FigureCanvasAgg(figure).print_figure(str(path), dpi=110)
-    return path

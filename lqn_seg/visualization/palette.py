@@ -19,6 +19,18 @@ Color = tuple[int, int, int]
 VOID_COLOR: Color = (90, 90, 98)
 """Thin hatching over pixels that belong to no segment; the image stays visible between lines."""
 
+OUTLINE: Color = (255, 0, 200)
+"""Around what changed, in pictures of any colours: no table of categories uses it."""
+
+SERIES_COLORS = (
+    *("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7"),
+    *("#a463f2", "#97bbf5", "#9c6b4e", "#9498a0", "#b8860b", "#111111", "#d14fb5"),
+)
+"""Colours of lines and points in plots, in this order."""
+SERIES_MARKERS = "osD^vP*Xh<>"
+SEQUENTIAL = "viridis"
+"""Colour map of what is measured per position (errors): perceptually even, readable in grey."""
+
 _GOLDEN_RATIO = 0.6180339887498949
 NUM_SHADES = 8
 # (hue shift in turns, lightness shift) of the shades after the colour itself; one is spare

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lqn_seg.errors import InputError
 from lqn_seg.visualization.palette import (
+    OUTLINE,
     VOID_COLOR,
     CategoryLike,
     Color,
@@ -34,6 +35,7 @@ _DIFFERENCE_COLORS: dict[int, Color] = {
 DIFFERENCE_LEGEND: tuple[tuple[str, Color], ...] = (
     ("category differs", _DIFFERENCE_COLORS[CATEGORY_DIFFERS]),
     ("only the instance differs", _DIFFERENCE_COLORS[INSTANCE_DIFFERS]),
+    ("outline of what differs", OUTLINE),
 )
 
 _INK, _MUTED, _PAPER = (28, 30, 36), (110, 114, 124), (255, 255, 255)
@@ -165,6 +167,24 @@ def draw_difference(
     return drawn.clip(0, 255).round().astype(np.uint8)
 
 
+def outline_changes(drawn: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """A picture with the outlines of what differs, two pixels wide, in a colour of their own.
+
+    Args:
+        drawn: uint8 (H, W, 3), at any size.
+        differences: (h, w), values of `difference_map`.
+    """
+    _check_image(drawn)
+    changed = _resize_ids(differences, (drawn.shape[0], drawn.shape[1])) != SAME
+    framed = np.pad(changed, 2)
+    inner = changed.copy()
+    for rows, columns in ((0, 2), (4, 2), (2, 0), (2, 4)):  # what lies two pixels inside
+        inner &= framed[rows : rows + changed.shape[0], columns : columns + changed.shape[1]]
+    outlined = drawn.copy()
+    outlined[changed & ~inner] = OUTLINE
+    return outlined
+
+
 def legend_entries(
     segmentations: Sequence[Segmentation], categories: Sequence[CategoryLike]
 ) -> list[tuple[str, Color]]:
@@ -205,6 +225,8 @@ def comparison_row(
 ) -> Row:
     """Image, ground truth if there is one, one overlay per prediction, and where two differ.
 
+    Regions of a prediction that differ from the reference's are outlined.
+
     Args:
         image: uint8 (H, W, 3), as the model saw it.
         predictions: method name -> segmentation, drawn in this order.
@@ -225,7 +247,8 @@ def comparison_row(
         cells.append(Cell(drawn, "ground truth"))
     for name, prediction in predictions.items():
         drawn = overlay(image, *prediction, categories, size=size)
-        cells.append(Cell(drawn, name, (figures or {}).get(name, "")))
+        changes = difference_map(predictions[reference], prediction, categories)
+        cells.append(Cell(outline_changes(drawn, changes), name, (figures or {}).get(name, "")))
     differences = difference_map(predictions[reference], predictions[compared], categories)
     share = f"{100 * (differences != SAME).mean():.1f}% of pixels"
     drawn = draw_difference(image, differences, size=size)

@@ -88,7 +88,8 @@ def test_our_records_of_instances_are_those_of_their_reader(coco):
 
 def test_every_name_is_in_their_catalog_once_registered(data_root):
     lqn.register()
-    assert set(dataset_names()) <= set(DatasetCatalog.list())
+    assert set(dataset_names(labelled=False)) <= set(DatasetCatalog.list())
+    assert not set(dataset_names(labelled=True)) & set(DatasetCatalog.list())  # no segmentation
     metadata = get_dataset("demo_panoptic_val").metadata
     set_metadata(metadata)
     assert MetadataCatalog.get("demo_panoptic_val").panoptic_json == metadata.panoptic_json

@@ -99,7 +99,9 @@ def test_everything_is_measured_and_written(tool, tmp_path):
     for part in (*variants, "Roofline", "plain port", "APM's release", "image side", "busy"):
         assert part in text
     written = write_results(results, tmp_path)
-    assert [path.name for path in written] == ["benchmark.json", "benchmark.txt", "benchmark.png"]
+    assert [path.name for path in written] == [
+        f"benchmark.{kind}" for kind in ("json", "txt", "png", "svg")
+    ]
     assert json.loads(written[0].read_text())["settings"]["teacher"] == "eomt-tiny"
     assert written[2].read_bytes()[:4] == b"\x89PNG"
 

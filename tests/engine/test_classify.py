@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +16,9 @@ import yaml
 
 from lqn_seg.data import catalog
 from lqn_seg.engine.classification_config import load_classification_cfg
-from lqn_seg.engine.classify import ClassificationRun, calibrate_clip
+from lqn_seg.engine.classify import Classification, calibrate_clip, classifications
 from lqn_seg.engine.classify_report import ClassificationReport, classify, title
+from lqn_seg.engine.sharded import parse_line
 from lqn_seg.engine.train_clip import save_clip
 from lqn_seg.errors import InputError
 from tests.classification.conftest import TEXT, VISION, build_clip
@@ -64,7 +70,7 @@ def config(tmp_path, prepare_demo, monkeypatch) -> Path:
 
 def test_every_method_runs_and_leaves_its_figures(config, capsys):
     calibrate_clip(load_classification_cfg(str(config)), "others")
-    report = classify(load_classification_cfg(str(config)))
+    report = classify(str(config))
     printed = capsys.readouterr().out
     shown = ("zero-shot", "teacher CLS", "teacher patch mean", *ALL)
     for name in shown:
@@ -79,31 +85,34 @@ def test_every_method_runs_and_leaves_its_figures(config, capsys):
         assert cost["forward_gmacs"] > 0 and cost["peak_mib"] > 0 and cost["total_ms"] > 0
         learns = name.startswith(("lqn", "apm", "tpt"))
         assert (cost["backward_gmacs"] > 0) == (learns or name == "tps"), name
-    # One method's figures again, from the lines.
-    lines = [line["methods"]["lqn"]["classification"] for line in report.run.lines["clean"]]
+    # One method's figures again, from the lines as they lie on disk.
+    stored = Path(report.cfg.OUTPUT_DIR) / "inference" / "clean.0.jsonl"
+    images = [image for line in stored.read_text().splitlines() for image in parse_line(line)]
+    lines = [image["methods"]["lqn"]["classification"] for image in images]
     accuracy = 100 * np.mean([line["label"] == line["predicted"] for line in lines])
+    assert len(lines) == 16
     assert results["metrics"]["clean"]["lqn"]["classification"]["acc1"] == pytest.approx(accuracy)
-    stored = Path(report.cfg.OUTPUT_DIR) / "inference" / "fog-3.jsonl"
-    assert [json.loads(line) for line in stored.read_text().splitlines()] == report.run.lines[
-        "fog-3"
-    ]
     views = (
         results["costs"]["zero"]["forward_gmacs"] / results["costs"]["zero-shot"]["forward_gmacs"]
     )
     assert views == pytest.approx(5, rel=0.1)  # five views cost five passes
 
 
-def run(config: Path, *overrides: str) -> ClassificationRun:
+def run(config: Path, *overrides: str) -> list[Classification]:
     options = ["CLASSIFICATION.METHODS", "('lqn', 'zero')", "CLASSIFICATION.HISTORY", "False"]
-    found = ClassificationRun(load_classification_cfg(str(config), [*options, *overrides]))
-    found.run(progress=False)
+    cfg = load_classification_cfg(str(config), [*options, *overrides])
+    found = list(classifications(cfg).values())
+    for one in found:
+        one.run(progress=False)
     return found
 
 
-def answers(found: ClassificationRun, stream: str = "clean") -> dict:
+def answers(found: list[Classification]) -> dict:
+    """By image and method, on clean images."""
+    (one,) = found
     return {
-        line["image_id"]: {m: line["methods"][m]["classification"] for m in line["methods"]}
-        for line in found.lines[stream]
+        record["image_id"]: [one.lines("clean", m)[k]["classification"] for m in ("lqn", "zero")]
+        for k, record in enumerate(one.scored)
     }
 
 
@@ -116,8 +125,7 @@ def test_shards_together_are_the_whole(config):
 
 def test_a_subset_is_spread_over_the_classes_and_says_so(config):
     found = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "8")
-    labels = [record["label"] for record in found.records["objects"]]
-    assert sorted(labels) == list(range(8))
+    assert sorted(record["label"] for record in found[0].records) == list(range(8))
     assert "SUBSET of 16: 8 images" in ClassificationReport(found).text()
 
 
@@ -125,19 +133,43 @@ def test_several_data_sets_are_averaged(config):
     found = run(
         config, "DATASETS.TEST", "('objects', 'others')", "MODEL.LQN.EVAL.CORRUPTIONS", "()"
     )
+    assert [one.folder.name for one in found] == ["objects", "others"]
     report = ClassificationReport(found)
     assert list(report.groups) == ["objects clean", "others clean", "mean of data sets"]
     single = [report.value(f"{name} clean", "zero", "acc1") for name in ("objects", "others")]
     assert report.value("mean of data sets", "zero", "acc1") == pytest.approx(np.mean(single))
 
 
+def test_an_image_that_cannot_be_read_is_named_and_left_out(config, capsys):
+    cfg = load_classification_cfg(str(config))
+    (one,) = classifications(cfg).values()
+    broken = Path(one.records[3]["file_name"])
+    broken.write_bytes(broken.read_bytes()[:100])
+    report = ClassificationReport(run(config))
+    assert len(report.first.scored) == 15
+    assert "16 images, of which 1 FAILED" in report.text() and broken.name in report.text()
+    with pytest.raises(InputError, match=broken.name):
+        classify(str(config), ["CLASSIFICATION.METHODS", "('zero',)"], strict=True)
+
+
+def test_a_method_with_a_history_goes_on_from_nothing(config):
+    with pytest.raises(InputError, match=r"tda learns .* without --resume"):
+        classify(str(config), resume=True)
+    without = ["CLASSIFICATION.METHODS", "('zero',)"]
+    classify(str(config), without)
+    with pytest.raises(InputError, match=r"another configuration.*differs in: methods\)"):
+        classify(str(config), ["CLASSIFICATION.METHODS", "('mta',)"], resume=True)
+    assert classify(str(config), without, resume=True) is not None
+
+
 def test_published_rows_stand_beside_the_teacher_they_belong_to(config):
     found = run(config, "MODEL.LQN.EVAL.CORRUPTIONS", "()")
     report = ClassificationReport(found)
     assert not report._published_rows()
-    found.cfg.MODEL.LQN.TEACHER.CONFIG = "ViT-B-16-quickgelu"
+    report.cfg.MODEL.LQN.TEACHER.CONFIG = "ViT-B-16-quickgelu"
     assert not report._published_rows()  # not on this data set
-    found.streams = [type(found.streams[0])("imagenet_r", found.streams[0].condition, True)]
+    published_on = dataclasses.replace(found[0].dataset.metadata, name="imagenet_r")
+    found[0].dataset = dataclasses.replace(found[0].dataset, metadata=published_on)
     rows = {row[0]: row[1] for row in report._published_rows()}
     assert rows["ZERO, published"] == 77.22 and rows["DiffTPT, published"] == 75.0
     assert rows["LQN, published"] == 80.4 and "TPT, published" not in rows
@@ -165,7 +197,7 @@ def test_wrong_values_are_named_before_anything_is_loaded(config, overrides, mes
 
 def test_wrong_data_and_teachers_are_named(config):
     def start(*overrides: str) -> None:
-        ClassificationRun(load_classification_cfg(str(config), overrides))
+        classifications(load_classification_cfg(str(config), overrides))
 
     with pytest.raises(InputError, match=r"DATASETS\.TEST must name at least one"):
         start("DATASETS.TEST", "()")
@@ -181,3 +213,47 @@ def test_the_shipped_configurations_are_sound():
     assert len(files) >= 7
     for path in files:
         load_classification_cfg(str(path))
+
+
+def test_two_processes_find_what_one_finds_and_resume_what_is_lost(config, tmp_path):
+    options = [
+        *("CLASSIFICATION.METHODS", "('lqn@distill:mean', 'zero')"),
+        *("MODEL.LQN.BATCH", "3", "MODEL.LQN.EVAL.MAX_IMAGES", "8"),
+        *("DATASETS.TEST", "('demo_objects_val',)"),
+    ]
+    classify(str(config), [*options, "OUTPUT_DIR", str(tmp_path / "one")])
+    expected = found_in(tmp_path / "one")
+    folder = tmp_path / "two" / "inference"
+    # As a kill leaves it: of three chunks the first is there, and the second torn.
+    shutil.copytree(tmp_path / "one" / "inference", folder)
+    (folder / "results.json").unlink()
+    (folder / "fog-3.0.jsonl").unlink()
+    kept = folder / "clean.0.jsonl"
+    first, second, _ = kept.read_text().splitlines(keepends=True)
+    kept.write_text(first + second[:300])
+    command = [
+        *(sys.executable, "tools/classify.py", "--config", config, "--num-gpus", 2, "--resume"),
+        *("--methods", "lqn@distill:mean,zero", *options[2:], "OUTPUT_DIR", tmp_path / "two"),
+    ]
+    two = subprocess.run(
+        [*map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        timeout=300,
+    )
+    assert two.returncode == 0, two.stderr
+    assert "3 of 16 images done" in two.stdout and two.stdout.count("top-1 accuracy\n") == 1
+    assert found_in(tmp_path / "two") == expected
+    assert {path.name for path in folder.glob("clean.*")} == {"clean.0.jsonl", "clean.1.jsonl"}
+
+
+def found_in(folder: Path) -> dict:
+    """All scores of a run, without times."""
+    results = json.loads((folder / "inference" / "results.json").read_text())
+    return {
+        (stream, method): scores["classification"]
+        for stream, by_method in results["metrics"].items()
+        for method, scores in by_method.items()
+    }

@@ -36,6 +36,31 @@ def test_the_nodes_defaults_are_the_dataclasses():
     assert segmentation_config(cfg) == SegmentationConfig()
 
 
+@pytest.mark.parametrize(
+    "key, value, field",
+    [
+        ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False, "semantic"),
+        ("MODEL.MASK_FORMER.TEST.INSTANCE_ON", True, "instances"),
+        ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", False, "panoptic"),
+        ("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", 0.3, "object_mask_threshold"),
+        ("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 0.3, "overlap_threshold"),
+        ("MODEL.LQN.QUERIES", "student", "queries"),
+        ("MODEL.LQN.FIT_PER", "image", "fit_per"),
+        ("MODEL.LQN.BATCH", 3, "batch"),
+    ],
+)
+def test_a_key_changes_its_field_alone(key, value, field):
+    cfg = get_cfg()
+    cfg.merge_from_list([key, value])
+    assert segmentation_config(cfg) == replace(SegmentationConfig(), **{field: value})
+
+
+def test_windows_are_a_choice_of_the_configuration():
+    assert segmentation_config(load_cfg(str(CONFIGS / "ade20k_lqn.yaml"))).inference == "windows"
+    with pytest.raises(InputError, match="FIT_PER must be window or image"):
+        segmentation_config(load_cfg(str(CONFIGS / "demo_lqn.yaml"), ["MODEL.LQN.FIT_PER", "one"]))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_taken_whole_and_changed_key_by_key(name):
     cfg = get_cfg()

@@ -220,6 +220,7 @@ def test_threads_are_the_configurations_whatever_the_process_has(cfg, monkeypatc
     monkeypatch.setattr(Evaluation, "_predict", asking)
     before = torch.get_num_threads()
     cfg.MODEL.LQN.EVAL.THREADS, cfg.MODEL.LQN.EVAL.MAX_IMAGES = 2, 1
+    cfg.MODEL.LQN.METHODS, cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("teacher",), ()
     run(cfg)
     assert set(seen) == {2} and torch.get_num_threads() == before
     cfg.MODEL.LQN.EVAL.THREADS = 1

@@ -28,6 +28,10 @@ from lqn_seg.segmentation.postprocess import panoptic_inference, semantic_infere
 from lqn_seg.segmentation.windows import resize_scores
 
 CLASSES = 13  # the scenes'
+QUICKLY = [
+    *("MODEL.LQN.EVAL.PANEL_IMAGES", "0", "MODEL.LQN.EVAL.MAX_IMAGES", "2"),
+    *("MODEL.LQN.EVAL.CORRUPTIONS", "()"),
+]
 
 
 def backbone() -> SwinConfig:
@@ -244,11 +248,11 @@ def test_methods_are_parsed(small_config):
 
 def test_one_command_gives_one_table(small_config, folders, capsys):
     chosen = ["teacher", "lqn", *(f"{kind}={path}" for kind, path in folders.items())]
-    report = evaluate(str(small_config), ["MODEL.LQN.EVAL.PANEL_IMAGES", "0"], chosen=chosen)
+    report = evaluate(str(small_config), QUICKLY, chosen=chosen)
     printed = capsys.readouterr().out
     for name in ("EoMT (teacher)", "LQN", "Mask2Former", "MaskFormer", "OneFormer"):
         assert name in printed
-    assert "On these 5 images LQN" in report.sentence()
+    assert "On these 2 images LQN" in report.sentence()
     results = json.loads((report.evaluation.folder / "results.json").read_text())
     for method in chosen[2:]:
         found = results["metrics"]["clean"][method]
@@ -262,6 +266,6 @@ def test_one_command_gives_one_table(small_config, folders, capsys):
 
 def test_comparators_alone_run_no_teacher(small_config, folders):
     name = f"mask2former={folders['mask2former']}"
-    overrides = ["MODEL.LQN.EVAL.PANEL_IMAGES", "0", "MODEL.LQN.COMPARATOR.MIN_SIZE", "96"]
+    overrides = [*QUICKLY, "MODEL.LQN.COMPARATOR.MIN_SIZE", "96"]
     report = evaluate(str(small_config), overrides, chosen=[name])
     assert report.sentence() == "" and report.metrics["clean"][name]["lqn"]["input_height"] == 96

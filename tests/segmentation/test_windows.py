@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lqn_seg.segmentation.windows import PaddedWindow, SlidingWindows, resize_image
 
@@ -18,15 +20,36 @@ from lqn_seg.segmentation.windows import PaddedWindow, SlidingWindows, resize_im
         ((512, 512), (0,)),
         ((512, 683), (0, 171)),  # ceil(683 / 512) = 2, flush with the end
         ((1024, 2048), (0, 512)),  # Cityscapes at 1024: twice the height, halved to 512 x 1024
-        ((300, 1000), (0, 397, 795, 1194)),  # resized to 512 x 1707: overhang 1195 over 3 gaps
+        ((300, 1000), (0, 398, 796, 1195)),  # resized to 512 x 1707: overhang 1195 over 3 gaps
     ],
 )
 def test_windows_cover_the_long_side_as_eomt_does(size, starts):
     layout = SlidingWindows.of(size, (512, 512))
     assert layout.starts[0] == 0
     assert len(layout.starts) == math.ceil(max(layout.resized) / 512)
-    assert all(abs(a - b) <= 1 for a, b in zip(layout.starts, starts))
+    assert layout.starts == starts
     assert layout.starts[-1] + 512 == max(layout.resized)
+
+
+def test_starts_are_those_of_eomts_formula_or_flush_with_the_end_where_it_is_not():
+    for window, long in [(512, 683), (512, 1707), (1024, 2048), (640, 5000), (96, 2089)]:
+        count = math.ceil(long / window)
+        step = window - (count * window - long) / (count - 1)
+        theirs = [int(k * step) for k in range(count)]
+        starts = list(SlidingWindows.of((long, window), (window, window)).starts)
+        assert starts[:-1] == theirs[:-1] and starts[-1] == long - window
+    assert theirs[-1] == long - window - 1  # the last case
+
+
+@pytest.mark.parametrize("size", [(48, 64), (31, 90), (100, 57)])
+def test_pixels_are_resized_by_pillow_as_in_eomt(size):
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    for layout in (SlidingWindows.of(size, (40, 40)), PaddedWindow.of(size, (40, 40))):
+        rows, columns = layout.inside if isinstance(layout, PaddedWindow) else layout.resized
+        expected = torch.from_numpy(np.array(picture.resize((columns, rows), Image.BILINEAR)))
+        first = layout.crops(image)[0, :, :rows, :columns]
+        assert first.equal(expected.movedim(2, 0)[:, :40, :40])
 
 
 @settings(max_examples=30, deadline=None)

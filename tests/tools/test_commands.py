@@ -76,12 +76,13 @@ def test_visualize_draws_ones_own_images_and_names_bad_ones(small_config, tmp_pa
     output = tmp_path / "out"
     result = run(
         "tools/visualize.py",
+        "panels",
         *("--config", small_config, "--input", own, "--output", output),
         *("--methods", "teacher,lqn"),
     )
     assert result.returncode == 2  # one of the two could not be read
     assert "cut.png" in result.stderr and "Traceback" not in result.stderr
-    panel = np.asarray(Image.open(output / "photo_panel.png"))
+    panel = np.asarray(Image.open(output / "panel_photo.png"))
     assert panel.shape[1] > 3 * 90  # image, teacher, LQN, difference side by side
     assert len(np.unique(panel.reshape(-1, 3), axis=0)) > 50
 
@@ -90,6 +91,7 @@ def test_visualize_names_an_empty_folder(small_config, tmp_path):
     (tmp_path / "empty").mkdir()
     result = run(
         "tools/visualize.py",
+        "panels",
         *("--config", small_config, "--input", tmp_path / "empty", "--output", tmp_path),
     )
     assert result.returncode == 2 and "holds no image" in result.stderr

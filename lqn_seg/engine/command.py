@@ -1,0 +1,68 @@
+"""What the commands that evaluate have in common: flags, processes, exit status. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from lqn_seg.errors import InputError, PeerError
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """``--config-file``, ``--device`` and trailing ``KEY VALUE`` pairs."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
+    )
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Going on, stopping early, and how many processes share the job."""
+    parser.add_argument("--resume", action="store_true", help="go on from what is in OUTPUT_DIR")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first image that cannot be read or scored, and when the disk is full; "
+        "else both are named and counted, and the run goes on (native; detectron2 always stops)",
+    )
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, help="processes per machine, also where there is no GPU"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
+
+
+def processes(arguments: argparse.Namespace) -> int:
+    """How many processes were asked for, on all machines together."""
+    return arguments.num_gpus * arguments.num_machines
+
+
+def is_launched() -> bool:
+    """Whether this is one of several processes that `torchrun` started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def start_processes(arguments: argparse.Namespace) -> int:
+    """Run this command again in as many processes as were asked for; returns its exit status."""
+    from lqn_seg.engine import launch
+
+    machines = (arguments.num_machines, arguments.machine_rank, arguments.dist_url)
+    return launch.start(sys.argv, arguments.num_gpus, *machines)
+
+
+def exit_status(command: Callable[[], int | None]) -> int:
+    """A command's exit status; bad input is one sentence, from one of the processes."""
+    try:
+        return command() or 0
+    except PeerError:
+        return 2
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: go on with --resume", file=sys.stderr)
+        return 130

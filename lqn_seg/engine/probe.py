@@ -1,0 +1,268 @@
+"""Images in a teacher, and students of all its layers that can be asked about any of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lqn_seg.core.fit import FittedStudents, LQNConfig, StudentFitter
+from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.timing import Clock
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.images import read_image
+from lqn_seg.data.metadata import Record
+from lqn_seg.engine.inference import Condition
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.windows import PaddedWindow, layout_of
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher, normalise
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to look at.
+
+    Attributes:
+        name: for file names and headings.
+        pixels: (h, w, 3) uint8 RGB.
+        record: of the data set it is from, with its ground truth; None for a user's own.
+        condition: what was done to it.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    record: Record | None = None
+    condition: Condition = field(default_factory=Condition)
+
+    def under(self, condition: Condition, seed: int = 0) -> Source:
+        """The same image, damaged."""
+        return replace(self, pixels=condition.apply(self.pixels, seed), condition=condition)
+
+    @property
+    def tensor(self) -> Tensor:
+        """(3, h, w) uint8."""
+        return torch.from_numpy(self.pixels.copy()).movedim(2, 0).contiguous()
+
+    @property
+    def heading(self) -> str:
+        """Name and condition, for people."""
+        return f"{self.name}, {str(self.condition).replace('_', ' ')}"
+
+
+def image_files(inputs: Sequence[str]) -> list[Path]:
+    """The images named, and those in the folders named, sorted within each folder.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no image.
+    """
+    files: list[Path] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise InputError(f"--input: the folder {path} holds no image")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"--input: there is no file or folder {path}")
+    return files
+
+
+def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callable[[], Source]]:
+    """What reads the user's images, or else the first of the configuration's data set.
+
+    Raises:
+        InputError: a path does not exist, or there is no data set to take an image from.
+    """
+    if inputs:
+        found: list[Callable[[], Source]] = []
+        taken: set[str] = set()
+        for file in image_files(inputs):
+            name = file.stem if file.stem not in taken else f"{file.stem}_{len(taken)}"
+            taken.add(name)  # a.jpg and a.png, or the same name in two folders
+            found.append(partial(own_image, file, name))
+        return found
+    if not cfg.DATASETS.TEST:
+        raise InputError("--input is needed: the configuration names no DATASETS.TEST")
+    records = get_dataset(cfg.DATASETS.TEST[0]).records()[: max(count, 1)]
+    return [partial(scene, record) for record in records]
+
+
+def own_image(file: Path, name: str) -> Source:
+    """A user's image."""
+    return Source(name, read_image(file))
+
+
+def scene(record: Record) -> Source:
+    """A data set's image."""
+    return Source(f"scene {record['image_id']}", read_image(record["file_name"]), record)
+
+
+class Probe:
+    """B images in one teacher.
+
+    Args:
+        teacher: any.
+        images: (3, h, w) uint8 each; of an image that needs several windows, the first.
+        inference: how images meet the teacher, as `SegmentationConfig.inference`.
+        seed: of the students.
+        edit: what is done to the teacher's tokens on their way.
+
+    Attributes:
+        windows: (B, 3, *S) pixels in 0..1, as the teacher sees them.
+        inside: (rows, columns) of each window that are image, the rest is padding.
+        field: (B, L, H, W, D).
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        teacher: Teacher,
+        images: Sequence[Tensor],
+        inference: str = "pad",
+        seed: int = 0,
+        edit: Edit | None = None,
+    ) -> None:
+        self.teacher = teacher
+        crops: list[Tensor] = []
+        self.keys: list[RandomKey] = []
+        self.inside: list[tuple[int, int]] = []
+        for image in images:
+            layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
+            crops.append(layout.crops(image)[0])
+            self.keys.append(image_key(seed, image, 0))
+            whole = teacher.image_size
+            self.inside.append(layout.inside if isinstance(layout, PaddedWindow) else whole)
+        self.windows = torch.stack(crops).to(teacher.device).float() / 255
+        self.normalised = normalise(self.windows, teacher.pixel_mean, teacher.pixel_std)
+        self.field, _ = teacher.encode(self.normalised, edit)
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return self.field.shape[1]
+
+    def fit(self, method: LQNConfig, other: Tensor | None = None) -> FittedStudents:
+        """Fresh students of all layers, by a fitter of their own.
+
+        Args:
+            other: (B, l, H, W, D') field to fit in place of the teacher's.
+        """
+        tokens = self.field if other is None else other
+        method = replace(method, fit=replace(method.fit, layers=None))
+        layers, rows, columns, features = tokens.shape[1:]
+        fitter = StudentFitter(method, (layers, rows, columns), features, tokens.device)
+        side = method.student.input_size
+        small = F.interpolate(self.windows, (side, side), mode="bilinear", antialias=True)
+        return fitter.fit(normalise(small, IMAGENET_MEAN, IMAGENET_STD), tokens, self.keys)
+
+    def at(self, layer: float) -> Tensor:
+        """(B, H, W, D) teacher's tokens; between two layers, what is linear between them.
+
+        Raises:
+            InputError: the layer is not in 1..L.
+        """
+        if not 1 <= layer <= self.depth:
+            raise InputError(f"the layer must be in 1..{self.depth}, not {layer:g}")
+        below = min(int(layer), self.depth - 1) if self.depth > 1 else 1
+        above = min(below + 1, self.depth)
+        return torch.lerp(self.field[:, below - 1], self.field[:, above - 1], layer - below)
+
+    def errors(self, students: FittedStudents) -> list[float]:
+        """Error over variance by layer, over all images together."""
+        layers = range(1, self.depth + 1)
+        return [share(students.query_layer(k) - self.at(k), self.at(k)) for k in layers]
+
+    def visible(self, tokens: Tensor, index: int = 0) -> NDArray[np.float32]:
+        """(B, H, W, D) to one window's (h, w, D) without the rows and columns that are padding."""
+        size, grid = self.teacher.image_size, self.teacher.grid
+        h, w = (math.ceil(i * g / s) for i, g, s in zip(self.inside[index], grid, size))
+        return tokens[index, :h, :w].float().cpu().numpy()
+
+    def picture(self, index: int = 0) -> NDArray[np.uint8]:
+        """The image as the teacher sees it, without padding."""
+        rows, columns = self.inside[index]
+        return to_pixels(self.windows[index, :, :rows, :columns])
+
+    def pixel_field(self) -> Tensor:
+        """(B, 1, H, W, 3 p q) the windows' pixels in 0..1, a patch of p x q for each position."""
+        rows, columns = self.teacher.grid
+        patches = self.windows.unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3)[:, None]
+
+    def picture_of(self, answer: Tensor, index: int = 0) -> NDArray[np.uint8]:
+        """(B, H, W, 3 p q) tokens of `pixel_field` as a picture."""
+        patch = [s // g for s, g in zip(self.teacher.image_size, self.teacher.grid)]
+        pixels = answer[index].unflatten(-1, (3, *patch)).permute(2, 0, 3, 1, 4)
+        rows, columns = self.inside[index]
+        return to_pixels(pixels.flatten(3).flatten(1, 2)[:, :rows, :columns])
+
+
+def student_method(name: str, method: object) -> LQNConfig:
+    """A method's recipe if it has a student of all layers.
+
+    Raises:
+        InputError: it has none, or makes no step.
+    """
+    if not isinstance(method, LQNConfig) or method.fit.variant not in ("lqn", "lqn-src"):
+        raise InputError(f"--methods: {name} has no student of all layers to look at")
+    if not method.fit.steps:
+        raise InputError(f"--methods: {name} makes no step, so there is no curve")
+    return method
+
+
+def layer_times(probe: Probe, repeats: int = 20) -> list[float]:
+    """Median milliseconds until the teacher has each layer's tokens, embedding included."""
+    laps: list[list[float]] = []
+    clock = Clock(probe.teacher.device)
+
+    def watch(layer: int, tokens: Tensor) -> Tensor:
+        laps[-1].append(clock.lap())
+        return tokens
+
+    for _ in range(repeats + 2):  # two to warm up
+        laps.append([])
+        clock.lap()
+        probe.teacher.encode(probe.normalised, watch)
+    return np.median(np.cumsum(laps[2:], axis=1)[:, 1:], axis=0).tolist()
+
+
+def query_times(probe: Probe, students: FittedStudents, repeats: int = 20) -> list[float]:
+    """Median milliseconds of asking a student for each layer's tokens."""
+    found = []
+    clock = Clock(probe.teacher.device)
+    for layer in range(1, probe.depth + 1):
+        laps = []
+        for _ in range(repeats + 2):
+            clock.lap()
+            students.query_layer(layer)
+            laps.append(clock.lap())
+        found.append(float(np.median(laps[2:])))
+    return found
+
+
+def to_pixels(image: Tensor) -> NDArray[np.uint8]:
+    """(3, h, w) in 0..1 to uint8 (h, w, 3)."""
+    return (255 * image.clamp(0, 1)).round().to(torch.uint8).movedim(0, 2).cpu().numpy()
+
+
+def centred(tokens: Tensor) -> Tensor:
+    """(B, H, W, D) tokens less their mean over positions."""
+    return tokens - tokens.mean((1, 2), keepdim=True)
+
+
+def share(part: Tensor, tokens: Tensor) -> float:
+    """Mean square of a part over the variance of (B, H, W, D) tokens over their positions."""
+    return (part.square().mean() / centred(tokens).square().mean()).item()

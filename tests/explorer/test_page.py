@@ -1,0 +1,65 @@
+"""The page in a real headless browser: load, pick, run, slide, hover, zoom, save."""
+
+from __future__ import annotations
+
+import json
+
+from PIL import Image
+
+
+def test_load_pick_run_slide_hover_zoom_save(browser, served, tmp_path):
+    browser.call(
+        "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved")
+    )
+    browser.call("Page.navigate", url=f"http://127.0.0.1:{served}/")
+    browser.wait("typeof status === 'object' && status.done")
+
+    browser.run("document.querySelectorAll('#scenes img')[3].click()")
+    browser.run("$('corruption').value = 'contrast'; $('run').click()")
+    browser.wait("status.done && status.image === 'scene 3, contrast-3' && !$('step').disabled")
+    shown = "[...document.querySelectorAll('#masks figure')].map(f => f.dataset.map)"
+    assert browser.run(shown) == ["image", "truth", "teacher", "apm", "lqn"]
+
+    browser.wait("$('layer-is').dataset.layer === '4'")
+    before = browser.run("$('map-student').src")
+    browser.run("$('layer').value = 2.5; $('layer').dispatchEvent(new Event('input'))")
+    browser.wait("$('layer-is').dataset.layer === '2.5'")
+    assert browser.run("$('map-student').src") != before
+    assert "layer 2.50" in browser.run("$('layer-is').textContent")
+
+    browser.run("$('step').value = 1; $('step').dispatchEvent(new Event('input'))")
+    browser.wait("$('step-is').dataset.step === '1'")
+
+    middle = "views.get('teacher').canvas.getBoundingClientRect()"
+    at = f"{{bubbles: true, clientX: {middle}.x + 40, clientY: {middle}.y + 40, deltaY: -400}}"
+    browser.run(f"views.get('teacher').canvas.dispatchEvent(new PointerEvent('pointermove', {at}))")
+    words = browser.run("$('under').textContent")
+    assert "ground truth: " in words and "LQN: " in words
+    pixels = "views.get('lqn').canvas.toDataURL()"
+    unzoomed = browser.run(pixels)
+    browser.run(f"views.get('teacher').canvas.dispatchEvent(new WheelEvent('wheel', {at}))")
+    assert browser.run("seen.zoom") > 2 and browser.run(pixels) != unzoomed  # the other one too
+
+    browser.run("$('save-panel').click(); $('save-json').click()")
+    for name in ("panel.png", "result.json"):
+        assert _appears(tmp_path / "saved" / name, browser)
+    with Image.open(tmp_path / "saved" / "panel.png") as panel:
+        assert panel.size[0] > 1000
+    assert json.loads((tmp_path / "saved" / "result.json").read_text())["preset"] == "distill"
+
+    wrong = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", _LOG)]
+    assert not wrong
+    asked = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == _SENT]
+    assert len(asked) > 20
+    assert all(u.startswith((f"http://127.0.0.1:{served}/", "data:", "blob:")) for u in asked)
+
+
+_LOG, _SENT = "Log.entryAdded", "Network.requestWillBeSent"
+
+
+def _appears(path, browser) -> bool:
+    for _ in range(100):
+        if path.is_file() and path.stat().st_size:
+            return True
+        browser.run("new Promise(next => setTimeout(next, 50))")
+    return False

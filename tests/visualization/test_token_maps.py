@@ -1,0 +1,107 @@
+"""Colours of token maps against closed forms, and figures that say what they were given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lqn_seg.visualization import figures
+from lqn_seg.visualization.palette import OUTLINE
+from lqn_seg.visualization.panels import CATEGORY_DIFFERS, SAME, outline_changes
+from lqn_seg.visualization.token_maps import (
+    position_error,
+    shared_basis,
+    standardised,
+    tsne_maps,
+)
+
+
+def tokens(seed: int = 0, features: int = 7) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    deviations = np.geomspace(4, 0.1, features)
+    return generator.normal(0, 1, (6, 5, features)) * deviations + 3
+
+
+def test_a_basis_is_that_of_the_singular_value_decomposition():
+    maps = [standardised(tokens(k), tokens(k)) for k in range(3)]
+    basis = shared_basis(maps)
+    stacked = np.concatenate([m.reshape(-1, 7) for m in maps])
+    right = np.linalg.svd(stacked, full_matrices=False)[2][:3]
+    assert np.allclose(np.abs(np.sum(basis.directions.T * right, 1)), 1)
+    # The same tokens have the same colour wherever they stand, and both ends are reached.
+    colors = [basis(m) for m in maps]
+    assert (basis(maps[1][:2]) == colors[1][:2]).all()
+    assert min(c.min() for c in colors) == 0 and max(c.max() for c in colors) == 255
+
+
+def test_units_are_the_teachers():
+    teacher = tokens()
+    for shift, scale in ((0, 1), (5, 40)):
+        found = standardised(teacher * scale + shift, teacher * scale + shift)
+        assert np.allclose(found, standardised(teacher, teacher))
+        assert np.square(found).mean() == pytest.approx(1)
+
+
+def test_the_mean_token_has_error_1_and_the_teacher_0():
+    teacher = tokens()
+    mean = np.broadcast_to(teacher.mean((0, 1)), teacher.shape)
+    assert position_error(mean, teacher).mean() == pytest.approx(1)
+    assert (position_error(teacher, teacher) == 0).all()
+
+
+def test_tsne_keeps_groups_apart():
+    pytest.importorskip("sklearn", reason="t-SNE needs scikit-learn")
+    left, right = np.zeros((10, 10, 3)), np.full((10, 10, 3), 50.0)
+    noise = np.random.default_rng(0).normal(0, 0.1, (10, 20, 3))
+    (both,) = tsne_maps([np.concatenate([left, right], 1) + noise])
+    colors = both.astype(float).reshape(200, 3)
+    distances = np.linalg.norm(colors[:, None] - colors, axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    group = np.tile(np.repeat((0, 1), 10), 10)
+    assert (group[distances.argmin(1)] == group).mean() > 0.9
+
+
+def test_only_the_edge_of_a_change_is_painted():
+    changes = np.full((20, 20), SAME, np.uint8)
+    changes[5:15, 5:15] = CATEGORY_DIFFERS
+    grey = np.full((20, 20, 3), 100, np.uint8)
+    found = (outline_changes(grey, changes) == OUTLINE).all(-1)
+    assert found[5:15, 5:7].all() and found[5:7, 5:15].all()
+    assert not found[7:13, 7:13].any() and found.sum() == 100 - 36
+    twice = outline_changes(np.full((40, 40, 3), 100, np.uint8), changes)
+    assert (twice == OUTLINE).all(-1).sum() == 400 - 256
+    assert (outline_changes(grey, np.zeros_like(changes)) == grey).all()
+
+
+def test_figures_are_the_same_bytes_and_label_their_axes(tmp_path):
+    for name in ("a", "b"):
+        written = figures.draw_layer_errors({"LQN": [0.5, 0.4]}, tmp_path / name, "scene")
+        assert [path.suffix for path in written] == [".png", ".svg"]
+    for suffix in (".png", ".svg"):
+        first, second = ((tmp_path / f"{n}{suffix}").read_bytes() for n in "ab")
+        assert first == second
+    text = (tmp_path / "a.svg").read_text()
+    for words in ("layer of the teacher", "squared error / variance", "LQN", "scene"):
+        assert words in text
+
+
+def test_a_picture_and_a_gif_hold_their_pixels(tmp_path):
+    generator = np.random.default_rng(0)
+    picture = generator.integers(0, 256, (12, 9, 3), dtype=np.uint8)
+    png, svg = figures.save_picture(picture, tmp_path / "p.1", "a < b")
+    assert (np.asarray(Image.open(png)) == picture).all()
+    assert png.name == "p.1.png" and "a &lt; b" in svg.read_text()
+    flat = [np.full((8, 8, 3), value, np.uint8) for value in (0, 120, 250)]
+    with Image.open(figures.save_gif(flat, tmp_path / "f.gif", 0.1)) as gif:
+        assert gif.n_frames == 3
+        for k, frame in enumerate(flat):
+            gif.seek(k)
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frame).max() <= 1
+
+
+def test_psnr_is_the_closed_form():
+    black = np.zeros((4, 4, 3), np.uint8)
+    assert figures.psnr(black, black) == float("inf")
+    assert figures.psnr(black, black + np.uint8(255)) == pytest.approx(0)
+    assert figures.psnr(black, black + np.uint8(51)) == pytest.approx(20 * np.log10(5))

@@ -1,0 +1,87 @@
+#!/usr/bin/env python
+"""Open the depth explorer: a page on this machine that shows a fit from inside.
+
+Drop an image or take a scene, damage it, and see the masks of EoMT, APM and LQN side by side; slide
+through the depth of the teacher, between its layers too, and through the steps of the fit. It
+listens on 127.0.0.1 only, unless --host says otherwise, and needs no network.
+
+Examples:
+    python tools/explore.py
+    python tools/explore.py --port 8000 --no-browser
+    python tools/explore.py --config configs/coco_panoptic_lqn.yaml --device cuda
+    python tools/explore.py --teacher shipped=datasets/demo/teacher mine=output/teacher
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import webbrowser
+from pathlib import Path
+
+from lqn_seg.errors import InputError
+
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo_lqn.yaml"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", default=str(DEMO), metavar="FILE", help="YAML (default: the demo's)"
+    )
+    parser.add_argument(
+        "--teacher",
+        nargs="+",
+        default=[],
+        metavar="NAME=WEIGHTS",
+        help="teachers to choose from (default: the configuration's)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="to listen on; 0.0.0.0 is everybody")
+    parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
+    )
+    return parser.parse_args()
+
+
+def named_teachers(words: list[str]) -> dict[str, str]:
+    """``NAME=WEIGHTS`` as name -> weights."""
+    for word in words:
+        if not all(word.partition("=")):
+            raise InputError(f"--teacher: expected NAME=WEIGHTS, not {word!r}")
+    return {name: weights for name, _, weights in (word.partition("=") for word in words)}
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        teachers = named_teachers(arguments.teacher)
+        from lqn_seg.explorer.server import make_server, open_explorer
+
+        explorer = open_explorer(
+            arguments.config_file, teachers, arguments.device, arguments.overrides
+        )
+        server = make_server(explorer, arguments.host, arguments.port)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    address = f"http://{arguments.host}:{server.server_address[1]}/"
+    print(f"depth explorer: {address} (Ctrl-C ends it)", flush=True)
+    if not arguments.no_browser:
+        webbrowser.open(address)
+    with server:
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("ended", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,6 @@ Shapes: B students, L x H x W grid, D features, n positions per step, N steps, P
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from lqn_seg.core.positions import (
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, positions_per_step, sample_apart, sample_positions
 from lqn_seg.core.student import StudentConfig, Students, image_patches
+from lqn_seg.core.timing import Clock
 from lqn_seg.errors import InputError
 
 Grid = tuple[int, int, int]
@@ -426,7 +426,7 @@ class StudentFitter:
             self._check(*seen, keys)
         self._check_extras(classify, len(views), segments)
         self.fits += 1
-        start = self._now()
+        clock = Clock(self.device)
         random = CounterRandom(keys, self.device)
         students, _ = self._allocated(len(keys))
         tensors = [random.key_words, images, fields, *(x for view in views for x in view)]
@@ -439,7 +439,7 @@ class StudentFitter:
             looks, curve = self.fit_tensors(*tensors, classify=classify, places=places)
         finite = torch.isfinite(curve).all(dim=1) & torch.isfinite(students.parameters.sum(dim=1))
         finite = finite.cpu()
-        fit_ms = 1e3 * (self._now() - start)
+        fit_ms = clock.lap()
         inputs, targets = looks[0]
         return FittedStudents(self, students, random, inputs, targets, curve, finite, fit_ms)
 
@@ -657,11 +657,6 @@ class StudentFitter:
         if not torch.amp.is_autocast_available(self.device.type):  # the meta device
             return nullcontext()
         return torch.autocast(self.device.type, enabled=False)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 class FittedStudents:

@@ -18,7 +18,6 @@ from typing import Any
 
 import open_clip
 import torch
-from torch import Tensor
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation
@@ -31,14 +30,21 @@ from lqn_seg.core.fit import (
 )
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.student import parameter_count
-from lqn_seg.core.timing import Clock
 from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
 from lqn_seg.engine.inference import environment
 from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import fit_bytes, fit_gmacs, readout_gmacs
-from lqn_seg.evaluation.speed import Roofline, Timing, device_name, exponent, interleaved
+from lqn_seg.evaluation.speed import (
+    Roofline,
+    Timing,
+    device_name,
+    exponent,
+    interleaved,
+    layer_times,
+    query_times,
+)
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.teachers.clip import ClipTeacher
 
@@ -401,29 +407,15 @@ class Benchmark:
 
     def _depth(self) -> dict[str, Any]:
         """When the teacher arrives at each layer, and how long a student takes to answer for it."""
-        arrivals: list[list[float]] = []
-        for _ in range(self.config.repeats + 1):
-            clock = Clock(self.device)
-            laps: list[float] = []
-
-            def note(
-                layer: int, tokens: Tensor, clock: Clock = clock, laps: list[float] = laps
-            ) -> Tensor:
-                laps.append(clock.lap())
-                return tokens
-
-            self.scene.subject.encode(self.scene.inputs, note)
-            arrivals.append(torch.tensor(laps).cumsum(0).tolist()[1:])
+        scene, repeats = self.scene, self.config.repeats
         config = with_variant(self.recipe("lqn", self.precisions[0]), "lqn-src")
-        run = Run(self.scene, replace(config, fit=replace(config.fit, steps=1, layers=None)))
-        run.fit()
-        layers = list(range(1, self.scene.subject.grid[0] + 1))
-        queries = {str(layer): partial(run.query, layer) for layer in layers}
-        times = self._interleaved(queries)
+        run = Run(scene, replace(config, fit=replace(config.fit, steps=1, layers=None)))
+        depth = scene.subject.grid[0]
+        encode = partial(scene.subject.encode, scene.inputs)
         return {
-            "layers": layers,
-            "teacher_ms": [statistics.median(at) for at in zip(*arrivals[1:])],
-            "student_ms": [timing.median_ms for timing in times.values()],
+            "layers": list(range(1, depth + 1)),
+            "teacher_ms": layer_times(encode, self.device, repeats),
+            "student_ms": query_times(run.fit().query_layer, depth, self.device, repeats),
         }
 
     def _interleaved(

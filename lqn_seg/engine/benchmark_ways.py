@@ -51,12 +51,9 @@ class Run:
         return self.fitted
 
     def readout(self) -> Tensor:
-        return self.query(self.grid[0])
-
-    def query(self, layer: float) -> Tensor:
         if self.fitted is None:
             raise RuntimeError("nothing has been fitted yet")
-        return self.fitted.query_layer(layer)
+        return self.fitted.query_layer(self.grid[0])
 
     def peak_bytes(self) -> int:
         """Of two steps with storage of their own, and a read-out: more steps hold no more."""

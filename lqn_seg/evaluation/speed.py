@@ -12,15 +12,19 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lqn_seg.core.products import product
 from lqn_seg.core.timing import Clock
 
 _BEST_OF = 5
+_WARM_UPS = 2
 _COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
 
 
@@ -110,6 +114,40 @@ def _best_ms(function: Callable[[], Any], device: torch.device) -> float:
         function()
         best = min(best, clock.lap())
     return best
+
+
+def layer_times(
+    encode: Callable[[Callable[[int, Tensor], Tensor]], Any],
+    device: torch.device,
+    repeats: int,
+) -> list[float]:
+    """Median milliseconds until a teacher has each layer's tokens, embedding included.
+
+    Args:
+        encode: the teacher's pass, with the `Edit` that watches it as its argument.
+    """
+    laps: list[list[float]] = []
+    clock = Clock(device)
+
+    def watch(layer: int, tokens: Tensor) -> Tensor:
+        laps[-1].append(clock.lap())
+        return tokens
+
+    for _ in range(repeats + _WARM_UPS):
+        laps.append([])
+        clock.lap()
+        encode(watch)
+    arrivals = (accumulate(lap) for lap in laps[_WARM_UPS:])
+    return [statistics.median(at) for at in zip(*arrivals)][1:]
+
+
+def query_times(
+    query: Callable[[float], Any], depth: int, device: torch.device, repeats: int
+) -> list[float]:
+    """Median milliseconds of asking a student for the tokens of each of `depth` layers."""
+    queries = {str(layer): partial(query, layer) for layer in range(1, depth + 1)}
+    times = interleaved(queries, repeats, device)
+    return [timing.median_ms for timing in times.values()]
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:

@@ -12,9 +12,8 @@ Shapes: B students, L x H x W grid, D features, n positions per step, N steps, P
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lqn_seg.core.graphs import Replay, constant
 from lqn_seg.core.kernel import guiding_tokens
 from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
 from lqn_seg.core.positions import (
@@ -38,6 +38,7 @@ from lqn_seg.core.positions import (
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, positions_per_step, sample_apart, sample_positions
 from lqn_seg.core.student import StudentConfig, Students, image_patches
+from lqn_seg.core.timing import Clock
 from lqn_seg.errors import InputError
 
 Grid = tuple[int, int, int]
@@ -352,6 +353,8 @@ class StudentFitter:
         grid: (L, H, W) of the teacher's token field.
         feature_dim: D, width of the teacher's tokens (d_c in Table 4).
         device: where to fit.
+        capture: run a fit as one CUDA graph, captured once per shape (`lqn_seg.core.graphs`); by
+            default on a GPU. A fit with a classifier or with places of its own is never captured.
 
     Raises:
         InputError: the variant is "teacher", or the recipe names layers the grid does not have.
@@ -363,6 +366,7 @@ class StudentFitter:
         grid: Grid,
         feature_dim: int,
         device: torch.device | str = "cpu",
+        capture: bool | None = None,
     ) -> None:
         if config.fit.variant in ("teacher", *CONTROLS):
             raise InputError(
@@ -377,8 +381,9 @@ class StudentFitter:
         self._table = grid_table(
             grid, config.student.position_dim, config.student.axes, self.device
         )
-        self._students: Students | None = None
-        self._adam: Adam | None = None
+        self._storage: tuple[Students, Adam] | None = None
+        self.capture = self.device.type == "cuda" if capture is None else capture
+        self._replay = Replay(self.fit_tensors)
 
     def fit(
         self,
@@ -421,21 +426,54 @@ class StudentFitter:
             self._check(*seen, keys)
         self._check_extras(classify, len(views), segments)
         self.fits += 1
-        start = self._now()
+        clock = Clock(self.device)
         random = CounterRandom(keys, self.device)
-        students, adam = self._reset(random)
-        reset = self._now()
+        students, _ = self._allocated(len(keys))
+        tensors = [random.key_words, images, fields, *(x for view in views for x in view)]
+        if segments is not None:
+            tensors.append(segments)
+        if self.capture and classify is None and places is None:
+            looks, curve = self._replay(self.device, *tensors)
+            curve = curve.clone()
+        else:
+            looks, curve = self.fit_tensors(*tensors, classify=classify, places=places)
+        finite = torch.isfinite(curve).all(dim=1) & torch.isfinite(students.parameters.sum(dim=1))
+        finite = finite.cpu()
+        fit_ms = clock.lap()
+        inputs, targets = looks[0]
+        return FittedStudents(self, students, random, inputs, targets, curve, finite, fit_ms)
+
+    def fit_tensors(
+        self,
+        words: Tensor,
+        *tensors: Tensor,
+        classify: Classify | None = None,
+        places: Places | None = None,
+    ) -> tuple[list[tuple[_Inputs, _Targets]], Tensor]:
+        """All of a fit that the device does: the same kernels at the same places for any images.
+
+        Args:
+            words: of the random numbers.
+            tensors: images and fields of every view, and the segments if they are needed.
+
+        Returns:
+            What each view shows, and the loss curve (B, N).
+        """
+        random = CounterRandom(words, self.device)
+        segments = tensors[-1] if self.needs_segments else None
+        views = 2 * self.config.fit.views
+        seen = zip(tensors[0:views:2], tensors[1:views:2])
+        students, adam = self._allocated(len(words))
+        students.reset(random)
+        adam.reset()
         with torch.no_grad():
             looks = [
-                (self._inputs(*seen, segments, places), self._targets(seen[1]))
-                for seen in ((images, fields), *views)
+                (self._inputs(image, field, segments, places), self._targets(field))
+                for image, field in seen
             ]
         with torch.enable_grad(), self.own_precision():
             curve = self._train(students, adam, random, looks, classify)
-        finite = torch.isfinite(curve).all(dim=1) & torch.isfinite(students.parameters.sum(dim=1))
-        finite = finite.cpu()
-        timing = {"reset": 1e3 * (reset - start), "fit": 1e3 * (self._now() - reset)}
-        return FittedStudents(self, students, random, *looks[0], curve, finite, timing)
+        return looks, curve
 
     def _check(self, images: Tensor, fields: Tensor, keys: Sequence[RandomKey]) -> None:
         batch, side = len(keys), self.config.student.input_size
@@ -466,24 +504,20 @@ class StudentFitter:
         if segments is not None and tuple(segments.shape[1:]) != self.grid[1:]:
             raise InputError(f"segments must be (B, {self.grid[1]}, {self.grid[2]})")
 
-    def _reset(self, random: CounterRandom) -> tuple[Students, Adam]:
-        """Fresh weights and moments: nothing of the last image is left."""
-        if self._students is None or self._adam is None or self._students.batch != len(random):
+    def _allocated(self, batch: int) -> tuple[Students, Adam]:
+        """Storage for so many students: the same as long as their number is."""
+        if self._storage is None or self._storage[0].batch != batch:
             dtype = _DTYPES[self.precision]
-            self._students = Students(
-                self.config.student, self.feature_dim, len(random), self.device, dtype
-            )
-            self._adam = Adam(self._students.parameters.detach(), self.config.fit)
-        self._students.reset(random)
-        self._adam.reset()
-        return self._students, self._adam
+            students = Students(self.config.student, self.feature_dim, batch, self.device, dtype)
+            self._storage = students, Adam(students.parameters.detach(), self.config.fit)
+        return self._storage
 
     def _targets(self, fields: Tensor) -> _Targets:
         fields = fields.to(self.device)
         if len(self.layers) < self.grid[0]:
-            fields = fields[:, [layer - 1 for layer in self.layers]]
+            fields = fields.index_select(1, constant(self.layers, self.device) - 1)
         tokens = fields.flatten(2, 3).float()  # (B, m, H * W, D)
-        layers = torch.tensor(self.layers, device=self.device)
+        layers = constant(self.layers, self.device)
         if self.config.fit.target_norm == "none":
             return _Targets(layers, tokens.flatten(0, 2))
         variance, mean = torch.var_mean(tokens, dim=2, correction=0, keepdim=True)
@@ -620,12 +654,9 @@ class StudentFitter:
 
     def own_precision(self) -> AbstractContextManager[None]:
         """The fit's precision is its own, even if the caller is under autocast."""
+        if not torch.amp.is_autocast_available(self.device.type):  # the meta device
+            return nullcontext()
         return torch.autocast(self.device.type, enabled=False)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 class FittedStudents:
@@ -634,7 +665,7 @@ class FittedStudents:
     Attributes:
         loss_curve: (B, N), the loss before each update.
         finite: (B,) bool on the CPU, whether a student's losses and weights all are.
-        timing: milliseconds of the batch: "reset" (fresh weights) and "fit" (targets and steps).
+        fit_ms: milliseconds of the batch, from fresh weights to the last step.
     """
 
     def __init__(
@@ -646,11 +677,16 @@ class FittedStudents:
         targets: _Targets,
         loss_curve: Tensor,
         finite: Tensor,
-        timing: dict[str, float],
+        fit_ms: float,
     ) -> None:
         self._fitter, self._students, self._fit = fitter, students, fitter.fits
         self._random, self._inputs, self._targets = random, inputs, targets
-        self.loss_curve, self.finite, self.timing = loss_curve, finite, timing
+        self.loss_curve, self.finite, self.fit_ms = loss_curve, finite, fit_ms
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Name to (B, *shape), views of the fitter's own storage."""
+        return self._students.weights
 
     @torch.no_grad()
     def query(self, positions: Tensor) -> Tensor:

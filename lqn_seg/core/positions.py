@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lqn_seg.core.graphs import constant
 from lqn_seg.errors import InputError
 
 # Where a grid's rows (H,) and its columns (W,) lie, if not at 1..H and 1..W: windows of an image
@@ -81,7 +82,7 @@ def axis_code(values: Tensor, features: int) -> Tensor:
     Pair k of K is (sin, cos) of value x 10000^(-k / K), k = 0..K-1.
     """
     pairs = features // 2
-    frequencies = torch.tensor([_BASE ** (-k / pairs) for k in range(pairs)], device=values.device)
+    frequencies = constant(tuple(_BASE ** (-k / pairs) for k in range(pairs)), values.device)
     angles = values.float().unsqueeze(-1) * frequencies
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
@@ -99,7 +100,7 @@ def encode_positions(positions: Tensor, position_dim: int, flag: int, axes: int 
 
 
 def _flag_code(flag: int, like: Tensor) -> Tensor:
-    code = torch.tensor([math.sin(flag), math.cos(flag)], device=like.device)
+    code = constant((math.sin(flag), math.cos(flag)), like.device)
     return code.expand(*like.shape, _FLAG_FEATURES)
 
 
@@ -133,7 +134,7 @@ def grid_table(
 def grid_rows(positions: Tensor, grid: tuple[int, int, int], axes: int = 3) -> Tensor:
     """Rows of `grid_table` for whole addresses: (..., 3) int64 to (..., axes)."""
     _, rows, columns = grid
-    offsets = torch.tensor((0, rows + 1, rows + columns + 2)[:axes], device=positions.device)
+    offsets = constant((0, rows + 1, rows + columns + 2)[:axes], positions.device)
     return positions[..., :axes] + offsets
 
 

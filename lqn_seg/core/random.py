@@ -77,8 +77,11 @@ class CounterRandom:
     """One independent stream of random numbers per key; every number is named by (step, draw).
 
     Args:
-        keys: one per image; B = len(keys).
+        keys: one per image, or the `key_words` of another on the same device; B = len(keys).
         device: where the numbers are made.
+
+    Attributes:
+        key_words: (B, 3) int64, the keys.
 
     Every method returns a leading axis of B. `step` may be a 1-D int64 tensor of S steps, which
     then follow as a second axis: asking for many steps at once gives the same numbers as asking
@@ -88,21 +91,24 @@ class CounterRandom:
         InputError: a word of a key does not fit 32 bits.
     """
 
-    def __init__(self, keys: Sequence[RandomKey], device: torch.device | str = "cpu") -> None:
-        for key in keys:
-            for name, word in zip(key._fields, key):
-                if not 0 <= word <= _MASK:
-                    raise InputError(f"random key: {name} must be in 0..2^32-1, got {word}")
+    def __init__(
+        self, keys: Sequence[RandomKey] | Tensor, device: torch.device | str = "cpu"
+    ) -> None:
         self.device = torch.device(device)
-        columns = torch.tensor([list(key) for key in keys], dtype=torch.int64, device=self.device)
-        self._seed, self._image, self._window = columns.unbind(1)  # (B,) each
+        if not isinstance(keys, Tensor):
+            _check(keys)
+            keys = torch.tensor([list(key) for key in keys], dtype=torch.int64, device=self.device)
+        self.key_words = keys
+        self._seed, self._image, self._window = keys.unbind(1)  # (B,) each
 
     def __len__(self) -> int:
         return len(self._seed)
 
     def _blocks(self, first: int, last: int, step: int | Tensor, draw: int) -> tuple[Tensor, ...]:
         """Words of blocks `first` to `last` - 1: four tensors (B, [S,] last - first)."""
-        steps = torch.as_tensor(step, dtype=torch.int64, device=self.device)
+        if isinstance(step, int):
+            step = torch.full((), step, device=self.device)
+        steps = step.to(self.device)
         lead = (-1,) + (1,) * (steps.dim() + 1)
         blocks = torch.arange(first, last, device=self.device)
         counter = (
@@ -143,16 +149,28 @@ class CounterRandom:
         chunk = max(1, _CHUNK.get(self.device.type, _CHUNK_ELSEWHERE) // len(self))
         blocks = -(-count // 4)
         for first in range(0, blocks, chunk):
-            words = self._blocks(first, min(first + chunk, blocks), step, draw)
-            pairs = [_box_muller(*words[:2]), _box_muller(*words[2:])]
-            normals = torch.stack(pairs[0] + pairs[1], dim=-1).flatten(1)
-            piece = out[:, 4 * first : 4 * (first + chunk)]
-            piece.copy_(normals[:, : piece.shape[1]])
+            last = min(first + chunk, blocks)
+            words = self._blocks(first, last, step, draw)
+            piece = out[:, 4 * first : 4 * last]
+            whole = piece if 4 * last <= count else out.new_empty(len(self), 4 * (last - first))
+            quads = whole.unflatten(1, (-1, 4))
+            _box_muller(words[0], words[1], quads[..., :2])
+            _box_muller(words[2], words[3], quads[..., 2:])
+            if whole is not piece:
+                piece.copy_(whole[:, : piece.shape[1]])
         return out.view(len(self), *shape)
 
 
-def _box_muller(word1: Tensor, word2: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent standard normals from two words; the logarithm never sees a zero."""
+def _check(keys: Sequence[RandomKey]) -> None:
+    for key in keys:
+        for name, word in zip(key._fields, key):
+            if not 0 <= word <= _MASK:
+                raise InputError(f"random key: {name} must be in 0..2^32-1, got {word}")
+
+
+def _box_muller(word1: Tensor, word2: Tensor, out: Tensor) -> None:
+    """Two independent standard normals (..., 2) from two words; the logarithm never sees a zero."""
     radius = (word1 + 1).float().mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
     angle = word2.float().mul_(2.0**-32 * 2.0 * math.pi)
-    return angle.cos().mul_(radius), angle.sin().mul_(radius)
+    torch.mul(angle.cos(), radius, out=out[..., 0])
+    torch.mul(angle.sin_(), radius, out=out[..., 1])

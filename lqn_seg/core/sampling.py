@@ -13,6 +13,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from lqn_seg.core.graphs import constant
 from lqn_seg.core.random import CounterRandom
 from lqn_seg.errors import InputError
 
@@ -66,8 +67,8 @@ def sample_positions(
         (B, [S,] count, 3) int64 addresses (i, j, l).
     """
     depth, rows, columns = grid
-    choices = torch.tensor(list(layers or range(1, depth + 1)), device=random.device)
-    high = torch.tensor([rows, columns, len(choices)], device=random.device)
+    choices = constant(tuple(layers or range(1, depth + 1)), random.device)
+    high = constant((rows, columns, len(choices)), random.device)
     i, j, layer = random.integers(high, (count, 3), step, draw).unbind(-1)
     return torch.stack((i + 1, j + 1, choices[layer]), dim=-1)
 
@@ -103,7 +104,7 @@ def sample_apart(
     sizes[1:] *= starts[1:] != starts[:-1]  # the same segment twice
     left = labels.shape[1] - sizes.sum(0)
     sizes, left = sizes * (left > 0), torch.where(left > 0, left, labels.shape[1])
-    choices = torch.tensor(list(layers or range(1, depth + 1)), device=random.device)
+    choices = constant(tuple(layers or range(1, depth + 1)), random.device)
     high = torch.stack([left, torch.full_like(left, len(choices))], dim=-1)
     index, layer = random.integers(high, high.shape[-2:], step, draw).unbind(-1)
     for start, size in zip(starts, sizes):

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lqn_seg.core.positions import AddressTable, axis_features
+from lqn_seg.core.products import linear, product
 from lqn_seg.core.random import CounterRandom
 from lqn_seg.core.sampling import Draw
 from lqn_seg.errors import InputError
@@ -142,8 +143,10 @@ class Students:
         parameters: (B, P) leaf tensor; P is padded so that every weight starts on a cache line.
         weights: name -> (B, *shape), views of `parameters`.
         gradients: (B, P), what a backward pass writes and returns.
-        dtype: of the matrix products of the hidden layers, and of the sums over queries on the way
-            back; the first layer is small and its products are float32.
+        dtype: of the matrix products of the layers after the first, and of the sums over queries on
+            the way back; the first layer is small and its products are float32. Weights are
+            lowered to it once per forward pass, gradients raised from it once per backward pass,
+            in storage that stays: fresh memory of that size costs as much as the conversion.
     """
 
     def __init__(
@@ -155,21 +158,31 @@ class Students:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config, self.feature_dim, self.batch, self.dtype = config, feature_dim, batch, dtype
-        shapes = parameter_shapes(config, feature_dim)
-        sizes = [-(-math.prod(s) // _ALIGNMENT) * _ALIGNMENT for s in shapes.values()]
-        self.parameters = torch.zeros(batch, sum(sizes), device=device, requires_grad=True)
-        self.gradients = torch.zeros(batch, sum(sizes), device=device)
-        self.weights = _views(self.parameters.detach(), shapes, sizes)
-        self._gradients = _views(self.gradients, shapes, sizes)
-        deviations = torch.tensor([initial_deviation(config, name, feature_dim) for name in shapes])
-        self._deviation = deviations.repeat_interleave(torch.tensor(sizes)).to(device)
         self._later_layers = [f"hidden{k}" for k in range(1, len(config.widths))] + ["output"]
+        shapes = parameter_shapes(config, feature_dim)
+        sizes = {name: -(-math.prod(s) // _ALIGNMENT) * _ALIGNMENT for name, s in shapes.items()}
+        total = sum(sizes.values())
+        self.parameters = torch.zeros(batch, total, device=device, requires_grad=True)
+        self.gradients = torch.zeros(batch, total, device=device)
+        self.weights = _views(self.parameters.detach(), shapes, sizes)
+        # What the products read and write: of the layers after the first, which come last in the
+        # flat buffers, lowered copies.
+        later = {n: s for n, s in sizes.items() if n.split(".")[0] in self._later_layers}
+        later_total = sum(later.values())
+        self._lowered, self._lowered_gradients = (
+            _Lowered(flat[:, total - later_total :], dtype)
+            for flat in (self.parameters.detach(), self.gradients)
+        )
+        self._operands = self.weights | _views(self._lowered.low, shapes, later)
+        self._gradients = _views(self.gradients, shapes, sizes)
+        self._gradients |= _views(self._lowered_gradients.low, shapes, later)
 
     def reset(self, random: CounterRandom) -> None:
         """Fresh weights: nothing of the last image is left."""
         flat = self.parameters.detach()
         random.normal((flat.shape[1],), draw=Draw.WEIGHTS, out=flat)
-        flat.mul_(self._deviation)
+        for name, weight in self.weights.items():
+            weight.mul_(initial_deviation(self.config, name, self.feature_dim))
 
     def rows(
         self,
@@ -220,20 +233,23 @@ class Students:
         self, patches: Tensor, table: AddressTable, rows: Tensor, guide: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The tokens; conv(x); and the input of every layer but the first, for the way back."""
-        w = self.weights
+        self._lowered.lower()
+        w = self._operands
         convolved = torch.baddbmm(w["conv.bias"][:, None], patches, w["conv.weight"][..., None])
-        stack = [_linear(convolved.mT, w["first.image"], w["first.bias"])]
-        stack += [codes @ w[name].mT for codes, name in self._locations(table)]
+        stack = [linear(convolved.mT, w["first.image"], w["first.bias"])]
+        stack += [
+            product(codes.expand(self.batch, -1, -1), w[name].mT)
+            for codes, name in self._locations(table)
+        ]
         if guide is not None:
-            stack.append(guide @ w["first.guide"].mT)
+            stack.append(product(guide, w["first.guide"].mT))
         stacked = torch.cat(stack, dim=1)  # (B, 1 + k R [+ G], widths[0])
         first = torch.arange(self.batch, device=rows.device) * stacked.shape[1]
         look_ups = (rows + first[:, None, None]).flatten(0, 1)
         hidden = F.embedding_bag(look_ups, stacked.flatten(0, 1), mode="sum").relu_()
         inputs = [hidden.unflatten(0, (self.batch, -1)).to(self.dtype)]
         for name in self._later_layers:
-            weight, bias = w[f"{name}.weight"].to(self.dtype), w[f"{name}.bias"].to(self.dtype)
-            hidden = _linear(inputs[-1], weight, bias)
+            hidden = linear(inputs[-1], w[f"{name}.weight"], w[f"{name}.bias"])
             inputs.append(hidden.relu_() if name != "output" else hidden)
         return inputs.pop().float(), convolved, inputs
 
@@ -248,13 +264,14 @@ class Students:
         inputs: list[Tensor],
     ) -> Tensor:
         """`gradients` (B, P), from the loss's gradient (B, n, d_c) by the tokens."""
-        w, g = self.weights, self._gradients
+        w, g = self._operands, self._gradients
         delta = gradient.to(self.dtype)
         for name, layer_input in zip(reversed(self._later_layers), reversed(inputs)):
-            g[f"{name}.weight"].copy_(torch.bmm(delta.mT, layer_input))
-            g[f"{name}.bias"].copy_(delta.sum(dim=1))
-            delta = torch.bmm(delta, w[f"{name}.weight"].to(self.dtype))
+            product(delta.mT, layer_input, out=g[f"{name}.weight"])
+            torch.sum(delta, dim=1, out=g[f"{name}.bias"])
+            delta = product(delta, w[f"{name}.weight"])
             delta = torch.ops.aten.threshold_backward(delta, layer_input, 0)  # ReLU's
+        self._lowered_gradients.restore()
         self._first_layer_backward(delta, patches, table, rows, guide, convolved)
         return self.gradients
 
@@ -268,18 +285,18 @@ class Students:
         convolved: Tensor,
     ) -> None:
         """Gradients of the first layer and the filter, from (B, n, widths[0]) `delta`."""
-        w, g = self.weights, self._gradients
+        w, g = self._operands, self._gradients
         # A query's first hidden layer is the sum of its rows, so a row's gradient is the sum over
         # its queries: a product with the 0/1 matrix of who reads what, the same sum on every run.
         locations = self._locations(table)
         sizes = [1] + [len(table.source)] * len(locations)
         sizes.append(0 if guide is None else guide.shape[1])
         reads = delta.new_zeros(*rows.shape[:2], sum(sizes)).scatter_(2, rows, 1.0)
-        delta_image, *deltas, delta_guide = torch.bmm(reads.mT, delta).float().split(sizes, dim=1)
+        delta_image, *deltas, delta_guide = product(reads.mT, delta).float().split(sizes, dim=1)
         if guide is not None:
-            g["first.guide"].copy_(torch.bmm(delta_guide.mT, guide))
+            product(delta_guide.mT, guide, out=g["first.guide"])
         for (codes, name), delta_codes in zip(locations, deltas):
-            g[name].copy_(delta_codes.mT @ codes)
+            product(delta_codes.mT, codes.expand(self.batch, -1, -1), out=g[name])
         if self.config.source and self.config.combine == "add":
             g["first.destination"].add_(deltas[0].mT @ table.source)
         g["first.bias"].copy_(delta_image.squeeze(1))
@@ -324,16 +341,31 @@ class _Students(torch.autograd.Function):
         return ctx.students.backward(gradient, *ctx.saved), None, None, None, None, None
 
 
-def _views(flat: Tensor, shapes: dict[str, tuple[int, ...]], sizes: list[int]) -> dict[str, Tensor]:
-    pieces = flat.split(sizes, dim=1)
+class _Lowered:
+    """A (B, Q) float32 buffer, and `low`, its copy in another dtype (itself in the same)."""
+
+    def __init__(self, full: Tensor, dtype: torch.dtype) -> None:
+        self.full = full
+        self.low = full if dtype == full.dtype else torch.zeros_like(full, dtype=dtype)
+
+    def lower(self) -> None:
+        if self.low is not self.full:
+            self.low.copy_(self.full)
+
+    def restore(self) -> None:
+        if self.low is not self.full:
+            self.full.copy_(self.low)
+
+
+def _views(
+    flat: Tensor, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]
+) -> dict[str, Tensor]:
+    """The pieces of a flat buffer by the names of `sizes`, each (B, *shape)."""
+    pieces = zip(sizes, flat.split(list(sizes.values()), dim=1))
     return {
-        name: piece[:, : math.prod(shape)].unflatten(1, shape)
-        for (name, shape), piece in zip(shapes.items(), pieces)
+        name: piece[:, : math.prod(shapes[name])].unflatten(1, shapes[name])
+        for name, piece in pieces
     }
-
-
-def _linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.baddbmm(bias[:, None], inputs, weight.mT)
 
 
 def image_patches(images: Tensor, stride: int) -> Tensor:

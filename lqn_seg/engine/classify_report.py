@@ -29,8 +29,7 @@ from lqn_seg.engine.run import check_written, execute
 from lqn_seg.engine.sharded import write_atomically
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
 from lqn_seg.evaluation.classification import BINS
-from lqn_seg.evaluation.cost import peak_gmacs_per_ms
-from lqn_seg.teachers.clip import DTYPES
+from lqn_seg.evaluation.speed import peak_gmacs_per_ms
 
 BASELINE = "zero-shot"
 CORRUPTED = "mean of corruptions"
@@ -112,7 +111,7 @@ class ClassificationReport:
         self.costs = self.first.costs()
         used = {self.cfg.CLASSIFICATION.TEACHER_PRECISION, *self._precisions()}
         device = self.classifier.teacher.device
-        self.peak = max(peak_gmacs_per_ms(device, DTYPES[precision]) for precision in used)
+        self.peak = max(peak_gmacs_per_ms(device, precision) for precision in used)
 
     def _difference(self, method: str, streams: Sequence[Stream]) -> PairedDifference:
         """Top-1 accuracy minus zero-shot's, over one data set's images."""

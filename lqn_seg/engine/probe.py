@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lqn_seg.core.fit import FittedStudents, LQNConfig, StudentFitter
 from lqn_seg.core.random import RandomKey, image_key
-from lqn_seg.core.timing import Clock
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.inference import Condition
 from lqn_seg.errors import InputError
+from lqn_seg.evaluation import speed
 from lqn_seg.segmentation.windows import PaddedWindow, layout_of
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher, normalise
 
@@ -225,32 +225,13 @@ def student_method(name: str, method: object) -> LQNConfig:
 
 def layer_times(probe: Probe, repeats: int = 20) -> list[float]:
     """Median milliseconds until the teacher has each layer's tokens, embedding included."""
-    laps: list[list[float]] = []
-    clock = Clock(probe.teacher.device)
-
-    def watch(layer: int, tokens: Tensor) -> Tensor:
-        laps[-1].append(clock.lap())
-        return tokens
-
-    for _ in range(repeats + 2):  # two to warm up
-        laps.append([])
-        clock.lap()
-        probe.teacher.encode(probe.normalised, watch)
-    return np.median(np.cumsum(laps[2:], axis=1)[:, 1:], axis=0).tolist()
+    encode = partial(probe.teacher.encode, probe.normalised)
+    return speed.layer_times(encode, probe.teacher.device, repeats)
 
 
 def query_times(probe: Probe, students: FittedStudents, repeats: int = 20) -> list[float]:
     """Median milliseconds of asking a student for each layer's tokens."""
-    found = []
-    clock = Clock(probe.teacher.device)
-    for layer in range(1, probe.depth + 1):
-        laps = []
-        for _ in range(repeats + 2):
-            clock.lap()
-            students.query_layer(layer)
-            laps.append(clock.lap())
-        found.append(float(np.median(laps[2:])))
-    return found
+    return speed.query_times(students.query_layer, probe.depth, probe.teacher.device, repeats)
 
 
 def to_pixels(image: Tensor) -> NDArray[np.uint8]:

@@ -391,7 +391,7 @@ def draw_depth(studio: Studio) -> list[Path]:
             probe = studio.probe(source)
             students = probe.fit(recipe)
             teacher_ms, student_ms = layer_times(probe), query_times(probe, students)
-            fit_ms = students.timing["fit"]
+            fit_ms = students.fit_ms
             device, threads = studio.cfg.MODEL.DEVICE, torch.get_num_threads()
             where = (
                 f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device

@@ -8,21 +8,22 @@ scratch space.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from lqn_seg.evaluation.flops import refuse_uncounted
+from lqn_seg.core.fit import Grid, LQNConfig, StudentFitter
+from lqn_seg.evaluation.flops import FLOP_RULES, plain_attention, refuse_uncounted
 
-# PyTorch's counter has rules for products of matrices; these are of a matrix with a vector.
+# PyTorch's counter has rules for most products of matrices; these are of a matrix with a vector.
 _RULES = {
+    **{operator: shape_wrapper(rule) for operator, rule in FLOP_RULES.items()},
     torch.ops.aten.mv: lambda matrix, vector, **_: 2 * matrix.numel(),
     torch.ops.aten.dot: lambda a, b, **_: 2 * a.numel(),
 }
@@ -46,16 +47,30 @@ def measure(function: Callable[[], Any]) -> Cost:
     Raises:
         UncountedOperatorError: an operator that multiplies matrices has no rule.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # The fused attention layer of torch.nn has no rule; its parts have.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with _Meter() as meter:
-            function()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with plain_attention(), _Meter() as meter:
+        function()
     refuse_uncounted(tuple(sorted(meter.uncounted)))
     return Cost(meter.macs[False] / 1e9, meter.macs[True] / 1e9, meter.peak)
+
+
+def fit_cost(config: LQNConfig, grid: Grid, feature_dim: int) -> Cost:
+    """What one image's fit costs, storage for the student included, counted on the meta device: no
+    memory and no arithmetic, at any size.
+
+    Args:
+        grid: (L, H, W) of the teacher's token field.
+    """
+    # Other precisions do the same products on the meta device, which has no autocast to choose one.
+    config = replace(config, fit=replace(config.fit, precision="float32"))
+    side, meta = config.student.input_size, torch.device("meta")
+    words = torch.zeros(1, 3, dtype=torch.int64, device=meta)
+    image = torch.empty(1, 3, side, side, device=meta)
+    field = torch.empty(1, *grid, feature_dim, device=meta)
+
+    def fit() -> None:
+        StudentFitter(config, grid, feature_dim, meta).fit_tensors(words, image, field)
+
+    return measure(fit)
 
 
 class _Meter(TorchDispatchMode):
@@ -108,18 +123,3 @@ class _Meter(TorchDispatchMode):
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def peak_gmacs_per_ms(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
-    """GMACs a millisecond of a large square matrix product: what this machine can do at best."""
-    a = torch.randn(side, side, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return side**3 / 1e9 / (1e3 * best)

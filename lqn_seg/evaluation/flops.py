@@ -14,10 +14,12 @@ everything: forward and backward, of every pass of every step, read-out and head
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -32,7 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lqn_seg.core.fit import LQNConfig, fitted_layers, visited_positions
 from lqn_seg.core.gauge import calibrated_layers
 from lqn_seg.core.positions import ANCHOR
-from lqn_seg.core.student import StudentConfig, first_inputs
+from lqn_seg.core.products import ONE_DNN_LINEAR
+from lqn_seg.core.student import StudentConfig, first_inputs, parameter_count
 from lqn_seg.errors import InputError
 
 # --- closed forms: the teacher and its head -------------------------------------------------------
@@ -154,6 +157,61 @@ def vit_gmacs(
     return (embedding + layers * block_macs(patches + extra_tokens, width, mlp_width)) / 1e9
 
 
+@dataclass(frozen=True)
+class ClipShape:
+    """The numbers of a CLIP with two plain transformers that its cost depends on.
+
+    Attributes:
+        grid: (rows, columns) of patches.
+        patch_size: pixels.
+        width, layers, mlp_width: of the image encoder.
+        text_width, text_layers, text_mlp_width, context_length: of the text encoder.
+        joint_width: features of the space that both project to.
+    """
+
+    grid: tuple[int, int]
+    patch_size: int
+    width: int
+    layers: int
+    mlp_width: int
+    text_width: int
+    text_layers: int
+    text_mlp_width: int
+    context_length: int
+    joint_width: int
+
+    @classmethod
+    def from_model(cls, model: Any) -> ClipShape:
+        """From open_clip's model."""
+        visual, text = model.visual, model.transformer
+        return cls(
+            grid=visual.grid_size,
+            patch_size=visual.patch_size[0],
+            width=visual.transformer.width,
+            layers=visual.transformer.layers,
+            mlp_width=visual.transformer.resblocks[0].mlp[0].out_features,
+            text_width=text.width,
+            text_layers=text.layers,
+            text_mlp_width=text.resblocks[0].mlp[0].out_features,
+            context_length=model.context_length,
+            joint_width=visual.output_dim,
+        )
+
+
+def clip_gmacs(shape: ClipShape) -> dict[str, float]:
+    """One pass of an image ("teacher", projection included), and of one "prompt"."""
+    image = vit_gmacs(
+        prod(shape.grid), 3 * shape.patch_size**2, shape.width, shape.layers, shape.mlp_width
+    )
+    prompt = vit_gmacs(
+        shape.context_length, 0, shape.text_width, shape.text_layers, shape.text_mlp_width, 0
+    )
+    return {
+        "teacher": image + shape.width * shape.joint_width / 1e9,
+        "prompt": prompt + shape.text_width * shape.joint_width / 1e9,
+    }
+
+
 def eomt_gmacs(shape: EomtShape) -> dict[str, float]:
     """One forward pass, masked attention off: `teacher` (encoder, all blocks) and `head`."""
     embedding = shape.num_patches * shape.patch_size**2 * shape.channels * shape.width
@@ -251,20 +309,48 @@ def fit_gmacs(
         grid: (L, H, W) of the teacher's token field.
         literal: passes as Table 4 states them instead of as we compute them.
     """
+    step = step_macs(config, grid, feature_dim, literal)
+    return config.fit.steps * (step.forward + step.backward) / 1e9
+
+
+def step_macs(
+    config: LQNConfig, grid: tuple[int, int, int], feature_dim: int, literal: bool = False
+) -> PassMacs:
+    """All passes of one step; arguments as of `fit_gmacs`."""
     # Three passes from Src0, Src1 and Src2; without a recirculation loss only the first.
     passes = 3 if config.student.source and config.fit.alpha else 1
     n = visited_positions(config.fit, grid)
     if literal:
         one = literal_pass_macs(config.student, feature_dim, n)
-        step = passes * (one.forward + one.backward)
-    else:
-        # The passes of a step share their weights, and with them the rows of the first layer.
-        layers, rows, columns = grid
-        table_rows = sum(size + 1 for size in (rows, columns, layers)[: config.student.axes])
-        places = rows * columns
-        one = shared_pass_macs(config.student, feature_dim, passes * n, table_rows, places)
-        step = one.forward + one.backward
-    return config.fit.steps * step / 1e9
+        return PassMacs(passes * one.forward, passes * one.backward)
+    # The passes of a step share their weights, and with them the rows of the first layer.
+    layers, rows, columns = grid
+    table_rows = sum(size + 1 for size in (rows, columns, layers)[: config.student.axes])
+    places = rows * columns
+    return shared_pass_macs(config.student, feature_dim, passes * n, table_rows, places)
+
+
+def pass_gmacs(config: LQNConfig, grid: tuple[int, int, int], feature_dim: int) -> float:
+    """One forward pass of one step's positions as Table 4 states it: the paper's "10 GFLOPs"."""
+    n = visited_positions(config.fit, grid)
+    return literal_pass_macs(config.student, feature_dim, n).forward / 1e9
+
+
+def step_bytes(config: StudentConfig, feature_dim: int, lowered: bool = False) -> int:
+    """What a step reads and writes per parameter, whatever it visits: the least memory traffic.
+
+    In float32: the weights forward and backward (8 bytes), the gradients (4), and Adam, which reads
+    weight, gradient and both moments and writes all but the gradient (28). With products in two
+    bytes, weights and gradients are converted besides (6 each) and read and written there (4 + 2).
+    """
+    each = 28 + (12 + 6 if lowered else 12)
+    return each * parameter_count(config, feature_dim)
+
+
+def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int:
+    """Memory traffic of a fit: `step_bytes` of every step, and fresh weights and moments."""
+    reset = 12 * parameter_count(config.student, feature_dim)
+    return reset + config.fit.steps * step_bytes(config.student, feature_dim, lowered)
 
 
 def readout_gmacs(
@@ -321,8 +407,7 @@ def method_gmacs(
         fit += head_in_fit_gmacs(config, teacher)
         views = config.fit.views
         readout = students * readout_gmacs(config, field, teacher.width, literal)
-        n = visited_positions(config.fit, field)
-        one_pass = literal_pass_macs(config.student, teacher.width, n).forward / 1e9
+        one_pass = pass_gmacs(config, field, teacher.width)
         paper = students * max(0, config.fit.steps - 1) * one_pass
     if fit and config.adapt.gauged:
         fit += kernel_gmacs(grid, teacher.width)
@@ -404,6 +489,16 @@ _MATMUL_WORDS = frozenset(
 )
 
 
+def _linear_flops(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * prod(inputs) * weight[0]
+
+
+# What PyTorch's counter has no rule for, from shapes; a multiply-add is two there.
+FLOP_RULES: dict[Any, Callable[..., int]] = (
+    {ONE_DNN_LINEAR: _linear_flops} if ONE_DNN_LINEAR is not None else {}
+)
+
+
 @dataclass(frozen=True)
 class FlopCount:
     """A count: total GMACs, GMACs per operator, and the operators that were not counted."""
@@ -452,7 +547,8 @@ def count_torch(function: Callable[[], Any]) -> FlopCount:
         UncountedOperatorError: an operator that multiplies matrices was not counted (older PyTorch
             has no rule for attention on the CPU and would silently report 0 for it).
     """
-    with _SeenOperators() as seen, FlopCounterMode(display=False) as counter:
+    counting = FlopCounterMode(display=False, custom_mapping=FLOP_RULES)
+    with _SeenOperators() as seen, counting as counter:
         function()
     rules = counter.flop_registry
     uncounted = tuple(sorted({str(packet) for packet in seen.packets if packet not in rules}))
@@ -486,6 +582,79 @@ def count_eomt(config: Any, counter: str = "fvcore") -> FlopCount:
         with torch.no_grad():
             return count_torch(lambda: logits(image))
     raise InputError(f"Unknown counter '{counter}'; there are 'fvcore' and 'torch'.")
+
+
+def clip_on_meta(name: str, image_size: int = 0) -> Any:
+    """open_clip's model of that name without weights: no memory, no arithmetic.
+
+    Raises:
+        InputError: open_clip has no model of that name.
+    """
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise InputError(f"open_clip has no model {name!r}; one of them is ViT-B-16-quickgelu")
+    size = {"force_image_size": image_size} if image_size else {}
+    with torch.device("meta"), _silence():
+        return open_clip.create_model(name, pretrained=None, device="meta", **size).eval()
+
+
+def count_clip(model: Any, counter: str = "fvcore") -> dict[str, FlopCount]:
+    """One image's and one prompt's pass through a model of `clip_on_meta`.
+
+    Args:
+        counter: "fvcore" or "torch".
+    """
+    image = torch.empty(1, 3, *model.visual.image_size, device="meta")
+    prompt = torch.zeros(1, model.context_length, dtype=torch.int64, device="meta")
+    parts = {
+        "teacher": (_Encoder(model.encode_image), image),
+        "prompt": (_Encoder(model.encode_text), prompt),
+    }
+    found = {}
+    with torch.no_grad(), plain_attention():
+        for part, (encoder, given) in parts.items():
+            if counter == "fvcore":
+                found[part] = count_fvcore(encoder, (given,))
+            elif counter == "torch":
+                found[part] = count_torch(partial(encoder, given))
+            else:
+                raise InputError(f"Unknown counter '{counter}'; there are 'fvcore' and 'torch'.")
+    return found
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """The fused attention layer of torch.nn has no rule in any counter; its parts have."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """open_clip warns that a model without weights has none."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+class _Encoder(nn.Module):
+    """One of a model's functions, for the tracer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.model = function.__self__  # type: ignore[attr-defined]
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.function(given)
 
 
 class _Logits(nn.Module):

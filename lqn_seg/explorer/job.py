@@ -160,7 +160,7 @@ class Job:
         if self.depth is not None:
             known["depth"] = {
                 "layers": self.depth.probe.depth,
-                "fit_ms": self.depth.students.timing["fit"],
+                "fit_ms": self.depth.students.fit_ms,
                 "error_over_variance": self.depth.errors,
             }
         return json_numbers(known)

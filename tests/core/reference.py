@@ -1,39 +1,37 @@
-"""The student as one would write it down from the paper: slow, plain, in float64.
+"""The algorithm as one would write it down from the paper: plain, and in float64 unless asked.
 
-Inputs are concatenated, layers are torch.nn's, the optimizer is torch.optim.Adam.
+Inputs are concatenated, layers are torch.nn's, the optimizer is torch.optim.Adam, and all queries
+of a step are one batch. The tests hold the fast path against it; `tools/benchmark.py` times it, in
+float32, beside the fast path.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 
-def encode(position: list[float], position_dim: int, flag: int, axes: int) -> list[float]:
-    """One location's features, number by number."""
+def encode(positions: Tensor, position_dim: int, flag: int, axes: int) -> Tensor:
+    """(n, 3) addresses to (n, d_p) float64: a block per axis, sines and cosines; a flag."""
     pairs = (position_dim - 2) // 2
     split = [pairs // axes] * (axes - 1)
     split.append(pairs - sum(split))
-    code = []
-    for value, count in zip(position, split):
-        for k in range(count):
-            angle = value / 10000 ** (k / count)
-            code += [math.sin(angle), math.cos(angle)]
-    return [*code, math.sin(flag), math.cos(flag)]
-
-
-def encode_all(positions: Tensor, position_dim: int, flag: int, axes: int) -> Tensor:
-    rows = [encode(row, position_dim, flag, axes) for row in positions.tolist()]
-    return torch.tensor(rows, dtype=torch.float64)
+    blocks = []
+    for value, count in zip(positions.double().unbind(1), split):
+        k = torch.arange(count, dtype=torch.float64, device=positions.device)
+        angles = value[:, None] / 10000 ** (k / count)
+        blocks.append(torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1))
+    role = torch.full((len(positions),), float(flag), dtype=torch.float64, device=positions.device)
+    return torch.cat([*blocks, role.sin()[:, None], role.cos()[:, None]], dim=1)
 
 
 class Student(nn.Module):
     """Table 4, for one image. `config` is lqn_seg's StudentConfig."""
 
-    def __init__(self, config, feature_dim: int) -> None:
+    def __init__(self, config, feature_dim: int, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         self.config = config
         self.conv = nn.Conv2d(3, 1, config.stride, config.stride)
@@ -42,21 +40,27 @@ class Student(nn.Module):
         inputs += feature_dim if config.guide else 0
         sizes = [inputs, *config.widths, feature_dim]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.double()
+        self.to(dtype)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """N(0, 0.01^2) for every weight."""
+        for parameter in self.parameters():
+            parameter.normal_(0, 0.01)
 
     def forward(
         self, image: Tensor, source: Tensor, destination: Tensor, guide: Tensor | None = None
     ) -> Tensor:
         """(3, s, s), (n, 3), (n, 3) and the guiding tokens (n, D), if any, to (n, D)."""
         c = self.config
-        dest = encode_all(destination, c.position_dim, 1, c.axes)
+        flat = self.conv(image[None]).flatten()
+        dest = encode(destination, c.position_dim, 1, c.axes).to(flat.dtype)
         parts = [dest]
         if c.source:
-            src = encode_all(source, c.position_dim, 0, c.axes)
+            src = encode(source, c.position_dim, 0, c.axes).to(flat.dtype)
             parts = [src, dest] if c.combine == "concatenate" else [src + dest]
         if c.guide:
             parts.append(guide)
-        flat = self.conv(image[None]).flatten()
         hidden = torch.cat([flat.expand(len(dest), -1), *parts], dim=1)
         for linear in self.linears[:-1]:
             hidden = torch.relu(linear(hidden))
@@ -123,18 +127,41 @@ def fit(
     for step, (dest, src1, src2) in enumerate(steps):
         image, field = looks[step % len(looks)]
         i, j, layer = dest.unbind(1)
-        anchor = torch.zeros_like(dest)
-        near = None if guide is None else guide[i - 1, j - 1]
-        predicted = student(image, anchor, dest, near)
+        sources = [torch.zeros_like(dest)]
+        if student.config.source and config.alpha:
+            sources += [src1, src2]
+        near = None if guide is None else guide[i - 1, j - 1].repeat(len(sources), 1)
+        destinations = dest.repeat(len(sources), 1)
+        tokens = student(image, torch.cat(sources), destinations, near)
+        predicted, *both = tokens.split(len(dest))
         loss = ((predicted - field[layer - 1, i - 1, j - 1]) ** 2).mean()
         if classify:
             loss = torch.distributions.Categorical(logits=classify(predicted)).entropy().mean()
-        if student.config.source:
-            both = [student(image, source, dest, near) for source in (src1, src2)]
-            loss_r = (both[0] - both[1]) ** 2
-            loss = loss + config.alpha * loss_r.mean()
+        if both:
+            loss = loss + config.alpha * ((both[0] - both[1]) ** 2).mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
         curve.append(loss.item())
     return curve
+
+
+def fit_as_apm_does(
+    student: Student,
+    adam: torch.optim.Adam,
+    image: Tensor,
+    last_layer: Callable[[], Tensor],
+    destinations: list[Tensor],
+) -> None:
+    """The loop of APM's release: what it costs, and its habits, which are not ours.
+
+    The teacher is run again in every iteration (`last_layer` gives (H, W, D)); gradients are zeroed
+    once per image and pile up; the optimizer is the caller's, moments and all, from image to image.
+    """
+    adam.zero_grad()
+    for dest in destinations:
+        i, j, _ = dest.unbind(1)
+        target = last_layer()[i - 1, j - 1]
+        loss = ((student(image, dest, dest) - target) ** 2).mean()
+        loss.backward()
+        adam.step()

@@ -85,7 +85,7 @@ def test_loss_curve_is_that_of_the_plain_student(reference, images, fields, vari
     config = replace(config, student=replace(config.student, **student))
     ours = fitted(config, images, fields)
     start = StudentFitter(changed(config, steps=0), GRID, FEATURES)
-    start.fit(images, fields, KEYS)
+    weights = start.fit(images, fields, KEYS).weights
     layers = {"apm": (4,)}.get(variant, config.fit.layers)
     for b, key in enumerate(KEYS):
         random = CounterRandom([key])
@@ -96,7 +96,7 @@ def test_loss_curve_is_that_of_the_plain_student(reference, images, fields, vari
             ]
             for step in range(config.fit.steps)
         ]
-        plain = reference.Student(config.student, FEATURES).load(start._students.weights, b)
+        plain = reference.Student(config.student, FEATURES).load(weights, b)
         guide = at_grid = None
         if config.student.guide:  # a share of four layers, at least the first
             layer = {0.01: 1, 0.5: 2, 0.75: 3, 1.0: 4}[config.student.guide]
@@ -121,8 +121,8 @@ def plain_curve(reference, config, looks, draws, b, classify=None) -> torch.Tens
     """
     bare = changed(config, steps=0, objective="l2", views=1, sampling="uniform")
     start = StudentFitter(bare, GRID, FEATURES)
-    start.fit(*looks[0], KEYS)
-    plain = reference.Student(config.student, FEATURES).load(start._students.weights, b)
+    weights = start.fit(*looks[0], KEYS).weights
+    plain = reference.Student(config.student, FEATURES).load(weights, b)
     own = [(images[b].double(), fields[b].double()) for images, fields in looks]
     curve = reference.fit(plain, own, draws, config.fit, classify=classify)
     return torch.tensor(curve, dtype=torch.float64)
@@ -407,7 +407,7 @@ def test_default_recipe_learns_a_field_that_is_linear_in_position(images):
         error = error_over_variance(students.query_layer(4), field[None, -1]).item()
         assert error < 0.1, variant
         assert students.loss_curve.shape == (1, 200) and students.finite.all()
-        assert students.timing.keys() == {"reset", "fit"}
+        assert students.fit_ms > 0
 
 
 def test_literal_recipe_hardly_depends_on_the_address(images, fields):

@@ -38,7 +38,7 @@ def test_features_split_in_thirds_of_pairs_with_the_remainder_to_layers():
 @pytest.mark.parametrize("flag", [0, 1])
 def test_encoding_is_the_reference_one(reference, axes, flag):
     positions = torch.tensor([ANCHOR, (1, 2, 3), (64, 40, 24), (1.5, 2.25, 0.125)])
-    expected = reference.encode_all(positions, 26, flag, axes)
+    expected = reference.encode(positions, 26, flag, axes)
     torch.testing.assert_close(
         encode_positions(positions, 26, flag, axes).double(), expected, atol=1e-5, rtol=0
     )

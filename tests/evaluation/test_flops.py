@@ -24,12 +24,17 @@ from lqn_seg.core.fit import (
 from lqn_seg.core.gauge import Calibration, LayerRange, Restorer
 from lqn_seg.core.positions import grid_rows, grid_table
 from lqn_seg.core.random import RandomKey
-from lqn_seg.core.student import StudentConfig, Students, image_patches
+from lqn_seg.core.student import StudentConfig, Students, image_patches, parameter_count
 from lqn_seg.errors import InputError
+from lqn_seg.evaluation.cost import fit_cost
 from lqn_seg.evaluation.flops import (
+    ClipShape,
     EomtShape,
     UncountedOperatorError,
+    clip_gmacs,
+    clip_on_meta,
     closed_form_gmacs,
+    count_clip,
     count_eomt,
     count_fvcore,
     count_torch,
@@ -42,6 +47,7 @@ from lqn_seg.evaluation.flops import (
     readout_gmacs,
     restore_gmacs,
     shared_pass_macs,
+    step_macs,
     vit_gmacs,
 )
 
@@ -142,6 +148,23 @@ def test_vit_gives_clips_published_cost():
     prompt = vit_gmacs(77, 0, 512, 12, 2048, extra_tokens=0)
     assert image == pytest.approx(17.56, abs=0.01)
     assert prompt == pytest.approx(2.98, abs=0.01)
+
+
+@pytest.mark.parametrize("image_size", [0, 448])
+def test_clip_by_closed_form_and_both_counters(image_size):
+    model = clip_on_meta("ViT-B-16-quickgelu", image_size)
+    closed = clip_gmacs(ClipShape.from_model(model))
+    by_torch, by_fvcore = count_clip(model, "torch"), count_clip(model, "fvcore")
+    for part, gmacs in closed.items():
+        assert by_torch[part].gmacs == pytest.approx(gmacs, rel=1e-6)
+        assert by_fvcore[part].gmacs == pytest.approx(gmacs, rel=0.01)
+        assert "scaled_dot_product_attention" in by_fvcore[part].by_operator
+    if image_size:
+        assert closed["teacher"] > 4 * 17.56  # four times the patches, and attention's square
+    else:
+        assert sum(closed.values()) == pytest.approx(20.5, abs=0.05)
+    with pytest.raises(InputError, match="no model 'ViT-Z'"):
+        clip_on_meta("ViT-Z")
 
 
 def test_resuming_costs_the_blocks_that_are_left():
@@ -337,6 +360,17 @@ def test_fit_and_readout_are_what_the_fitter_runs(name, change):
     assert counted.gmacs == pytest.approx(readout_gmacs(config, GRID, 12), rel=1e-9)
 
 
+@pytest.mark.parametrize("name", ["lqn", "lqn-src", "apm"])
+def test_a_fit_at_the_papers_size_is_counted_without_memory(name):
+    config, grid = with_variant(preset("paper"), name), (12, 14, 14)
+    cost, step = fit_cost(config, grid, 768), step_macs(config, grid, 768)
+    assert cost.forward_gmacs == pytest.approx(15 * step.forward / 1e9, rel=0.01)
+    assert cost.backward_gmacs == pytest.approx(15 * step.backward / 1e9, rel=0.01)
+    # weights, gradients and both moments, 4 bytes each, and little beside
+    storage = 16 * parameter_count(config.student, 768)
+    assert storage < cost.peak_bytes < 1.5 * storage
+
+
 def test_literal_recipe_costs_about_ten_gmacs_a_pass():
     # Table 4 at d_p = d_c = 768 and 448 px: 52 to 55 MMACs a query, 196 queries "10 GFLOPs".
     config = StudentConfig()
@@ -435,6 +469,14 @@ def test_sharing_the_first_layer_never_costs_more_at_the_papers_size():
 # --- configurations and the command ---------------------------------------------------------------
 
 
+def load_tool():
+    path = Path(__file__).parents[2] / "tools" / "analyze_flops.py"
+    spec = importlib.util.spec_from_file_location("analyze_flops", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
 def test_eomt_config_is_read_from_a_directory(tmp_path):
     EomtConfig(**SMALL).save_pretrained(tmp_path)
     assert EomtShape.from_config(load_eomt_config(str(tmp_path))).grid == (6, 6)
@@ -448,11 +490,17 @@ def test_eomt_config_is_read_from_a_directory(tmp_path):
         load_eomt_config(str(tmp_path))
 
 
+def test_command_gives_the_papers_sum_for_clip(capsys):
+    tool = load_tool()
+    assert tool.main(["--clip", "ViT-B-16-quickgelu", "--count"]) == 0
+    printed = capsys.readouterr().out
+    assert "17.56 + one prompt 2.98 = 20.54" in printed and "20.5 + 14 x 10.2" in printed
+    assert tool.main(["--clip", "ViT-B-17"]) == 2
+    assert "ViT-B-17" in capsys.readouterr().err
+
+
 def test_command_prints_every_method_and_fails_in_one_sentence(tmp_path, capsys):
-    path = Path(__file__).parents[2] / "tools" / "analyze_flops.py"
-    spec = importlib.util.spec_from_file_location("analyze_flops", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool()
     EomtConfig(**SMALL).save_pretrained(tmp_path)
     arguments = ["--teacher", str(tmp_path), "--preset", "slim", "--steps", "7", "--count"]
     assert tool.main(arguments) == 0

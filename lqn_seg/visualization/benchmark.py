@@ -1,0 +1,71 @@
+"""Plots of a benchmark: time by layer, time and arithmetic by size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lqn_seg.visualization.figures import save_figure
+
+Results = Mapping[str, Any]
+_MS, _GMACS = "#4269d0", "#ff725c"
+# Sweeps in order, and what their axis is called.
+_AXES = {
+    "image_side_teacher": "image side (pixels)",
+    "image_side_readout": "image side (pixels)",
+    "positions": "positions per step",
+    "steps": "steps N",
+    "batch": "batch (students side by side)",
+}
+
+
+def draw_benchmark(results: Results, path: Path) -> list[Path]:
+    """One panel for depth, one for each sweep.
+
+    Args:
+        results: of `lqn_seg.engine.benchmark`, with its ``sweeps`` and ``depth``.
+    """
+    figure = Figure(figsize=(15, 8.4), layout="constrained")
+    depth, *panels = figure.subplots(2, 3).flat
+    _draw_depth(depth, results["depth"])
+    for axes, (name, label) in zip(panels, _AXES.items()):
+        _draw_sweep(axes, results["sweeps"][name], label)
+    about, teacher = results["environment"], results["teacher"]
+    figure.suptitle(
+        f"{teacher['name']} on {about['device']}, {about['threads']} threads, students in "
+        f"{teacher['precision']}; {about['date']}, commit {about['commit'][:12]}",
+        fontsize="medium",
+    )
+    return save_figure(figure, path)
+
+
+def _draw_depth(axes: Axes, depth: Results) -> None:
+    layers = depth["layers"]
+    axes.plot(layers, depth["teacher_ms"], "o-", color=_GMACS, label="teacher, up to the layer")
+    axes.plot(layers, depth["student_ms"], "s-", color=_MS, label="fitted student, that layer")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("milliseconds")
+    axes.set_ylim(bottom=0)
+    axes.set_title("all tokens of one layer", fontsize="medium")
+    axes.legend(fontsize="small")
+
+
+def _draw_sweep(axes: Axes, sweep: Results, label: str) -> None:
+    axes.loglog(sweep["sizes"], sweep["ms"], "o-", color=_MS)
+    axes.set_xlabel(f"{label}, log scale")
+    axes.set_ylabel("milliseconds, log scale", color=_MS)
+    axes.set_title(
+        f"{sweep['stage']}: time ~ size^{sweep['exponent']:.2f}, "
+        f"GMACs ~ size^{sweep['exponent_gmacs']:.2f}",
+        fontsize="medium",
+    )
+    axes.set_xticks(sweep["sizes"], [f"{size:g}" for size in sweep["sizes"]])
+    axes.minorticks_off()
+    right = axes.twinx()
+    right.loglog(sweep["sizes"], sweep["gmacs"], "s--", color=_GMACS)
+    right.set_ylabel("GMACs (multiply-add = 1), log scale", color=_GMACS)
+    right.minorticks_off()

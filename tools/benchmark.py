@@ -1,0 +1,97 @@
+#!/usr/bin/env python
+"""Time every stage of every method on one device, beside plain ways of doing the same.
+
+The teacher has random weights, so nothing is downloaded. Written to the output folder:
+benchmark.json, benchmark.txt and, with the sweeps, benchmark.png.
+
+Examples:
+    python tools/benchmark.py                               # CLIP ViT-B/16, the paper's student
+    python tools/benchmark.py --teacher eomt-l --image-size 640 --device cuda
+    python tools/benchmark.py --baselines zero,mta,tps,tpt --variants default --no-references
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from lqn_seg.errors import InputError
+
+REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "core" / "reference.py"
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", default="clip-b16", help="by name; a wrong one lists them")
+    parser.add_argument("--image-size", type=int, default=0, help="pixels, square (its own)")
+    parser.add_argument("--classes", type=int, default=0, help="of the head (its own)")
+    parser.add_argument("--preset", default="paper", help="recipe of lqn, lqn-src and apm")
+    parser.add_argument("--variants", default="lqn,lqn-src,apm,default", help="comma-separated")
+    parser.add_argument("--precisions", default="auto,float32", help="comma-separated")
+    parser.add_argument("--baselines", default="", help="of zero, mta, tps, tpt: with a clip")
+    parser.add_argument("--views", type=int, default=64, help="that the baselines look at")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--steps", type=int, default=0, help="instead of the preset's")
+    parser.add_argument("--no-references", action="store_true", help="without the plain ways")
+    parser.add_argument("--no-sweep", action="store_true", help="without cost against size")
+    parser.add_argument("--output", type=Path, default=Path("output/benchmark"), metavar="DIR")
+    return parser.parse_args(argv)
+
+
+def load_reference() -> ModuleType | None:
+    """The plain port that the tests hold the students against; None without the tests."""
+    if not REFERENCE.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location("core_reference", REFERENCE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig
+    from lqn_seg.engine.benchmark_report import report_text, write_results
+
+    def names(given: str) -> tuple[str, ...]:
+        return tuple(name for name in given.split(",") if name)
+
+    try:
+        config = BenchmarkConfig(
+            teacher=arguments.teacher,
+            image_size=arguments.image_size,
+            classes=arguments.classes,
+            preset=arguments.preset,
+            variants=names(arguments.variants),
+            precisions=names(arguments.precisions),
+            device=arguments.device,
+            threads=arguments.threads,
+            repeats=arguments.repeats,
+            steps=arguments.steps,
+            references=not arguments.no_references,
+            baselines=names(arguments.baselines),
+            views=arguments.views,
+            sweep=not arguments.no_sweep,
+        )
+        results = Benchmark(config, load_reference(), partial(print, flush=True)).run()
+        written = write_results(results, arguments.output)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{report_text(results)}\n")
+    for path in written:
+        print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

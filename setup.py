@@ -40,6 +40,7 @@ setup(
         "figures": ["scikit-learn"],  # tools/visualize.py tokens --projection tsne
         "dev": [
             "pytest",
+            "pytest-timeout",
             "hypothesis",
             "ruff==0.17.5",
             "mypy==2.4.1",

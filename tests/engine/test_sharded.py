@@ -8,9 +8,11 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 
 import pytest
+from tqdm import tqdm
 
 from lqn_seg.engine import launch
 from lqn_seg.engine.sharded import ShardedRun, format_line, parse_line, write_atomically
@@ -59,6 +61,9 @@ def lines_in(folder) -> list[str]:
 
 
 def _run_slowly(folder) -> None:
+    # tqdm's own lock is shared with forked processes; killed in it, this one would keep it for ever.
+    tqdm.set_lock(threading.RLock())
+
     def slow(group, chunk):
         time.sleep(0.001)
         return work(group, chunk)

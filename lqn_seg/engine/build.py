@@ -128,7 +128,9 @@ def describe_teacher(cfg: CfgNode, teacher: Teacher[Any], calibration: Calibrati
     calibrated = "none"
     if calibration is not None:
         calibrated = cfg.MODEL.LQN.CALIBRATION or f"{named.WEIGHTS}/{FILE_NAME}"
+    source = " ".join(filter(None, (named.CONFIG, named.WEIGHTS)))
     return (
-        f"teacher: {named.NAME} from {named.WEIGHTS or 'random weights'} on {cfg.MODEL.DEVICE}, "
+        f"teacher: {named.NAME} from {source if named.WEIGHTS else 'random weights'} on "
+        f"{cfg.MODEL.DEVICE}, "
         f"{teacher.num_layers} layers of {rows} x {columns} tokens; calibration: {calibrated}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,24 @@ def script() -> Callable[[str, str], ModuleType]:
     return load_script
 
 
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def code_blocks() -> Callable[[Path], list[tuple[str, str]]]:
+    """(language, source) of a page's code blocks, in order."""
+    return lambda page: BLOCK.findall(page.read_text())
+
+
+@pytest.fixture
+def like_the_repository(tmp_path, monkeypatch) -> Path:
+    """A working directory that looks like the repository, where pages may write."""
+    for name in ("configs", "datasets", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def prepare_demo() -> ModuleType:
     """The script that draws the scenes."""
@@ -89,7 +108,7 @@ def save_teacher(folder: Path, num_labels: int = 13) -> Path:
     )
     model = EomtForUniversalSegmentation(config)
     model.attn_mask_probs.zero_()
-    # Transformers' own start differs by version, and by the numbers that tests before this one drew.
+    # Transformers' own start differs by version, and by the numbers that earlier tests drew.
     generator = torch.Generator().manual_seed(0)
     for name, parameter in sorted(model.named_parameters()):
         if parameter.ndim == 1:

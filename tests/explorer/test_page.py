@@ -13,13 +13,25 @@ def test_load_pick_run_slide_hover_zoom_save(browser, served, tmp_path):
     )
     browser.call("Page.navigate", url=f"http://127.0.0.1:{served}/")
     browser.wait("typeof status === 'object' && status.done")
+    browser.run(
+        "window.late = () => new Promise(next => setTimeout(next, 100)); window.fast = null"
+    )
 
+    # Each run cuts the one before short, while answers to that one are still on their way.
+    browser.run(
+        "fast = ask; ask = async (...a) => { const f = await fast(...a); await late(); return f }"
+    )
+    for name in ("fog", "pixelate"):
+        browser.run(f"$('corruption').value = '{name}'; $('run').click()")
+        browser.wait(f"(status.image || '').includes('{name}') && status.done")
+    browser.run("ask = fast")
     browser.run("document.querySelectorAll('#scenes img')[3].click()")
     browser.run("$('corruption').value = 'contrast'; $('run').click()")
     browser.wait("status.done && status.image === 'scene 3, contrast-3' && !$('step').disabled")
     shown = "[...document.querySelectorAll('#masks figure')].map(f => f.dataset.map)"
     assert browser.run(shown) == ["image", "truth", "teacher", "apm", "lqn"]
 
+    browser.wait("document.querySelectorAll('#step-row canvas').length === 1")
     browser.wait("$('layer-is').dataset.layer === '4'")
     before = browser.run("$('map-student').src")
     browser.run("$('layer').value = 2.5; $('layer').dispatchEvent(new Event('input'))")

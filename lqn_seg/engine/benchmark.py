@@ -140,7 +140,7 @@ class Benchmark:
         """Everything that was asked for, as it is written to ``benchmark.json``."""
         with fixed_threads(self.config.threads):
             self.roofline = Roofline.measure(self.device, self.precisions)
-            self.results = results = {
+            results: dict[str, Any] = {
                 "environment": self._environment(),
                 "settings": asdict(self.config),
                 "teacher": self._teacher(),
@@ -150,6 +150,7 @@ class Benchmark:
                 "baselines": [],
                 "sweeps": {},
             }
+            self.results = results
             for variant in self.config.variants:
                 methods, references = self._variant(variant)
                 results["methods"] += methods

@@ -73,6 +73,11 @@ class Condition:
     def __str__(self) -> str:
         return self.corruption if self.corruption == CLEAN else f"{self.corruption}-{self.severity}"
 
+    @property
+    def words(self) -> str:
+        """For people: "gaussian noise-3"."""
+        return str(self).replace("_", " ")
+
     def apply(self, image: Any, seed: int) -> Any:
         """(H, W, 3) uint8 to the same, damaged."""
         if self.corruption == CLEAN:

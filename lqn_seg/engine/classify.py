@@ -111,7 +111,7 @@ class Classification(DatasetRun):
         if condition != self._condition:
             self.classifier.reset()
             self._condition = condition
-        images = [self.image(condition, record) for record in records]
+        images = self.images(condition, records)
         for record, by_method in zip(records, self.classifier(images)):
             yield {
                 "methods": {

@@ -202,6 +202,7 @@ class Adapter:
                 field,
                 keys,
                 self._classify() if entropy else None,
+                segments=self._segments(run) if fitter.needs_segments else None,
             )
             answered = students.query_layer(self.layer)
         except RuntimeError as error:
@@ -213,6 +214,11 @@ class Adapter:
     def _classify(self) -> Classify:
         scale, text = self.teacher.logit_scale, self.text
         return lambda tokens: scale * self.teacher.project(tokens) @ text.T
+
+    def _segments(self, run: Run) -> Tensor:
+        """(B, H [+ 1], W) the class that each patch is likest to; CLS is a segment of its own."""
+        winners = (self.teacher.project(run.field[:, -1]) @ self.text.T).argmax(-1)
+        return F.pad(winners, (0, 0, 0, int(self.adaptation.knows_cls)), value=len(self.text))
 
     def _with_cls(self, field: Tensor, context: ClipContext) -> Tensor:
         """(B, L, H, W, D) field, with CLS as a row below it where the student knows it."""

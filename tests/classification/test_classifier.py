@@ -168,6 +168,26 @@ def test_a_heard_student_answers_with_its_own_tokens(readout, teacher, text):
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("readout", ["mean", "cls"])
+def test_sampling_by_segments_goes_by_the_class_of_each_patch(readout, teacher, text):
+    """The literal segments: argmax of a patch's cosines, CLS apart; and the students differ."""
+    image = photo(4)
+    guided = replace(LQN, fit=replace(LQN.fit, sampling="segments", layers=None))
+    adapter = Adapter(teacher, Adaptation(guided, readout), text["text"])
+    pixels = centre_view(image, teacher)[None].float() / 255
+    run, key = adapter.encode(pixels), image_key(0, image)
+    segments = adapter._segments(run)[0]
+    for i, j in ((0, 0), (1, 3), (3, 2)):
+        cosines = teacher.project(run.field[0, -1, i, j]) @ text["text"].T
+        assert segments[i, j] == cosines.argmax()
+    assert segments.shape == (4 + (readout == "cls"), 4)
+    if readout == "cls":
+        assert (segments[4] == len(NAMES)).all()
+    uniform = Adapter(teacher, Adaptation(LQN, readout), text["text"])
+    features = [a(pixels, run, [key]).features for a in (adapter, uniform)]
+    assert features[0].isfinite().all() and not torch.equal(*features)
+
+
 def test_undamaged_images_keep_their_zero_shot_answer(build, calibration):
     gauged = replace(LQN, adapt=AdaptConfig(restore=True, gauged=True))
     calibration = replace(calibration, residual=0.01)

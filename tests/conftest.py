@@ -89,7 +89,7 @@ def save_teacher(folder: Path, num_labels: int = 13) -> Path:
     )
     model = EomtForUniversalSegmentation(config)
     model.attn_mask_probs.zero_()
-    # Transformers' own start differs by version, and by the numbers that tests before this one drew.
+    # Transformers' own start differs by version, and by what tests before this one drew.
     generator = torch.Generator().manual_seed(0)
     for name, parameter in sorted(model.named_parameters()):
         if parameter.ndim == 1:

@@ -13,7 +13,6 @@ Shapes: B students, L x H x W grid, D features, n positions per step, N steps, P
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
@@ -35,6 +34,7 @@ from lqn_seg.core.positions import (
     placed,
     tabulate,
 )
+from lqn_seg.core.precision import own_precision
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, positions_per_step, sample_apart, sample_positions
 from lqn_seg.core.student import StudentConfig, Students, image_patches
@@ -471,7 +471,7 @@ class StudentFitter:
                 (self._inputs(image, field, segments, places), self._targets(field))
                 for image, field in seen
             ]
-        with torch.enable_grad(), self.own_precision():
+        with torch.enable_grad(), own_precision(self.device):
             curve = self._train(students, adam, random, looks, classify)
         return looks, curve
 
@@ -652,12 +652,6 @@ class StudentFitter:
         """Whether `fit` wants to know which positions belong together."""
         return self.config.fit.sampling == "segments" and self.passes == 3
 
-    def own_precision(self) -> AbstractContextManager[None]:
-        """The fit's precision is its own, even if the caller is under autocast."""
-        if not torch.amp.is_autocast_available(self.device.type):  # the meta device
-            return nullcontext()
-        return torch.autocast(self.device.type, enabled=False)
-
 
 class FittedStudents:
     """B students, each fitted to one image; good until their fitter fits again.
@@ -758,7 +752,7 @@ class FittedStudents:
             guide_rows = torch.arange(positions.shape[-2], device=positions.device)[:, None]
             guide_rows = guide_rows.expand(*destination.shape[:-1], 1)
         rows = students.rows(table, source if config.source else None, destination, guide_rows)
-        with self._fitter.own_precision():
+        with own_precision(self._fitter.device):
             rows = rows.expand(students.batch, *rows.shape[-2:])
             tokens = students(self._inputs.patches, table, rows, guide)
         return self._targets.restore(tokens, positions[..., 2])

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lqn_seg.core.kernel import guided_kernel, guiding_tokens, leave_one_out_error
+from lqn_seg.core.precision import own_precision
 from lqn_seg.errors import InputError
 
 # Directions whose clean variance is below this share of the largest carry rounding, not signal.
@@ -56,7 +57,8 @@ class LayerRange:
 
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
-        parts = (tokens.float() - self.centre) @ self.basis
+        with own_precision(tokens.device):  # the weak directions would drown in bfloat16's rounding
+            parts = (tokens.float() - self.centre) @ self.basis
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
 
@@ -75,7 +77,9 @@ class LayerRange:
         parts = (parts - mean[:, None, None]) * change.exp()[:, None, None]
         parts += mean.clamp(*self.mean)[:, None, None]
         damage = (change - common)[:, self.signal].square().mean(1).sqrt()
-        return (parts @ self.basis.T + self.centre).to(tokens.dtype), damage
+        with own_precision(tokens.device):
+            restored = parts @ self.basis.T + self.centre
+        return restored.to(tokens.dtype), damage
 
     @property
     def signal(self) -> Tensor:
@@ -140,8 +144,9 @@ class Restorer:
 def residual(fields: Tensor) -> Tensor:
     """(B,) part, over variance, of the last layer of (B, L, H, W, D) fields that positions which
     look alike at an early layer do not predict of each other."""
-    kernel = guided_kernel(guiding_tokens(fields, RESIDUAL_GUIDE))
-    return leave_one_out_error(kernel, fields[:, -1])
+    with own_precision(fields.device):
+        kernel = guided_kernel(guiding_tokens(fields, RESIDUAL_GUIDE))
+        return leave_one_out_error(kernel, fields[:, -1])
 
 
 def noise_share(calibration: Calibration, fields: Tensor) -> Tensor:

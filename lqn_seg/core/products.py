@@ -1,9 +1,11 @@
-"""Matrix products of B students side by side, by the faster of the libraries that PyTorch carries.
+"""Matrix products of B students side by side, by the fastest way that PyTorch carries.
 
-On a CPU, PyTorch gives float32 products to MKL, which uses half the width of an AMD processor's
-vector units; oneDNN, which it uses for bfloat16 and convolutions, uses all of it (measured: 206
-against 92 GFLOP/s on one Zen 5 core). Elsewhere, and in every other precision, this is `torch.bmm`.
-The rule looks at one student's product alone, so that the batch size cannot change a result.
+On a CPU a product that is worth it is made student by student. `torch.bmm` would first copy every
+weight, since a student's weights lie one behind the other and not beside another student's; and it
+gives float32 products to MKL, which uses half the width of an AMD processor's vector units, where
+oneDNN uses all of it (measured: 206 against 92 GFLOP/s on one Zen 5 core). Elsewhere this is
+`torch.bmm`. The rule looks at one student's product alone, so that the batch size cannot change a
+result.
 
 Shapes: B students, n rows, k inputs, m outputs.
 """
@@ -14,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # A product below so many multiply-adds is over before oneDNN has looked up its kernel.
 _WORTH_A_LOOK_UP = 1 << 20
-# It allocates what it returns. A larger piece would be mapped afresh by the C library each time,
-# which costs a quarter of the product itself.
+# oneDNN's float32 product allocates what it returns. A larger piece would be mapped afresh by the C
+# library each time, which costs a quarter of the product itself.
 _OUTPUTS_AT_ONCE = 1 << 22
 # None where PyTorch was built without it.
 ONE_DNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -26,32 +29,41 @@ ONE_DNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """(B, n, k) times (B, k, m), in `out` if given."""
-    if not _by_one_dnn(left, right):
+    if not _one_by_one(left, right):
         return torch.bmm(left, right, out=out)
     if out is None:
-        return _stacked([_one_dnn(x, y.mT) for x, y in zip(left, right)])
+        return _stacked([_linear(x, y.mT) for x, y in zip(left, right)])
     rows = max(1, _OUTPUTS_AT_ONCE // right.shape[2])
     for x, y, result in zip(left, right, out):
+        if not _by_one_dnn(x):
+            torch.mm(x, y, out=result)
+            continue
         for piece, where in zip(x.split(rows), result.split(rows)):
-            where.copy_(_one_dnn(piece, y.mT))
+            where.copy_(_linear(piece, y.mT))
     return out
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(B, n, k) inputs to (B, n, m): times (B, m, k) weights, plus (B, m) biases."""
-    if _by_one_dnn(inputs, weight.mT):
-        return _stacked([_one_dnn(*one) for one in zip(inputs, weight, bias)])
+    if _one_by_one(inputs, weight.mT):
+        return _stacked([_linear(*one) for one in zip(inputs, weight, bias)])
     return torch.baddbmm(bias[:, None], inputs, weight.mT)
 
 
-def _by_one_dnn(left: Tensor, right: Tensor) -> bool:
+def _one_by_one(left: Tensor, right: Tensor) -> bool:
     work = left.shape[1] * left.shape[2] * right.shape[2]
-    on_cpu = left.device.type == "cpu" and left.dtype == torch.float32
-    return ONE_DNN_LINEAR is not None and on_cpu and work >= _WORTH_A_LOOK_UP
+    return left.device.type == "cpu" and work >= _WORTH_A_LOOK_UP
 
 
-def _one_dnn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _by_one_dnn(inputs: Tensor) -> bool:
+    """Whether it has to be asked for oneDNN: lower precisions go there by themselves."""
+    return ONE_DNN_LINEAR is not None and inputs.dtype == torch.float32
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(n, k) inputs times the transpose of (m, k) weights."""
+    if not _by_one_dnn(inputs):
+        return F.linear(inputs, weight, bias)
     result: Tensor = ONE_DNN_LINEAR(inputs, weight, bias, "none", [], "")
     return result
 

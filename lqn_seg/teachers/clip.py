@@ -21,7 +21,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
 
 from lqn_seg.errors import InputError
@@ -71,7 +71,7 @@ class ClipTeacher(Teacher[ClipContext]):
             )
         if precision not in DTYPES:
             raise InputError(f"the precision must be one of {', '.join(DTYPES)}, not {precision!r}")
-        self.model: Any = model.eval().requires_grad_(False)
+        self.model: Any = _sequence_first(model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
         self.precision = precision
         self._visual: Any = visual
@@ -217,7 +217,8 @@ class ClipTeacher(Teacher[ClipContext]):
         transformer = self._visual.transformer
         if transformer.batch_first:
             return transformer.resblocks[index](state)
-        return transformer.resblocks[index](state.transpose(0, 1)).transpose(0, 1)
+        # Between two blocks the copy is none: what one returns is contiguous this way round.
+        return transformer.resblocks[index](state.transpose(0, 1).contiguous()).transpose(0, 1)
 
     # ---- texts -----------------------------------------------------------------------------------
 
@@ -254,6 +255,21 @@ class ClipTeacher(Teacher[ClipContext]):
         if not hasattr(tower, "token_embedding"):
             raise InputError("prompts can be tuned only with a text tower of open_clip's own")
         return tower.token_embedding
+
+
+def _sequence_first(model: nn.Module) -> nn.Module:
+    """Let open_clip's towers run on (T, B, D), which changes nothing but the time.
+
+    PyTorch's attention turns (B, T, D) round without a copy, and then multiplies what is not
+    contiguous by a copy of the weights for every token: 20 times the time of ViT-B/16 at B = 4.
+    """
+    for tower in model.modules():
+        if isinstance(tower, Transformer):
+            tower.batch_first = False
+            for module in tower.modules():
+                if isinstance(module, nn.MultiheadAttention):
+                    module.batch_first = False
+    return model
 
 
 def load_clip(

@@ -256,6 +256,19 @@ def calibration(layers, undamaged=0.1) -> Calibration:
     return Calibration(layers, undamaged, 0.4, torch.zeros(2, 2))
 
 
+def test_a_callers_autocast_changes_no_number(clean, blank):
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = build(clean, 0.1, blank)
+        restored = inside.restore(damaged_images(clean))
+        fields = torch.stack([clean, clean.flip(2)], 1)
+        errors = residual(fields)
+    outside = build(clean, 0.1, blank)
+    assert all(torch.equal(a, b) for a, b in zip(vars(inside).values(), vars(outside).values()))
+    expected = outside.restore(damaged_images(clean))
+    assert all(torch.equal(a, b) for a, b in zip(restored, expected))
+    assert torch.equal(errors, residual(fields))
+
+
 def test_the_restorer_knows_its_layers_and_gauges_the_first(clean):
     found, images = build(clean, 0.1), damaged_images(clean)
     restorer = Restorer(calibration({1: found, 3: found}))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from lqn_seg.core import products
 from lqn_seg.core.products import linear, product
 
-# Small: torch.bmm. Large: oneDNN, where PyTorch has it. The last one's outputs come in pieces.
+# Small: torch.bmm. Large: student by student. The last one's outputs come in pieces.
 SIZES = [(5, 7, 3), (96, 160, 120), (300, 130, 131)]
 
 
@@ -39,15 +41,28 @@ def test_products_of_any_layout_are_right(batch, n, k, m):
     close(linear(left, right.mT, bias), expected + bias[:, None].double())
 
 
-@pytest.mark.parametrize(("n", "k", "m"), SIZES)
-def test_a_students_product_does_not_depend_on_its_company(n, k, m):
-    left, right, bias = torch.randn(3, n, k), torch.randn(3, k, m), torch.randn(3, m)
-    if n * k * m < products._WORTH_A_LOOK_UP:
-        pytest.skip("torch.bmm's own affair")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "k", "m"), SIZES[1:])
+def test_a_students_large_product_does_not_depend_on_its_company(n, k, m, dtype):
+    left, right, bias = (torch.randn(3, *s).to(dtype) for s in ((n, k), (k, m), (m,)))
     together, apart = product(left, right), [product(left[[b]], right[[b]]) for b in range(3)]
     assert torch.equal(together, torch.cat(apart))
     one = linear(left[[1]], right.mT[[1]], bias[[1]])
     assert torch.equal(linear(left, right.mT, bias)[[1]], one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_lie_apart_are_not_copied(dtype):
+    """As views of a flat buffer do; torch.bmm would make them lie together first."""
+    n, k, m = SIZES[1]
+    flat = torch.randn(3, k * m + 16).to(dtype)
+    weight, inputs = flat[:, : k * m].unflatten(1, (m, k)), torch.randn(3, n, k).to(dtype)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        product(inputs, weight.mT)
+        linear(inputs, weight, torch.zeros(3, m, dtype=dtype))
+    copies = [event for event in profile.events() if event.name == "aten::copy_"]
+    elements = [math.prod(event.input_shapes[0]) for event in copies]
+    assert max(elements, default=0) < weight.numel()
 
 
 def test_large_float32_products_go_to_one_dnn(monkeypatch):

@@ -61,7 +61,7 @@ def lines_in(folder) -> list[str]:
 
 
 def _run_slowly(folder) -> None:
-    # tqdm's own lock is shared with forked processes; killed in it, this one would keep it for ever.
+    # tqdm's own lock is shared with forked processes: killed in it, this one would keep it.
     tqdm.set_lock(threading.RLock())
 
     def slow(group, chunk):

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lqn_seg.classification.views import CORNER_VIEWS
 from lqn_seg.classification.zero_shot import mean_direction
 from lqn_seg.core.fit import Classify, LQNConfig, StudentFitter, nearest
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
@@ -49,8 +50,8 @@ class Adaptation:
         readout: one of `READOUTS`.
         reentry_layer: where a student's tokens re-enter (``reentry`` alone); 0 is half the depth.
         include_cls: fit the CLS token too where the read-out does not ask for it.
-        views: how many views of an image are adapted to, each with a student of its own; the
-            answers' mean direction counts. View 0 is the image itself.
+        views: how many views of an image (`corner_view`) are adapted to, each with a student of
+            its own; the answers' mean direction counts.
     """
 
     recipe: LQNConfig
@@ -61,8 +62,10 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         nearest(self.readout, READOUTS, "read-out")
-        if self.views < 1:
-            raise InputError(f"CLASSIFICATION.STUDENT_VIEWS must be at least 1, not {self.views}")
+        if not 1 <= self.views <= CORNER_VIEWS:
+            raise InputError(
+                f"CLASSIFICATION.STUDENT_VIEWS must be in 1..{CORNER_VIEWS}, not {self.views}"
+            )
 
     @property
     def knows_cls(self) -> bool:
@@ -141,11 +144,16 @@ class Adapter:
                     "REENTRY_LAYER"
                 )
 
+    @property
+    def restores(self) -> bool:
+        """Whether the pass that the recipe starts from is a restored one."""
+        return self.adaptation.recipe.adapt.restore and self.calibration is not None
+
     def encode(self, pixels: Tensor) -> Run:
         """The teacher's pass over (B, 3, S, S) pixels in 0..1 that the recipe starts from."""
         clock = Clock(self.teacher.device)
         restorer = None
-        if self.adaptation.recipe.adapt.restore and self.calibration is not None:
+        if self.restores and self.calibration is not None:
             restorer = Restorer(self.calibration)
         field, context = self.teacher.encode(self._input(pixels), restorer)
         run = Run(field, context, clock.lap())

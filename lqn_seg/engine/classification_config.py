@@ -39,7 +39,7 @@ def get_classification_cfg() -> CfgNode:
             "READOUT": Adaptation.readout,
             "REENTRY_LAYER": Adaptation.reentry_layer,
             "INCLUDE_CLS": Adaptation.include_cls,
-            # Views that students are fitted to, one student each; their answers are averaged.
+            # Views that are adapted to, one student each; their answers are averaged.
             "STUDENT_VIEWS": Adaptation.views,
             # Methods that learn from image to image (tda) depend on the order, and must be allowed.
             "HISTORY": False,

@@ -39,6 +39,9 @@ from lqn_seg.teachers.clip import ClipContext, ClipTeacher
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD
 
 READOUTS = ("cls", "mean", "mean_cls", "text", "reentry")
+WITHOUT_STUDENT = ("teacher", "restore")
+# Of an image that the preset `default` adapts to: it, its mirror image and its corners (REPORT.md).
+DEFAULT_VIEWS = 6
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Adaptation:
     """A student's recipe, and how its answer becomes class scores.
 
     Attributes:
-        recipe: student, fit and what is done before and after; ``restore`` has no student.
+        recipe: student, fit and what is done before and after; ``restore`` has no student, and of
+            ``teacher`` not even the statistics are restored.
         readout: one of `READOUTS`.
         reentry_layer: where a student's tokens re-enter (``reentry`` alone); 0 is half the depth.
         include_cls: fit the CLS token too where the read-out does not ask for it.
@@ -74,7 +78,12 @@ class Adaptation:
 
     @property
     def has_student(self) -> bool:
-        return self.recipe.fit.variant != "restore"
+        return self.recipe.fit.variant not in WITHOUT_STUDENT
+
+    @property
+    def restores(self) -> bool:
+        """Whether the teacher's statistics are restored, where it has been calibrated."""
+        return self.recipe.adapt.restore and self.recipe.fit.variant != "teacher"
 
 
 @dataclass
@@ -147,7 +156,7 @@ class Adapter:
     @property
     def restores(self) -> bool:
         """Whether the pass that the recipe starts from is a restored one."""
-        return self.adaptation.recipe.adapt.restore and self.calibration is not None
+        return self.adaptation.restores and self.calibration is not None
 
     def encode(self, pixels: Tensor) -> Run:
         """The teacher's pass over (B, 3, S, S) pixels in 0..1 that the recipe starts from."""

@@ -42,6 +42,7 @@ TITLES = {
     "apm": "APM",
     "lqn-src": "LQN-[src]",
     "lqn": "LQN",
+    "teacher": "views, not restored",
     "restore": "restored, no student",
     "zero": "ZERO",
     "mta": "MTA",
@@ -112,7 +113,7 @@ class ClassificationReport:
         }
         self.differences = {m: self._minus(m, BASELINE) for m in self.methods if m != BASELINE}
         self.focus = self._focus()
-        # What the last student method has over each other one, those of the table above excepted.
+        # What that method has over each other one, those of the table above excepted.
         self.lead = {
             method: self._minus(self.focus, method)
             for method in self.methods
@@ -139,9 +140,11 @@ class ClassificationReport:
         return {group: paired_interval(own[group], others[group]) for group in own}
 
     def _focus(self) -> str:
-        """The method that the sentence is about: LQN, or else the last with a student."""
+        """The method that the sentence is about: LQN, or else the last one with a student, or else
+        with a recipe at all."""
         students = [m for m, a in self.recipes.items() if a is not None and a.has_student]
-        return "lqn" if "lqn" in students else "".join(students[-1:])
+        own = students or [m for m, a in self.recipes.items() if a is not None]
+        return "lqn" if "lqn" in students else "".join(own[-1:])
 
     def value(self, group: str, method: str, key: str, task: str = "classification") -> float:
         """One number; for a mean, the mean of its streams'."""
@@ -287,7 +290,7 @@ class ClassificationReport:
         return notes
 
     def sentence(self) -> str:
-        """What the table shows about the last student method, in one sentence without flattery."""
+        """What the table shows about `focus`, in one sentence without flattery."""
         if not self.focus:
             return ""
         parts = [

@@ -14,7 +14,7 @@ from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation, Adapter
 from lqn_seg.classification.methods import BASELINES, CONTROLS
 from lqn_seg.classification.prompts import templates, text_features
-from lqn_seg.classification.views import centre_view
+from lqn_seg.classification.views import centre_view, corner_view
 from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
 from lqn_seg.core.random import image_key
 from lqn_seg.core.student import StudentConfig
@@ -200,6 +200,31 @@ def test_undamaged_images_keep_their_zero_shot_answer(build, calibration):
     )
     without = build(methods)([grey])[0]
     assert torch.equal(without["lqn"].probabilities, without["teacher CLS"].probabilities)
+
+
+def test_the_answer_of_several_views_is_their_mean_direction(build, calibration, teacher, text):
+    """The views as they are by open_clip alone; restored, each view by itself."""
+    image = photo(6) // 8 + 100  # a loss of contrast, which restoring undoes
+    restoring = with_variant(replace(LQN, adapt=AdaptConfig(restore=True)), "restore")
+    methods = {
+        "teacher": Adaptation(with_variant(restoring, "teacher"), views=4),
+        "restore": Adaptation(restoring, views=4),
+        "single": Adaptation(restoring),
+    }
+    (got,) = build(methods, calibration)([image])
+    pixels = centre_view(image, teacher)[None].float() / 255
+    views = torch.cat([corner_view(pixels, number) for number in range(4)])
+    plain = teacher.image_features(normalise(views, teacher.pixel_mean, teacher.pixel_std))
+    adapter = Adapter(teacher, methods["single"], text["text"], calibration)
+    key = image_key(0, image)
+    restored = [adapter(v[None], adapter.encode(v[None]), [key]).features[0] for v in views]
+    for name, features in {"teacher": plain, "restore": torch.stack(restored)}.items():
+        mean = F.normalize(features.mean(0), dim=-1)
+        expected = (teacher.logit_scale * mean @ text["text"].T).softmax(-1)
+        torch.testing.assert_close(got[name].probabilities, expected, atol=1e-5, rtol=1e-4)
+    p = {name: prediction.probabilities for name, prediction in got.items()}
+    assert not torch.allclose(p["teacher"], p["restore"], atol=1e-3)
+    assert not torch.allclose(p["single"], p["restore"], atol=1e-3)
 
 
 def test_the_entropy_objective_is_lowered_by_its_fit(teacher, text):

@@ -21,6 +21,7 @@ from lqn_seg.core.student import StudentConfig
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.teachers.base import normalise
+from lqn_seg.teachers.clip import ClipTeacher
 from tests.classification.conftest import NAMES
 
 LQN = LQNConfig(
@@ -107,6 +108,25 @@ def test_an_answer_does_not_depend_on_order_or_company(build):
         for other in (together, backwards):
             assert all(torch.equal(b[name].probabilities, p) for b, p in zip(other, answers)), name
         assert len({p.numpy().tobytes() for p in answers}) > 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_every_method_runs_with_a_teacher_in_half_precision(precision, teacher, text, calibration):
+    """Near what the teacher in float32 says, and a distribution, whatever the method."""
+    half = ClipTeacher(teacher.model, teacher.tokenizer, precision)
+    restored = replace(LQN, adapt=AdaptConfig(restore=True, gauged=True))
+    methods = {"zero-shot": None, "default": Adaptation(restored, views=2), **METHODS}
+    config = ClassifierConfig(views=6)
+    by_precision = [
+        Classifier(one, NAMES, text, methods, config, calibration)([photo(1)])[0]
+        for one in (half, teacher)
+    ]
+    for name in methods:
+        low, full = (found[name].probabilities for found in by_precision)
+        assert low.dtype == torch.float32 and low.sum().item() == pytest.approx(1, abs=1e-5)
+        if name not in ("zero", "tpt"):  # a vote flips, and so does the sign of AdamW's first step
+            torch.testing.assert_close(low, full, atol=0.08, rtol=0)
+    assert not torch.equal(*(found["zero-shot"].probabilities for found in by_precision))
 
 
 def test_tda_depends_on_what_came_before_until_it_is_reset(build):

@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+DOCS = ["mkdocs", "mkdocstrings[python]", "Pygments"]
 
 setup(
     name="lqn_seg",
@@ -36,9 +37,10 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "docs": ["mkdocs"],  # mkdocs serve
+        "docs": DOCS,  # mkdocs serve
         "figures": ["scikit-learn"],  # tools/visualize.py tokens --projection tsne
         "dev": [
+            *DOCS,
             "pytest",
             "pytest-timeout",
             "hypothesis",

@@ -3,27 +3,29 @@
 Every scene is drawn from ``(seed, split, index)`` alone, with NumPy only, so the same command makes
 the same files anywhere. Classes are told apart by shape and texture; every class is drawn in any
 hue, so colour alone decides nothing. The validation split is shipped with the repository; the
-training split is only needed to train the teacher:
+training split is only needed to train the teacher. With ``--objects``, pictures of one thing on one
+stuff instead, for classification.
 
-    python datasets/prepare_demo.py --split train --count 12000
+Examples:
+    python datasets/prepare_demo.py --split train --count 14000
     python datasets/prepare_demo.py --split val --count 64     # rewrites what is shipped
-
-``--objects`` draws pictures of one thing on one stuff instead, for classification:
-
     python datasets/prepare_demo.py --objects --split train --count 20000
     python datasets/prepare_demo.py --objects --split val --count 160  # rewrites what is shipped
 """
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
+
+from lqn_seg.command_line import Parser, exit_status
 
 SIZE = 96  # pixels, both sides
 OBJECT_SIZE = 64  # of a picture of a single thing
@@ -299,7 +301,7 @@ def draw_object(seed: int, split: str, index: int) -> Array:
 
 def write_objects(root: Path, split: str, count: int, seed: int) -> Path:
     """Write ``count`` pictures as ``root/split/<thing>/*.png``; returns the folder."""
-    for index in range(count):
+    for index in tqdm(range(count), split, unit="image"):
         folder = root / split / object_class(index)[0]
         folder.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(draw_object(seed, split, index))
@@ -334,7 +336,7 @@ def write_split(root: Path, split: str, count: int, seed: int) -> Path:
     images, annotations = [], []
     for folder in (split, f"panoptic_{split}", "annotations"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for index in range(count):
+    for index in tqdm(range(count), split, unit="image"):
         scene = draw_scene(seed, split, index)
         name = f"{index:06d}.png"
         Image.fromarray(scene.image).save(root / split / name, optimize=split != "train")
@@ -360,18 +362,16 @@ def write_split(root: Path, split: str, count: int, seed: int) -> Path:
     return path
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--split", choices=SPLITS, required=True)
-    parser.add_argument("--count", type=int, required=True, help="number of scenes")
-    parser.add_argument("--seed", type=int, default=0)
+def main() -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--split", choices=SPLITS, required=True, help="which to draw")
+    parser.add_argument("--count", type=int, required=True, help="number of images")
+    parser.add_argument("--seed", type=int, default=0, help="of every scene (default: 0)")
     parser.add_argument(
         "--objects", action="store_true", help="pictures of one thing each, for classification"
     )
     parser.add_argument(
-        "--root", type=Path, help="default: demo, or demo_objects, beside this file"
+        "--root", type=Path, metavar="DIR", help="default: demo, or demo_objects, beside this file"
     )
     args = parser.parse_args()
     if args.count < 1:
@@ -379,8 +379,12 @@ def main() -> None:
     folder = "demo_objects" if args.objects else "demo"
     write = write_objects if args.objects else write_split
     root = args.root or Path(__file__).parent / folder
-    print(f"wrote {args.count}: {write(root, args.split, args.count, args.seed)}")
+
+    def draw() -> None:
+        print(f"wrote {args.count}: {write(root, args.split, args.count, args.seed)}")
+
+    return exit_status(draw, "start again, for the split is not whole")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,24 @@ def load_script(folder: str, name: str) -> ModuleType:
 def script() -> Callable[[str, str], ModuleType]:
     """`load_script`."""
     return load_script
+
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def code_blocks() -> Callable[[Path], list[tuple[str, str]]]:
+    """(language, source) of a page's code blocks, in order."""
+    return lambda page: BLOCK.findall(page.read_text())
+
+
+@pytest.fixture
+def like_the_repository(tmp_path, monkeypatch) -> Path:
+    """A working directory that looks like the repository, where pages may write."""
+    for name in ("configs", "datasets", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

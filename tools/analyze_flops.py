@@ -21,8 +21,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from lqn_seg.command_line import Parser, exit_status
 from lqn_seg.core.fit import PRESETS, VARIANTS, Grid, LQNConfig, preset, with_variant
-from lqn_seg.errors import InputError
 from lqn_seg.evaluation.cost import fit_cost
 from lqn_seg.evaluation.flops import (
     ClipShape,
@@ -46,10 +46,8 @@ COUNTERS = ("fvcore", "torch")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--teacher", help="directory with an EoMT's config.json (default: EoMT-L)")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--teacher", metavar="DIR", help="with an EoMT's config.json (EoMT-L)")
     parser.add_argument("--clip", metavar="MODEL", help="open_clip's name of a CLIP, for an EoMT")
     parser.add_argument("--image-size", type=int, help="pixels, square")
     parser.add_argument("--queries", type=int, help="mask queries")
@@ -168,13 +166,12 @@ def student_lines(base: LQNConfig, grid: Grid, width: int) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    try:
-        lines = (clip_lines if arguments.clip else eomt_lines)(arguments, recipe(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(lines))
-    return 0
+    count = clip_lines if arguments.clip else eomt_lines
+
+    def show() -> None:
+        print("\n".join(count(arguments, recipe(arguments))))
+
+    return exit_status(show, "nothing was printed")
 
 
 if __name__ == "__main__":

@@ -19,15 +19,13 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from lqn_seg.errors import InputError
+from lqn_seg.command_line import Parser, exit_status, names
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "core" / "reference.py"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--teacher", default="clip-b16", help="by name; a wrong one lists them")
     parser.add_argument("--image-size", type=int, default=0, help="pixels, square (its own)")
     parser.add_argument("--classes", type=int, default=0, help="of the head (its own)")
@@ -42,7 +40,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="instead of the preset's")
     parser.add_argument("--no-references", action="store_true", help="without the plain ways")
     parser.add_argument("--no-sweep", action="store_true", help="without cost against size")
-    parser.add_argument("--output", type=Path, default=Path("output/benchmark"), metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/benchmark"), metavar="DIR", help="for files"
+    )
     return parser.parse_args(argv)
 
 
@@ -57,40 +57,44 @@ def load_reference() -> ModuleType | None:
     return module
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
+def run(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig
     from lqn_seg.engine.benchmark_report import report_text, write_results
 
-    def names(given: str) -> tuple[str, ...]:
-        return tuple(name for name in given.split(",") if name)
-
+    config = BenchmarkConfig(
+        teacher=arguments.teacher,
+        image_size=arguments.image_size,
+        classes=arguments.classes,
+        preset=arguments.preset,
+        variants=tuple(names(arguments.variants)),
+        precisions=tuple(names(arguments.precisions)),
+        device=arguments.device,
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+        steps=arguments.steps,
+        references=not arguments.no_references,
+        baselines=tuple(names(arguments.baselines)),
+        views=arguments.views,
+        sweep=not arguments.no_sweep,
+    )
+    benchmark = Benchmark(config, load_reference(), partial(print, flush=True))
     try:
-        config = BenchmarkConfig(
-            teacher=arguments.teacher,
-            image_size=arguments.image_size,
-            classes=arguments.classes,
-            preset=arguments.preset,
-            variants=names(arguments.variants),
-            precisions=names(arguments.precisions),
-            device=arguments.device,
-            threads=arguments.threads,
-            repeats=arguments.repeats,
-            steps=arguments.steps,
-            references=not arguments.no_references,
-            baselines=names(arguments.baselines),
-            views=arguments.views,
-            sweep=not arguments.no_sweep,
-        )
-        results = Benchmark(config, load_reference(), partial(print, flush=True)).run()
-        written = write_results(results, arguments.output)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"\n{report_text(results)}\n")
+        benchmark.run()
+    except KeyboardInterrupt:
+        if benchmark.results:
+            write_results(benchmark.results, arguments.output)
+            kept = f"what was measured until then is in {arguments.output}"
+            raise KeyboardInterrupt(kept) from None
+        raise
+    written = write_results(benchmark.results, arguments.output)
+    print(f"\n{report_text(benchmark.results)}\n")
     for path in written:
         print(f"written: {path}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    return exit_status(lambda: run(arguments), "nothing was measured yet")
 
 
 if __name__ == "__main__":

@@ -16,49 +16,44 @@ import argparse
 import sys
 from pathlib import Path
 
-from lqn_seg.errors import InputError
+from lqn_seg.command_line import Parser, exit_status
+from lqn_seg.engine import command
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration")
+    parser = Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, help="folder of clean images")
-    source.add_argument("--dataset", help="or the images of a registered data set")
+    source.add_argument("--images", type=Path, metavar="DIR", help="folder of clean images")
+    source.add_argument("--dataset", metavar="NAME", help="or the images of a registered data set")
     parser.add_argument("--max", type=int, default=0, help="use the first so many; 0 is all")
-    parser.add_argument("--quantile", type=float, help="of images beyond either end of a range")
-    parser.add_argument("--output", type=Path, help="file to write")
-    parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
     parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
+        "--quantile",
+        type=float,
+        help="of the images, left out at either end (0.02)",
     )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the weights")
+    command.add_config_flags(parser)
     return parser.parse_args()
+
+
+def calibrate(arguments: argparse.Namespace) -> None:
+    from lqn_seg.engine.calibrate import calibrate_teacher
+
+    path = calibrate_teacher(
+        arguments.config_file,
+        arguments.images or arguments.dataset,
+        overrides=arguments.overrides,
+        device=arguments.device,
+        most=arguments.max,
+        quantile=arguments.quantile,
+        output=arguments.output,
+    )
+    print(f"calibration: {path}")
 
 
 def main() -> int:
     arguments = parse_arguments()
-    from lqn_seg.engine.calibrate import calibrate_teacher
-
-    try:
-        path = calibrate_teacher(
-            arguments.config_file,
-            arguments.images or arguments.dataset,
-            overrides=arguments.overrides,
-            device=arguments.device,
-            most=arguments.max,
-            quantile=arguments.quantile,
-            output=arguments.output,
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    print(f"calibration: {path}")
-    return 0
+    return exit_status(lambda: calibrate(arguments), "nothing was written")
 
 
 if __name__ == "__main__":

@@ -20,16 +20,17 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lqn_seg.command_line import Parser, exit_status, is_launched, names
 from lqn_seg.engine import command
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     command.add_config_flags(parser)
     command.add_run_flags(parser)
-    parser.add_argument("--methods", help="comma-separated, in place of CLASSIFICATION.METHODS")
+    parser.add_argument(
+        "--methods", default="", metavar="NAMES", help="comma-separated, for CLASSIFICATION.METHODS"
+    )
     parser.add_argument(
         "--calibrate",
         metavar="DATASET",
@@ -49,14 +50,14 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    if command.processes(arguments) > 1 and not command.is_launched():
+    if command.processes(arguments) > 1 and not is_launched():
         return command.start_processes(arguments)
     from lqn_seg.engine import launch
     from lqn_seg.engine.classify_report import classify
 
     overrides = arguments.overrides
     if arguments.methods:
-        chosen = repr(tuple(arguments.methods.split(",")))
+        chosen = repr(tuple(names(arguments.methods)))
         overrides = [*overrides, "CLASSIFICATION.METHODS", chosen]
     with launch.joined():
         classify(
@@ -71,9 +72,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     arguments = parse_arguments()
-    return command.exit_status(
-        lambda: calibrate(arguments) if arguments.calibrate else evaluate(arguments)
-    )
+    if arguments.calibrate:
+        return exit_status(lambda: calibrate(arguments), "nothing was written")
+    return exit_status(lambda: evaluate(arguments))
 
 
 if __name__ == "__main__":

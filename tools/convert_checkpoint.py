@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
+from lqn_seg.command_line import Parser, exit_status
 from lqn_seg.errors import InputError
 
 # What the loader calls its sources, and what they are called here.
@@ -29,9 +31,7 @@ _NAMES = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("input", metavar="INPUT", help="file, directory or hub id")
     parser.add_argument("output", metavar="OUTPUT", help="directory to write; must not exist")
     parser.add_argument("--base", default="", help="DINOv3 weights, for deltas, or 'absolute'")
@@ -58,16 +58,25 @@ def convert(arguments: argparse.Namespace) -> None:
         raise InputError(f"OUTPUT: {output} is there already")
     size = tuple(arguments.image_size) if arguments.image_size else None
     teacher = load_eomt(arguments.input, arguments.config, "cpu", size, arguments.base)
-    teacher.model.save_pretrained(output)
-    again = load_eomt(str(output))
+    print(f"loaded: {arguments.input}; converting and comparing ...", flush=True)
     image = torch.randn(1, 3, *teacher.image_size, generator=torch.Generator().manual_seed(0))
 
     def logits(model: EomtTeacher) -> tuple[torch.Tensor, torch.Tensor]:
         field, context = model.encode(image)
         return EomtHead(model.model)(field[:, -1], context.last_queries)
 
-    if not all(torch.equal(a, b) for a, b in zip(logits(teacher), logits(again))):
-        raise InputError(f"OUTPUT: {output} does not give INPUT's logits")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Under another name until it has been compared: OUTPUT is whole, or it is not there.
+        with tempfile.TemporaryDirectory(dir=output.parent, ignore_cleanup_errors=True) as partial:
+            teacher.model.save_pretrained(partial)
+            again = load_eomt(partial)
+            if not all(torch.equal(a, b) for a, b in zip(logits(teacher), logits(again))):
+                raise InputError(f"OUTPUT: {output} would not give INPUT's logits")
+            Path(partial).rename(output)
+    except OSError as error:
+        raise InputError(f"OUTPUT: cannot write {output} ({error.strerror})") from error
+    output.chmod(0o755)  # temporary folders are private
     config = teacher.model.config
     height, width = teacher.image_size
     print(
@@ -78,16 +87,19 @@ def convert(arguments: argparse.Namespace) -> None:
     )
 
 
-def main() -> int:
+def run(arguments: argparse.Namespace) -> None:
     try:
-        convert(parse_arguments())
+        convert(arguments)
     except InputError as error:
         text = str(error)
         for key, name in _NAMES.items():
             text = text.replace(key, name)
-        print(f"error: {text}", file=sys.stderr)
-        return 2
-    return 0
+        raise InputError(text) from error
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    return exit_status(lambda: run(arguments), "nothing was written")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ and the loss of every step as fit.json, and as a plot, fit.png.
 
 Examples:
     python tools/diagnose_fit.py --config configs/demo_lqn.yaml --methods lqn@paper,lqn@distill
+    python tools/diagnose_fit.py --images 1 --output out/ --config configs/demo_lqn.yaml \\
+        MODEL.LQN.FIT.STEPS 500
 """
 
 from __future__ import annotations
@@ -14,53 +16,66 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from lqn_seg.errors import InputError
+from lqn_seg.command_line import Parser, exit_status, names
+from lqn_seg.engine import command
+
+if TYPE_CHECKING:
+    from lqn_seg.engine.diagnose import FitDiagnosis
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--methods", default="lqn@paper,lqn@distill", metavar="NAMES", help="comma-separated"
+    )
+    parser.add_argument("--images", type=int, default=4, help="the first so many are fitted")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/diagnose_fit"), metavar="DIR", help="for files"
+    )
+    command.add_config_flags(parser)
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from lqn_seg.engine.diagnose import diagnose, write_diagnosis
+
+    found: dict[str, FitDiagnosis] = {}
+    try:
+        for name, diagnosis in diagnose(
+            arguments.config_file,
+            names(arguments.methods),
+            arguments.images,
+            arguments.overrides,
+            arguments.device,
+        ):
+            found[name] = diagnosis
+            show(name, diagnosis)
+    except KeyboardInterrupt:
+        if found:
+            write_diagnosis(found, arguments.output)
+            kept = f"{', '.join(found)} done, written to {arguments.output}"
+            raise KeyboardInterrupt(kept) from None
+        raise
+    for path in write_diagnosis(found, arguments.output):
+        print(f"written: {path}")
+
+
+def show(name: str, diagnosis: FitDiagnosis) -> None:
+    curve = diagnosis.loss
+    first, middle, last = curve[0], curve[len(curve) // 2], curve[-1]
+    print(f"\n{name}: loss {first:.4g} at the first step, {middle:.4g} halfway, {last:.4g} last")
+    rows = zip(range(1, len(diagnosis.error) + 1), diagnosis.error, diagnosis.sensitivity)
+    header = ["layer", "error / variance", "variance over positions / teacher's"]
+    print(tabulate(rows, header, floatfmt=".4f"), "\n", flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration")
-    parser.add_argument("--methods", default="lqn@paper,lqn@distill", help="comma-separated")
-    parser.add_argument("--images", type=int, default=4, help="the first so many are fitted")
-    parser.add_argument("--output", type=Path, default=Path("output/diagnose_fit"), metavar="DIR")
-    parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
-    )
-    arguments = parser.parse_args()
-    from lqn_seg.engine.diagnose import diagnose, write_diagnosis
-
-    try:
-        found = diagnose(
-            arguments.config_file,
-            arguments.methods.split(","),
-            arguments.images,
-            arguments.overrides,
-        )
-        written = write_diagnosis(found, arguments.output)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    for name, diagnosis in found.items():
-        curve = diagnosis.loss
-        first, middle, last = curve[0], curve[len(curve) // 2], curve[-1]
-        print(
-            f"\n{name}: loss {first:.4g} at the first step, {middle:.4g} halfway, {last:.4g} last"
-        )
-        rows = zip(range(1, len(diagnosis.error) + 1), diagnosis.error, diagnosis.sensitivity)
-        header = ["layer", "error / variance", "variance over positions / teacher's"]
-        print(tabulate(rows, header, floatfmt=".4f"))
-    print()
-    for path in written:
-        print(f"written: {path}")
-    return 0
+    arguments = parse_arguments()
+    return exit_status(lambda: run(arguments), "nothing was written")
 
 
 if __name__ == "__main__":

@@ -17,20 +17,14 @@ from __future__ import annotations
 import argparse
 import sys
 import webbrowser
-from pathlib import Path
 
+from lqn_seg.command_line import Parser, exit_status
+from lqn_seg.engine import command
 from lqn_seg.errors import InputError
-
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo_lqn.yaml"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file", default=str(DEMO), metavar="FILE", help="YAML (default: the demo's)"
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--teacher",
         nargs="+",
@@ -41,10 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="to listen on; 0.0.0.0 is everybody")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
-    parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
-    )
+    command.add_config_flags(parser, command.DEMO)
     return parser.parse_args()
 
 
@@ -56,21 +47,13 @@ def named_teachers(words: list[str]) -> dict[str, str]:
     return {name: weights for name, _, weights in (word.partition("=") for word in words)}
 
 
-def main() -> int:
-    arguments = parse_arguments()
-    try:
-        teachers = named_teachers(arguments.teacher)
-        from lqn_seg.explorer.server import make_server, open_explorer
+def serve(arguments: argparse.Namespace) -> None:
+    """Serve until Ctrl-C, which is the way to end it."""
+    teachers = named_teachers(arguments.teacher)
+    from lqn_seg.explorer.server import make_server, open_explorer
 
-        explorer = open_explorer(
-            arguments.config_file, teachers, arguments.device, arguments.overrides
-        )
-        server = make_server(explorer, arguments.host, arguments.port)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    explorer = open_explorer(arguments.config_file, teachers, arguments.device, arguments.overrides)
+    server = make_server(explorer, arguments.host, arguments.port)
     address = f"http://{arguments.host}:{server.server_address[1]}/"
     print(f"depth explorer: {address} (Ctrl-C ends it)", flush=True)
     if not arguments.no_browser:
@@ -80,7 +63,11 @@ def main() -> int:
             server.serve_forever()
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
-    return 0
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    return exit_status(lambda: serve(arguments), "nothing was served yet")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.errors import InputError, PeerError
+from lqn_seg.command_line import Parser, exit_status
+from lqn_seg.errors import InputError
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "studies", nargs="+", metavar="FILE", help="study files (.yaml), then KEY VALUE overrides"
     )
@@ -36,26 +35,20 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def run(arguments: argparse.Namespace) -> None:
+    if not arguments.studies:
+        raise InputError(f"{arguments.overrides[0]} is no study file: its name ends in .yaml")
+    from lqn_seg.engine import launch
+    from lqn_seg.engine.study_report import run_study
+
+    with launch.joined():
+        for path in arguments.studies:
+            run_study(path, arguments.overrides, arguments.resume)
+
+
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        if not arguments.studies:
-            raise InputError(f"{arguments.overrides[0]} is no study file: its name ends in .yaml")
-        from lqn_seg.engine import launch
-        from lqn_seg.engine.study_report import run_study
-
-        with launch.joined():
-            for path in arguments.studies:
-                run_study(path, arguments.overrides, arguments.resume)
-    except PeerError:
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: go on with --resume", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(arguments))
 
 
 if __name__ == "__main__":

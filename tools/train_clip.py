@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lqn_seg.command_line import Parser, exit_status
 from lqn_seg.engine import command
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     command.add_config_flags(parser)
     return parser.parse_args()
 
@@ -32,7 +31,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse_arguments()
-    return command.exit_status(lambda: train(arguments))
+    return exit_status(lambda: train(arguments), "nothing was written")
 
 
 if __name__ == "__main__":

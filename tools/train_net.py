@@ -15,18 +15,19 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lqn_seg.command_line import Parser, exit_status, is_launched, names
 from lqn_seg.engine import command
 from lqn_seg.errors import InputError
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     command.add_config_flags(parser)
     command.add_run_flags(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate; else train a teacher")
-    parser.add_argument("--methods", help="comma-separated, in place of MODEL.LQN.METHODS")
+    parser.add_argument(
+        "--methods", default="", metavar="NAMES", help="comma-separated, for MODEL.LQN.METHODS"
+    )
     parser.add_argument(
         "--engine",
         default="auto",
@@ -68,7 +69,7 @@ def evaluate_natively(arguments: argparse.Namespace) -> None:
             arguments.config_file,
             overrides=arguments.overrides,
             device=arguments.device,
-            chosen=arguments.methods.split(",") if arguments.methods else (),
+            chosen=names(arguments.methods),
             resume=arguments.resume,
             strict=arguments.strict,
         )
@@ -116,14 +117,14 @@ def start_processes(arguments: argparse.Namespace, engine: str) -> int:
 
 
 def detectron2_worker(arguments: argparse.Namespace) -> None:
-    sys.exit(command.exit_status(lambda: evaluate_in_detectron2(arguments)))
+    sys.exit(exit_status(lambda: evaluate_in_detectron2(arguments)))
 
 
 def train(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine.config import load_cfg
     from lqn_seg.engine.train import TeacherTrainer
 
-    if command.processes(arguments) > 1 or command.is_launched():
+    if command.processes(arguments) > 1 or is_launched():
         raise InputError("a teacher is trained in one process: --num-gpus is for --eval-only")
     cfg = load_cfg(arguments.config_file, arguments.overrides, arguments.device)
     folder = TeacherTrainer(cfg).train(arguments.resume)
@@ -132,7 +133,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     engine = choose_engine(arguments)
-    if command.processes(arguments) > 1 and not command.is_launched():
+    if command.processes(arguments) > 1 and not is_launched():
         return start_processes(arguments, engine)
     (evaluate_natively if engine == "native" else evaluate_in_detectron2)(arguments)
     return 0
@@ -140,7 +141,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     arguments = parse_arguments()
-    return command.exit_status(lambda: (evaluate if arguments.eval_only else train)(arguments))
+    return exit_status(lambda: (evaluate if arguments.eval_only else train)(arguments))
 
 
 if __name__ == "__main__":

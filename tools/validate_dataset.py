@@ -17,38 +17,35 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.errors import InputError
+from lqn_seg.command_line import Parser, exit_status
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("name", metavar="NAME", help="of a data set, see datasets/README.md")
     parser.add_argument("--config-file", metavar="FILE", help="YAML that describes the data set")
     parser.add_argument("--max-images", type=int, default=0, help="the first so many; 0 is all")
     return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def check(arguments: argparse.Namespace) -> int:
     from lqn_seg.data.catalog import get_dataset
     from lqn_seg.engine.validate import validate
 
-    try:
-        if arguments.config_file:
-            from lqn_seg.engine.config import load_cfg
+    if arguments.config_file:
+        from lqn_seg.engine.config import load_cfg
 
-            load_cfg(arguments.config_file)  # makes its data sets known
-        found = validate(get_dataset(arguments.name), arguments.max_images)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        load_cfg(arguments.config_file)  # makes its data sets known
+    found = validate(get_dataset(arguments.name), arguments.max_images)
     print(found.text())
+    if found.interrupted:
+        raise KeyboardInterrupt(f"{found.images} of {found.total} images were looked at")
     return 1 if found.problems else 0
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    return exit_status(lambda: check(arguments), "nothing was looked at yet")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,15 @@ Figures (each shows its own options with --help):
     reconstruct  RGB reconstruction by the students, against the input
     curves       curves of a study from its results.json
 
+panels and steps need a teacher with a mask head, an EoMT; the others take a CLIP or a DINOv2 too.
+
 Examples:
     python tools/visualize.py tokens --output out/
-    python tools/visualize.py panels --output out/ --input photo.jpg --config configs/coco_lqn.yaml
+    python tools/visualize.py panels --output out/ --input photo.jpg \\
+        --config configs/coco_panoptic_lqn.yaml
     python tools/visualize.py steps --output out/ --corruption fog --methods lqn,lqn@distill
     python tools/visualize.py error --output out/ MODEL.LQN.TEACHER.WEIGHTS path/to/eomt
+    python tools/visualize.py tokens --output out/ --config configs/classification/demo.yaml
     python tools/visualize.py curves --output out/ --results output/study/demo/results.json
 """
 
@@ -25,9 +29,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from lqn_seg.errors import InputError
+from lqn_seg.command_line import Parser, exit_status, names
+from lqn_seg.engine import command
 
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo_lqn.yaml"
 # figure -> what it is, and its default methods
 FIGURES = {
     "panels": ("methods and ground truth side by side", "teacher,apm,lqn; the last is compared"),
@@ -45,9 +49,7 @@ FIGURES = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
     for name, (what, methods) in FIGURES.items():
         own = figures.add_parser(
@@ -71,9 +73,6 @@ def add_options(parser: argparse.ArgumentParser, name: str, methods: str) -> Non
         )
         return
     parser.add_argument(
-        "--config-file", default=str(DEMO), metavar="FILE", help="YAML (default: the demo's)"
-    )
-    parser.add_argument(
         "--input",
         nargs="+",
         default=[],
@@ -94,10 +93,7 @@ def add_options(parser: argparse.ArgumentParser, name: str, methods: str) -> Non
             "--layers", type=int, nargs="+", default=[], help="default: six, evenly"
         )
         parser.add_argument("--projection", default="pca", choices=("pca", "tsne"))
-    parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
-    parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
-    )
+    command.add_config_flags(parser, command.DEMO)
 
 
 def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -105,34 +101,31 @@ def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
     from lqn_seg.engine.visualize import Request
 
     given = vars(arguments)
-    names = {"config_file": str(DEMO), "inputs": given.get("input", [])}
-    for key in ("images", "severity", "layers", "projection", "results", "overrides", "device"):
-        if key in given:
-            names[key] = given[key]
-    if "config_file" in given:
-        names["config_file"] = given["config_file"]
-    for key, option in (("conditions", "corruption"), ("methods", "methods")):
-        if given.get(option):
-            names[key] = given[option].split(",")
-    return Request(output=arguments.output, **names)
+    keys = ("images", "severity", "layers", "projection", "results", "overrides", "device")
+    options = {key: given[key] for key in keys if key in given}
+    return Request(
+        output=arguments.output,
+        config_file=given.get("config_file", str(command.DEMO)),
+        inputs=given.get("input", []),
+        conditions=names(given.get("corruption", "")),
+        methods=names(given.get("methods", "")),
+        **options,
+    )
+
+
+def draw(arguments: argparse.Namespace) -> int:
+    from lqn_seg.engine.visualize import FIGURES as DRAW
+    from lqn_seg.engine.visualize import Studio
+
+    studio = Studio(request_of(arguments))
+    for path in DRAW[arguments.figure](studio):
+        print(f"written: {path}")
+    return 2 if studio.failed else 0
 
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        from lqn_seg.engine.visualize import FIGURES as DRAW
-        from lqn_seg.engine.visualize import Studio
-
-        studio = Studio(request_of(arguments))
-        for path in DRAW[arguments.figure](studio):
-            print(f"written: {path}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: figures that were written stay", file=sys.stderr)
-        return 130
-    return 2 if studio.failed else 0
+    return exit_status(lambda: draw(arguments), "figures that were written stay")
 
 
 if __name__ == "__main__":

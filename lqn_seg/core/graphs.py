@@ -7,12 +7,15 @@ it only has to keep from waiting for the device, and from sending it numbers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lqn_seg.core.timing import is_out_of_memory
 
 # PyTorch asks for a few before a capture: libraries set themselves up in them.
 _WARM_UPS = 2
@@ -30,7 +33,7 @@ class Replay:
 
     The function gives the same shapes for the same shapes, and may write to storage of its own. Its
     inputs are copied to where they were at the capture; what it returns is there until the next
-    call.
+    call. Where it cannot be captured it is run as it is, with a warning once.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -39,18 +42,31 @@ class Replay:
         self._inputs: tuple[Tensor, ...] = ()
         self._outputs: Any = None
         self._replay: Callable[[], None] | None = None
+        self._refused = False
 
     def __call__(self, device: torch.device, *inputs: Tensor) -> Any:
         """`function(*inputs)`, on that device."""
         shapes = [(x.shape, x.dtype) for x in inputs]
-        if self._replay is None or shapes != self._shapes:
+        if not self._refused and (self._replay is None or shapes != self._shapes):
             self._shapes = shapes
-            self._inputs = tuple(x.detach().to(device, copy=True) for x in inputs)
-            self._outputs, self._replay = record(self._function, self._inputs)
+            self._capture(device, inputs)
+        if self._refused or self._replay is None:
+            return self._function(*inputs)
         for place, given in zip(self._inputs, inputs):
             place.copy_(given)
         self._replay()
         return self._outputs
+
+    def _capture(self, device: torch.device, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = tuple(x.detach().to(device, copy=True) for x in inputs)
+        try:
+            self._outputs, self._replay = record(self._function, self._inputs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self._refused, self._inputs = True, ()
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"not run as a CUDA graph, so more slowly: {reason}", stacklevel=2)
 
 
 def record(

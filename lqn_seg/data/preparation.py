@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from lqn_seg.command_line import Parser, exit_status
 from lqn_seg.data.catalog import dataset_roots
-from lqn_seg.errors import InputError
 
 
 def prepare_splits(
@@ -22,19 +20,19 @@ def prepare_splits(
         write: (root, split) -> how many files it wrote, or the one that names them.
 
     Returns:
-        The exit status: 2 after one sentence on standard error where an input is wrong.
+        The exit status, as `exit_status` has it.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=description)
+    root = dataset_roots()[0]
+    parser.add_argument(
+        "--root", type=Path, default=root, metavar="DIR", help=f"holds {folder}/ (default: {root})"
     )
-    parser.add_argument("--root", type=Path, default=dataset_roots()[0], help=f"holds {folder}/")
     parser.add_argument("--split", choices=tuple(splits), action="append", help="default: all")
     arguments = parser.parse_args()
-    try:
+
+    def prepare() -> None:
         for split in arguments.split or splits:
             written = write(arguments.root, split)
             print(f"{split}: {written if isinstance(written, Path) else f'{written} files'}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(prepare, "start again, for the last split is not whole")

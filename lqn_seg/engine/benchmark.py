@@ -110,6 +110,9 @@ class Benchmark:
         config: what to measure.
         reference: the plain port, `tests/core/reference.py`; None where it is not wanted.
         say: is told what has been measured.
+
+    Attributes:
+        results: all of it so far, as `run` returns it; empty until the teacher has been timed.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Benchmark:
         say: Callable[[str], None] = print,
     ) -> None:
         self.config, self.reference, self.say = config, reference, say
+        self.results: dict[str, Any] = {}
         self.device = torch.device(config.device)
         resolved = (resolve_precision(name, self.device) for name in config.precisions)
         self.precisions = tuple(dict.fromkeys(resolved))
@@ -146,6 +150,7 @@ class Benchmark:
                 "baselines": [],
                 "sweeps": {},
             }
+            self.results = results
             for variant in self.config.variants:
                 methods, references = self._variant(variant)
                 results["methods"] += methods
@@ -153,8 +158,8 @@ class Benchmark:
             if self.config.baselines:
                 results["baselines"] = self._baselines()
             if self.config.sweep:
-                results["sweeps"] = self._sweeps()
-                results["depth"] = self._depth()
+                sweeps, depth = self._sweeps(), self._depth()
+                results |= {"sweeps": sweeps, "depth": depth}
         return results
 
     def _environment(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from lqn_seg.core.fit import nearest
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.engine.config import methods, segmentation_config
 from lqn_seg.errors import InputError
@@ -20,6 +21,8 @@ from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.dinov2 import load_dinov2
 from lqn_seg.teachers.eomt import ABSOLUTE, EomtTeacher, load_eomt
 
+TEACHERS = ("eomt", "dinov2", "clip")
+
 
 def build_teacher(cfg: CfgNode) -> Teacher[Any]:
     """The frozen teacher of a configuration, on its device.
@@ -30,10 +33,14 @@ def build_teacher(cfg: CfgNode) -> Teacher[Any]:
     teacher = cfg.MODEL.LQN.TEACHER
     if cfg.MODEL.WEIGHTS and cfg.MODEL.META_ARCHITECTURE == "LQNTTTMetaArch":
         raise InputError("MODEL.WEIGHTS is not read: the weights are MODEL.LQN.TEACHER.WEIGHTS")
-    if teacher.NAME not in ("eomt", "dinov2"):
-        raise InputError(f"MODEL.LQN.TEACHER.NAME must be eomt or dinov2, not {teacher.NAME!r}")
+    nearest(teacher.NAME, TEACHERS, "MODEL.LQN.TEACHER.NAME")
     if not teacher.WEIGHTS and not teacher.CONFIG:
         raise InputError("MODEL.LQN.TEACHER.WEIGHTS and .CONFIG are both empty: name one of them")
+    if teacher.NAME == "clip":
+        from lqn_seg.teachers.clip import load_clip  # open_clip takes a second
+
+        precision = cfg.get("CLASSIFICATION", {}).get("TEACHER_PRECISION", "float32")
+        return load_clip(find_local(teacher.WEIGHTS), teacher.CONFIG, cfg.MODEL.DEVICE, precision)
     files = find_local(teacher.WEIGHTS), find_local(teacher.CONFIG)
     size = _image_size(teacher.IMAGE_SIZE)
     if teacher.NAME == "dinov2":
@@ -76,7 +83,7 @@ def build_segmenter(
     if not isinstance(teacher, EomtTeacher):
         raise InputError(
             f"MODEL.LQN.TEACHER.NAME: {cfg.MODEL.LQN.TEACHER.NAME} has no mask head to segment "
-            "with; train an EoMT on it (MODEL.LQN.TRAIN.BACKBONE), or use it as a backbone"
+            "with; an EoMT has one (MODEL.LQN.TRAIN.BACKBONE trains it on a DINOv2)"
         )
     head = EomtHead(teacher.model)
     if num_classes is not None and head.num_classes != num_classes:
@@ -121,16 +128,19 @@ def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None
     return load_calibration(beside, teacher) if weights and beside.is_file() else None
 
 
-def describe_teacher(cfg: CfgNode, teacher: Teacher[Any], calibration: Calibration | None) -> str:
-    """What was loaded from where, in a line for the log."""
+def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
+    """What was loaded from where, in words for the log."""
     named = cfg.MODEL.LQN.TEACHER
     rows, columns = teacher.grid
-    calibrated = "none"
-    if calibration is not None:
-        calibrated = cfg.MODEL.LQN.CALIBRATION or f"{named.WEIGHTS}/{FILE_NAME}"
     source = " ".join(filter(None, (named.CONFIG, named.WEIGHTS)))
     return (
         f"teacher: {named.NAME} from {source if named.WEIGHTS else 'random weights'} on "
-        f"{cfg.MODEL.DEVICE}, "
-        f"{teacher.num_layers} layers of {rows} x {columns} tokens; calibration: {calibrated}"
+        f"{cfg.MODEL.DEVICE}, {teacher.num_layers} layers of {rows} x {columns} tokens"
     )
+
+
+def describe_calibration(cfg: CfgNode, calibration: Calibration | None) -> str:
+    """Where `build_calibration` found it, in words for the log."""
+    beside = f"{cfg.MODEL.LQN.TEACHER.WEIGHTS}/{FILE_NAME}"
+    found = cfg.MODEL.LQN.CALIBRATION or beside
+    return f"calibration: {found if calibration is not None else 'none'}"

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
-from lqn_seg.engine.build import build_teacher, find_local
+from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
 from lqn_seg.engine.config import load_cfg, segmentation_config
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.calibration import FILE_NAME, QUANTILE, calibrate, save_calibration
+from lqn_seg.segmentation.calibration import (
+    FILE_NAME,
+    PASSES,
+    QUANTILE,
+    calibrate,
+    save_calibration,
+)
 from lqn_seg.segmentation.windows import layout_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -58,11 +65,13 @@ def calibrate_teacher(
     if not 0 <= share < 0.5:
         raise InputError(f"--quantile must be in [0, 0.5), not {share}")
     teacher = build_teacher(cfg)
+    print(describe_teacher(cfg, teacher), flush=True)
     inference = segmentation_config(cfg).inference
 
     def batches() -> Iterator[Tensor]:
         waiting: list[Tensor] = []
         for file in files:
+            bar.update()
             image = torch.from_numpy(read_image(file)).movedim(2, 0)
             layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
             waiting.extend(layout.crops(image).float() / 255)
@@ -72,7 +81,8 @@ def calibrate_teacher(
         if waiting:
             yield torch.stack(waiting).to(teacher.device)
 
-    found = calibrate(teacher, batches, share)
+    with tqdm(total=PASSES * len(files), desc=f"{PASSES} passes", unit="image") as bar:
+        found = calibrate(teacher, batches, share)
     save_calibration(
         output,
         found,

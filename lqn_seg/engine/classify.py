@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
+from tqdm import tqdm
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation
@@ -23,15 +24,21 @@ from lqn_seg.core.gauge import Calibration
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
 from lqn_seg.engine import launch
-from lqn_seg.engine.build import build_calibration, find_local
+from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
 from lqn_seg.engine.classification_config import adaptation
 from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
 from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
 from lqn_seg.evaluation.cost import Cost, measure
-from lqn_seg.segmentation.calibration import FILE_NAME, QUANTILE, calibrate, save_calibration
-from lqn_seg.teachers.clip import ClipTeacher, load_clip
+from lqn_seg.segmentation.calibration import (
+    FILE_NAME,
+    PASSES,
+    QUANTILE,
+    calibrate,
+    save_calibration,
+)
+from lqn_seg.teachers.clip import ClipTeacher
 
 _CALIBRATION_BATCH = 32
 
@@ -104,7 +111,7 @@ class Classification(DatasetRun):
         if condition != self._condition:
             self.classifier.reset()
             self._condition = condition
-        images = [self.image(condition, record) for record in records]
+        images = self.images(condition, records)
         for record, by_method in zip(records, self.classifier(images)):
             yield {
                 "methods": {
@@ -199,11 +206,12 @@ def build_clip(cfg: CfgNode) -> ClipTeacher:
     Raises:
         InputError: the teacher is no CLIP, or its files are missing or do not fit.
     """
-    teacher = cfg.MODEL.LQN.TEACHER
-    if teacher.NAME != "clip":
-        raise InputError(f"MODEL.LQN.TEACHER.NAME must be clip, not {teacher.NAME!r}")
-    precision = cfg.CLASSIFICATION.TEACHER_PRECISION
-    return load_clip(find_local(teacher.WEIGHTS), teacher.CONFIG, cfg.MODEL.DEVICE, precision)
+    name = cfg.MODEL.LQN.TEACHER.NAME
+    if name != "clip":
+        raise InputError(f"MODEL.LQN.TEACHER.NAME must be clip, not {name!r}")
+    teacher = build_teacher(cfg)
+    assert isinstance(teacher, ClipTeacher)
+    return teacher
 
 
 def _labelled(name: str) -> Dataset:
@@ -233,10 +241,13 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(records), _CALIBRATION_BATCH):
             chunk = records[start : start + _CALIBRATION_BATCH]
+            bar.update(len(chunk))
             views = [centre_view(read_labelled_image(record), teacher) for record in chunk]
             yield torch.stack(views).to(teacher.device).float() / 255
 
-    found = calibrate(teacher, batches, QUANTILE)
+    print(describe_teacher(cfg, teacher), flush=True)
+    with tqdm(total=PASSES * len(records), desc=f"{PASSES} passes", unit="image") as bar:
+        found = calibrate(teacher, batches, QUANTILE)
     about = {"images": len(records), "from": dataset, "quantile": QUANTILE}
     save_calibration(folder / FILE_NAME, found, about)
     return folder / FILE_NAME

@@ -1,18 +1,26 @@
-"""What the commands that evaluate have in common: flags, processes, exit status. Needs no torch."""
+"""What the commands have in common: their flags, and how many processes they run in.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
-from lqn_seg.errors import InputError, PeerError
+DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo_lqn.yaml"
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
+def add_config_flags(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
     """``--config-file``, ``--device`` and trailing ``KEY VALUE`` pairs."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument(
+        "--config-file",
+        required=default is None,
+        default=default and str(default),
+        metavar="FILE",
+        help="YAML configuration" + (" (default: the demo's)" if default else ""),
+    )
     parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
     parser.add_argument(
         "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
@@ -41,28 +49,9 @@ def processes(arguments: argparse.Namespace) -> int:
     return arguments.num_gpus * arguments.num_machines
 
 
-def is_launched() -> bool:
-    """Whether this is one of several processes that `torchrun` started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
 def start_processes(arguments: argparse.Namespace) -> int:
     """Run this command again in as many processes as were asked for; returns its exit status."""
     from lqn_seg.engine import launch
 
     machines = (arguments.num_machines, arguments.machine_rank, arguments.dist_url)
     return launch.start(sys.argv, arguments.num_gpus, *machines)
-
-
-def exit_status(command: Callable[[], int | None]) -> int:
-    """A command's exit status; bad input is one sentence, from one of the processes."""
-    try:
-        return command() or 0
-    except PeerError:
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: go on with --resume", file=sys.stderr)
-        return 130

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.comparators import Comparator
 from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
+from lqn_seg.segmentation.token_methods import Answer, TokenMethod
 from lqn_seg.segmentation.views import PIXEL_CONTROLS, PixelControl
 
 UNTRAINED = "untrained"  # the control of 0 steps: a fresh student, never fitted
 METHODS = (*VARIANTS, *ALIASES, UNTRAINED, *PIXEL_CONTROLS)
+_own_methods: dict[str, TokenMethod] = {}  # by name: `register_method`
 # Set by the variant, not by the user: see `with_variant`.
 _BY_VARIANT = {"student": ("source", "axes"), "fit": ("variant",)}
 
@@ -216,6 +219,23 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def register_method(name: str, answer: Answer) -> None:
+    """Make a test-time method of one's own known by a name, for ``METHODS`` and every table.
+
+    Args:
+        name: letters, digits, ``_`` and ``-``; the same name again replaces what it was.
+        answer: (teacher, normalised images (B, 3, h, w), token field (B, L, H, W, D)) to the last
+            layer's tokens (B, H, W, D), which the frozen head reads. Its time is the column "fit";
+            its GMACs are not counted.
+
+    Raises:
+        InputError: the name is one of this project's, or has other characters.
+    """
+    if name in METHODS or not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"a method of one's own needs a name of its own, not {name!r}")
+    _own_methods[name] = TokenMethod(name, answer)
+
+
 def method_config(cfg: CfgNode, name: str) -> Method:
     """The recipe of a method by name; None for ``teacher``.
 
@@ -224,7 +244,7 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     recipe with 0 steps, and the names in ``PIXEL_CONTROLS`` change pixels instead; ``lqn@paper`` is
     the variant ``lqn`` with the recipe of the preset ``paper`` at this configuration's student
     sizes; ``mask2former=DIRECTORY`` (any label, a directory or hub id) is another model to compare
-    with.
+    with; and the names of `register_method`.
 
     Raises:
         InputError: no method or preset has that name.
@@ -232,11 +252,11 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     if "=" in name:
         return Comparator.parse(name)
     variant, _, recipe = name.partition("@")
-    nearest(variant, METHODS, "method")
-    if variant in PIXEL_CONTROLS:
+    nearest(variant, (*METHODS, *_own_methods), "method")
+    if variant in (*PIXEL_CONTROLS, *_own_methods):
         if recipe:
             raise InputError(f"method {name!r}: {variant} has no recipe to take from a preset")
-        return PixelControl(variant)
+        return _own_methods.get(variant) or PixelControl(variant)
     config = lqn_config(cfg, recipe or None)
     if variant == UNTRAINED:
         return dataclasses.replace(config, fit=dataclasses.replace(config.fit, steps=0))
@@ -289,6 +309,19 @@ def load_cfg(path: str, overrides: Sequence[str] = (), device: str = "") -> CfgN
     return cfg
 
 
+def load_any_cfg(path: str, overrides: Sequence[str] = (), device: str = "") -> CfgNode:
+    """`load_cfg`, or where the file has a ``CLASSIFICATION`` node, `load_classification_cfg`."""
+    try:
+        classification = "CLASSIFICATION" in CfgNode.load_yaml_with_base(path)
+    except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError, TypeError):
+        classification = False  # the other one says what is wrong
+    if not classification:
+        return load_cfg(path, overrides, device)
+    from lqn_seg.engine.classification_config import load_classification_cfg  # takes open_clip
+
+    return load_classification_cfg(path, overrides, device)
+
+
 def merge_cfg(
     cfg: CfgNode,
     path: str,
@@ -303,6 +336,8 @@ def merge_cfg(
     """
     if not Path(path).is_file():
         raise InputError(f"there is no config file {path}")
+    if misplaced := [word for word in overrides if str(word).startswith("--")]:
+        raise InputError(f"options come before KEY VALUE pairs: move {misplaced[0]} to the front")
     if len(overrides) % 2:
         raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
     try:
@@ -409,11 +444,13 @@ __all__ = [
     "add_lqn_config",
     "augmentation_config",
     "get_cfg",
+    "load_any_cfg",
     "load_cfg",
     "lqn_config",
     "merge_cfg",
     "method_config",
     "methods",
+    "register_method",
     "resolve_device",
     "segmentation_config",
 ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from lqn_seg.engine.build import build_teacher
-from lqn_seg.engine.config import load_cfg, method_config, segmentation_config
+from lqn_seg.engine.build import build_teacher, describe_teacher
+from lqn_seg.engine.config import load_any_cfg, method_config, segmentation_config
 from lqn_seg.engine.probe import Probe, centred, readers, share, student_method
 from lqn_seg.errors import InputError
 
@@ -33,30 +34,39 @@ class FitDiagnosis:
 
 @torch.no_grad()
 def diagnose(
-    config_file: str, methods: Sequence[str], images: int = 4, overrides: Sequence[str] = ()
-) -> dict[str, FitDiagnosis]:
+    config_file: str,
+    methods: Sequence[str],
+    images: int = 4,
+    overrides: Sequence[str] = (),
+    device: str = "",
+) -> Iterator[tuple[str, FitDiagnosis]]:
     """Fit the students of some methods to the first images of a configuration's data set.
 
     All layers are fitted and asked, whatever the recipe reads out; nothing is restored.
 
+    Yields:
+        A method's name and what its students were like, as each is done.
+
     Raises:
         InputError: a method has no student, or the configuration is wrong.
     """
-    cfg = load_cfg(config_file, overrides)
+    cfg = load_any_cfg(config_file, overrides, device)
     teacher = build_teacher(cfg)
+    print(describe_teacher(cfg, teacher), flush=True)
     recipes = {name: student_method(name, method_config(cfg, name)) for name in methods}
     looked_at = [read().tensor for read in readers(cfg, (), images)]
     probe = Probe(teacher, looked_at, segmentation_config(cfg).inference)
-    found = {}
-    for name, recipe in recipes.items():
+    for name, recipe in tqdm(recipes.items(), unit="recipe"):
         students = probe.fit(recipe)
         answers = [students.query_layer(layer) for layer in range(1, probe.depth + 1)]
-        found[name] = FitDiagnosis(
-            loss=students.loss_curve.mean(0).tolist(),
-            error=probe.errors(students),
-            sensitivity=[share(centred(a), probe.field[:, k]) for k, a in enumerate(answers)],
+        yield (
+            name,
+            FitDiagnosis(
+                loss=students.loss_curve.mean(0).tolist(),
+                error=probe.errors(students),
+                sensitivity=[share(centred(a), probe.field[:, k]) for k, a in enumerate(answers)],
+            ),
         )
-    return found
 
 
 def write_diagnosis(found: Mapping[str, FitDiagnosis], folder: Path) -> list[Path]:

@@ -14,8 +14,9 @@ import platform
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
 from lqn_seg.data.images import read_image
 from lqn_seg.engine import launch
+from lqn_seg.engine.ahead import ReadAhead
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
 from lqn_seg.engine.launch import fixed_threads
@@ -70,6 +72,11 @@ class Condition:
 
     def __str__(self) -> str:
         return self.corruption if self.corruption == CLEAN else f"{self.corruption}-{self.severity}"
+
+    @property
+    def words(self) -> str:
+        """For people: "gaussian noise-3"."""
+        return str(self).replace("_", " ")
 
     def apply(self, image: Any, seed: int) -> Any:
         """(H, W, 3) uint8 to the same, damaged."""
@@ -141,10 +148,12 @@ class DatasetRun(ABC):
         if not records:
             raise InputError(f"no image can be evaluated: {dataset.problems[0]}")
         self.conditions = conditions(cfg) if chosen is None else list(chosen)
-        names = [str(condition) for condition in self.conditions]
+        self._by_name = {str(condition): condition for condition in self.conditions}
+        names = list(self._by_name)
         fingerprint = self._common_fingerprint(listed) | self._fingerprint()
         self.shards = ShardedRun(folder, fingerprint, names, resume, strict)
         self.fingerprint = fingerprint
+        self._ahead: ReadAhead[Any] = ReadAhead()
 
     def _common_fingerprint(self, listed: list[Record]) -> dict[str, Any]:
         return {
@@ -167,19 +176,42 @@ class DatasetRun(ABC):
     def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterable[ImageLine]:
         """``{"methods": name -> line}`` for each record, in their order."""
 
+    @abstractmethod
+    def image(self, condition: Condition, record: Record) -> Any:
+        """A record's pixels under a condition, uint8, as the model takes them."""
+
+    def images(self, condition: Condition, records: Sequence[Record]) -> list[Any]:
+        """`image` of each record; those that were announced have been read meanwhile."""
+        calls = self._calls(condition, records)
+        return [self._ahead.take(key, call) for key, call in calls.items()]
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether images are read while others are worked on: not on a CPU, which would be busy
+        with both, and the methods' times would say so."""
+        return self.model.teacher.device.type != "cpu"
+
+    def _announce(self, name: str, records: Sequence[Record]) -> None:
+        self._ahead.begin(self._calls(self._by_name[name], records))
+
+    def _calls(
+        self, condition: Condition, records: Sequence[Record]
+    ) -> dict[Hashable, Callable[[], Any]]:
+        return {(condition, r["image_id"]): partial(self.image, condition, r) for r in records}
+
     @property
     def is_subset(self) -> bool:
         return len(self.records) < self.total
 
     def run(self, progress: bool = True) -> None:
         """Predict and score what is not on disk yet, each process its share of it."""
-        by_name = {str(condition): condition for condition in self.conditions}
         with fixed_threads(self.cfg.MODEL.LQN.EVAL.THREADS):
             self.shards.execute(
                 self.records,
                 self.model.config.batch,
-                lambda name, records: self._predict(by_name[name], records),
+                lambda name, records: self._predict(self._by_name[name], records),
                 progress,
+                self._announce if self.reads_ahead else None,
             )
         if launch.is_main() and not self.scored:
             raise InputError(f"no image could be evaluated: {next(iter(self.failures.values()))}")
@@ -263,7 +295,7 @@ class Evaluation(DatasetRun):
         }
 
     def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterable[ImageLine]:
-        images = [self.image(condition, record) for record in records]
+        images = self.images(condition, records)
         sizes = [(int(record["height"]), int(record["width"])) for record in records]
         for record, by_method in zip(records, self.segmenter(images, sizes)):
             yield {

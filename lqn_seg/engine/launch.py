@@ -6,6 +6,7 @@ between the hosts, so the native engine always speaks gloo, with or without GPUs
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -132,6 +133,8 @@ def start(
             raise InputError(f"--dist-url must be tcp://HOST:PORT of machine 0, not {url!r}")
         meeting = [f"--nnodes={machines}", f"--node_rank={machine}"]
         meeting += [f"--master_addr={host}", f"--master_port={port}"]
+    # Of Ctrl-C the processes themselves say what is left; failures are logged as errors.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         main([*meeting, f"--nproc_per_node={per_machine}", *script])
     except ChildFailedError as error:

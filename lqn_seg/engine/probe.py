@@ -57,7 +57,7 @@ class Source:
     @property
     def heading(self) -> str:
         """Name and condition, for people."""
-        return f"{self.name}, {str(self.condition).replace('_', ' ')}"
+        return f"{self.name}, {self.condition.words}"
 
 
 def image_files(inputs: Sequence[str]) -> list[Path]:

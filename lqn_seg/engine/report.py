@@ -470,7 +470,8 @@ class Report:
             for method in chosen:
                 ids, segments = predictions[method].output["panoptic_seg"]
                 maps[title(method)] = Segmentation(ids.cpu().numpy(), segments)
-            figures = {title(m): _figure(evaluator, record, predictions[m].output) for m in chosen}
+            found = {m: evaluator.statistics(record, predictions[m].output) for m in chosen}
+            scores = {title(m): evaluator.summarize([found[m]])["PQ"] for m in chosen}
             rows.append(
                 comparison_row(
                     image.permute(1, 2, 0).numpy(),
@@ -479,8 +480,8 @@ class Report:
                     metadata.categories,
                     reference=title(chosen[0]),
                     compared=title(chosen[-1]),
-                    label=str(condition),
-                    figures=figures,
+                    label=condition.words,
+                    figures=score_texts(scores, "PQ"),
                 )
             )
             drawn.extend(maps.values())
@@ -493,9 +494,14 @@ def panel_conditions(conditions: Sequence[Condition]) -> list[Condition]:
     return preferred if len(preferred) > 1 else list(conditions[:3])
 
 
-def _figure(evaluator: Any, record: Mapping[str, Any], output: Mapping[str, Any]) -> str:
-    value = evaluator.summarize([evaluator.statistics(record, output)])["PQ"]
-    return f"PQ {value:.0f}"
+def score_texts(scores: Mapping[str, float | None], metric: str) -> dict[str, str]:
+    """ "PQ 61" for the first, "PQ 64 (+3)" for the others; nothing without ground truth."""
+    first, *_ = scores.values()
+    texts = {}
+    for k, (name, score) in enumerate(scores.items()):
+        if score is not None and first is not None:
+            texts[name] = f"{metric} {score:.0f}" + (f" ({score - first:+.0f})" if k else "")
+    return texts
 
 
 def short_name(name: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
-from lqn_seg.engine.build import describe_teacher
+from lqn_seg.engine.build import describe_calibration, describe_teacher
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import DatasetRun, Evaluation
 from lqn_seg.engine.report import Report
@@ -69,24 +68,29 @@ def _conclude(evaluation: Evaluation) -> Report:
 
 
 def execute(runs: Sequence[DatasetRun]) -> None:
-    """Say what is about to run, and run it; each process does its share."""
+    """Say what is about to run, and run it; each process does its share.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; it says how much is done.
+    """
     if launch.is_main():
         _announce(runs)
     try:
         for run in runs:
             run.run()
     except KeyboardInterrupt:
-        if launch.is_main():
-            for run in runs:
-                print(f"\ninterrupted with {run.progress()}", file=sys.stderr)
-        raise
+        if not launch.is_main():
+            raise
+        done = ", ".join(run.progress() for run in runs)
+        raise KeyboardInterrupt(f"{done}; go on with --resume") from None
 
 
 def _announce(runs: Sequence[DatasetRun]) -> None:
     """What is about to run, and from where."""
     first = runs[0]
     print(
-        f"{describe_teacher(first.cfg, first.model.teacher, first.model.calibration)}; "
+        f"{describe_teacher(first.cfg, first.model.teacher)}; "
+        f"{describe_calibration(first.cfg, first.model.calibration)}; "
         f"results: {Path(first.cfg.OUTPUT_DIR) / 'inference'}",
         flush=True,
     )

@@ -17,6 +17,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,12 @@ class ShardedRun:
         return chunks
 
     def execute(
-        self, records: Sequence[Record], batch: int, work: Work, progress: bool = True
+        self,
+        records: Sequence[Record],
+        batch: int,
+        work: Work,
+        progress: bool = True,
+        announce: Callable[[str, Sequence[Record]], None] | None = None,
     ) -> None:
         """Do what is not finished, each process its share, and wait for one another.
 
@@ -201,6 +207,7 @@ class ShardedRun:
             batch: images that ``work`` is given at a time.
             work: a group's results for some records, in their order; each depends on its own record
                 alone.
+            announce: is told the chunk that comes next before each is worked on.
 
         Raises:
             InputError: from ``work``, where the run is strict.
@@ -210,8 +217,10 @@ class ShardedRun:
         self._kept = None
         mine = todo[launch.rank() :: launch.size()]
         with _bar(sum(len(chunk) for _, chunk in mine), progress) as bar:
-            for group, chunk in mine:
+            for (group, chunk), following in zip_longest(mine, mine[1:]):
                 bar.set_description(f"{group:<20}", refresh=False)
+                if announce is not None and following is not None:
+                    announce(*following)
                 self._keep(group, self._attempt(work, group, chunk))
                 bar.update(len(chunk))
         others = launch.gather((self.unwritten, self.complaint))

@@ -22,6 +22,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from lqn_seg.command_line import patient
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.build import find_local
 from lqn_seg.engine.config import augmentation_config, get_cfg
@@ -253,7 +254,12 @@ class TeacherTrainer:
         return loss.item()
 
     def train(self, resume: bool = False) -> Path:
-        """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher."""
+        """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; a checkpoint has been written after the last whole iteration.
+            InputError: the loss is not finite any more, or the checkpoint is another run's.
+        """
         self.output.mkdir(parents=True, exist_ok=True)
         if resume:
             self.load_checkpoint()
@@ -261,27 +267,40 @@ class TeacherTrainer:
         solver = self.cfg.SOLVER
         started = time.perf_counter()
         already, first = self.seconds, self.iteration
-        while self.iteration < solver.MAX_ITER:
-            loss = self.step()
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"training diverged at iteration {self.iteration}: lower SOLVER.BASE_LR"
-                )
-            self.losses.append(round(loss, 4))
-            self.seconds = already + time.perf_counter() - started
-            if self.iteration % 20 == 0 or self.iteration == solver.MAX_ITER:
-                pace = (time.perf_counter() - started) / (self.iteration - first)
-                left = (solver.MAX_ITER - self.iteration) * pace
-                print(
-                    f"iteration {self.iteration}/{solver.MAX_ITER}  "
-                    f"loss {np.mean(self.losses[-20:]):.3f}  {pace:.2f} s/iteration  "
-                    f"eta {left / 60:.0f} min",
-                    flush=True,
-                )
-            if self.iteration % solver.CHECKPOINT_PERIOD == 0:
-                self.save_checkpoint()
+        with patient() as stop:
+            while self.iteration < solver.MAX_ITER:
+                self._checked_step()
+                elapsed = time.perf_counter() - started
+                self.seconds = already + elapsed
+                if self.iteration % 20 == 0 or self.iteration == solver.MAX_ITER:
+                    self._tell(elapsed / (self.iteration - first))
+                if self.iteration % solver.CHECKPOINT_PERIOD == 0:
+                    self.save_checkpoint()
+                if stop():
+                    self.save_checkpoint()
+                    raise KeyboardInterrupt(
+                        f"{self.iteration} of {solver.MAX_ITER} iterations are in "
+                        f"{self.checkpoint_path}; go on with --resume"
+                    )
         self.save_checkpoint()
         return self.export()
+
+    def _checked_step(self) -> None:
+        loss = self.step()
+        if not math.isfinite(loss):
+            raise InputError(
+                f"training diverged at iteration {self.iteration}: lower SOLVER.BASE_LR"
+            )
+        self.losses.append(round(loss, 4))
+
+    def _tell(self, pace: float) -> None:
+        """How far the training is; ``pace`` is in seconds per iteration."""
+        total = self.cfg.SOLVER.MAX_ITER
+        print(
+            f"iteration {self.iteration}/{total}  loss {np.mean(self.losses[-20:]):.3f}  "
+            f"{pace:.2f} s/iteration  eta {(total - self.iteration) * pace / 60:.0f} min",
+            flush=True,
+        )
 
     def export(self) -> Path:
         """Write the teacher as transformers does (safetensors) beside how it was made."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lqn_seg.classification.prompts import templates
+from lqn_seg.command_line import patient
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine.build import find_local
@@ -74,29 +75,36 @@ class ClipTrainer:
         self._centre()
 
     def train(self, progress: bool = True) -> Path:
-        """Run all iterations and write the model; returns its folder."""
+        """Run all iterations and write the model; returns its folder.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the model as it was then is written all the same.
+        """
         solver, model = self.solver, self.model.train()
         optimizer = torch.optim.AdamW(_groups(model, solver), betas=(0.9, 0.98), fused=True)
         losses, start = [], time.perf_counter()
         bar = tqdm(range(solver.MAX_ITER), unit="step", disable=not progress, smoothing=0.05)
-        for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = solver.BASE_LR * group["share"] * self._schedule(step)
-            loss = self._loss(*self._batch())
-            model.zero_grad()
-            loss.backward()
-            optimizer.step()
-            model.logit_scale.data.clamp_(0, math.log(MAX_LOGIT_SCALE))
-            losses.append(loss.item())
-            if step % 50 == 49:
-                bar.set_description(f"loss {sum(losses[-50:]) / 50:.3f}")
+        with patient() as stop:
+            for step in bar:
+                for group in optimizer.param_groups:
+                    group["lr"] = solver.BASE_LR * group["share"] * self._schedule(step)
+                loss = self._loss(*self._batch())
+                model.zero_grad()
+                loss.backward()
+                optimizer.step()
+                model.logit_scale.data.clamp_(0, math.log(MAX_LOGIT_SCALE))
+                losses.append(loss.item())
+                if step % 50 == 49:
+                    bar.set_description(f"loss {sum(losses[-50:]) / 50:.3f}")
+                if stop():
+                    break
         folder = Path(self.cfg.OUTPUT_DIR)
         self._forget_unseen_words()
         save_clip(folder, model, self.model_cfg)
         about = {
             "dataset": self.cfg.DATASETS.TRAIN[0],
             "images": len(self.labels),
-            "iterations": solver.MAX_ITER,
+            "iterations": len(losses),
             "images_per_iteration": solver.IMS_PER_BATCH,
             "seed": max(self.cfg.SEED, 0),
             "loss_first_100": sum(losses[:100]) / len(losses[:100]),
@@ -105,6 +113,9 @@ class ClipTrainer:
             "torch": torch.__version__,
         }
         (folder / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+        if len(losses) < solver.MAX_ITER:
+            made = f"{len(losses)} of {solver.MAX_ITER} iterations"
+            raise KeyboardInterrupt(f"the model after {made} is in {folder}")
         return folder
 
     @torch.no_grad()

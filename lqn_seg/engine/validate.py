@@ -20,6 +20,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
+from lqn_seg.command_line import patient
 from lqn_seg.data.catalog import Dataset, Metadata, Record, get_dataset
 from lqn_seg.data.images import read_id_map
 from lqn_seg.engine.ground_truth import (
@@ -61,6 +62,7 @@ class Validation:
         truth, damaged: metrics of the ground truth as prediction, and of its damaged copy.
         references: implementation -> task and its scores of the damaged copy.
         stored: metric -> our score of the stored prediction, and the reference's.
+        interrupted: Ctrl-C came before the last image.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Validation:
     damaged: Metrics = field(default_factory=dict)
     references: dict[str, tuple[str, dict[str, float]]] = field(default_factory=dict)
     stored: dict[str, tuple[float, float]] = field(default_factory=dict)
+    interrupted: bool = False
 
     def text(self, most: int = 20) -> str:
         """The report, with at most so many problems spelled out."""
@@ -103,6 +106,8 @@ class Validation:
 def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Validation:
     """Check a data set's files and score its ground truth, whole and damaged.
 
+    Ctrl-C ends it early: what was looked at until then is reported.
+
     Args:
         dataset: what to check.
         max_images: look at the first so many; 0 is all.
@@ -113,21 +118,26 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
     """
     metadata, records = dataset.metadata, dataset.records()
     chosen = records[: max_images or None]
-    found = Validation(metadata.name, len(chosen), len(records), _duplicates(records))
+    found = Validation(metadata.name, 0, len(records), _duplicates(records))
     scorers = {kind: build_scorers(records[0], metadata) for kind in ("truth", "damaged")}
     with tempfile.TemporaryDirectory() as folder:
         references = build_references(records[0], metadata, Path(folder))
-        for record in tqdm(chosen, unit="image", disable=not progress):
-            truth = _read(record, metadata, found)
-            if truth is None:
-                continue
-            copy = damage(truth, metadata)
-            for kind, given in (("truth", truth), ("damaged", copy)):
-                output = given.output(metadata.num_classes)
-                for scorer in scorers[kind].values():
-                    scorer.process([record], [output])
-            for reference in references:
-                reference.add(record, copy)
+        with patient() as stop:
+            for record in tqdm(chosen, unit="image", disable=not progress):
+                if stop():
+                    found.interrupted = True
+                    break
+                found.images += 1
+                truth = _read(record, metadata, found)
+                if truth is None:
+                    continue
+                copy = damage(truth, metadata)
+                for kind, given in (("truth", truth), ("damaged", copy)):
+                    output = given.output(metadata.num_classes)
+                    for scorer in scorers[kind].values():
+                        scorer.process([record], [output])
+                for reference in references:
+                    reference.add(record, copy)
         if all(scorer.images for scorer in scorers["truth"].values()):
             found.truth, found.damaged = (_evaluate(scorers[k]) for k in ("truth", "damaged"))
             found.references = {r.source: (r.task, r.scores()) for r in references}

@@ -21,8 +21,14 @@ from lqn_seg.core.fit import LQNConfig, nearest
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS
-from lqn_seg.engine.build import build_calibration, build_segmenter, build_teacher, describe_teacher
-from lqn_seg.engine.config import load_cfg, method_config, segmentation_config
+from lqn_seg.engine.build import (
+    build_calibration,
+    build_segmenter,
+    build_teacher,
+    describe_calibration,
+    describe_teacher,
+)
+from lqn_seg.engine.config import load_any_cfg, method_config, segmentation_config
 from lqn_seg.engine.inference import CLEAN, Condition, build_evaluators
 from lqn_seg.engine.probe import (
     Probe,
@@ -32,7 +38,7 @@ from lqn_seg.engine.probe import (
     readers,
     student_method,
 )
-from lqn_seg.engine.report import title
+from lqn_seg.engine.report import score_texts, title
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Method, Prediction, Segmenter
 from lqn_seg.teachers.base import Teacher
@@ -99,7 +105,7 @@ class Studio:
         self.request, self.failed = request, 0
         # One image at a time: students beside it would be copies, and a user would wait for them.
         overrides = ["MODEL.LQN.BATCH", "1", *request.overrides]
-        self.cfg = load_cfg(request.config_file, overrides, request.device)
+        self.cfg = load_any_cfg(request.config_file, overrides, request.device)
         torch.set_num_threads(self.cfg.MODEL.LQN.EVAL.THREADS)
         self.config = segmentation_config(self.cfg)
 
@@ -119,7 +125,7 @@ class Studio:
         if "segmenter" in self.__dict__:
             return self.segmenter.teacher
         teacher = build_teacher(self.cfg)
-        print(describe_teacher(self.cfg, teacher, build_calibration(self.cfg, teacher)), flush=True)
+        print(describe_teacher(self.cfg, teacher), flush=True)
         return teacher
 
     @cached_property
@@ -132,7 +138,8 @@ class Studio:
         known = self.metadata
         things, classes = (known.thing_ids, known.num_classes) if known else (frozenset(), None)
         built = build_segmenter(self.cfg, things, classes, chosen)
-        print(describe_teacher(self.cfg, built.teacher, built.calibration), flush=True)
+        calibration = describe_calibration(self.cfg, built.calibration)
+        print(f"{describe_teacher(self.cfg, built.teacher)}; {calibration}", flush=True)
         return built
 
     def segmenter_of(self, methods: dict[str, Method]) -> Segmenter:
@@ -365,22 +372,12 @@ def compare(
                 studio.categories,
                 reference=names[0],
                 compared=names[-1],
-                label=str(source.condition) if source.record or len(images) > 1 else "",
-                figures=_score_texts(scores, studio.metric),
+                label=source.condition.words if source.record or len(images) > 1 else "",
+                figures=score_texts(scores, studio.metric),
             )
         )
         every += [*maps.values(), *([truth] if truth else [])]
     return panel(rows, [*legend_entries(every, studio.categories), *DIFFERENCE_LEGEND])
-
-
-def _score_texts(scores: dict[str, float | None], metric: str) -> dict[str, str]:
-    """ "PQ 61" for the first, "PQ 64 (+3)" for the others; nothing without ground truth."""
-    first, *_ = scores.values()
-    texts = {}
-    for k, (name, score) in enumerate(scores.items()):
-        if score is not None and first is not None:
-            texts[name] = f"{metric} {score:.0f}" + (f" ({score - first:+.0f})" if k else "")
-    return texts
 
 
 def draw_depth(studio: Studio) -> list[Path]:

@@ -325,10 +325,14 @@ def open_explorer(
     config_file: str, teachers: Mapping[str, str], device: str, overrides: list[str]
 ) -> Explorer:
     """An explorer of a configuration's teacher, and of others by name and weights."""
-    weights = {"from the configuration": ""} if not teachers else {}
-    studios = {}
-    for name, place in {**weights, **teachers}.items():
-        chosen = [*overrides, *(["MODEL.LQN.TEACHER.WEIGHTS", place] if place else [])]
-        request = Request(Path(), config_file, overrides=chosen, device=device)
-        studios[name] = Studio(request)
-    return Explorer(studios)
+
+    def studio(*further: str) -> Studio:
+        chosen = [*overrides, *further]
+        return Studio(Request(Path(), config_file, overrides=chosen, device=device))
+
+    if teachers:
+        return Explorer(
+            {name: studio("MODEL.LQN.TEACHER.WEIGHTS", place) for name, place in teachers.items()}
+        )
+    only = studio()
+    return Explorer({only.cfg.MODEL.LQN.TEACHER.WEIGHTS or "random weights": only})

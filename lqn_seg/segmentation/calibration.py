@@ -29,6 +29,7 @@ from lqn_seg.teachers.base import Teacher, normalise
 
 FILE_NAME = "calibration.safetensors"
 QUANTILE = 0.02
+PASSES = 3  # over the images
 _READINGS = ("undamaged", "residual")
 _FIELDS = ("centre", "basis", "mean", "deviation", "gain")
 Batches = Callable[[], Iterable[Tensor]]
@@ -39,7 +40,8 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
     """Find a teacher's clean ranges in three passes over clean images.
 
     Args:
-        batches: gives (B, 3, h, w) teacher inputs in 0..1, the same ones at every call.
+        batches: gives (B, 3, h, w) teacher inputs in 0..1, the same ones at every call, of
+            which there are `PASSES`.
         quantile: share of the images left out at either end of each range.
 
     Raises:

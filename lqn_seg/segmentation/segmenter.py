@@ -33,6 +33,7 @@ from lqn_seg.segmentation.postprocess import (
     panoptic_inference,
     semantic_inference,
 )
+from lqn_seg.segmentation.token_methods import TokenMethod
 from lqn_seg.segmentation.views import PixelControl, larger_size
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
@@ -44,7 +45,8 @@ from lqn_seg.segmentation.windows import (
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import EomtContext, EomtTeacher
 
-Method = LQNConfig | PixelControl | Comparator | None  # None is the teacher itself
+# None is the teacher itself.
+Method = LQNConfig | PixelControl | Comparator | TokenMethod | None
 Fitter = StudentFitter | ClosedFormField
 
 
@@ -158,7 +160,8 @@ class Segmenter:
 
     Args:
         teacher, head: frozen.
-        methods: name -> student recipe, None for the teacher itself, or what is compared with it.
+        methods: name -> student recipe, None for the teacher itself, a function of one's own, or
+            what is compared with them.
         thing_ids: contiguous ids of the classes that have instances.
         config: outputs and protocol.
         calibration: the teacher's clean ranges. Without it nothing is restored, and a gauged
@@ -427,6 +430,8 @@ class Segmenter:
     ) -> _Answer:
         """Last-layer tokens: the teacher's own, or a fresh student's, or some of both."""
         own = _Answer(run.answer, run.context.last_queries)
+        if isinstance(method, TokenMethod):
+            return self._function_answer(method, own, crops, run)
         if name not in self._fitters:
             return own
         assert isinstance(method, LQNConfig)
@@ -436,6 +441,18 @@ class Segmenter:
         if not own.share.any():
             return own
         return self._student_answer(name, own, crops, run, chunk)
+
+    def _function_answer(
+        self, method: TokenMethod, own: _Answer, crops: Tensor, run: _Pass
+    ) -> _Answer:
+        """What a function answers; where that is not finite, ``own``."""
+        clock = Clock(self.teacher.device)
+        answered = method(self.teacher, self._input(crops), run.field)
+        own.fit_ms = clock.lap()
+        finite = answered.flatten(1).isfinite().all(1)
+        own.tokens = torch.where(finite[:, None, None, None], answered, own.tokens)
+        own.fallback = ~finite.cpu()
+        return own
 
     def _student_answer(
         self, name: str, own: _Answer, crops: Tensor, run: _Pass, chunk: Sequence[_Window]

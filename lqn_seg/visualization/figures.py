@@ -269,9 +269,10 @@ def draw_reconstruction(
         above.set_title(name, fontsize="medium")
         shown = below.imshow(differences[name], cmap=SEQUENTIAL, vmin=0, vmax=most)
         below.set_xlabel(f"PSNR {psnr(image, picture):.1f} dB\nmean {differences[name].mean():.1f}")
-    axes[1][1].set_ylabel("absolute error (0-255)")
     assert shown is not None
-    figure.colorbar(shown, ax=axes[1][-1], label="absolute error (0-255)")
+    # Beside both pictures of the last column, or the lower one would be narrower than the upper.
+    place: dict[str, Any] = {"ax": list(axes[:, -1]), "shrink": 0.45, "anchor": (0, 0.1)}
+    figure.colorbar(shown, label="absolute error (0-255)", **place)
     figure.suptitle(heading, fontsize="medium")
     return save_figure(figure, stem)
 

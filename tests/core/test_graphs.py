@@ -126,6 +126,32 @@ def test_another_number_of_students_is_captured_anew(shots, monkeypatch):
     assert [shapes[0] for shapes in captures] == [(2, 3), (1, 3)]
 
 
+def test_what_cannot_be_captured_is_run_as_it_is(shots, monkeypatch):
+    tried = []
+
+    def refusing(function, inputs):
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+    monkeypatch.setattr(graphs, "record", refusing)
+    fitter = StudentFitter(CONFIG, GRID, FEATURES, capture=True)
+    plain = StudentFitter(CONFIG, GRID, FEATURES, capture=False)
+    keys = [RandomKey(0, b) for b in range(2)]
+    with pytest.warns(UserWarning, match="more slowly: operation not permitted"):
+        fitter.fit(*shots[0], keys)
+    assert torch.equal(
+        fitter.fit(*shots[1], keys).loss_curve, plain.fit(*shots[1], keys).loss_curve
+    )
+    assert len(tried) == 1
+
+    def exhausted(function, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "record", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):  # the segmenter's affair
+        StudentFitter(CONFIG, GRID, FEATURES, capture=True).fit(*shots[0], keys)
+
+
 def test_replay_copies_its_inputs_into_place(monkeypatch):
     monkeypatch.setattr(graphs, "record", record_by_running_again)
     double = Replay(lambda x: 2 * x)

@@ -106,6 +106,19 @@ def test_everything_is_measured_and_written(tool, tmp_path):
     assert written[2].read_bytes()[:4] == b"\x89PNG"
 
 
+def test_ctrl_c_leaves_what_was_measured(tool, tmp_path, monkeypatch, capsys):
+    def interrupt(self) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Benchmark, "_sweeps", interrupt)
+    quick = ["--teacher", "eomt-tiny", "--repeats", "1", "--variants", "apm", "--no-references"]
+    assert tool.main([*quick, "--precisions", "float32", "--output", str(tmp_path)]) == 130
+    kept = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row["method"] for row in kept["methods"]] == ["apm"] and kept["sweeps"] == {}
+    said = f"interrupted: what was measured until then is in {tmp_path}\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):
     import open_clip
 

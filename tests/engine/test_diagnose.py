@@ -16,7 +16,7 @@ CONFIG = str(Path(__file__).parents[2] / "configs" / "demo_lqn.yaml")
 
 def test_the_literal_recipe_does_not_see_positions_and_a_fitted_one_does():
     fitted = ["MODEL.LQN.STUDENT.WIDTHS", "(64,)", "MODEL.LQN.FIT.PRECISION", "float32"]
-    found = diagnose(CONFIG, ["lqn@paper", "lqn-src@distill"], images=1, overrides=fitted)
+    found = dict(diagnose(CONFIG, ["lqn@paper", "lqn-src@distill"], images=1, overrides=fitted))
     literal, distilled = found["lqn@paper"], found["lqn-src@distill"]
     assert len(literal.error) == len(literal.sensitivity) == 8
     assert max(literal.sensitivity) < 0.01 and min(literal.error) > 0.9
@@ -30,7 +30,7 @@ def test_the_literal_recipe_does_not_see_positions_and_a_fitted_one_does():
 
 def test_a_diagnosis_on_disk_is_the_one_that_was_found(tmp_path):
     overrides = ["MODEL.LQN.STUDENT.WIDTHS", "(8,)", "MODEL.LQN.FIT.STEPS", "3"]
-    found = diagnose(CONFIG, ["lqn", "lqn@paper"], images=1, overrides=overrides)
+    found = dict(diagnose(CONFIG, ["lqn", "lqn@paper"], images=1, overrides=overrides))
     numbers, picture = write_diagnosis(found, tmp_path / "deep" / "down")
     read = json.loads(numbers.read_text())
     assert {name: FitDiagnosis(**values) for name, values in read.items()} == found
@@ -43,10 +43,10 @@ def test_a_diagnosis_on_disk_is_the_one_that_was_found(tmp_path):
 
 def test_no_step_is_no_curve():
     with pytest.raises(InputError, match="lqn makes no step"):
-        diagnose(CONFIG, ["lqn"], images=1, overrides=["MODEL.LQN.FIT.STEPS", "0"])
+        dict(diagnose(CONFIG, ["lqn"], images=1, overrides=["MODEL.LQN.FIT.STEPS", "0"]))
 
 
 @pytest.mark.parametrize("method", ["teacher", "apm", "kernel", "blur"])
 def test_a_method_without_a_student_of_all_layers_is_refused(method):
     with pytest.raises(InputError, match=f"--methods: {method} has no student"):
-        diagnose(CONFIG, [method], images=1)
+        dict(diagnose(CONFIG, [method], images=1))

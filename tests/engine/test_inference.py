@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_the_whole_run(small_config, capsys):
     for name in ("config.yaml", "metrics.json"):
         assert (output / name).is_file()
     assert list((output / "panels").glob("*.png"))
+
+
+def test_reading_ahead_changes_no_result(cfg, monkeypatch):
+    readers = []
+    read = inference.read_image
+    monkeypatch.setattr(
+        inference, "read_image", lambda file: readers.append(threading.get_ident()) or read(file)
+    )
+    expected = quality(run(cfg))
+    assert set(readers) == {threading.get_ident()}
+    readers.clear()
+    monkeypatch.setattr(Evaluation, "reads_ahead", True)
+    assert quality(run(cfg)) == expected
+    assert len(readers) == 10 and readers.count(threading.get_ident()) == 1  # the first one
 
 
 def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):

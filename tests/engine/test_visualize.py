@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from lqn_seg.engine.inference import Condition
 from lqn_seg.engine.probe import Probe, layer_times, query_times, readers, share
 from lqn_seg.engine.visualize import FIGURES, Request, Studio, after, gauge_reading, steps_of, stops
 from lqn_seg.errors import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -47,6 +50,44 @@ def test_figures_that_need_no_head_are_drawn_for_any_layer_and_condition(studio)
         assert np.asarray(Image.open(written[0]).convert("L")).std() > 10
     numbers = json.loads(written[0].parent.joinpath("error_scene-0_fog-3.json").read_text())
     assert len(numbers["LQN"]) == 4 and min(numbers["LQN"]) > 0
+
+
+# Figures that need no more of a teacher than its token field, and those that need a mask head.
+FIELD_ONLY = ("tokens", "error", "depth", "reconstruct")
+SEGMENTING = ("panels", "steps")
+
+
+@pytest.mark.parametrize("teacher", ["dinov2", "clip"])
+def test_any_teacher_gives_the_figures_of_its_tokens(teacher, studio, tmp_path):
+    request = {"methods": ["lqn-src"], "overrides": SHORT}
+    if teacher == "clip":
+        request["config_file"] = str(ROOT / "configs" / "classification" / "demo.yaml")
+        request["overrides"] = (*SHORT, "MODEL.LQN.FIT.STEPS", "3")
+    else:
+        shape = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 56}
+        about = {"architecture": "vit_small_patch14_reg4_dinov2", "model_args": shape}
+        (tmp_path / "dinov2.json").write_text(json.dumps(about))
+        request["overrides"] = (
+            *(*SHORT, "MODEL.LQN.TEACHER.NAME", "dinov2", "MODEL.LQN.TEACHER.WEIGHTS", ""),
+            *("MODEL.LQN.TEACHER.CONFIG", str(tmp_path / "dinov2.json")),
+        )
+    layers = {"dinov2": 2, "clip": 6}[teacher]
+    for name in FIELD_ONLY:
+        written = FIGURES[name](studio(**request))
+        assert np.asarray(Image.open(written[0]).convert("L")).std() > 10
+        if name == "error":
+            assert len(json.loads(written[-1].read_text())["LQN-[src]"]) == layers
+    for name in SEGMENTING:
+        methods = ["teacher", "lqn-src"] if name == "panels" else ["lqn-src"]
+        with pytest.raises(InputError, match=f"{teacher} has no mask head to segment with"):
+            FIGURES[name](studio(**{**request, "methods": methods}))
+
+
+def test_a_clip_is_gauged_as_an_eomt_is(studio):
+    config = str(ROOT / "configs" / "classification" / "demo.yaml")
+    (*_, numbers) = FIGURES["gauge"](studio(config_file=config, conditions=["contrast"]))
+    damage = [d for d, _ in json.loads(numbers.read_text())["damage_and_share"]["contrast"]]
+    assert damage[0] < 0.5 * damage[5]
 
 
 def test_panels_write_the_change_of_the_score(studio):

@@ -13,13 +13,25 @@ def test_load_pick_run_slide_hover_zoom_save(browser, served, tmp_path):
     )
     browser.call("Page.navigate", url=f"http://127.0.0.1:{served}/")
     browser.wait("typeof status === 'object' && status.done")
+    browser.run(
+        "window.late = () => new Promise(next => setTimeout(next, 100)); window.fast = null"
+    )
 
+    # Each run cuts the one before short, while answers to that one are still on their way.
+    browser.run(
+        "fast = ask; ask = async (...a) => { const f = await fast(...a); await late(); return f }"
+    )
+    for name in ("fog", "pixelate"):
+        browser.run(f"$('corruption').value = '{name}'; $('run').click()")
+        browser.wait(f"(status.image || '').includes('{name}') && status.done")
+    browser.run("ask = fast")
     browser.run("document.querySelectorAll('#scenes img')[3].click()")
     browser.run("$('corruption').value = 'contrast'; $('run').click()")
     browser.wait("status.done && status.image === 'scene 3, contrast-3' && !$('step').disabled")
     shown = "[...document.querySelectorAll('#masks figure')].map(f => f.dataset.map)"
     assert browser.run(shown) == ["image", "truth", "teacher", "apm", "lqn"]
 
+    browser.wait("document.querySelectorAll('#step-row canvas').length === 1")
     browser.wait("$('layer-is').dataset.layer === '4'")
     before = browser.run("$('map-student').src")
     browser.run("$('layer').value = 2.5; $('layer').dispatchEvent(new Event('input'))")
@@ -29,6 +41,14 @@ def test_load_pick_run_slide_hover_zoom_save(browser, served, tmp_path):
 
     browser.run("$('step').value = 1; $('step').dispatchEvent(new Event('input'))")
     browser.wait("$('step-is').dataset.step === '1'")
+    browser.run("$('step-play').click()")  # to the last step
+    browser.wait("$('step-is').dataset.step === '5' && $('step-play').textContent === 'Play'")
+
+    for width, height in ((1280, 800), (1920, 1080), (420, 800)):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        assert browser.wait(f"innerWidth === {width}") and not browser.run(OUTSIDE), width
+    browser.call("Emulation.clearDeviceMetricsOverride")
 
     middle = "views.get('teacher').canvas.getBoundingClientRect()"
     at = f"{{bubbles: true, clientX: {middle}.x + 40, clientY: {middle}.y + 40, deltaY: -400}}"
@@ -54,6 +74,19 @@ def test_load_pick_run_slide_hover_zoom_save(browser, served, tmp_path):
     assert all(u.startswith((f"http://127.0.0.1:{served}/", "data:", "blob:")) for u in asked)
 
 
+# Words that are cut, and what sticks out of the window or over its neighbour.
+OUTSIDE = """(() => {
+  const wrong = [...document.querySelectorAll('figcaption, label, h2, button, .slide p')]
+    .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent);
+  if (document.documentElement.scrollWidth > innerWidth) wrong.push('sideways scrolling');
+  const parts = [...document.querySelectorAll('section, aside')];
+  const boxes = parts.map(e => e.getBoundingClientRect());
+  boxes.forEach((a, k) => boxes.slice(k + 1).forEach(b => {
+    if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+      wrong.push('two boxes overlap');
+  }));
+  return wrong.join('; ');
+})()"""
 _LOG, _SENT = "Log.entryAdded", "Network.requestWillBeSent"
 
 

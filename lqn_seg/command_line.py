@@ -1,0 +1,108 @@
+"""Command lines: one sentence for what is wrong, a word for Ctrl-C. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from lqn_seg.errors import InputError, PeerError
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose help is a docstring, and whose complaints are one sentence each."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **keywords)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever, but an unknown option is found before its value is taken for something else."""
+        known = self._options()
+        for word in sys.argv[1:] if args is None else args:
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                self.error(f"unrecognized arguments: {name}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2; of a word that is unknown the nearest known one is suggested."""
+        hint = ""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = _did_you_mean(found[1], re.findall(r"[\w.@-]+", found[2]))
+        elif found := re.search(r"unrecognized arguments: (-\S+)", message):
+            hint = _did_you_mean(found[1].partition("=")[0], self._options())
+        self.exit(2, f"error: {message}{hint}; {self.prog} --help explains\n")
+
+    def _options(self) -> list[str]:
+        """All options, those of sub-commands too."""
+        options = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                options += [o for p in action.choices.values() for o in p._option_string_actions]
+        return options
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def names(given: str) -> list[str]:
+    """What a comma-separated option names."""
+    return [name for name in given.split(",") if name]
+
+
+def is_launched() -> bool:
+    """Whether this is one of several processes that `torchrun` started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def exit_status(command: Callable[[], int | None], left: str = "go on with --resume") -> int:
+    """A command's exit status; bad input is one sentence, from one of the processes.
+
+    Args:
+        left: what Ctrl-C leaves behind, where the `KeyboardInterrupt` itself does not say it.
+    """
+    try:
+        return command() or 0
+    except PeerError:
+        return 2
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        if not is_launched() or os.environ.get("RANK") == "0":
+            print(f"interrupted: {str(stop) or left}", file=sys.stderr)
+        return 130
+
+
+@contextmanager
+def patient() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits for a good moment: the block asks whether it was pressed.
+
+    The second one does not wait. In another thread than the main one nobody can press it.
+    """
+    asked = False
+
+    def remember(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

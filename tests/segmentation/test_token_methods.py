@@ -1,0 +1,86 @@
+"""Methods of one's own, against what the segmenter does without them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lqn_seg.engine import config as module
+from lqn_seg.engine.build import build_segmenter
+from lqn_seg.engine.config import load_cfg, method_config, register_method
+from lqn_seg.engine.run import evaluate
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.postprocess import mask_hash
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    """Names that a test registers are gone after it."""
+    monkeypatch.setattr(module, "_own_methods", {})
+
+
+@pytest.fixture
+def predict(small_config):
+    """One image's predictions by the methods named."""
+
+    def run(*names: str):
+        cfg = load_cfg(str(small_config))
+        chosen = {name: method_config(cfg, name) for name in names}
+        segmenter = build_segmenter(cfg, frozenset(range(8)), chosen=chosen)
+        image = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(1))
+        return segmenter([image.byte()])[0]
+
+    return run
+
+
+def two_views(teacher, images, field):
+    mirrored, _ = teacher.encode(images.flip(-1))
+    return (field[:, -1] + mirrored[:, -1].flip(2)) / 2
+
+
+def test_a_function_of_two_views_is_the_control_of_two_views(predict):
+    register_method("mine", two_views)
+    found = predict("mine", "flip", "teacher")
+    hashes = {name: mask_hash(p.output) for name, p in found.items()}
+    assert hashes["mine"] == hashes["flip"] != hashes["teacher"]
+    assert found["mine"].stats["fit_ms"] > 0 == found["flip"].stats["fit_ms"]
+    assert found["mine"].stats["token_cos"] == pytest.approx(found["flip"].stats["token_cos"])
+
+
+def test_an_answer_that_is_not_finite_is_the_teachers_and_counted(predict):
+    register_method("mine", lambda teacher, images, field: field[:, -1] / 0)
+    found = predict("mine", "teacher")
+    assert mask_hash(found["mine"].output) == mask_hash(found["teacher"].output)
+    assert found["mine"].stats["fallback"] == 1 and found["teacher"].stats["fallback"] == 0
+
+
+def test_a_wrong_answer_or_name_is_one_sentence(predict, small_config):
+    register_method("mine", lambda teacher, images, field: field)
+    with pytest.raises(InputError, match=r"method mine must answer with tokens \(1, 4, 4, 16\)"):
+        predict("mine")
+    register_method("mine", lambda teacher, images, field: None)
+    with pytest.raises(InputError, match="not NoneType"):
+        predict("mine")
+    for name in ("lqn", "teacher", "a b", "x@paper", ""):
+        with pytest.raises(InputError, match="a name of its own"):
+            register_method(name, two_views)
+    cfg = load_cfg(str(small_config))
+    with pytest.raises(InputError, match="did you mean 'mine'"):
+        method_config(cfg, "miner")
+    with pytest.raises(InputError, match="has no recipe"):
+        method_config(cfg, "mine@paper")
+
+
+def test_it_takes_part_in_tables_and_a_resume_knows_its_code(small_config, capsys):
+    overrides = ["MODEL.LQN.EVAL.MAX_IMAGES", "2"]
+    chosen = ("teacher", "mine")
+    register_method("mine", lambda teacher, images, field: field[:, -1])
+    report = evaluate(str(small_config), overrides=overrides, chosen=chosen)
+    assert "\nmine " in capsys.readouterr().out
+    images = report.results()["per_image"]["clean"]
+    hashes = {name: [image["mask_hash"] for image in images[name]] for name in chosen}
+    assert hashes["mine"] == hashes["teacher"] and len(hashes["mine"]) == 2
+    evaluate(str(small_config), overrides=overrides, chosen=chosen, resume=True)
+    register_method("mine", lambda teacher, images, field: field[:, -2])
+    with pytest.raises(InputError, match="resume"):
+        evaluate(str(small_config), overrides=overrides, chosen=chosen, resume=True)

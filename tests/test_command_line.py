@@ -1,0 +1,103 @@
+"""What a user sees who mistypes a word, or presses Ctrl-C."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+
+import pytest
+
+from lqn_seg.command_line import Parser, exit_status, names, patient
+from lqn_seg.errors import InputError, PeerError
+
+
+@pytest.fixture
+def parser() -> Parser:
+    parser = Parser(prog="tool", description="Does it.\n\nExamples:\n    tool draw")
+    parser.add_argument("--config-file")
+    parser.add_argument("--engine", choices=("native", "detectron2"))
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind in ("tokens", "panels"):
+        kinds.add_parser(kind).add_argument("--methods")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["token"], "did you mean tokens?"),
+        (["--engine", "nativ", "tokens"], "did you mean native?"),
+        (["tokens", "--methds", "lqn"], "did you mean --methods?"),
+        (["tokens", "--methds=lqn"], "did you mean --methods?"),
+        (["--confg-file", "x", "tokens"], "did you mean --config-file?"),
+        (["--zzz", "tokens"], None),
+        ([], None),
+    ],
+)
+def test_a_wrong_word_is_one_sentence_with_the_nearest(parser, words, hint, capsys):
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(words)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert "--help explains" in said
+    assert (hint in said) if hint else ("did you mean" not in said)
+
+
+def test_help_keeps_the_lines_of_the_docstring(parser, capsys):
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--help"])
+    assert end.value.code == 0 and "Examples:\n    tool draw\n" in capsys.readouterr().out
+
+
+def raising(error: BaseException):
+    def command() -> None:
+        raise error
+
+    return command
+
+
+def test_an_end_is_a_status_and_a_sentence(capsys, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert exit_status(lambda: None) == 0 and exit_status(lambda: 3) == 3
+    assert exit_status(raising(PeerError("said by another"))) == 2
+    assert capsys.readouterr().err == ""
+    assert exit_status(raising(InputError("x.yaml is missing"))) == 2
+    assert capsys.readouterr().err == "error: x.yaml is missing\n"
+    assert exit_status(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted: go on with --resume\n"
+    assert exit_status(raising(KeyboardInterrupt("3 of 4 are done")), "nothing is") == 130
+    assert capsys.readouterr().err == "interrupted: 3 of 4 are done\n"
+    for key, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(key, value)
+    assert exit_status(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == ""  # process 0 says it
+
+
+def test_ctrl_c_waits_once_for_a_good_moment():
+    before = signal.getsignal(signal.SIGINT)
+    with patient() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_is_never_interrupted():
+    seen = []
+
+    def work() -> None:
+        with patient() as stop:
+            seen.append(stop())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_names_are_separated_by_commas():
+    assert names("teacher,lqn@paper") == ["teacher", "lqn@paper"] and names("") == []
+    assert re.fullmatch(r"\w+", names("a,")[0])

@@ -1,0 +1,161 @@
+"""Ctrl-C: what is done stays, one sentence says so, and the exit status is 130."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = "configs/demo_lqn.yaml"
+# tool, its arguments, and what Ctrl-C comes in
+INTERRUPTED = [
+    ("train_net", ["--eval-only", "--config", DEMO], "lqn_seg.engine.run.evaluate"),
+    ("train_net", ["--config", DEMO], "lqn_seg.engine.train.TeacherTrainer"),
+    ("classify", ["--config", DEMO], "lqn_seg.engine.classify_report.classify"),
+    (
+        "classify",
+        ["--config", "configs/classification/demo.yaml", "--calibrate", "x"],
+        "lqn_seg.engine.classify.calibrate_clip",
+    ),
+    ("study", ["configs/study/quick.yaml"], "lqn_seg.engine.study_report.run_study"),
+    (
+        "calibrate",
+        ["--images", ".", "--config", DEMO],
+        "lqn_seg.engine.calibrate.calibrate_teacher",
+    ),
+    (
+        "train_clip",
+        ["--config", "configs/classification/demo.yaml"],
+        "lqn_seg.engine.train_clip.ClipTrainer",
+    ),
+    ("benchmark", [], "lqn_seg.engine.benchmark.Benchmark.run"),
+    ("visualize", ["tokens", "--output", "out"], "lqn_seg.engine.visualize.Studio"),
+    ("explore", [], "lqn_seg.explorer.server.open_explorer"),
+    ("convert_checkpoint", ["in", "out"], "lqn_seg.teachers.eomt.load_eomt"),
+    ("validate_dataset", ["demo_panoptic_val"], "lqn_seg.engine.validate.validate"),
+    ("diagnose_fit", ["--config", DEMO], "lqn_seg.engine.diagnose.diagnose"),
+]
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "where"), INTERRUPTED, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_every_tool_ends_with_a_sentence(
+    tool, arguments, where, script, like_the_repository, monkeypatch, capsys
+):
+    module = script("tools", tool)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *arguments])
+    if tool == "benchmark":
+        monkeypatch.setattr("lqn_seg.engine.benchmark.Benchmark.__init__", _no_teacher)
+    assert module.main() == 130
+    said = capsys.readouterr().err
+    assert said.startswith("interrupted: ") and said.count("\n") == 1
+
+
+def _no_teacher(self, *_: object) -> None:
+    self.results = {}
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def interrupted(process: subprocess.Popen[str], ready, seconds: float = 60) -> tuple[str, str]:
+    """Press Ctrl-C when `ready()`; what the process said to that."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=seconds)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error and error.count("interrupted: ") == 1
+    return out, error[error.index("interrupted: ") :]
+
+
+def test_an_evaluation_keeps_its_images_and_goes_on(small_config, tmp_path):
+    slow = ["MODEL.LQN.PRESET", "distill", "MODEL.LQN.FIT.STEPS", "2000"]
+    common = ["tools/train_net.py", "--eval-only", "--config", small_config]
+    kept = tmp_path / "output" / "inference"
+
+    def one_image_is_done() -> bool:
+        return any(path.stat().st_size for path in kept.glob("*.jsonl"))
+
+    _, said = interrupted(start(*common, *slow), one_image_is_done)
+    done, total = map(int, said.removeprefix("interrupted: ").split(" images")[0].split(" of "))
+    assert 0 < done < total == 10 and said.endswith("go on with --resume\n")
+    again = start(*common, "--resume", *slow)
+    _, later = interrupted(
+        again,
+        lambda: done < sum(len(path.read_text().splitlines()) for path in kept.glob("*.jsonl")),
+    )
+    assert int(later.removeprefix("interrupted: ").split(" of ")[0]) > done
+
+
+def test_a_training_ends_after_a_whole_iteration(small_config, tmp_path):
+    shape = ROOT / "configs" / "teachers" / "demo_eomt_small.json"
+    process = start(
+        *("tools/train_net.py", "--config", small_config, "MODEL.LQN.TEACHER.CONFIG", shape),
+        *("DATASETS.TRAIN", '("demo_panoptic_train",)', "SEED", "0", "SOLVER.MAX_ITER", "5000"),
+        *("SOLVER.IMS_PER_BATCH", "2", "MODEL.LQN.TEACHER.WEIGHTS", "", "SOLVER.WARMUP_ITERS", "1"),
+    )
+    assert process.stdout is not None
+    _, said = interrupted(process, lambda: "iteration 20/" in process.stdout.readline())
+    assert (tmp_path / "output" / "checkpoint.pt").is_file()
+    assert int(said.split()[1]) >= 20 and "go on with --resume" in said
+
+
+def test_a_data_set_is_judged_by_the_images_that_were_read(
+    scenes_root, script, monkeypatch, capsys
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes_root))
+    from lqn_seg.engine import validate as module
+
+    read, seen = module._read, []
+
+    def reading(*arguments):
+        seen.append(1)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return read(*arguments)
+
+    monkeypatch.setattr(module, "_read", reading)
+    monkeypatch.setattr(sys, "argv", ["validate_dataset.py", "demo_panoptic_val"])
+    assert script("tools", "validate_dataset").main() == 130
+    said = capsys.readouterr()
+    assert "SUBSET of 5: 2 images, 0 problems" in said.out and said.out.count("100.000000") >= 8
+    assert said.err.endswith("interrupted: 2 of 5 images were looked at\n")
+
+
+def test_a_diagnosis_keeps_the_recipes_that_are_done(script, tmp_path, monkeypatch, capsys):
+    from lqn_seg.engine import diagnose as module
+
+    def found(*_: object):
+        yield "lqn", module.FitDiagnosis([3.0, 2.0], [0.5] * 8, [0.5] * 8)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "diagnose", found)
+    arguments = ["--config", DEMO, "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["diagnose_fit.py", *arguments])
+    assert script("tools", "diagnose_fit").main() == 130
+    assert list(json.loads((tmp_path / "fit.json").read_text())) == ["lqn"]
+    assert "interrupted: lqn done" in capsys.readouterr().err

@@ -16,11 +16,22 @@ from typing import Any, NoReturn
 from lqn_seg.errors import InputError, PeerError
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the docstring, and tells defaults that a help text does not tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told, default = action.help or "", action.default
+        says_something = isinstance(default, int | float | str) and default not in ("", False, True)
+        if not says_something or "default" in told or default == argparse.SUPPRESS:
+            return told
+        return f"{told} (default: {default})"
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose help is a docstring, and whose complaints are one sentence each."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
-        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        keywords.setdefault("formatter_class", _Help)
         super().__init__(*args, **keywords)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -54,7 +54,6 @@ def parse_arguments() -> argparse.Namespace:
     for name, (what, methods) in FIGURES.items():
         own = figures.add_parser(
             name,
-            help=what,
             description=f"Draw {what}, as PNG and SVG.",
             epilog=f"example: python tools/visualize.py {name} --output out/",
         )
@@ -79,7 +78,9 @@ def add_options(parser: argparse.ArgumentParser, name: str, methods: str) -> Non
         metavar="PATH",
         help="image files or folders of them (default: the first of the data set)",
     )
-    parser.add_argument("--images", type=int, default=1, help="without --input, the first so many")
+    parser.add_argument(
+        "--images", type=int, default=1, help="where there is no --input, the first so many"
+    )
     parser.add_argument(
         "--corruption", default="", metavar="NAMES", help="comma-separated, clean among them"
     )
@@ -92,7 +93,9 @@ def add_options(parser: argparse.ArgumentParser, name: str, methods: str) -> Non
         parser.add_argument(
             "--layers", type=int, nargs="+", default=[], help="default: six, evenly"
         )
-        parser.add_argument("--projection", default="pca", choices=("pca", "tsne"))
+        parser.add_argument(
+            "--projection", default="pca", choices=("pca", "tsne"), help="of tokens to colours"
+        )
     command.add_config_flags(parser, command.DEMO)
 
 

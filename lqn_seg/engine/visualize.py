@@ -159,12 +159,13 @@ class Studio:
 
     def images(self) -> Iterator[Source]:
         """The request's images; one that cannot be read is named, and the others go on."""
-        for read in readers(self.cfg, self.request.inputs, self.request.images):
+        found = readers(self.cfg, self.request.inputs, self.request.images)
+        for read in tqdm(found, unit="image", leave=False, disable=len(found) < 2):
             try:
                 yield read()
             except InputError as error:
                 self.failed += 1
-                print(f"error: {error}", file=sys.stderr)
+                tqdm.write(f"error: {error}", file=sys.stderr)
 
     def conditions(self, default: Sequence[str] = (CLEAN,)) -> list[Condition]:
         """What is done to every image.

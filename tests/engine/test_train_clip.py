@@ -54,7 +54,7 @@ def test_it_learns_and_leaves_a_folder_that_open_clip_reads(cfg):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = again.eval().encode_image(images, normalize=True)
-    assert torch.equal(teacher.image_features(images), expected)
+    torch.testing.assert_close(teacher.image_features(images), expected)  # to rounding
     # Words that no caption had are zero, those that some had are not.
     weight = teacher.token_embedding.weight
     tokens = teacher.tokenize(["a photo of a ring.", "xylophone"])

@@ -10,9 +10,9 @@ Examples:
         --calibrate demo_objects_train --max 2048
 
 Prints the tables and writes inference/results.json, every image's line, config.yaml and log.txt
-into OUTPUT_DIR. Methods: zero-shot, ensemble, apm, lqn-src, lqn, restore, zero, mta, tps, gs-bias,
-tpt, tda; "lqn@paper" is another preset, "lqn:mean" another read-out (cls, mean, mean_cls, text,
-reentry), "lqn@paper:mean" both.
+into OUTPUT_DIR. Methods: zero-shot, ensemble, apm, lqn-src, lqn, teacher (lqn's views, not adapted
+to), restore (no student), zero, mta, tps, gs-bias, tpt, tda; "lqn@paper" is another preset,
+"lqn:mean" another read-out (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from lqn_seg.classification.baselines.tda import Tda
 from lqn_seg.classification.features import Features
 from lqn_seg.classification.lqn import Adaptation, Adapter, Answer, Run
 from lqn_seg.classification.methods import CONTROLS, PLAIN, VIEWS, make_baseline
-from lqn_seg.classification.views import centre_view, random_views
+from lqn_seg.classification.views import centre_view, corner_view, random_views
 from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.random import RandomKey, image_key
@@ -62,7 +62,11 @@ class Prediction:
 
 @dataclass
 class _Batch:
-    """What has been made of B images so far. pixels: (B, 3, S, S) in 0..1 of view 0."""
+    """What has been made of B images so far.
+
+    pixels: (B, 3, S, S) in 0..1 of view 0.
+    runs: the teacher's passes that students start from, by whether restored and view.
+    """
 
     images: Sequence[Pixels]
     keys: list[RandomKey]
@@ -71,7 +75,7 @@ class _Batch:
     features: Features
     views_ms: float = 0.0
     views_teacher_ms: float = 0.0
-    restored: Run | None = None
+    runs: dict[tuple[bool, int], Run] = field(default_factory=dict)
 
 
 class Classifier:
@@ -245,30 +249,21 @@ class Classifier:
         adapter = self.adapters[name]
         answers = []
         for view in range(adapter.adaptation.views):
-            if view == 0:
-                pixels, run = batch.pixels, self._run(adapter, batch)
-            else:
-                pixels = self._student_view(batch, view)
-                run = adapter.encode(pixels)
+            pixels = corner_view(batch.pixels, view)
+            run = self._run(adapter, batch, view, pixels)
             keys = [key._replace(window=view) for key in batch.keys]
             answers.append((run, adapter(pixels, run, keys)))
         return answers
 
-    def _run(self, adapter: Adapter, batch: _Batch) -> Run:
-        """View 0's pass of the kind that a recipe starts from; each kind is made once."""
-        if not adapter.adaptation.recipe.adapt.restore or self.calibration is None:
+    @staticmethod
+    def _run(adapter: Adapter, batch: _Batch, view: int, pixels: Tensor) -> Run:
+        """A view's pass of the kind that a recipe starts from; each kind is made once."""
+        if not adapter.restores and view == 0:
             return batch.run
-        if batch.restored is None:
-            batch.restored = adapter.encode(batch.pixels)
-        return batch.restored
-
-    def _student_view(self, batch: _Batch, view: int) -> Tensor:
-        """(B, 3, S, S) in 0..1: each image's random view of that number."""
-        crops = [
-            random_views(image, self.teacher, 1, key, first=view - 1)[0]
-            for image, key in zip(batch.images, batch.keys)
-        ]
-        return torch.stack(crops).to(self.teacher.device).float() / 255
+        kind = adapter.restores, view
+        if kind not in batch.runs:
+            batch.runs[kind] = adapter.encode(pixels)
+        return batch.runs[kind]
 
     @staticmethod
     def _readings(answers: Sequence[tuple[Run, Answer]], b: int) -> dict[str, float]:

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lqn_seg.classification.views import CORNER_VIEWS
 from lqn_seg.classification.zero_shot import mean_direction
 from lqn_seg.core.fit import Classify, LQNConfig, StudentFitter, nearest
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
@@ -38,6 +39,9 @@ from lqn_seg.teachers.clip import ClipContext, ClipTeacher
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD
 
 READOUTS = ("cls", "mean", "mean_cls", "text", "reentry")
+WITHOUT_STUDENT = ("teacher", "restore")
+# Of an image that the preset `default` adapts to: it, its mirror image and its corners (REPORT.md).
+DEFAULT_VIEWS = 6
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,13 @@ class Adaptation:
     """A student's recipe, and how its answer becomes class scores.
 
     Attributes:
-        recipe: student, fit and what is done before and after; ``restore`` has no student.
+        recipe: student, fit and what is done before and after; ``restore`` has no student, and of
+            ``teacher`` not even the statistics are restored.
         readout: one of `READOUTS`.
         reentry_layer: where a student's tokens re-enter (``reentry`` alone); 0 is half the depth.
         include_cls: fit the CLS token too where the read-out does not ask for it.
-        views: how many views of an image are adapted to, each with a student of its own; the
-            answers' mean direction counts. View 0 is the image itself.
+        views: how many views of an image (`corner_view`) are adapted to, each with a student of
+            its own; the answers' mean direction counts.
     """
 
     recipe: LQNConfig
@@ -61,8 +66,10 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         nearest(self.readout, READOUTS, "read-out")
-        if self.views < 1:
-            raise InputError(f"CLASSIFICATION.STUDENT_VIEWS must be at least 1, not {self.views}")
+        if not 1 <= self.views <= CORNER_VIEWS:
+            raise InputError(
+                f"CLASSIFICATION.STUDENT_VIEWS must be in 1..{CORNER_VIEWS}, not {self.views}"
+            )
 
     @property
     def knows_cls(self) -> bool:
@@ -71,7 +78,12 @@ class Adaptation:
 
     @property
     def has_student(self) -> bool:
-        return self.recipe.fit.variant != "restore"
+        return self.recipe.fit.variant not in WITHOUT_STUDENT
+
+    @property
+    def restores(self) -> bool:
+        """Whether the teacher's statistics are restored, where it has been calibrated."""
+        return self.recipe.adapt.restore and self.recipe.fit.variant != "teacher"
 
 
 @dataclass
@@ -141,11 +153,16 @@ class Adapter:
                     "REENTRY_LAYER"
                 )
 
+    @property
+    def restores(self) -> bool:
+        """Whether the pass that the recipe starts from is a restored one."""
+        return self.adaptation.restores and self.calibration is not None
+
     def encode(self, pixels: Tensor) -> Run:
         """The teacher's pass over (B, 3, S, S) pixels in 0..1 that the recipe starts from."""
         clock = Clock(self.teacher.device)
         restorer = None
-        if self.adaptation.recipe.adapt.restore and self.calibration is not None:
+        if self.restores and self.calibration is not None:
             restorer = Restorer(self.calibration)
         field, context = self.teacher.encode(self._input(pixels), restorer)
         run = Run(field, context, clock.lap())
@@ -202,6 +219,7 @@ class Adapter:
                 field,
                 keys,
                 self._classify() if entropy else None,
+                segments=self._segments(run) if fitter.needs_segments else None,
             )
             answered = students.query_layer(self.layer)
         except RuntimeError as error:
@@ -213,6 +231,11 @@ class Adapter:
     def _classify(self) -> Classify:
         scale, text = self.teacher.logit_scale, self.text
         return lambda tokens: scale * self.teacher.project(tokens) @ text.T
+
+    def _segments(self, run: Run) -> Tensor:
+        """(B, H [+ 1], W) the class that each patch is likest to; CLS is a segment of its own."""
+        winners = (self.teacher.project(run.field[:, -1]) @ self.text.T).argmax(-1)
+        return F.pad(winners, (0, 0, 0, int(self.adaptation.knows_cls)), value=len(self.text))
 
     def _with_cls(self, field: Tensor, context: ClipContext) -> Tensor:
         """(B, L, H, W, D) field, with CLS as a row below it where the student knows it."""

@@ -1,9 +1,10 @@
-"""How an image meets a CLIP: as the model's own preprocessing has it, and as random crops of it.
+"""How an image meets a CLIP: as the model's own preprocessing has it, and as crops of it.
 
-View 0 is resized (short side, bicubic) and cropped in the middle; the others are torchvision's
-RandomResizedCrop with its defaults (area 8-100%, aspect 3/4-4/3, bilinear) and a mirror image half
-of the time, the recipe that the test-time methods share. Random numbers depend on the image's
-pixels and the seed alone.
+View 0 is resized (short side, bicubic) and cropped in the middle. The baselines' others are
+torchvision's RandomResizedCrop with its defaults (area 8-100%, aspect 3/4-4/3, bilinear) and a
+mirror image half of the time, the recipe that the test-time methods share. Random numbers depend on
+the image's pixels and the seed alone. The students' others are view 0's mirror image and its
+corners, both ways round: the ten views of Krizhevsky et al. (NIPS 2012), nothing random.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.functional as V
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,6 +26,8 @@ from lqn_seg.teachers.clip import ClipTeacher
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # as torchvision: then the largest crop of an allowed aspect in the middle
 _VIEWS_DRAW, _MIRROR_DRAW = 16, 17  # of the counter-based random numbers; the core has the first
+CORNER_SIDE = 0.85  # of the view's side, of a crop in a corner
+CORNER_VIEWS = 10
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
@@ -39,23 +43,36 @@ def centre_view(image: NDArray[np.uint8], teacher: ClipTeacher) -> Tensor:
 
 
 def random_views(
-    image: NDArray[np.uint8], teacher: ClipTeacher, count: int, key: RandomKey, first: int = 0
+    image: NDArray[np.uint8], teacher: ClipTeacher, count: int, key: RandomKey
 ) -> Tensor:
-    """(H, W, 3) uint8 RGB to (count, 3, S, S) uint8 random crops, some of them mirrored.
-
-    Args:
-        first: views before this one are drawn but not made: each has its place in the sequence.
-    """
-    random, last = CounterRandom([key]), first + count
+    """(H, W, 3) uint8 RGB to (count, 3, S, S) uint8 random crops, some of them mirrored."""
+    random = CounterRandom([key])
     picture = Image.fromarray(image)
-    mirrored = random.uniform((last,), draw=_MIRROR_DRAW)[0] < 0.5
+    mirrored = random.uniform((count,), draw=_MIRROR_DRAW)[0] < 0.5
     views = [torch.empty(0, 3, *teacher.image_size, dtype=torch.uint8)]
     for (top, left, height, width), mirror in zip(
-        crop_boxes(random, image.shape[:2], last)[first:], mirrored[first:].tolist()
+        crop_boxes(random, image.shape[:2], count), mirrored.tolist()
     ):
         view = V.resized_crop(picture, top, left, height, width, list(teacher.image_size))
         views.append(_to_tensor(V.hflip(view) if mirror else view)[None])
     return torch.cat(views)
+
+
+def corner_view(pixels: Tensor, number: int) -> Tensor:
+    """One of the `CORNER_VIEWS` views of (B, 3, S, S) floating-point pixels, of the same shape.
+
+    0 is the image, 1 its mirror image, 2 to 5 its corners, those on the right mirrored, and 6 to 9
+    the same corners the other way round: any first few of them are of both ways and many places.
+    """
+    mirror = number == 1
+    if number >= 2:
+        down, right = divmod((number - 2) % 4, 2)
+        mirror = bool(right) != (number >= 6)
+        size = pixels.shape[-2:]
+        h, w = (round(CORNER_SIDE * side) for side in size)
+        rows, columns = (slice(-n, None) if far else slice(n) for n, far in ((h, down), (w, right)))
+        pixels = F.interpolate(pixels[..., rows, columns], size, mode="bilinear")
+    return pixels.flip(-1) if mirror else pixels
 
 
 def crop_boxes(random: CounterRandom, size: tuple[int, ...], count: int) -> list[Box]:

@@ -2,8 +2,9 @@
 
 ``MODEL.LQN`` says the same things as ever: the student, its fit, what is done with its answer, the
 teacher's files, corruptions. Methods by name: ``zero-shot``, ``ensemble``, ``apm``, ``lqn-src``,
-``lqn``, ``restore``, and the baselines of `lqn_seg.classification.baselines`. ``lqn@paper`` takes
-another preset, ``lqn:mean`` another read-out, ``lqn@paper:mean`` both.
+``lqn``, ``restore``, ``teacher`` (the views that ``lqn`` adapts to, not adapted to), and the
+baselines of `lqn_seg.classification.baselines`. ``lqn@paper`` takes another preset, ``lqn:mean``
+another read-out, ``lqn@paper:mean`` both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from lqn_seg.classification.lqn import Adaptation
+from lqn_seg.classification.lqn import DEFAULT_VIEWS, WITHOUT_STUDENT, Adaptation
 from lqn_seg.classification.methods import BASELINES, PLAIN, VIEWS
 from lqn_seg.classification.prompts import PROMPTS
 from lqn_seg.core.fit import CONTROLS, VARIANTS, nearest, with_variant
@@ -21,7 +22,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import DTYPES
 
 _STUDENTS = tuple(name for name in VARIANTS if name not in ("teacher", *CONTROLS))
-METHODS = (*PLAIN, *_STUDENTS, "restore", *BASELINES)
+METHODS = (*PLAIN, *_STUDENTS, *WITHOUT_STUDENT, *BASELINES)
 
 
 def get_classification_cfg() -> CfgNode:
@@ -39,8 +40,9 @@ def get_classification_cfg() -> CfgNode:
             "READOUT": Adaptation.readout,
             "REENTRY_LAYER": Adaptation.reentry_layer,
             "INCLUDE_CLS": Adaptation.include_cls,
-            # Views that students are fitted to, one student each; their answers are averaged.
-            "STUDENT_VIEWS": Adaptation.views,
+            # Views that are adapted to, one student each; their answers are averaged. 0 is one, or
+            # six for recipes that restore (the preset default).
+            "STUDENT_VIEWS": 0,
             # Methods that learn from image to image (tda) depend on the order, and must be allowed.
             "HISTORY": False,
             "TEACHER_PRECISION": "float32",
@@ -106,11 +108,11 @@ def adaptation(cfg: CfgNode, name: str) -> Adaptation | None:
         if rest != name or recipe:
             raise InputError(f"CLASSIFICATION.METHODS: {variant} has no recipe and no read-out")
         return None
-    own = cfg.CLASSIFICATION
+    own, chosen = cfg.CLASSIFICATION, with_variant(lqn_config(cfg, recipe or None), variant)
     return Adaptation(
-        with_variant(lqn_config(cfg, recipe or None), variant),
+        chosen,
         readout=readout or own.READOUT,
         reentry_layer=own.REENTRY_LAYER,
         include_cls=own.INCLUDE_CLS,
-        views=own.STUDENT_VIEWS,
+        views=own.STUDENT_VIEWS or (DEFAULT_VIEWS if chosen.adapt.restore else 1),
     )

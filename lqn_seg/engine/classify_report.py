@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
+from lqn_seg.classification.methods import CONTROLS
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
 from lqn_seg.engine import launch
 from lqn_seg.engine.classification_config import load_classification_cfg
@@ -27,7 +29,7 @@ from lqn_seg.engine.report import (
 )
 from lqn_seg.engine.run import check_written, execute
 from lqn_seg.engine.sharded import write_atomically
-from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
+from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
 from lqn_seg.evaluation.classification import BINS
 from lqn_seg.evaluation.speed import peak_gmacs_per_ms
 
@@ -40,6 +42,7 @@ TITLES = {
     "apm": "APM",
     "lqn-src": "LQN-[src]",
     "lqn": "LQN",
+    "teacher": "views, not restored",
     "restore": "restored, no student",
     "zero": "ZERO",
     "mta": "MTA",
@@ -99,34 +102,49 @@ class ClassificationReport:
             self.groups[CORRUPTED] = damaged
         if len(clean) > 1:
             self.groups[AVERAGE] = clean
-        self.differences = {
+        # Of each group that has the same images under every condition, resampled once per method.
+        self._resampled = {
             method: {
-                group: self._difference(method, streams)
+                group: self._accuracies(method, streams)
                 for group, streams in self.groups.items()
                 if len({stream.dataset for stream in streams}) == 1
             }
             for method in self.methods
-            if method != BASELINE
+        }
+        self.differences = {m: self._minus(m, BASELINE) for m in self.methods if m != BASELINE}
+        self.focus = self._focus()
+        # What that method has over each other one, those of the table above excepted.
+        self.lead = {
+            method: self._minus(self.focus, method)
+            for method in self.methods
+            if self.focus and method not in (self.focus, BASELINE, *CONTROLS)
         }
         self.costs = self.first.costs()
         used = {self.cfg.CLASSIFICATION.TEACHER_PRECISION, *self._precisions()}
         device = self.classifier.teacher.device
         self.peak = max(peak_gmacs_per_ms(device, precision) for precision in used)
 
-    def _difference(self, method: str, streams: Sequence[Stream]) -> PairedDifference:
-        """Top-1 accuracy minus zero-shot's, over one data set's images."""
+    def _accuracies(self, method: str, streams: Sequence[Stream]) -> NDArray[np.float64]:
+        """(1 + samples,) top-1 accuracy on one data set's images, and on each resample of them."""
         evaluator = streams[0].run.evaluator
+        rows = [stream.run.lines(stream.condition, method) for stream in streams]
+        stacked = [evaluator.stack([r[evaluator.task] for r in row]) for row in rows]
+        # (images, streams, 2): hits and images, whatever the class.
+        counts = np.stack(stacked, 1).reshape(len(stacked[0]), len(rows), 2, -1).sum(-1)
+        samples = self.cfg.MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES
+        return evaluator.metric(resampled_totals(counts, samples)).mean(-1)
 
-        def stacked(name: str) -> np.ndarray:
-            rows = [stream.run.lines(stream.condition, name) for stream in streams]
-            return np.stack([evaluator.stack([r[evaluator.task] for r in row]) for row in rows], 1)
+    def _minus(self, method: str, other: str) -> dict[str, PairedDifference]:
+        """By group, one method's top-1 accuracy minus another's."""
+        own, others = self._resampled[method], self._resampled[other]
+        return {group: paired_interval(own[group], others[group]) for group in own}
 
-        return paired_bootstrap_totals(
-            lambda totals: evaluator.metric(totals).mean(-1),
-            stacked(method),
-            stacked(BASELINE),
-            self.cfg.MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES,
-        )
+    def _focus(self) -> str:
+        """The method that the sentence is about: LQN, or else the last one with a student, or else
+        with a recipe at all."""
+        students = [m for m, a in self.recipes.items() if a is not None and a.has_student]
+        own = students or [m for m, a in self.recipes.items() if a is not None]
+        return "lqn" if "lqn" in students else "".join(own[-1:])
 
     def value(self, group: str, method: str, key: str, task: str = "classification") -> float:
         """One number; for a mean, the mean of its streams'."""
@@ -144,8 +162,13 @@ class ClassificationReport:
         )
         parts.append(
             f"top-1 accuracy minus {BASELINE}'s, with its 95% interval (paired bootstrap over "
-            f"images)\n{self._difference_table()}"
+            f"images)\n{self._difference_table(self.differences)}"
         )
+        if self.lead:
+            parts.append(
+                f"top-1 accuracy of {title(self.focus)} minus that of each other method, likewise\n"
+                f"{self._difference_table(self.lead)}"
+            )
         parts.append(f"{self._cost_heading()}\n{self._cost_table()}")
         parts.extend(self._notes())
         parts.extend(text for run in self.runs for text in left_out(run))
@@ -187,11 +210,12 @@ class ClassificationReport:
             for name in names
         ]
 
-    def _difference_table(self) -> str:
-        groups = list(next(iter(self.differences.values())))
+    @staticmethod
+    def _difference_table(differences: Mapping[str, Mapping[str, PairedDifference]]) -> str:
+        groups = list(next(iter(differences.values())))
         rows = [
             [title(method), *(interval_text(found[group]) for group in groups)]
-            for method, found in self.differences.items()
+            for method, found in differences.items()
         ]
         return tabulate(rows, ["", *map(_short, groups)], stralign="right")
 
@@ -266,17 +290,15 @@ class ClassificationReport:
         return notes
 
     def sentence(self) -> str:
-        """What the table shows about the last student method, in one sentence without flattery."""
-        students = [m for m, a in self.recipes.items() if a is not None and a.has_student]
-        if not students:
+        """What the table shows about `focus`, in one sentence without flattery."""
+        if not self.focus:
             return ""
-        method = "lqn" if "lqn" in students else students[-1]
         parts = [
             f"{verdict(found)} {BASELINE} on {_short(group)} ({interval_text(found)})"
-            for group, found in self.differences[method].items()
+            for group, found in self.differences[self.focus].items()
             if group == CORRUPTED or group.endswith(CLEAN)
         ]
-        return f"{title(method)} {', and '.join(parts)}, in points of top-1 accuracy."
+        return f"{title(self.focus)} {', and '.join(parts)}, in points of top-1 accuracy."
 
     # ---- files -----------------------------------------------------------------------------------
 
@@ -303,10 +325,9 @@ class ClassificationReport:
                 "order": "results do not depend on it, TDA's excepted",
             },
             "metrics": self.metrics,
-            "differences_to_zero_shot": {
-                method: {group: found._asdict() for group, found in by_group.items()}
-                for method, by_group in self.differences.items()
-            },
+            "differences_to_zero_shot": _as_dicts(self.differences),
+            "focus": self.focus,
+            "focus_minus": _as_dicts(self.lead),
             "costs": self.cost_lines(),
             "sentence": self.sentence(),
         }
@@ -323,6 +344,13 @@ class ClassificationReport:
         write_atomically(output / "config.yaml", self.cfg.dump())
         write_atomically(output / "log.txt", f"{self.text()}\n")
         return path
+
+
+def _as_dicts(differences: Mapping[str, Mapping[str, PairedDifference]]) -> dict[str, Any]:
+    return {
+        method: {group: found._asdict() for group, found in by_group.items()}
+        for method, by_group in differences.items()
+    }
 
 
 def _short(name: str) -> str:

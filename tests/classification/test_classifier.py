@@ -14,13 +14,14 @@ from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation, Adapter
 from lqn_seg.classification.methods import BASELINES, CONTROLS
 from lqn_seg.classification.prompts import templates, text_features
-from lqn_seg.classification.views import centre_view
+from lqn_seg.classification.views import centre_view, corner_view
 from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
 from lqn_seg.core.random import image_key
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.teachers.base import normalise
+from lqn_seg.teachers.clip import ClipTeacher
 from tests.classification.conftest import NAMES
 
 LQN = LQNConfig(
@@ -109,6 +110,25 @@ def test_an_answer_does_not_depend_on_order_or_company(build):
         assert len({p.numpy().tobytes() for p in answers}) > 1
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_every_method_runs_with_a_teacher_in_half_precision(precision, teacher, text, calibration):
+    """Near what the teacher in float32 says, and a distribution, whatever the method."""
+    half = ClipTeacher(teacher.model, teacher.tokenizer, precision)
+    restored = replace(LQN, adapt=AdaptConfig(restore=True, gauged=True))
+    methods = {"zero-shot": None, "default": Adaptation(restored, views=2), **METHODS}
+    config = ClassifierConfig(views=6)
+    by_precision = [
+        Classifier(one, NAMES, text, methods, config, calibration)([photo(1)])[0]
+        for one in (half, teacher)
+    ]
+    for name in methods:
+        low, full = (found[name].probabilities for found in by_precision)
+        assert low.dtype == torch.float32 and low.sum().item() == pytest.approx(1, abs=1e-5)
+        if name not in ("zero", "tpt"):  # a vote flips, and so does the sign of AdamW's first step
+            torch.testing.assert_close(low, full, atol=0.08, rtol=0)
+    assert not torch.equal(*(found["zero-shot"].probabilities for found in by_precision))
+
+
 def test_tda_depends_on_what_came_before_until_it_is_reset(build):
     images = [photo(seed) for seed in range(6)]
     classifier = build({"tda": None}, batch=4)
@@ -168,6 +188,26 @@ def test_a_heard_student_answers_with_its_own_tokens(readout, teacher, text):
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("readout", ["mean", "cls"])
+def test_sampling_by_segments_goes_by_the_class_of_each_patch(readout, teacher, text):
+    """The literal segments: argmax of a patch's cosines, CLS apart; and the students differ."""
+    image = photo(4)
+    guided = replace(LQN, fit=replace(LQN.fit, sampling="segments", layers=None))
+    adapter = Adapter(teacher, Adaptation(guided, readout), text["text"])
+    pixels = centre_view(image, teacher)[None].float() / 255
+    run, key = adapter.encode(pixels), image_key(0, image)
+    segments = adapter._segments(run)[0]
+    for i, j in ((0, 0), (1, 3), (3, 2)):
+        cosines = teacher.project(run.field[0, -1, i, j]) @ text["text"].T
+        assert segments[i, j] == cosines.argmax()
+    assert segments.shape == (4 + (readout == "cls"), 4)
+    if readout == "cls":
+        assert (segments[4] == len(NAMES)).all()
+    uniform = Adapter(teacher, Adaptation(LQN, readout), text["text"])
+    features = [a(pixels, run, [key]).features for a in (adapter, uniform)]
+    assert features[0].isfinite().all() and not torch.equal(*features)
+
+
 def test_undamaged_images_keep_their_zero_shot_answer(build, calibration):
     gauged = replace(LQN, adapt=AdaptConfig(restore=True, gauged=True))
     calibration = replace(calibration, residual=0.01)
@@ -180,6 +220,31 @@ def test_undamaged_images_keep_their_zero_shot_answer(build, calibration):
     )
     without = build(methods)([grey])[0]
     assert torch.equal(without["lqn"].probabilities, without["teacher CLS"].probabilities)
+
+
+def test_the_answer_of_several_views_is_their_mean_direction(build, calibration, teacher, text):
+    """The views as they are by open_clip alone; restored, each view by itself."""
+    image = photo(6) // 8 + 100  # a loss of contrast, which restoring undoes
+    restoring = with_variant(replace(LQN, adapt=AdaptConfig(restore=True)), "restore")
+    methods = {
+        "teacher": Adaptation(with_variant(restoring, "teacher"), views=4),
+        "restore": Adaptation(restoring, views=4),
+        "single": Adaptation(restoring),
+    }
+    (got,) = build(methods, calibration)([image])
+    pixels = centre_view(image, teacher)[None].float() / 255
+    views = torch.cat([corner_view(pixels, number) for number in range(4)])
+    plain = teacher.image_features(normalise(views, teacher.pixel_mean, teacher.pixel_std))
+    adapter = Adapter(teacher, methods["single"], text["text"], calibration)
+    key = image_key(0, image)
+    restored = [adapter(v[None], adapter.encode(v[None]), [key]).features[0] for v in views]
+    for name, features in {"teacher": plain, "restore": torch.stack(restored)}.items():
+        mean = F.normalize(features.mean(0), dim=-1)
+        expected = (teacher.logit_scale * mean @ text["text"].T).softmax(-1)
+        torch.testing.assert_close(got[name].probabilities, expected, atol=1e-5, rtol=1e-4)
+    p = {name: prediction.probabilities for name, prediction in got.items()}
+    assert not torch.allclose(p["teacher"], p["restore"], atol=1e-3)
+    assert not torch.allclose(p["single"], p["restore"], atol=1e-3)
 
 
 def test_the_entropy_objective_is_lowered_by_its_fit(teacher, text):

@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from lqn_seg.classification.views import centre_view, crop_boxes, random_views
+from lqn_seg.classification.views import (
+    CORNER_VIEWS,
+    centre_view,
+    corner_view,
+    crop_boxes,
+    random_views,
+)
 from lqn_seg.core.random import CounterRandom, RandomKey, image_key
 
 
@@ -51,7 +57,6 @@ def test_views_follow_from_pixels_and_seed_alone(teacher):
     views = random_views(image, teacher, 5, key)
     assert views.shape == (5, 3, 32, 32) and views.dtype == torch.uint8
     assert torch.equal(random_views(image, teacher, 3, key), views[:3])
-    assert torch.equal(random_views(image, teacher, 2, key, first=3), views[3:])
     assert len(random_views(image, teacher, 0, key)) == 0
     assert not torch.equal(random_views(image, teacher, 5, image_key(7, image)), views)
     assert len({view.numpy().tobytes() for view in views}) == 5
@@ -62,3 +67,18 @@ def test_about_half_of_the_views_are_mirrored(teacher):
     views = random_views(ramp, teacher, 200, RandomKey(0)).float()
     mirrored = (views[..., 0] > views[..., -1]).flatten(1).all(1).float().mean()
     assert 0.4 < mirrored < 0.6
+
+
+def test_corner_views_are_pillows_crops_and_mirror_images():
+    image = photo(20, 20)
+    pixels = torch.from_numpy(image).movedim(2, 0)[None].float()
+    whole = [(0, 0, 20, 20)] * 2
+    corners = [(0, 0, 17, 17), (3, 0, 20, 17), (0, 3, 17, 20), (3, 3, 20, 20)]
+    mirrored = [False, True, False, True, False, True, True, False, True, False]
+    views = [corner_view(pixels, number) for number in range(CORNER_VIEWS)]
+    for view, box, mirror in zip(views, [*whole, *corners, *corners], mirrored, strict=True):
+        crop = Image.fromarray(image).crop(box).resize((20, 20), Image.Resampling.BILINEAR)
+        expected = np.asarray(crop)[:, ::-1] if mirror else np.asarray(crop)
+        # Pillow rounds to whole levels.
+        np.testing.assert_allclose(view[0].movedim(0, 2).numpy(), expected, atol=1.01)
+    assert torch.equal(views[0], pixels) and len({view.numpy().tobytes() for view in views}) == 10

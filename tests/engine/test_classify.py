@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
+from lqn_seg.classification.lqn import DEFAULT_VIEWS
 from lqn_seg.data import catalog
-from lqn_seg.engine.classification_config import load_classification_cfg
+from lqn_seg.engine.classification_config import adaptation, load_classification_cfg
 from lqn_seg.engine.classify import Classification, calibrate_clip, classifications
 from lqn_seg.engine.classify_report import ClassificationReport, classify, title
 from lqn_seg.engine.sharded import parse_line
@@ -24,8 +25,8 @@ from lqn_seg.errors import InputError
 from tests.classification.conftest import TEXT, VISION, build_clip
 
 ALL = (
-    *("ensemble", "apm@paper:mean", "lqn@paper:mean", "restore", "lqn-src", "lqn", "lqn:reentry"),
-    *("zero", "mta", "tps", "gs-bias", "tpt", "tda"),
+    *("ensemble", "teacher", "apm@paper:mean", "lqn@paper:mean", "restore", "lqn-src", "lqn"),
+    *("lqn:reentry", "zero", "mta", "tps", "gs-bias", "tpt", "tda"),
 )
 
 
@@ -92,10 +93,25 @@ def test_every_method_runs_and_leaves_its_figures(config, capsys):
     accuracy = 100 * np.mean([line["label"] == line["predicted"] for line in lines])
     assert len(lines) == 16
     assert results["metrics"]["clean"]["lqn"]["classification"]["acc1"] == pytest.approx(accuracy)
-    views = (
-        results["costs"]["zero"]["forward_gmacs"] / results["costs"]["zero-shot"]["forward_gmacs"]
-    )
-    assert views == pytest.approx(5, rel=0.1)  # five views cost five passes
+    once = results["costs"]["zero-shot"]["forward_gmacs"]
+    for name, views in {"zero": 5, "teacher": DEFAULT_VIEWS}.items():
+        assert results["costs"][name]["forward_gmacs"] / once == pytest.approx(views, rel=0.1)
+    # The student's lead over another method, by hand, and nothing over itself.
+    assert results["focus"] == "lqn" and "lqn" not in results["focus_minus"]
+    fog = results["metrics"]["fog-3"]
+    lead = fog["lqn"]["classification"]["acc1"] - fog["mta"]["classification"]["acc1"]
+    found = results["focus_minus"]["mta"]["mean of corruptions"]
+    assert found["difference"] == pytest.approx(lead) and found["low"] <= lead <= found["high"]
+    assert "top-1 accuracy of LQN minus that of each other method" in printed
+
+
+@pytest.mark.parametrize(
+    "method, given, views",
+    [("lqn", 0, 6), ("teacher", 0, 6), ("lqn@paper", 0, 1), ("lqn@paper", 4, 4), ("restore", 1, 1)],
+)
+def test_the_default_recipe_adapts_to_six_views_and_the_papers_to_one(config, method, given, views):
+    options = ["CLASSIFICATION.STUDENT_VIEWS", str(given)]
+    assert adaptation(load_classification_cfg(str(config), options), method).views == views
 
 
 def run(config: Path, *overrides: str) -> list[Classification]:
@@ -184,6 +200,7 @@ def test_published_rows_stand_beside_the_teacher_they_belong_to(config):
         (["CLASSIFICATION.METHODS", "('zero:mean',)"], "zero has no recipe and no read-out"),
         (["CLASSIFICATION.METHODS", "('lqn@defualt',)"], "did you mean 'default'"),
         (["CLASSIFICATION.PROMPTS", "many"], "unknown CLASSIFICATION.PROMPTS 'many'"),
+        (["CLASSIFICATION.STUDENT_VIEWS", "11"], r"STUDENT_VIEWS must be in 1\.\.10, not 11"),
         (["CLASSIFICATION.VIEWS", "0"], r"VIEWS must be in 1\.\.1024"),
         (["CLASSIFICATION.SHARD", "(2, 2)"], "0 <= k < n"),
         (["MODEL.LQN.EVAL.SEVERITY", "6"], "SEVERITY must be at least 1 and at most 5"),

@@ -213,7 +213,7 @@ class Classifier:
             if len(answers) > 1:
                 features = mean_direction(torch.stack([a.features for _, a in answers], 1))
             probabilities = self._probabilities(features, "text")
-            stats["method_ms"] = sum(answer.fit_ms for _, answer in answers) + clock.lap()
+            stats["method_ms"] = sum(answer.ms for _, answer in answers) + clock.lap()
             single = [self._readings(answers, b) for b in range(count)]
         elif name in self.baselines:
             stats["views_ms"] = batch.views_ms

@@ -40,8 +40,14 @@ from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD
 
 READOUTS = ("cls", "mean", "mean_cls", "text", "reentry")
 WITHOUT_STUDENT = ("teacher", "restore")
-# Of an image that the preset `default` adapts to: it, its mirror image and its corners (REPORT.md).
+# Of an image that recipes which restore adapt to, the preset `default` among them: it, its mirror
+# image and its corners (REPORT.md).
 DEFAULT_VIEWS = 6
+
+
+def usual_views(recipe: LQNConfig) -> int:
+    """How many views of an image a recipe adapts to, unless it is told."""
+    return DEFAULT_VIEWS if recipe.adapt.restore else 1
 
 
 @dataclass(frozen=True)
@@ -107,12 +113,13 @@ class Answer:
 
     fallback: (B,) where a student failed and the teacher answered.
     share: (B,) how much of the student's answer was taken.
+    ms: of all that came after the teacher's pass: gauge, fit and read-out.
     """
 
     features: Tensor
     fallback: Tensor
     share: Tensor
-    fit_ms: float = 0.0
+    ms: float
 
 
 class Adapter:
@@ -172,21 +179,20 @@ class Adapter:
 
     def __call__(self, pixels: Tensor, run: Run, keys: Sequence[RandomKey]) -> Answer:
         """Answers for (B, 3, S, S) pixels in 0..1, from the teacher's `encode` of them."""
+        clock = Clock(self.teacher.device)
         own, cls = run.field[:, self.layer - 1], run.context.cls
         share = self._share(pixels, run)
         fallback = torch.zeros(len(keys), dtype=torch.bool)
-        fit_ms = 0.0
         if self.fitter is not None and share.any():
-            clock = Clock(self.teacher.device)
             answered, finite = self._fit(self.fitter, pixels, run, keys)
-            fit_ms = clock.lap()
             heard = finite.to(share.device) & (share > 0)
             fallback = (~finite) & (share > 0).cpu()
             rows = self.teacher.grid[0]
             own = _blend(own, answered[:, :rows], share, heard)
             if self.adaptation.knows_cls:
                 cls = _blend(cls, answered[:, rows:].mean((1, 2)), share, heard)
-        return Answer(self._readout(own, cls, run), fallback, share, fit_ms)
+        features = self._readout(own, cls, run)
+        return Answer(features, fallback, share, clock.lap())
 
     def _share(self, pixels: Tensor, run: Run) -> Tensor:
         """(B,) how much of a student's answer is taken: the share of noise in the last layer."""

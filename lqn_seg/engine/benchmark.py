@@ -20,7 +20,7 @@ import open_clip
 import torch
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.lqn import Adaptation
+from lqn_seg.classification.lqn import Adaptation, usual_views
 from lqn_seg.core.fit import (
     LQNConfig,
     preset,
@@ -308,7 +308,8 @@ class Benchmark:
         text = text.to(self.device)
         recipes: dict[str, Adaptation | None] = dict.fromkeys(self.config.baselines)
         for variant in self.config.variants:
-            recipes[variant] = Adaptation(self.recipe(variant, self.precisions[0]))
+            recipes |= self._adaptations(variant)
+        calibration = self._calibration(teacher)
         image = torch.randint(256, (*teacher.image_size, 3), dtype=torch.uint8).numpy()
         found: dict[str, list[dict[str, float]]] = {name: [] for name in recipes}
         rows = []
@@ -320,7 +321,7 @@ class Benchmark:
                 {"text": text},
                 {name: recipe},
                 ClassifierConfig(views=self.config.views),
-                self._calibration(teacher),
+                calibration,
             )
             for name, recipe in recipes.items()
         }
@@ -338,6 +339,17 @@ class Benchmark:
             }
             rows.append({"method": name, **middle, "adapted": samples[-1].get("blend", 1.0)})
         return rows
+
+    def _adaptations(self, variant: str) -> dict[str, Adaptation]:
+        """A variant as it classifies; one that adapts to several views also by its parts."""
+        recipe = self.recipe(variant, self.precisions[0])
+        views = usual_views(recipe)
+        found = {variant: Adaptation(recipe, views=views)}
+        if views > 1:
+            found[f"{variant}, one view"] = Adaptation(recipe)
+            alone = with_variant(recipe, "restore")
+            found[f"{variant}, no student"] = Adaptation(alone, views=views)
+        return found
 
     def _calibration(self, teacher: ClipTeacher) -> Calibration:
         """One that calls every image damaged through and through: so that nothing is skipped."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from lqn_seg.classification.lqn import DEFAULT_VIEWS, WITHOUT_STUDENT, Adaptation
+from lqn_seg.classification.lqn import WITHOUT_STUDENT, Adaptation, usual_views
 from lqn_seg.classification.methods import BASELINES, PLAIN, VIEWS
 from lqn_seg.classification.prompts import PROMPTS
 from lqn_seg.core.fit import CONTROLS, VARIANTS, nearest, with_variant
@@ -40,8 +40,8 @@ def get_classification_cfg() -> CfgNode:
             "READOUT": Adaptation.readout,
             "REENTRY_LAYER": Adaptation.reentry_layer,
             "INCLUDE_CLS": Adaptation.include_cls,
-            # Views that are adapted to, one student each; their answers are averaged. 0 is one, or
-            # six for recipes that restore (the preset default).
+            # Views that are adapted to, a student each; their answers are averaged. 0 leaves it to
+            # the recipe (`usual_views`).
             "STUDENT_VIEWS": 0,
             # Methods that learn from image to image (tda) depend on the order, and must be allowed.
             "HISTORY": False,
@@ -114,5 +114,5 @@ def adaptation(cfg: CfgNode, name: str) -> Adaptation | None:
         readout=readout or own.READOUT,
         reentry_layer=own.REENTRY_LAYER,
         include_cls=own.INCLUDE_CLS,
-        views=own.STUDENT_VIEWS or (DEFAULT_VIEWS if chosen.adapt.restore else 1),
+        views=own.STUDENT_VIEWS or usual_views(chosen),
     )

@@ -145,7 +145,8 @@ def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):
     )
     results = Benchmark(settings, None, lambda _: None).run()
     rows = {row["method"]: row for row in results["baselines"]}
-    assert list(rows) == ["zero", "mta", "tps", "tpt", "default"]
+    parts = ["default", "default, one view", "default, no student"]
+    assert list(rows) == ["zero", "mta", "tps", "tpt", *parts]
     assert rows["default"]["adapted"] == pytest.approx(1)  # nothing was skipped
     assert rows["default"]["views_ms"] == 0 < rows["tps"]["views_ms"]
     assert all(row["teacher_ms"] > 0 and row["method_ms"] > 0 for row in rows.values())

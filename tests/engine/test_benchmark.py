@@ -37,6 +37,7 @@ def small(monkeypatch):
     monkeypatch.setitem(PRESETS, "paper", SMALL)
     default = replace(SMALL, student=replace(SMALL.student, guide=0.5, init="he"))
     default = replace(default, fit=replace(default.fit, target_norm="layer", alpha=0.0))
+    default = replace(default, adapt=PRESETS["default"].adapt)
     monkeypatch.setitem(PRESETS, "default", default)
     monkeypatch.setattr(speed, "_COPIED_FLOATS", 1 << 16)
 

@@ -224,6 +224,8 @@ class Benchmark:
             )
             for precision, run in runs.items()
         ]
+        for row, drift in zip(methods, _drifts(runs)):
+            row["drift"] = drift
         references = [
             self._reference(
                 variant, name, times[name], methods, way.loss_difference(runs.get("float32"))
@@ -439,6 +441,15 @@ class Benchmark:
         self, functions: Mapping[str, Callable[[], Any]], cold: Mapping[str, Any] | tuple[()] = ()
     ) -> dict[str, Timing]:
         return interleaved(functions, self.config.repeats, self.device, tuple(cold))
+
+
+def _drifts(runs: Mapping[str, Run]) -> list[float | None]:
+    """By precision, how far the last layer that a student answers with is from what the same
+    student answers in float32: error over variance; None where float32 was not measured."""
+    if "float32" not in runs:
+        return [None] * len(runs)
+    exact = runs["float32"].readout()
+    return [float((run.readout() - exact).var() / exact.var()) for run in runs.values()]
 
 
 def _fit_of(scene: Scene, recipe: LQNConfig, batch: int) -> Callable[[], Any]:

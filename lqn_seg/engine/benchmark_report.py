@@ -82,14 +82,16 @@ def _methods(results: Results) -> str:
                 least["arithmetic"],
                 least["memory"],
                 100 * row["fraction_busy"],
+                row["drift"],
             ]
         )
     headers = ["", "M\nparameters", "fit\nms", "fit\np95 ms", "fit\nbusy ms", "readout\nms"]
     headers += ["fit\nGMACs", "peak\nMiB", "roofline\narithmetic ms", "roofline\nmemory ms"]
-    headers += ["% of roofline\n(busy)"]
+    headers += ["% of roofline\n(busy)", "drift from\nfloat32"]
+    formats = ("", *(".1f",) * (len(headers) - 2), ".1e")
     first = results["methods"][0] if results["methods"] else {"steps": 0, "positions": 0}
     title = f"students ({first['method']}: {first['steps']} steps, {first['positions']} positions)"
-    return f"{title}\n{tabulate(rows, headers, floatfmt='.1f')}"
+    return f"{title}\n{tabulate(rows, headers, floatfmt=formats)}"
 
 
 def _references(results: Results) -> str:

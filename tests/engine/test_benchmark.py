@@ -84,6 +84,8 @@ def test_everything_is_measured_and_written(tool, tmp_path):
             assert row["loss_difference"] < 1e-4
         else:  # it sees nothing but the last layer, and gradients pile up: another curve altogether
             assert row["loss_difference"] is None
+    drifts = {row["precision"]: row["drift"] for row in results["methods"]}
+    assert drifts["float32"] == 0 < drifts["bfloat16"] < 1e-2
     assert results["depth"]["layers"] == [1, 2, 3, 4]
     assert len(results["depth"]["teacher_ms"]) == len(results["depth"]["student_ms"]) == 4
     teacher_ms = results["depth"]["teacher_ms"]

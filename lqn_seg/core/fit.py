@@ -326,10 +326,12 @@ class _Inputs:
     guide: Tensor | None
     segments: Tensor | None = None
 
-    @property
-    def guide_rows(self) -> Tensor | None:
-        """(B, H * W, D), one row per position of the grid."""
-        return None if self.guide is None else self.guide.flatten(1, 2)
+    def guide_rows(self, places: Tensor) -> Tensor | None:
+        """(B, n, D) guide at (B * n,) rows of the B grids' positions, one grid after the other."""
+        if self.guide is None:
+            return None
+        rows = self.guide.flatten(0, 2).index_select(0, places)
+        return rows.unflatten(0, (len(self.guide), -1))
 
     def guide_at(self, positions: Tensor) -> Tensor | None:
         """(B, Q, D) guide at (Q, 3) or (B, Q, 3) addresses, bilinear in between."""
@@ -548,10 +550,10 @@ class StudentFitter:
         config, n = self.config.fit, self.positions
         curve = torch.zeros(config.steps, len(random), device=self.device)
         loss_scale = curve.new_full((len(random),), _INITIAL_LOSS_SCALE)
-        for step, rows, destinations, chosen in self._schedule(students, random, *looks[0]):
+        for step, rows, destinations, chosen, places in self._schedule(students, random, *looks[0]):
             inputs, targets = looks[step % len(looks)]
             # (B, passes * n, D)
-            tokens = students(inputs.patches, inputs.table, rows, inputs.guide_rows)
+            tokens = students(inputs.patches, inputs.table, rows, inputs.guide_rows(places))
             from_anchor, *from_sources = tokens.unflatten(1, (-1, n)).unbind(1)
             if classify is None:
                 target = targets.tokens.index_select(0, chosen).view_as(from_anchor)
@@ -571,12 +573,13 @@ class StudentFitter:
 
     def _schedule(
         self, students: Students, random: CounterRandom, inputs: _Inputs, targets: _Targets
-    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
         """What each step looks at, drawn for many steps at a time.
 
         Yields:
             the step, the students' input rows (B, passes * n, .), the layers of the destinations
-            (B, n), and the rows of `targets.tokens` that they name (B * n,).
+            (B, n), and what the destinations are (B * n,): rows of `targets.tokens`, and places
+            among the B grids of one layer.
         """
         batch, passes = len(random), self.passes
         student = torch.arange(batch, device=self.device)[:, None, None]
@@ -587,11 +590,17 @@ class StudentFitter:
             destination = self._destinations(random, steps)  # (B, S, n, 3)
             rows = self._input_rows(students, random, inputs.segments, steps, destination)
             i, j, layer = destination.movedim(-1, 0).contiguous()
-            chosen = student * len(self.layers) + torch.searchsorted(targets.layers, layer)
-            chosen = (chosen * self.grid[1] + i - 1) * self.grid[2] + j - 1
-            chosen = chosen.transpose(0, 1).flatten(1).contiguous()
+            # Of every student in turn: its layers and its grid, one behind another.
+            fitted = student * len(self.layers) + torch.searchsorted(targets.layers, layer)
+            chosen, places = (
+                ((before * self.grid[1] + i - 1) * self.grid[2] + j - 1)
+                .transpose(0, 1)
+                .flatten(1)
+                .contiguous()
+                for before in (fitted, student)
+            )
             for index in range(last - first):
-                yield first + index, rows[index], layer[:, index], chosen[index]
+                yield first + index, rows[index], layer[:, index], chosen[index], places[index]
 
     def _destinations(self, random: CounterRandom, steps: Tensor) -> Tensor:
         """(B, S, n, 3) what the steps ask for: random positions; all of the last layer to classify
@@ -628,10 +637,6 @@ class StudentFitter:
         """(S, B, passes * n, .) input rows; the passes of a step share its destinations."""
         grid, axes = self.grid, self.config.student.axes
         source = None
-        guide = None
-        if self.config.student.guide:
-            guide = (destination[..., :1] - 1) * grid[2] + destination[..., 1:2] - 1
-            guide = guide.repeat(1, 1, self.passes, 1)
         if self.config.student.source:
             source = torch.zeros_like(destination)  # Src0, the anchor
             if self.passes == 3:
@@ -639,7 +644,7 @@ class StudentFitter:
                 source = torch.cat((source, *drawn), dim=2)
                 destination = destination.repeat(1, 1, 3, 1)
             source = grid_rows(source, grid, axes)
-        rows = students.rows(self._table, source, grid_rows(destination, grid, axes), guide)
+        rows = students.rows(self._table, source, grid_rows(destination, grid, axes))
         return rows.transpose(0, 1).contiguous()
 
     @property
@@ -746,15 +751,12 @@ class FittedStudents:
             positions, sources = (x.expand(students.batch, -1, 3) for x in (positions, sources))
         addresses = placed(torch.stack((sources, positions)), self._inputs.places)
         table, (source, destination) = tabulate(addresses, config.position_dim, config.axes)
-        guide = self._inputs.guide_at(positions)
-        guide_rows = None
-        if guide is not None:
-            guide_rows = torch.arange(positions.shape[-2], device=positions.device)[:, None]
-            guide_rows = guide_rows.expand(*destination.shape[:-1], 1)
-        rows = students.rows(table, source if config.source else None, destination, guide_rows)
+        rows = students.rows(table, source if config.source else None, destination)
         with own_precision(self._fitter.device):
             rows = rows.expand(students.batch, *rows.shape[-2:])
-            tokens = students(self._inputs.patches, table, rows, guide)
+            tokens = students(
+                self._inputs.patches, table, rows, self._inputs.guide_at(positions)
+            )
         return self._targets.restore(tokens, positions[..., 2])
 
 

@@ -86,11 +86,6 @@ class StudentConfig:
         return (self.input_size // self.stride) ** 2
 
     @property
-    def locations_read(self) -> int:
-        """How many locations a query names: source and destination, or a destination alone."""
-        return 2 if self.source else 1
-
-    @property
     def locations(self) -> int:
         """How many blocks of d_p features the first layer reads."""
         return 2 if self.source and self.combine == "concatenate" else 1
@@ -184,29 +179,20 @@ class Students:
         for name, weight in self.weights.items():
             weight.mul_(initial_deviation(self.config, name, self.feature_dim))
 
-    def rows(
-        self,
-        table: AddressTable,
-        source: Tensor | None,
-        destination: Tensor,
-        guide: Tensor | None = None,
-    ) -> Tensor:
-        """Queries as rows of the stacked first layer: image | source | destination table | guide.
+    def rows(self, table: AddressTable, source: Tensor | None, destination: Tensor) -> Tensor:
+        """Queries as rows of the stacked first layer: image | source table | destination table.
 
         Args:
             source, destination: (..., axes) int64 rows of the address table.
-            guide: (..., 1) int64 rows of the guide.
 
         Returns:
-            (..., 1 + k axes [+ 1]) int64 for k locations.
+            (..., 1 + k axes) int64 for k locations.
         """
         parts = [torch.zeros_like(destination[..., :1])]
         if source is not None:
             parts.append(source + 1)
             destination = destination + len(table.source)
         parts.append(destination + 1)
-        if guide is not None:
-            parts.append(guide + 1 + self.config.locations_read * len(table.source))
         return torch.cat(parts, dim=-1)
 
     def __call__(
@@ -221,7 +207,8 @@ class Students:
             patches: (B, h/s * w/s, 3 s s), from `image_patches`.
             table: the address table that `rows` refer to.
             rows: (B, n, .), from `self.rows`.
-            guide: (B, G, d_c) tokens that the last of the rows refer to.
+            guide: (B, m, d_c) tokens that guide the queries; n is a multiple of m, and the queries
+                m apart share one.
 
         Returns:
             (B, n, d_c) float32.
@@ -241,13 +228,15 @@ class Students:
             product(codes.expand(self.batch, -1, -1), w[name].mT)
             for codes, name in self._locations(table)
         ]
-        if guide is not None:
-            stack.append(product(guide, w["first.guide"].mT))
-        stacked = torch.cat(stack, dim=1)  # (B, 1 + k R [+ G], widths[0])
+        stacked = torch.cat(stack, dim=1)  # (B, 1 + k R, widths[0])
         first = torch.arange(self.batch, device=rows.device) * stacked.shape[1]
         look_ups = (rows + first[:, None, None]).flatten(0, 1)
-        hidden = F.embedding_bag(look_ups, stacked.flatten(0, 1), mode="sum").relu_()
-        inputs = [hidden.unflatten(0, (self.batch, -1)).to(self.dtype)]
+        hidden = F.embedding_bag(look_ups, stacked.flatten(0, 1), mode="sum")
+        hidden = hidden.unflatten(0, (self.batch, -1))
+        if guide is not None:
+            guided = product(guide, w["first.guide"].mT)
+            hidden.unflatten(1, (-1, guide.shape[1])).add_(guided[:, None])
+        inputs = [hidden.relu_().to(self.dtype)]
         for name in self._later_layers:
             hidden = linear(inputs[-1], w[f"{name}.weight"], w[f"{name}.bias"])
             inputs.append(hidden.relu_() if name != "output" else hidden)
@@ -290,11 +279,11 @@ class Students:
         # its queries: a product with the 0/1 matrix of who reads what, the same sum on every run.
         locations = self._locations(table)
         sizes = [1] + [len(table.source)] * len(locations)
-        sizes.append(0 if guide is None else guide.shape[1])
         reads = delta.new_zeros(*rows.shape[:2], sum(sizes)).scatter_(2, rows, 1.0)
-        delta_image, *deltas, delta_guide = product(reads.mT, delta).float().split(sizes, dim=1)
+        delta_image, *deltas = product(reads.mT, delta).float().split(sizes, dim=1)
         if guide is not None:
-            product(delta_guide.mT, guide, out=g["first.guide"])
+            shared = delta.float().unflatten(1, (-1, guide.shape[1])).sum(1)
+            product(shared.mT, guide, out=g["first.guide"])
         for (codes, name), delta_codes in zip(locations, deltas):
             product(delta_codes.mT, codes.expand(self.batch, -1, -1), out=g[name])
         if self.config.source and self.config.combine == "add":

@@ -275,7 +275,7 @@ def literal_pass_macs(config: StudentConfig, feature_dim: int, queries: int) -> 
 
 
 def shared_pass_macs(
-    config: StudentConfig, feature_dim: int, queries: int, table_rows: int, guide_rows: int = 0
+    config: StudentConfig, feature_dim: int, queries: int, table_rows: int, guided: int = 0
 ) -> PassMacs:
     """One pass as `core.student` computes it: the first layer once per distinct row.
 
@@ -285,15 +285,15 @@ def shared_pass_macs(
 
     Args:
         table_rows: rows of the address table, `H + W + L + 3` when fitting a whole grid.
-        guide_rows: positions whose guiding token is projected: H W, where there is a guide.
+        guided: guiding tokens, where there is a guide: queries, without those that share one.
     """
-    guide_rows *= bool(config.guide)
     width, convolution = config.widths[0], _convolution_macs(config)
     image = config.image_features * width
     table_rows *= 2 if config.source else 1
-    tables = (table_rows * config.position_dim + guide_rows * feature_dim) * width
+    guided *= feature_dim if config.guide else 0
+    tables = (table_rows * config.position_dim + guided) * width
     deep = queries * _deep_macs(config, feature_dim)
-    look_ups = queries * (1 + table_rows + guide_rows) * width
+    look_ups = queries * (1 + table_rows) * width
     return PassMacs(
         forward=convolution + image + tables + deep,
         backward=convolution + 2 * image + tables + look_ups + 2 * deep,
@@ -323,11 +323,11 @@ def step_macs(
     if literal:
         one = literal_pass_macs(config.student, feature_dim, n)
         return PassMacs(passes * one.forward, passes * one.backward)
-    # The passes of a step share their weights, and with them the rows of the first layer.
+    # The passes of a step share their weights, and with them the rows of the first layer; and
+    # their destinations, which are what is guided.
     layers, rows, columns = grid
     table_rows = sum(size + 1 for size in (rows, columns, layers)[: config.student.axes])
-    places = rows * columns
-    return shared_pass_macs(config.student, feature_dim, passes * n, table_rows, places)
+    return shared_pass_macs(config.student, feature_dim, passes * n, table_rows, guided=n)
 
 
 def pass_gmacs(config: LQNConfig, grid: tuple[int, int, int], feature_dim: int) -> float:
@@ -362,7 +362,7 @@ def readout_gmacs(
     if literal:
         return literal_pass_macs(config.student, feature_dim, queries).forward / 1e9
     table_rows = _readout_table_rows(config, grid)
-    one = shared_pass_macs(config.student, feature_dim, queries, table_rows, queries)
+    one = shared_pass_macs(config.student, feature_dim, queries, table_rows, guided=queries)
     return one.forward / 1e9
 
 

@@ -40,11 +40,10 @@ def addresses(batch: int, count: int, seed: int) -> torch.Tensor:
     return (torch.rand(batch, count, 3, generator=generator) * (high + 1)).long()
 
 
-def guiding(batch: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (B, H W, D), and (B, count, 1) which of them a query reads; some never, some often."""
+def guiding(batch: int, count: int, seed: int) -> torch.Tensor:
+    """(B, count, D) tokens."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(batch, GRID[1] * GRID[2], FEATURES, generator=generator)
-    return tokens, torch.randint(1, 12, (batch, count, 1), generator=generator)
+    return torch.randn(batch, count, FEATURES, generator=generator)
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -64,14 +63,13 @@ def test_forward_and_gradients_are_those_of_the_plain_student(reference, name, b
     images = torch.randn(batch, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     source, destination = addresses(batch, 30, 2), addresses(batch, 30, 3)
     weight = torch.randn(batch, 30, FEATURES, generator=torch.Generator().manual_seed(4))
-    guide, read = guiding(batch, 30, 5) if config.guide else (None, None)
+    guide = guiding(batch, 10, 5) if config.guide else None  # each for three queries
 
     table = grid_table(GRID, config.position_dim, config.axes)
     rows = students.rows(
         table,
         grid_rows(source, GRID, config.axes) if config.source else None,
         grid_rows(destination, GRID, config.axes),
-        read,
     )
     tokens = students(image_patches(images, config.stride), table, rows, guide)
     (flat,) = torch.autograd.grad((weight * tokens).sum(), students.parameters)
@@ -79,7 +77,7 @@ def test_forward_and_gradients_are_those_of_the_plain_student(reference, name, b
     assert flat.data_ptr() == students.gradients.data_ptr()  # no copy on the way
     for b in range(batch):
         plain = reference.Student(config, FEATURES).load(students.weights, b)
-        near = None if guide is None else guide[b, read[b, :, 0]].double()
+        near = None if guide is None else guide[b].double().repeat(3, 1)
         expected = plain(images[b].double(), source[b], destination[b], near)
         (weight[b] * expected).sum().backward()
         assert relative_error(tokens[b], expected.detach()) < 1e-5

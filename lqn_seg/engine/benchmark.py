@@ -21,14 +21,9 @@ import torch
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation, usual_views
-from lqn_seg.core.fit import (
-    LQNConfig,
-    preset,
-    resolve_precision,
-    visited_positions,
-    with_variant,
-)
+from lqn_seg.core.fit import LQNConfig, preset, visited_positions, with_variant
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
 from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
@@ -183,13 +178,13 @@ class Benchmark:
             }
         )
         at_best = {
-            stage: subject.gmacs[stage] / self.roofline.gmacs_per_ms[subject.precision]
+            stage: subject.gmacs[stage] / self.roofline.gmacs_per_ms[subject.teacher.precision]
             for stage in times
         }
         teacher = subject.teacher
         return {
             "name": subject.name,
-            "precision": subject.precision,
+            "precision": subject.teacher.precision,
             "image_size": teacher.image_size,
             "grid": subject.grid,
             "width": teacher.width,

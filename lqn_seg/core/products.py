@@ -58,6 +58,7 @@ def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or inputs.dtype != weight.dtype
         or inputs.numel() * len(weight) < _WORTH_A_LOOK_UP
         or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
         or (torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad))
     )
     return F.linear(inputs, weight, bias) if usual else _linear(inputs, weight, bias)

@@ -29,6 +29,7 @@ from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
 from lqn_seg.engine.inference import environment
 from lqn_seg.engine.launch import fixed_threads
+from lqn_seg.engine.probe import share
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import fit_bytes, fit_gmacs, readout_gmacs
 from lqn_seg.evaluation.speed import (
@@ -444,7 +445,7 @@ def _drifts(runs: Mapping[str, Run]) -> list[float | None]:
     if "float32" not in runs:
         return [None] * len(runs)
     exact = runs["float32"].readout()
-    return [float((run.readout() - exact).var() / exact.var()) for run in runs.values()]
+    return [share(run.readout() - exact, exact) for run in runs.values()]
 
 
 def _fit_of(scene: Scene, recipe: LQNConfig, batch: int) -> Callable[[], Any]:

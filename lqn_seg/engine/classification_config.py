@@ -39,8 +39,8 @@ def get_classification_cfg() -> CfgNode:
             "READOUT": Adaptation.readout,
             "REENTRY_LAYER": Adaptation.reentry_layer,
             "INCLUDE_CLS": Adaptation.include_cls,
-            # Views that are adapted to, a student each; their answers are averaged. 0 leaves it to
-            # the recipe (`usual_views`).
+            # Views that are adapted to (which of them by students: `Adaptation.students`); their
+            # answers are averaged. 0 leaves it to the recipe (`usual_views`).
             "STUDENT_VIEWS": 0,
             # Methods that learn from image to image (tda) depend on the order, and must be allowed.
             "HISTORY": False,

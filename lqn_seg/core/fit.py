@@ -337,7 +337,7 @@ class _Inputs:
         if self.guide is None:
             return None
         height, width = self.guide.shape[1:3]
-        size = positions.new_tensor([width, height])
+        size = constant((width, height), positions.device)
         where = (2 * positions[..., :2].flip(-1) - 1) / size - 1  # grid_sample's x, y in -1..1
         where = where.expand(len(self.guide), -1, 2)[:, None]
         sampled = F.grid_sample(
@@ -702,36 +702,28 @@ class FittedStudents:
             RuntimeError: the fitter has been used again, and these students are gone.
         """
         fitter, batch = self._fitter, self._students.batch
-        if self._fit != fitter.fits:
-            raise RuntimeError(
-                "these students are gone: their fitter has fitted other images since; query before "
-                "the next fit, or use another fitter"
-            )
+        self._check_alive()
         shape, count = tuple(positions.shape), positions.shape[-2] if positions.dim() > 1 else 0
         if shape not in ((count, 3), (batch, count, 3)):
             raise InputError(f"positions must be (Q, 3) or ({batch}, Q, 3), got {shape}")
-        positions = positions.to(fitter.device, torch.float32)
-        sources = self._sources(positions.shape[-2])
-        chunk = max(1, _QUERY_FLOATS // (batch * max(fitter.config.student.widths)))
-        pieces = [
-            self._query(
-                positions[..., first : first + chunk, :], sources[..., first : first + chunk, :]
-            )
-            for first in range(0, positions.shape[-2], chunk)
-        ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        return self._query(positions.to(fitter.device, torch.float32))
 
+    @torch.no_grad()
     def query_layer(self, layer: float) -> Tensor:
         """(B, H, W, D) predicted tokens of a whole layer, which may be fractional or unfitted.
 
         Raises:
             InputError: a student without a layer axis was fitted to another layer.
         """
-        depth, height, width = self._fitter.grid
-        if self._fitter.config.student.axes == 2 and layer not in self._fitter.layers:
+        fitter = self._fitter
+        depth, height, width = fitter.grid
+        if fitter.config.student.axes == 2 and layer not in fitter.layers:
             raise InputError(f"this student knows only layer {depth}, not layer {layer}")
-        positions = grid_positions(height, width, layer, self._fitter.device)
-        return self.query(positions).unflatten(1, (height, width))
+        self._check_alive()
+        positions = grid_positions(height, width, layer, fitter.device)
+        source = fitter.config.fit.readout_source
+        on_grid = layer in range(depth + 1) and isinstance(source, str)
+        return self._query(positions, on_grid).unflatten(1, (height, width))
 
     def _sources(self, count: int) -> Tensor:
         """(Q, 3) or (B, Q, 3) source addresses of a query."""
@@ -742,19 +734,47 @@ class FittedStudents:
             )
             return drawn.float()
         address = ANCHOR if source == "anchor" else source
-        return torch.tensor(address, dtype=torch.float32, device=fitter.device).expand(count, 3)
+        return constant(tuple(map(float, address)), fitter.device).expand(count, 3)
 
-    def _query(self, positions: Tensor, sources: Tensor) -> Tensor:
-        config, students = self._fitter.config.student, self._students
+    def _query(self, positions: Tensor, on_grid: bool = False) -> Tensor:
+        """(B, Q, D) at (Q, 3) or (B, Q, 3) float32 positions.
+
+        Args:
+            on_grid: positions and sources are whole and inside. The fit's own table has them, and
+                the device need not be waited for to learn which addresses there are.
+        """
+        sources = self._sources(positions.shape[-2])
         if positions.dim() != sources.dim():
-            positions, sources = (x.expand(students.batch, -1, 3) for x in (positions, sources))
-        addresses = placed(torch.stack((sources, positions)), self._inputs.places)
-        table, (source, destination) = tabulate(addresses, config.position_dim, config.axes)
+            positions, sources = (x.expand(len(self._random), -1, 3) for x in (positions, sources))
+        widest = max(self._fitter.config.student.widths)
+        chunk = max(1, _QUERY_FLOATS // (len(self._random) * widest))
+        pieces = [
+            self._query_piece(*piece, on_grid)
+            for piece in zip(positions.split(chunk, -2), sources.split(chunk, -2))
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def _query_piece(self, positions: Tensor, sources: Tensor, on_grid: bool) -> Tensor:
+        config, students, inputs = self._fitter.config.student, self._students, self._inputs
+        addresses = torch.stack((sources, positions))
+        if on_grid:
+            table, looked_up = inputs.table, addresses.long()
+            source, destination = grid_rows(looked_up, self._fitter.grid, config.axes)
+        else:
+            addresses = placed(addresses, inputs.places)
+            table, (source, destination) = tabulate(addresses, config.position_dim, config.axes)
         rows = students.rows(table, source if config.source else None, destination)
         with own_precision(self._fitter.device):
             rows = rows.expand(students.batch, *rows.shape[-2:])
-            tokens = students(self._inputs.patches, table, rows, self._inputs.guide_at(positions))
+            tokens = students(inputs.patches, table, rows, inputs.guide_at(positions))
         return self._targets.restore(tokens, positions[..., 2])
+
+    def _check_alive(self) -> None:
+        if self._fit != self._fitter.fits:
+            raise RuntimeError(
+                "these students are gone: their fitter has fitted other images since; query before "
+                "the next fit, or use another fitter"
+            )
 
 
 def fit_student(

@@ -31,9 +31,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lqn_seg.core.fit import LQNConfig, fitted_layers, visited_positions
+from lqn_seg.core.fit import LQNConfig, visited_positions
 from lqn_seg.core.gauge import calibrated_layers
-from lqn_seg.core.positions import ANCHOR
 from lqn_seg.core.products import ONE_DNN_LINEAR
 from lqn_seg.core.student import StudentConfig, first_inputs, parameter_count
 from lqn_seg.errors import InputError
@@ -468,15 +467,15 @@ def _deep_macs(config: StudentConfig, feature_dim: int) -> int:
 
 
 def _readout_table_rows(config: LQNConfig, grid: tuple[int, int, int]) -> int:
-    """Distinct values of i, j and l in the last layer's addresses and their source together."""
+    """The grid's own table; for a source of the user's, distinct values of i, j and l in the last
+    layer's addresses and it together."""
     depth, rows, columns = grid
     source = config.fit.readout_source
-    if source == "random":  # as many sources as addresses: all values of the fitted grid turn up
-        sizes = [rows, columns, len({*fitted_layers(config.fit, depth), depth})]
+    if isinstance(source, str):
+        sizes = [size + 1 for size in (rows, columns, depth)]
     else:
-        address = ANCHOR if source == "anchor" else source
         values: list[set[float]] = [set(range(1, rows + 1)), set(range(1, columns + 1)), {depth}]
-        sizes = [len(axis | {value}) for axis, value in zip(values, address)]
+        sizes = [len(axis | {value}) for axis, value in zip(values, source)]
     return sum(sizes[: config.student.axes])
 
 

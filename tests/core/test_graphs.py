@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lqn_seg.core import graphs
-from lqn_seg.core.fit import FitConfig, LQNConfig, StudentFitter, with_variant
+from lqn_seg.core import graphs, student
+from lqn_seg.core.fit import FitConfig, FittedStudents, LQNConfig, StudentFitter, with_variant
 from lqn_seg.core.graphs import Replay, constant
-from lqn_seg.core.random import RandomKey
+from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.student import StudentConfig
 
 GRID, FEATURES = (4, 5, 6), 8
@@ -76,14 +77,62 @@ def test_a_fit_neither_waits_for_the_device_nor_sends_it_numbers(shots, variant,
     config = replace(config, fit=replace(config.fit, precision=precision))
     fitter = StudentFitter(config, GRID, FEATURES)
     keys = [RandomKey(0, b) for b in range(2)]
-    fitter.fit(*shots[0], keys)  # constants are sent once
+    fitted = fitter.fit(*shots[0], keys)  # constants are sent once
+    fitted.query_layer(4)
     words = torch.tensor(keys)
     with HostWatch() as watch:
+        fitted.query_layer(4)
         fitter.fit_tensors(words, *shots[1])
     assert not watch.seen
     with HostWatch() as watch:
         torch.tensor([1.0, 2.0]).unique().sum().item()
     assert {"lift_fresh", "_local_scalar_dense"} <= watch.seen
+
+
+@pytest.fixture
+def gradients_by_hand(monkeypatch):
+    """The students' own way back, without PyTorch's engine, which wants a real device for it."""
+    calls = []
+
+    def apply(parameters, students, *inputs):
+        tokens, *kept = students.forward(*inputs)
+        calls.append((students, tokens, (*inputs, *kept)))
+        return tokens
+
+    def gradient(loss, parameters):
+        students, tokens, saved = calls.pop()
+        return (students.backward(torch.zeros_like(tokens), *saved),)
+
+    monkeypatch.setattr(student._Students, "apply", apply)
+    monkeypatch.setattr(torch.autograd, "grad", gradient)
+    constant.cache_clear()
+    yield
+    constant.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+@pytest.mark.parametrize("variant", ["lqn", "lqn-src", "apm"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("change", [{}, {"sampling": "segments"}, {"readout_source": "random"}])
+def test_everything_lies_on_the_gpu(gradients_by_hand, variant, precision, change):
+    """On a GPU that is not there: shapes and devices are real, numbers are not."""
+    config = with_variant(CONFIG, variant)
+    config = replace(config, fit=replace(config.fit, precision=precision, **change))
+    with FakeTensorMode() as mode:
+        fitter = StudentFitter(config, GRID, FEATURES, "cuda", capture=False)
+        words = torch.zeros(2, 3, dtype=torch.int64, device="cuda")
+        seen = [torch.zeros(2, 3, 28, 28), torch.zeros(2, *GRID, FEATURES)]
+        if fitter.needs_segments:
+            seen.append(torch.zeros(2, *GRID[1:], dtype=torch.int64))
+        looks, curve = fitter.fit_tensors(words, *(x.to("cuda") for x in seen))
+        random = CounterRandom(words, "cuda")
+        students = fitter._allocated(2)[0]
+        fitted = FittedStudents(fitter, students, random, *looks[0], curve, curve[:, 0], 0.0)
+        answer = fitted.query_layer(4)
+        assert curve.device.type == answer.device.type == "cuda"
+        assert answer.shape == (2, 5, 6, FEATURES)
+        with pytest.raises(RuntimeError, match="device"):
+            answer + mode.from_tensor(torch.zeros(FEATURES))
 
 
 @pytest.mark.parametrize(

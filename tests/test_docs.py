@@ -33,11 +33,13 @@ def run_commands(source: str, script, monkeypatch) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_block_of_a_page_runs(page, like_the_repository, script, code_blocks, monkeypatch):
     names: dict = {"__name__": page.stem}
-    for kind, source in code_blocks(page):
+    for number, (kind, source) in enumerate(code_blocks(page)):
         if kind == "bash":
             run_commands(source, script, monkeypatch)
         elif kind == "python" and "detectron2" not in source:  # tests/detectron2 runs those
-            exec(compile(source, page.name, "exec"), names)
+            file = like_the_repository / f"{page.stem}_{number}.py"
+            file.write_text(source)  # as a reader has it: functions can be asked for their source
+            exec(compile(source, file, "exec"), names)
         else:
             assert kind in ("python", "") and (kind or page.name == "README.md"), kind
 

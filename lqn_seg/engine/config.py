@@ -219,7 +219,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def register_method(name: str, answer: Answer) -> None:
+def register_method(name: str, answer: Answer, version: str = "") -> None:
     """Make a test-time method of one's own known by a name, for ``METHODS`` and every table.
 
     Args:
@@ -227,13 +227,16 @@ def register_method(name: str, answer: Answer) -> None:
         answer: (teacher, normalised images (B, 3, h, w), token field (B, L, H, W, D)) to the last
             layer's tokens (B, H, W, D), which the frozen head reads. Its time is the column "fit";
             its GMACs are not counted.
+        version: of an object or of a function whose source is not all there is to it (a closure, a
+            partial); another one whenever it changes, so that a resume does not mix the two.
 
     Raises:
-        InputError: the name is one of this project's, or has other characters.
+        InputError: the name is one of this project's, or has other characters; or the version is
+            missing.
     """
     if name in METHODS or not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"a method of one's own needs a name of its own, not {name!r}")
-    _own_methods[name] = TokenMethod(name, answer)
+    _own_methods[name] = TokenMethod(name, answer, version)
 
 
 def method_config(cfg: CfgNode, name: str) -> Method:

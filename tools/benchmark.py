@@ -27,7 +27,9 @@ REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "core" / "reference.
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--teacher", default="clip-b16", help="by name; a wrong one lists them")
-    parser.add_argument("--image-size", type=int, default=0, help="pixels, square (default: its own)")
+    parser.add_argument(
+        "--image-size", type=int, default=0, help="pixels, square (default: its own)"
+    )
     parser.add_argument("--classes", type=int, default=0, help="of the head (default: its own)")
     parser.add_argument("--preset", default="paper", help="recipe of lqn, lqn-src and apm")
     parser.add_argument("--variants", default="lqn,lqn-src,apm,default", help="comma-separated")

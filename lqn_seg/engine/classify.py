@@ -41,6 +41,7 @@ from lqn_seg.segmentation.calibration import (
 from lqn_seg.teachers.clip import ClipTeacher
 
 _CALIBRATION_BATCH = 32
+_LEARNING = {"tda"}  # methods that know the images before
 
 
 class Classification(DatasetRun):
@@ -79,6 +80,11 @@ class Classification(DatasetRun):
         super().__init__(
             cfg, dataset, records, self.classifier, evaluators, None, folder, resume, strict
         )
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the results on disk can be gone on from: tda would not know what it has seen."""
+        return not _LEARNING & set(self.classifier.methods)
 
     def _text(self, cfg: CfgNode, dataset: Dataset, ensemble: bool) -> dict[str, Tensor]:
         """Class features by name, as `Classifier` takes them."""
@@ -164,7 +170,7 @@ def classifications(
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST must name at least one data set of labelled images")
     datasets = [_labelled(name) for name in cfg.DATASETS.TEST]
-    if "tda" in cfg.CLASSIFICATION.METHODS and (resume or launch.size() > 1):
+    if _LEARNING & set(cfg.CLASSIFICATION.METHODS) and (resume or launch.size() > 1):
         raise InputError(
             "tda learns from the images before, so one process must see them all: run it with "
             "--num-gpus 1 and without --resume"

@@ -178,6 +178,17 @@ def test_a_method_with_a_history_goes_on_from_nothing(config):
     assert classify(str(config), without, resume=True) is not None
 
 
+def test_ctrl_c_promises_a_resume_only_where_there_is_one(config, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classification, "_predict", interrupt)
+    for chosen, promised in (("('zero',)", True), ("('zero', 'tda')", False)):
+        with pytest.raises(KeyboardInterrupt, match="0 of 32 images done") as stop:
+            classify(str(config), ["CLASSIFICATION.METHODS", chosen])
+        assert ("--resume" in str(stop.value)) == promised
+
+
 def test_published_rows_stand_beside_the_teacher_they_belong_to(config):
     found = run(config, "MODEL.LQN.EVAL.CORRUPTIONS", "()")
     report = ClassificationReport(found)

@@ -78,6 +78,19 @@ def test_reading_ahead_changes_no_result(cfg, monkeypatch):
     assert len(readers) == 10 and readers.count(threading.get_ident()) == 1  # the first one
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_records_of_one_id_have_an_image_each(cfg, monkeypatch, ahead):
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
+    first, second, third = evaluation.records[:3]
+    chunk = [first, {**second, "image_id": first["image_id"]}, third, first]
+    expected = [evaluation.image(Condition(), record) for record in chunk]
+    assert not torch.equal(expected[0], expected[1])
+    if ahead:
+        evaluation._announce("clean", chunk)
+    found = evaluation.images(Condition(), chunk)
+    assert len(found) == 4 and all(map(torch.equal, found, expected))
+
+
 def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):
     whole = quality(run(cfg))
     path = run(cfg).folder / "contrast-3.0.jsonl"

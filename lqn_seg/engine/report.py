@@ -15,7 +15,7 @@ from tabulate import tabulate
 from lqn_seg.core.fit import LQNConfig, with_variant
 from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation, environment
 from lqn_seg.engine.sharded import write_atomically
-from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
+from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
@@ -186,31 +186,25 @@ class Report:
         ):
             return {}
 
-        def stacked(method: str, names: Sequence[str]) -> np.ndarray:
-            """(images, conditions, ...) statistics."""
-            return np.stack(
-                [
-                    evaluator.stack(
-                        [line[self.task] for line in self.evaluation.lines(name, method)]
-                    )
-                    for name in names
-                ],
-                axis=1,
-            )
-
-        def mean_metric(totals: np.ndarray) -> np.ndarray:
-            return evaluator.metric(totals).mean(-1)
-
-        groups = {name: [name] for name in self.names}
+        groups = {name: [k] for k, name in enumerate(self.names)}
         if self.corrupted:
-            groups[CORRUPTED] = self.corrupted
+            groups[CORRUPTED] = [self.names.index(name) for name in self.corrupted]
         samples = self.cfg.MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES
+
+        def means(method: str) -> dict[str, np.ndarray]:
+            """By group, (1 + samples,) mean scores: of all images, then of each resample."""
+            by_condition = [
+                evaluator.stack([line[self.task] for line in self.evaluation.lines(name, method)])
+                for name in self.names
+            ]
+            totals = resampled_totals(np.stack(by_condition, axis=1), samples)
+            scores = evaluator.metric(totals)
+            return {group: scores.take(k, axis=1).mean(-1) for group, k in groups.items()}
+
+        teachers = means("teacher")
         return {
             method: {
-                group: paired_bootstrap_totals(
-                    mean_metric, stacked(method, names), stacked("teacher", names), samples
-                )
-                for group, names in groups.items()
+                group: paired_interval(own, teachers[group]) for group, own in means(method).items()
             }
             for method in self.methods
             if method != "teacher"

@@ -145,6 +145,31 @@ def test_a_subset_is_spread_over_the_classes_and_says_so(config):
     assert "SUBSET of 16: 8 images" in ClassificationReport(found).text()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "focus"),
+    [
+        (("restore", "teacher"), "restore"),
+        (("teacher", "restore", "zero"), "restore"),
+        (("lqn-src", "restore", "teacher"), "lqn-src"),
+        (("apm", "lqn@paper", "restore"), "lqn@paper"),
+        (("lqn", "apm"), "lqn"),
+        (("zero", "teacher"), "teacher"),
+        (("zero",), ""),
+    ],
+)
+def test_the_sentence_is_about_what_adapts(config, monkeypatch, chosen, focus):
+    monkeypatch.setattr(Classification, "costs", _no_costs)
+    quick = ("MODEL.LQN.EVAL.MAX_IMAGES", "2", "MODEL.LQN.EVAL.CORRUPTIONS", "()")
+    report = ClassificationReport(run(config, "CLASSIFICATION.METHODS", repr(chosen), *quick))
+    assert report.focus == focus
+    assert focus not in report.lead and bool(report.lead) == (bool(focus) and len(chosen) > 1)
+    assert report.sentence().startswith(title(focus)) if focus else report.sentence() == ""
+
+
+def _no_costs(self) -> dict:
+    return {}
+
+
 def test_several_data_sets_are_averaged(config):
     found = run(
         config, "DATASETS.TEST", "('objects', 'others')", "MODEL.LQN.EVAL.CORRUPTIONS", "()"

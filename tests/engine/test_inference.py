@@ -83,7 +83,8 @@ def test_reading_ahead_changes_no_result(cfg, monkeypatch):
 def test_records_of_one_id_have_an_image_each(cfg, monkeypatch, ahead):
     evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
     first, second, third = evaluation.records[:3]
-    chunk = [first, {**second, "image_id": first["image_id"]}, third, first]
+    other = {**second, "image_id": first["image_id"]}
+    chunk = [first, other, third, other]
     expected = [evaluation.image(Condition(), record) for record in chunk]
     assert not torch.equal(expected[0], expected[1])
     if ahead:

@@ -65,17 +65,18 @@ class _Batch:
     """What has been made of B images so far.
 
     pixels: (B, 3, S, S) in 0..1 of view 0.
-    runs: the teacher's passes that students start from, by whether restored and view.
+    runs: the teacher's passes, by whether restored and by number of views; (views * B) images each,
+        view after view.
+    features: for methods without a student; there if any of the classifier's is one.
     """
 
     images: Sequence[Pixels]
     keys: list[RandomKey]
     pixels: Tensor
-    run: Run
-    features: Features
+    runs: dict[tuple[bool, int], Run] = field(default_factory=dict)
+    features: Features = field(init=False)
     views_ms: float = 0.0
     views_teacher_ms: float = 0.0
-    runs: dict[tuple[bool, int], Run] = field(default_factory=dict)
 
 
 class Classifier:
@@ -172,16 +173,20 @@ class Classifier:
         keys = [image_key(config.seed, np.ascontiguousarray(image)) for image in images]
         centre = torch.stack([centre_view(image, teacher) for image in images])
         pixels = centre.to(teacher.device).float() / 255
-        clock = Clock(teacher.device)
-        tokens, context = teacher.encode(self._input(pixels))
-        run = Run(tokens, context, clock.lap())
-        views = teacher.pooled(tokens[:, -1], context)[:, None]
-        patches = teacher.project(tokens[:, -1].flatten(1, 2))
-        features = Features(views, patches, self.text["text"], teacher.logit_scale)
-        batch = _Batch(images, keys, pixels, run, features)
+        batch = _Batch(images, keys, pixels)
+        if len(self.adapters) < len(self.methods):
+            self._encode_images(batch)
         if self.baselines and config.views > 1:
             self._encode_views(batch)
         return batch
+
+    def _encode_images(self, batch: _Batch) -> None:
+        teacher, clock = self.teacher, Clock(self.teacher.device)
+        tokens, context = teacher.encode(self._input(batch.pixels))
+        batch.runs[False, 1] = Run(tokens, context, clock.lap())
+        views = teacher.pooled(tokens[:, -1], context)[:, None]
+        patches = teacher.project(tokens[:, -1].flatten(1, 2))
+        batch.features = Features(views, patches, self.text["text"], teacher.logit_scale)
 
     def _encode_views(self, batch: _Batch) -> None:
         teacher, clock = self.teacher, Clock(self.teacher.device)
@@ -203,24 +208,24 @@ class Classifier:
     def _predict(self, name: str, batch: _Batch, count: int) -> list[Prediction]:
         """One method's predictions for the first ``count`` images of a batch."""
         clock = Clock(self.teacher.device)
-        stats: dict[str, float] = {"views_ms": 0.0, "teacher_ms": batch.run.ms}
+        stats: dict[str, float] = {"views_ms": 0.0, "teacher_ms": 0.0}
         single: list[dict[str, float]] = [{} for _ in range(count)]
         if name in self.adapters:
-            answers = self._adapt(name, batch)
-            stats["teacher_ms"] = sum(run.ms for run, _ in answers)
+            run, answer, stats["views_ms"] = self._adapt(name, batch)
+            stats["teacher_ms"] = run.ms
             clock.lap()
-            features = answers[0][1].features
-            if len(answers) > 1:
-                features = mean_direction(torch.stack([a.features for _, a in answers], 1))
+            features = answer.features.unflatten(0, (-1, len(batch.keys)))
+            features = features[0] if len(features) == 1 else mean_direction(features.movedim(0, 1))
             probabilities = self._probabilities(features, "text")
-            stats["method_ms"] = sum(answer.ms for _, answer in answers) + clock.lap()
-            single = [self._readings(answers, b) for b in range(count)]
+            stats["method_ms"] = answer.ms + clock.lap()
+            single = self._readings(run, answer, len(batch.keys))
         elif name in self.baselines:
             stats["views_ms"] = batch.views_ms
-            stats["teacher_ms"] += batch.views_teacher_ms
+            stats["teacher_ms"] = batch.runs[False, 1].ms + batch.views_teacher_ms
             probabilities = self._baseline(name, batch.features, count)
             stats["method_ms"] = clock.lap()
         else:
+            stats["teacher_ms"] = batch.runs[False, 1].ms
             probabilities = self._plain(name, batch)
             stats["method_ms"] = clock.lap()
         shared = {key: value / count for key, value in stats.items()}
@@ -244,37 +249,29 @@ class Classifier:
             features = Features(views, patches, features.text, features.scale)
         return baseline(features)
 
-    def _adapt(self, name: str, batch: _Batch) -> list[tuple[Run, Answer]]:
-        """The answers of a student method, one for each of the views it adapts to."""
+    def _adapt(self, name: str, batch: _Batch) -> tuple[Run, Answer, float]:
+        """A student method's pass, its answers for all views, and the time of making these."""
         adapter = self.adapters[name]
-        answers = []
-        for view in range(adapter.adaptation.views):
-            pixels = corner_view(batch.pixels, view)
-            run = self._run(adapter, batch, view, pixels)
-            keys = [key._replace(window=view) for key in batch.keys]
-            answers.append((run, adapter(pixels, run, keys)))
-        return answers
-
-    @staticmethod
-    def _run(adapter: Adapter, batch: _Batch, view: int, pixels: Tensor) -> Run:
-        """A view's pass of the kind that a recipe starts from; each kind is made once."""
-        if not adapter.restores and view == 0:
-            return batch.run
-        kind = adapter.restores, view
+        views, students = adapter.adaptation.views, adapter.adaptation.students
+        clock = Clock(self.teacher.device)
+        pixels = torch.cat([corner_view(batch.pixels, view) for view in range(views)])
+        views_ms = clock.lap()
+        kind = adapter.restores, views
         if kind not in batch.runs:
             batch.runs[kind] = adapter.encode(pixels)
-        return batch.runs[kind]
+        keys = [key._replace(window=view) for view in range(students) for key in batch.keys]
+        return batch.runs[kind], adapter(pixels, batch.runs[kind], keys), views_ms
 
     @staticmethod
-    def _readings(answers: Sequence[tuple[Run, Answer]], b: int) -> dict[str, float]:
-        """What the gauge saw in image ``b``, how much of the students was taken, what failed."""
-        run, answer = answers[0]
-        readings = {
-            "blend": float(answer.share[b]),
-            "fallback": float(any(bool(a.fallback[b]) for _, a in answers)),
-        }
+    def _readings(run: Run, answer: Answer, batch: int) -> list[dict[str, float]]:
+        """For each image what the gauge saw in it, how much of its students was taken, and whether
+        one failed."""
+        share = answer.share.view(-1, batch).mean(0)
+        failed = answer.fallback.view(-1, batch).any(0)
+        readings = [{"blend": float(s), "fallback": float(f)} for s, f in zip(share, failed)]
         if run.damage is not None:
-            readings["damage"] = float(run.damage[b])
+            for reading, damage in zip(readings, run.damage):
+                reading["damage"] = float(damage)
         return readings
 
     def _input(self, pixels: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class Adaptation:
         readout: one of `READOUTS`.
         reentry_layer: where a student's tokens re-enter (``reentry`` alone); 0 is half the depth.
         include_cls: fit the CLS token too where the read-out does not ask for it.
-        views: how many views of an image (`corner_view`) are adapted to, each with a student of
-            its own; the answers' mean direction counts.
+        views: how many views of an image (`corner_view`) are adapted to; the answers' mean
+            direction counts.
     """
 
     recipe: LQNConfig
@@ -87,6 +87,12 @@ class Adaptation:
         return self.recipe.fit.variant not in WITHOUT_STUDENT
 
     @property
+    def students(self) -> int:
+        """How many of an image's views have a student: each, whose answer the student's is; of a
+        gauged recipe, whose student mends what restoring has left, the image itself alone."""
+        return 1 if self.recipe.adapt.gauged else self.views
+
+    @property
     def restores(self) -> bool:
         """Whether the teacher's statistics are restored, where it has been calibrated."""
         return self.recipe.adapt.restore and self.recipe.fit.variant != "teacher"
@@ -106,13 +112,19 @@ class Run:
     damage: Tensor | None = None
     damaged: Tensor | None = None
 
+    def first(self, count: int) -> Run:
+        """Of the first images alone."""
+        readings = (None if x is None else x[:count] for x in (self.damage, self.damaged))
+        context = ClipContext(self.context.prefix[:count])
+        return Run(self.field[:count], context, self.ms, *readings)
+
 
 @dataclass
 class Answer:
-    """(B, E) unit features, and what came of the fit.
+    """(B, E) unit features, and what came of the fit of S students.
 
-    fallback: (B,) where a student failed and the teacher answered.
-    share: (B,) how much of the student's answer was taken.
+    fallback: (S,) where a student failed and the teacher answered.
+    share: (S,) how much of the student's answer was taken.
     ms: of all that came after the teacher's pass: gauge, fit and read-out.
     """
 
@@ -178,13 +190,17 @@ class Adapter:
         return run
 
     def __call__(self, pixels: Tensor, run: Run, keys: Sequence[RandomKey]) -> Answer:
-        """Answers for (B, 3, S, S) pixels in 0..1, from the teacher's `encode` of them."""
+        """Answers for (B, 3, S, S) pixels in 0..1, from the teacher's `encode` of them.
+
+        There are as many students as keys, for the first of the images.
+        """
         clock = Clock(self.teacher.device)
         own, cls = run.field[:, self.layer - 1], run.context.cls
-        share = self._share(pixels, run)
+        pixels, seen = pixels[: len(keys)], run.first(len(keys))
+        share = self._share(pixels, seen)
         fallback = torch.zeros(len(keys), dtype=torch.bool)
         if self.fitter is not None and share.any():
-            answered, finite = self._fit(self.fitter, pixels, run, keys)
+            answered, finite = self._fit(self.fitter, pixels, seen, keys)
             heard = finite.to(share.device) & (share > 0)
             fallback = (~finite) & (share > 0).cpu()
             rows = self.teacher.grid[0]
@@ -272,7 +288,9 @@ class Adapter:
 
 
 def _blend(own: Tensor, answered: Tensor, share: Tensor, heard: Tensor) -> Tensor:
-    """(B, ..., D): ``share`` of the answer and the rest of the teacher's, where it is heard."""
+    """(B, ..., D): of the first S, the (S,) ``share`` of the answer (S, ..., D) and the rest of the
+    teacher's, where it is heard."""
     shape = (-1,) + (1,) * (own.ndim - 1)
-    mixed = torch.lerp(own.float(), answered, share.view(shape))
-    return torch.where(heard.view(shape), mixed.to(own.dtype), own)
+    first = own[: len(share)]
+    mixed = torch.lerp(first.float(), answered, share.view(shape)).to(own.dtype)
+    return torch.cat([torch.where(heard.view(shape), mixed, first), own[len(share) :]])

@@ -34,7 +34,7 @@ from lqn_seg.core.positions import (
     placed,
     tabulate,
 )
-from lqn_seg.core.precision import own_precision
+from lqn_seg.core.precision import DTYPES, PRECISIONS, own_precision, resolve_precision
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, positions_per_step, sample_apart, sample_positions
 from lqn_seg.core.student import StudentConfig, Students, image_patches
@@ -52,7 +52,6 @@ ALIASES = {"two-word": "lqn"}
 # Rows whose addresses are drawn at one go, and floats of hidden layer a query may hold at one go.
 _ROWS_AT_ONCE = 1 << 18
 _QUERY_FLOATS = 1 << 26
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INITIAL_LOSS_SCALE = 2.0**16
 
 
@@ -107,7 +106,7 @@ class FitConfig:
         nearest(self.sampling, ("uniform", "segments"), "sampling")
         nearest(self.target_norm, ("none", "layer"), "target_norm")
         nearest(self.objective, ("l2", "entropy"), "objective")
-        nearest(self.precision, ("auto", *_DTYPES), "precision")
+        nearest(self.precision, PRECISIONS, "precision")
         if isinstance(self.readout_source, str):
             nearest(self.readout_source, ("anchor", "random"), "readout_source")
         elif len(self.readout_source) != 3:
@@ -509,7 +508,7 @@ class StudentFitter:
     def _allocated(self, batch: int) -> tuple[Students, Adam]:
         """Storage for so many students: the same as long as their number is."""
         if self._storage is None or self._storage[0].batch != batch:
-            dtype = _DTYPES[self.precision]
+            dtype = DTYPES[self.precision]
             students = Students(self.config.student, self.feature_dim, batch, self.device, dtype)
             self._storage = students, Adam(students.parameters.detach(), self.config.fit)
         return self._storage
@@ -754,9 +753,7 @@ class FittedStudents:
         rows = students.rows(table, source if config.source else None, destination)
         with own_precision(self._fitter.device):
             rows = rows.expand(students.batch, *rows.shape[-2:])
-            tokens = students(
-                self._inputs.patches, table, rows, self._inputs.guide_at(positions)
-            )
+            tokens = students(self._inputs.patches, table, rows, self._inputs.guide_at(positions))
         return self._targets.restore(tokens, positions[..., 2])
 
 
@@ -778,17 +775,6 @@ def fit_student(
     layers, rows, columns, features = field.shape
     fitter = StudentFitter(config, (layers, rows, columns), features, field.device)
     return fitter.fit(image[None], field[None], [key], classify)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: bfloat16 where matrix products have hardware for it."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if fast else "float32"
 
 
 def visited_positions(config: FitConfig, grid: Grid) -> int:

@@ -1,10 +1,38 @@
-"""Arithmetic that keeps its own precision, whatever the caller's is."""
+"""Precisions of matrix products: their names, and whose is in force."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+from lqn_seg.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What "auto" means on a device: bfloat16 where matrix products have hardware for it.
+
+    Raises:
+        InputError: it is none of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"a precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def products_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Products in one of `DTYPES`; float32 leaves a caller's autocast in force."""
+    dtype = DTYPES[precision]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def own_precision(device: torch.device) -> AbstractContextManager[None]:

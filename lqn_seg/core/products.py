@@ -1,4 +1,4 @@
-"""Matrix products of B students side by side, by the fastest way that PyTorch carries.
+"""Matrix products, a teacher's and those of B students, by the fastest way that PyTorch carries.
 
 On a CPU a product that is worth it is made student by student. `torch.bmm` would first copy every
 weight, since a student's weights lie one behind the other and not beside another student's; and it
@@ -50,6 +50,20 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias[:, None], inputs, weight.mT)
 
 
+def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` of (..., k) inputs and an (m, k) weight; not recorded for gradients where it is
+    worth the look-up."""
+    usual = (
+        inputs.device.type != "cpu"
+        or inputs.dtype != weight.dtype
+        or inputs.numel() * len(weight) < _WORTH_A_LOOK_UP
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad))
+    )
+    return F.linear(inputs, weight, bias) if usual else _linear(inputs, weight, bias)
+
+
 def _one_by_one(left: Tensor, right: Tensor) -> bool:
     work = left.shape[1] * left.shape[2] * right.shape[2]
     return left.device.type == "cpu" and work >= _WORTH_A_LOOK_UP
@@ -61,7 +75,7 @@ def _by_one_dnn(inputs: Tensor) -> bool:
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(n, k) inputs times the transpose of (m, k) weights."""
+    """(..., k) inputs times the transpose of (m, k) weights."""
     if not _by_one_dnn(inputs):
         return F.linear(inputs, weight, bias)
     result: Tensor = ONE_DNN_LINEAR(inputs, weight, bias, "none", [], "")

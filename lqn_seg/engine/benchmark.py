@@ -21,19 +21,15 @@ import torch
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation, usual_views
-from lqn_seg.core.fit import (
-    LQNConfig,
-    preset,
-    resolve_precision,
-    visited_positions,
-    with_variant,
-)
+from lqn_seg.core.fit import LQNConfig, preset, visited_positions, with_variant
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
 from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
 from lqn_seg.engine.inference import environment
 from lqn_seg.engine.launch import fixed_threads
+from lqn_seg.engine.probe import share
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import fit_bytes, fit_gmacs, readout_gmacs
 from lqn_seg.evaluation.speed import (
@@ -183,13 +179,13 @@ class Benchmark:
             }
         )
         at_best = {
-            stage: subject.gmacs[stage] / self.roofline.gmacs_per_ms[subject.precision]
+            stage: subject.gmacs[stage] / self.roofline.gmacs_per_ms[subject.teacher.precision]
             for stage in times
         }
         teacher = subject.teacher
         return {
             "name": subject.name,
-            "precision": subject.precision,
+            "precision": subject.teacher.precision,
             "image_size": teacher.image_size,
             "grid": subject.grid,
             "width": teacher.width,
@@ -449,7 +445,7 @@ def _drifts(runs: Mapping[str, Run]) -> list[float | None]:
     if "float32" not in runs:
         return [None] * len(runs)
     exact = runs["float32"].readout()
-    return [float((run.readout() - exact).var() / exact.var()) for run in runs.values()]
+    return [share(run.readout() - exact, exact) for run in runs.values()]
 
 
 def _fit_of(scene: Scene, recipe: LQNConfig, batch: int) -> Callable[[], Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from lqn_seg.teachers.base import Edit, Teacher
 from lqn_seg.teachers.clip import ClipTeacher
 from lqn_seg.teachers.eomt import EomtTeacher
 from lqn_seg.teachers.eomt_model import build_eomt
+from lqn_seg.teachers.modules import lower_weights
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,13 @@ class Subject:
 
     Attributes:
         name: one of `TEACHERS`.
-        teacher: frozen, with random weights.
-        precision: of the teacher's and the head's matrix products.
+        teacher: frozen, with random weights, in the precision that its head has too.
         head: last-layer tokens (B, H, W, D) and the teacher's context to an answer.
         gmacs: of "teacher" and "head", one image.
     """
 
     name: str
     teacher: Teacher[Any]
-    precision: str
     head: Callable[[Tensor, Any], Any]
     gmacs: dict[str, float]
 
@@ -49,17 +47,12 @@ class Subject:
 
     def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, Any]:
         """The teacher's one pass."""
-        with torch.no_grad(), self._autocast():
-            return self.teacher.encode(images, edit)
+        return self.teacher.encode(images, edit)
 
     def answer(self, tokens: Tensor, context: Any) -> Any:
         """What the head makes of last-layer tokens."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad():
             return self.head(tokens, context)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        dtype = getattr(torch, self.precision)
-        return torch.autocast(self.teacher.device.type, dtype, enabled=dtype != torch.float32)
 
 
 @dataclass(frozen=True)
@@ -86,10 +79,11 @@ class _Eomt:
         )
         model = build_eomt(config)
         nn.init.zeros_(model.attn_mask_probs)  # masked attention off, as in evaluation
-        teacher, head = EomtTeacher(model), EomtHead(model)
+        teacher, head = EomtTeacher(model, precision), EomtHead(model, precision)
+        lower_weights(model, precision)
         gmacs = eomt_gmacs(EomtShape.from_config(config))
         answer = lambda tokens, context: head(tokens, context.last_queries)  # noqa: E731
-        return Subject(name, teacher, precision, answer, gmacs)
+        return Subject(name, teacher, answer, gmacs)
 
 
 @dataclass(frozen=True)
@@ -104,6 +98,7 @@ class _Clip:
         model = open_clip.create_model(self.model, pretrained=None, **size)
         tokenizer = open_clip.get_tokenizer(self.model)
         teacher = ClipTeacher(model, tokenizer, precision)
+        lower_weights(model.visual, precision)
         generator = torch.Generator().manual_seed(0)
         count = classes or self.classes
         text = torch.randn(count, teacher.joint_width, generator=generator)
@@ -119,7 +114,7 @@ class _Clip:
             "teacher": clip_gmacs(shape)["teacher"],
             "head": shape.joint_width * (patches * shape.width + count) / 1e9,
         }
-        return Subject(name, teacher, precision, head, gmacs)
+        return Subject(name, teacher, head, gmacs)
 
 
 TEACHERS: dict[str, _Eomt | _Clip] = {

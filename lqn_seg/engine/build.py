@@ -25,11 +25,20 @@ TEACHERS = ("eomt", "dinov2", "clip")
 
 
 def build_teacher(cfg: CfgNode) -> Teacher[Any]:
-    """The frozen teacher of a configuration, on its device.
+    """The frozen teacher of a configuration, on its device, and compiled if that is asked for.
 
     Raises:
         InputError: the teacher's name is unknown, or its files are missing or do not fit.
     """
+    teacher = _load_teacher(cfg)
+    if cfg.MODEL.LQN.TEACHER.COMPILE:
+        # One block's code serves all; what lies between them stays open to be read and edited.
+        for block in teacher.blocks:
+            block.compile()
+    return teacher
+
+
+def _load_teacher(cfg: CfgNode) -> Teacher[Any]:
     teacher = cfg.MODEL.LQN.TEACHER
     if cfg.MODEL.WEIGHTS and cfg.MODEL.META_ARCHITECTURE == "LQNTTTMetaArch":
         raise InputError("MODEL.WEIGHTS is not read: the weights are MODEL.LQN.TEACHER.WEIGHTS")
@@ -39,14 +48,14 @@ def build_teacher(cfg: CfgNode) -> Teacher[Any]:
     if teacher.NAME == "clip":
         from lqn_seg.teachers.clip import load_clip  # open_clip takes a second
 
-        precision = cfg.get("CLASSIFICATION", {}).get("TEACHER_PRECISION", "float32")
-        return load_clip(find_local(teacher.WEIGHTS), teacher.CONFIG, cfg.MODEL.DEVICE, precision)
+        weights = find_local(teacher.WEIGHTS)
+        return load_clip(weights, teacher.CONFIG, cfg.MODEL.DEVICE, teacher.PRECISION)
     files = find_local(teacher.WEIGHTS), find_local(teacher.CONFIG)
     size = _image_size(teacher.IMAGE_SIZE)
     if teacher.NAME == "dinov2":
-        return load_dinov2(*files, cfg.MODEL.DEVICE, size)
+        return load_dinov2(*files, cfg.MODEL.DEVICE, size, teacher.PRECISION)
     base = teacher.BASE if teacher.BASE == ABSOLUTE else find_local(teacher.BASE)
-    return load_eomt(*files, cfg.MODEL.DEVICE, size, base)
+    return load_eomt(*files, cfg.MODEL.DEVICE, size, base, teacher.PRECISION)
 
 
 def _image_size(value: Any) -> tuple[int, int] | None:
@@ -85,7 +94,7 @@ def build_segmenter(
             f"MODEL.LQN.TEACHER.NAME: {cfg.MODEL.LQN.TEACHER.NAME} has no mask head to segment "
             "with; an EoMT has one (MODEL.LQN.TRAIN.BACKBONE trains it on a DINOv2)"
         )
-    head = EomtHead(teacher.model)
+    head = EomtHead(teacher.model, teacher.precision)
     if num_classes is not None and head.num_classes != num_classes:
         raise InputError(
             f"MODEL.LQN.TEACHER.WEIGHTS: the teacher predicts {head.num_classes} classes, the data "
@@ -135,7 +144,8 @@ def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
     source = " ".join(filter(None, (named.CONFIG, named.WEIGHTS)))
     return (
         f"teacher: {named.NAME} from {source if named.WEIGHTS else 'random weights'} on "
-        f"{cfg.MODEL.DEVICE}, {teacher.num_layers} layers of {rows} x {columns} tokens"
+        f"{cfg.MODEL.DEVICE} in {teacher.precision}, {teacher.num_layers} layers of {rows} x "
+        f"{columns} tokens"
     )
 
 

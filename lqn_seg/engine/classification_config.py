@@ -19,7 +19,6 @@ from lqn_seg.classification.prompts import PROMPTS
 from lqn_seg.core.fit import CONTROLS, VARIANTS, nearest, with_variant
 from lqn_seg.engine.config import check_evaluation, get_cfg, lqn_config, merge_cfg
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.clip import DTYPES
 
 _STUDENTS = tuple(name for name in VARIANTS if name not in ("teacher", *CONTROLS))
 METHODS = (*PLAIN, *_STUDENTS, *WITHOUT_STUDENT, *BASELINES)
@@ -40,12 +39,11 @@ def get_classification_cfg() -> CfgNode:
             "READOUT": Adaptation.readout,
             "REENTRY_LAYER": Adaptation.reentry_layer,
             "INCLUDE_CLS": Adaptation.include_cls,
-            # Views that are adapted to, a student each; their answers are averaged. 0 leaves it to
-            # the recipe (`usual_views`).
+            # Views that are adapted to (which of them by students: `Adaptation.students`); their
+            # answers are averaged. 0 leaves it to the recipe (`usual_views`).
             "STUDENT_VIEWS": 0,
             # Methods that learn from image to image (tda) depend on the order, and must be allowed.
             "HISTORY": False,
-            "TEACHER_PRECISION": "float32",
             # (k, n): every n-th image from the k-th on.
             "SHARD": (0, 1),
             # A folder for text features; empty: $LQN_SEG_CACHE or ~/.cache/lqn_seg.
@@ -74,7 +72,6 @@ def check_classification_cfg(cfg: CfgNode) -> None:
     """
     own = cfg.CLASSIFICATION
     nearest(own.PROMPTS, PROMPTS, "CLASSIFICATION.PROMPTS")
-    nearest(own.TEACHER_PRECISION, tuple(DTYPES), "CLASSIFICATION.TEACHER_PRECISION")
     if not own.METHODS:
         raise InputError("CLASSIFICATION.METHODS names no method")
     for name in own.METHODS:

@@ -120,9 +120,9 @@ class ClassificationReport:
             if self.focus and method not in (self.focus, BASELINE, *CONTROLS)
         }
         self.costs = self.first.costs()
-        used = {self.cfg.CLASSIFICATION.TEACHER_PRECISION, *self._precisions()}
-        device = self.classifier.teacher.device
-        self.peak = max(peak_gmacs_per_ms(device, precision) for precision in used)
+        teacher = self.classifier.teacher
+        used = {teacher.precision, *self._precisions()}
+        self.peak = max(peak_gmacs_per_ms(teacher.device, precision) for precision in used)
 
     def _accuracies(self, method: str, streams: Sequence[Stream]) -> NDArray[np.float64]:
         """(1 + samples,) top-1 accuracy on one data set's images, and on each resample of them."""
@@ -227,7 +227,7 @@ class ClassificationReport:
         return (
             "cost per image: milliseconds (means over this run) on "
             f"{about['device']}, {about['threads']} threads, teacher in "
-            f"{self.cfg.CLASSIFICATION.TEACHER_PRECISION}, students in {students};\nGMACs "
+            f"{self.classifier.teacher.precision}, students in {students};\nGMACs "
             "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
             "ran alone, a student included\nwhether or not the gauge asked for it; % is that "
             "image's share, views left out, of the speed of a large matrix product in the\nfastest "

@@ -100,9 +100,11 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "FIT_PER": defaults.fit_per,
             # NAME: eomt, or dinov2 for features alone. BASE: what delta weights (EoMT on DINOv3)
             # are the difference to. IMAGE_SIZE: (height, width) in place of the checkpoint's.
+            # PRECISION: of its matrix products, as FIT.PRECISION. COMPILE: its blocks by
+            # torch.compile, for a GPU (a CPU gains nothing).
             "TEACHER": {
                 **{"NAME": "eomt", "WEIGHTS": "", "CONFIG": "", "BASE": ""},
-                "IMAGE_SIZE": (),
+                **{"IMAGE_SIZE": (), "PRECISION": "float32", "COMPILE": False},
             },
             # From tools/calibrate.py; empty: calibration.safetensors beside local weights, if any.
             "CALIBRATION": "",

@@ -7,16 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lqn_seg.core.precision import products_in
+
 
 class EomtHead:
     """Final norm, mask head, upscaling and class predictor of a frozen EoMT.
 
     The paper hands the student's answer "through the teacher's mask-head" (section 3.2.1). EoMT's
     head reads query tokens as well as patch tokens, so both are arguments here.
+
+    Args:
+        model: transformers' EoMT.
+        precision: of its matrix products, the teacher's.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, precision: str = "float32") -> None:
+        self.model, self.precision = model, precision
         self.num_queries: int = model.config.num_queries
         self.num_classes: int = model.config.num_labels
 
@@ -29,11 +35,13 @@ class EomtHead:
 
         Returns:
             Mask logits (B, Q, h, w) at the head's own resolution and class logits (B, Q, C + 1),
-            the last class being "no object".
+            the last class being "no object"; float32.
         """
         patches = patch_tokens.flatten(1, 2)
         # The head ignores the prefix tokens, but transformers' slicing expects them to be there.
         count = self.model.embeddings.num_prefix_tokens
         prefix = patches.new_zeros(patches.shape[0], count, patches.shape[2])
         normed = self.model.layernorm(torch.cat([query_tokens, prefix, patches], 1))
-        return self.model.predict(normed)
+        with products_in(self.precision, patches.device):
+            masks, classes = self.model.predict(normed)
+        return masks.float(), classes.float()

@@ -241,7 +241,8 @@ class Segmenter:
         patch = self.teacher.model.config.patch_size
         teacher = self.teacher.resized(larger_size(self.teacher.image_size, patch))
         alone = dict.fromkeys(names)
-        return Segmenter(teacher, EomtHead(teacher.model), alone, self.thing_ids, self.config)
+        head = EomtHead(teacher.model, teacher.precision)
+        return Segmenter(teacher, head, alone, self.thing_ids, self.config)
 
     def _fitter(self, method: LQNConfig, grid: tuple[int, int, int]) -> Fitter:
         kind = ClosedFormField if method.fit.variant in ("kernel", "ridge") else StudentFitter

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lqn_seg.core.precision import products_in
 from lqn_seg.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,6 +32,7 @@ class Teacher(Protocol[ContextT]):
         grid: (H, W) patches.
         image_size: (height, width) in pixels that :meth:`encode` takes.
         pixel_mean, pixel_std: normalisation of the teacher's input, for pixels in 0..1.
+        precision: of its matrix products: "float32", "bfloat16" or "float16".
     """
 
     name: ClassVar[str]
@@ -41,9 +44,18 @@ class Teacher(Protocol[ContextT]):
     image_size: tuple[int, int]
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
+    precision: str = "float32"
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The layers, in their order."""
+
+    def products(self) -> AbstractContextManager[None]:
+        """Within, matrix products are computed in the teacher's precision."""
+        return products_in(self.precision, self.device)
 
     def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, ContextT]:
         """(B, 3, h, w) normalised images to the token field (B, L, H, W, D) and its context.

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ import torch.nn.functional as F
 from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
 
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Edit, Teacher
+from lqn_seg.teachers.modules import accelerate, lower_weights
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOCAL = "local-dir:"
 _BAD_CHECKPOINT = (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError)
 
@@ -53,7 +53,7 @@ class ClipTeacher(Teacher[ClipContext]):
     Args:
         model: an open_clip model whose vision tower is open_clip's own ViT.
         tokenizer: texts to (C, T) token ids.
-        precision: of the matrix products, over float32 weights: "float32", "bfloat16", "float16".
+        precision: of the matrix products: "float32", "bfloat16" or "float16".
 
     Raises:
         InputError: the vision tower is another kind (a ResNet, a timm model, attention pooling).
@@ -69,9 +69,8 @@ class ClipTeacher(Teacher[ClipContext]):
                 f"a CLIP teacher needs open_clip's own ViT without attention pooling, not a {kind}:"
                 " choose a model such as ViT-B-16-quickgelu, ViT-L-14-quickgelu or ViT-H-14"
             )
-        if precision not in DTYPES:
-            raise InputError(f"the precision must be one of {', '.join(DTYPES)}, not {precision!r}")
-        self.model: Any = _sequence_first(model.eval().requires_grad_(False))
+        self.model: Any = _batch_first(model.eval().requires_grad_(False))
+        accelerate(model)
         self.tokenizer = tokenizer
         self.precision = precision
         self._visual: Any = visual
@@ -96,9 +95,9 @@ class ClipTeacher(Teacher[ClipContext]):
         """What cosines are multiplied by before the softmax; 100 in the published models."""
         return float(self.model.logit_scale.exp())
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        dtype = DTYPES[self.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        return self._visual.transformer.resblocks
 
     # ---- images ----------------------------------------------------------------------------------
 
@@ -154,7 +153,7 @@ class ClipTeacher(Teacher[ClipContext]):
 
         Differentiable in the tokens.
         """
-        with self._autocast():
+        with self.products():
             projected = self._visual.ln_post(tokens) @ self._visual.proj
         return F.normalize(projected.float(), dim=-1)
 
@@ -165,7 +164,7 @@ class ClipTeacher(Teacher[ClipContext]):
         """
         if self._visual.pool_type == "tok":
             return self.project(context.cls)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.products():
             patches = tokens.flatten(1, 2)
             if self._visual.final_ln_after_pool:
                 pooled = self._visual.ln_post(patches.mean(1))
@@ -177,14 +176,14 @@ class ClipTeacher(Teacher[ClipContext]):
     def image_features(self, images: Tensor) -> Tensor:
         """Image features (B, E) by open_clip's own ``encode_image``, unit length."""
         self.check_images(images)
-        with self._autocast():
+        with self.products():
             return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, N, D) and CLS (B, 1, D), with positions, before ``ln_pre``."""
         self.check_images(images)
         visual = self._visual
-        with self._autocast():
+        with self.products():
             patches = visual.conv1(images).flatten(2).mT
         position = visual.positional_embedding.to(patches.dtype)
         cls = (visual.class_embedding.to(patches.dtype) + position[0]).expand(len(images), 1, -1)
@@ -200,11 +199,11 @@ class ClipTeacher(Teacher[ClipContext]):
         """
         state = torch.cat([prefix, patches], 1)
         fields, prefixes = [], [prefix]
-        with self._autocast():
+        with self.products():
             if layer == 0:
                 state = self._visual.ln_pre(state)
             for index in range(layer, self.num_layers):
-                state = self._block(index, state)
+                state = self._visual.transformer.resblocks[index](state)
                 if edit is not None:
                     changed = edit(index + 1, state[:, 1:].unflatten(1, self.grid)).flatten(1, 2)
                     state = torch.cat([state[:, :1], changed], 1)
@@ -212,13 +211,6 @@ class ClipTeacher(Teacher[ClipContext]):
                 prefixes.append(state[:, :1])
         field = torch.stack(fields, 1) if fields else patches[:, None][:, :0]
         return field, torch.stack(prefixes, 1)
-
-    def _block(self, index: int, state: Tensor) -> Tensor:
-        transformer = self._visual.transformer
-        if transformer.batch_first:
-            return transformer.resblocks[index](state)
-        # Between two blocks the copy is none: what one returns is contiguous this way round.
-        return transformer.resblocks[index](state.transpose(0, 1).contiguous()).transpose(0, 1)
 
     # ---- texts -----------------------------------------------------------------------------------
 
@@ -238,7 +230,7 @@ class ClipTeacher(Teacher[ClipContext]):
             # The embedding's answer is exchanged, and the rest is open_clip's own text tower.
             hook = self.token_embedding.register_forward_hook(lambda *_: embedded)
         try:
-            with self._autocast():
+            with self.products():
                 return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
         finally:
             if hook is not None:
@@ -257,18 +249,11 @@ class ClipTeacher(Teacher[ClipContext]):
         return tower.token_embedding
 
 
-def _sequence_first(model: nn.Module) -> nn.Module:
-    """Let open_clip's towers run on (T, B, D), which changes nothing but the time.
-
-    PyTorch's attention turns (B, T, D) round without a copy, and then multiplies what is not
-    contiguous by a copy of the weights for every token: 20 times the time of ViT-B/16 at B = 4.
-    """
+def _batch_first(model: nn.Module) -> nn.Module:
+    """Let open_clip's towers hand (B, T, D) to their attentions, which take nothing else."""
     for tower in model.modules():
         if isinstance(tower, Transformer):
-            tower.batch_first = False
-            for module in tower.modules():
-                if isinstance(module, nn.MultiheadAttention):
-                    module.batch_first = False
+            tower.batch_first = True
     return model
 
 
@@ -282,7 +267,7 @@ def load_clip(
             a local weight file or one of open_clip's tags ("openai", "laion2b_s32b_b79k") for the
             architecture ``name``.
         name: open_clip's name of the architecture, such as "ViT-B-16-quickgelu", "ViT-H-14".
-        precision: of the matrix products, as :class:`ClipTeacher`.
+        precision: as of :class:`ClipTeacher`, or "auto"; the image tower is lowered to it.
 
     Raises:
         InputError: a file is missing or does not fit, the name or tag is unknown, weights trained
@@ -320,7 +305,10 @@ def load_clip(
             f"MODEL.LQN.TEACHER.WEIGHTS: {name or weights} ({pretrained or 'local'}) could not be "
             f"loaded: {how} ({_first_line(error)})"
         ) from error
-    return ClipTeacher(model, tokenizer, precision)
+    teacher = ClipTeacher(model, tokenizer, resolve_precision(precision, torch.device(device)))
+    # Not the texts': open_clip would lower what runs between their layers too.
+    lower_weights(teacher.model.visual, teacher.precision)
+    return teacher
 
 
 def check_quick_gelu(name: str, weights: str) -> None:

@@ -8,6 +8,7 @@ Shapes: B images, L layers, H x W patches, D features, P prefix tokens (CLS, the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from typing import Any
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Edit, Teacher
 from lqn_seg.teachers.eomt_model import Size, image_size_of
 from lqn_seg.teachers.files import WEIGHT_FILES, find_file, first_line, read_json, read_weights
+from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.original_eomt import convert_timm, load_strictly
+
+_KEY = "MODEL.LQN.TEACHER.WEIGHTS"
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,10 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
 
     name = "DINOv2"
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, model: VisionTransformer, precision: str = "float32") -> None:
         self.model = model.eval().requires_grad_(False)
+        accelerate(model)
+        self.precision = precision
         self.num_layers: int = len(model.blocks)
         self.num_query_layers: int = 0  # no layer carries object queries
         self.width: int = model.embed_dim
@@ -53,6 +60,10 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        return self.model.blocks
 
     @torch.no_grad()
     def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, Dinov2Context]:
@@ -89,7 +100,8 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         return field[:, -1], Dinov2Context(prefix)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        state = self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(images)))
+        with self.products():
+            state = self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(images)))
         count = self.model.num_prefix_tokens
         return state[:, count:], state[:, :count]
 
@@ -102,7 +114,8 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         state = torch.cat([prefix, patches], 1)
         fields, prefixes = [], [prefix]
         for index in range(layer, self.num_layers):
-            state = self.model.blocks[index](state)
+            with self.products():
+                state = self.model.blocks[index](state)
             patch_part = state[:, count:].unflatten(1, self.grid)
             if edit is not None:
                 patch_part = edit(index + 1, patch_part)
@@ -117,7 +130,7 @@ def load_dinov2(
     config: str = "",
     device: str | torch.device = "cpu",
     image_size: Size | None = None,
-    key: str = "MODEL.LQN.TEACHER.WEIGHTS",
+    precision: str = "float32",
 ) -> Dinov2Teacher:
     """Load a frozen DINOv2 teacher.
 
@@ -129,12 +142,15 @@ def load_dinov2(
             ``{"architecture": ..., "model_args": {...}}``.
         image_size: (height, width) in pixels, multiples of the patch size; default: the
             architecture's. Position embeddings are resampled as timm does it.
-        key: of the configuration that this comes from, for messages.
+        precision: of the matrix products, or "auto"; the weights are lowered to it.
 
     Raises:
         InputError: a file is missing, is no such ViT, or does not fit.
     """
-    return Dinov2Teacher(build_dinov2(weights, config, image_size, None, key).to(device))
+    model = build_dinov2(weights, config, image_size, None, _KEY).to(device)
+    teacher = Dinov2Teacher(model, resolve_precision(precision, torch.device(device)))
+    lower_weights(model, teacher.precision)
+    return teacher
 
 
 def build_dinov2(

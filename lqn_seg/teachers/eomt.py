@@ -10,6 +10,7 @@ Shapes: B images, L layers, H x W patches, D features, Q queries, P prefix token
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher
 from lqn_seg.teachers.eomt_model import Size, build_eomt, eomt_classes, set_image_size
 from lqn_seg.teachers.files import WEIGHT_FILES, find_file, first_line, read_json, read_weights
+from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.original_eomt import convert_original, is_original
 
 _KEY = "MODEL.LQN.TEACHER"
@@ -64,12 +67,15 @@ class EomtTeacher(Teacher[EomtContext]):
 
     Args:
         model: transformers' ``EomtForUniversalSegmentation``, or its sister on DINOv3.
+        precision: of the matrix products: "float32", "bfloat16" or "float16".
     """
 
     name = "EoMT"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, precision: str = "float32") -> None:
         self.model = model.eval().requires_grad_(False)
+        accelerate(model)
+        self.precision = precision
         config = model.config
         self.num_layers: int = config.num_hidden_layers
         self.num_query_layers: int = config.num_blocks
@@ -86,6 +92,10 @@ class EomtTeacher(Teacher[EomtContext]):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        return self.model.layers
 
     @torch.no_grad()
     def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, EomtContext]:
@@ -156,10 +166,11 @@ class EomtTeacher(Teacher[EomtContext]):
         own = {id(x): x for x in (*self.model.parameters(), *self.model.buffers())}
         model = copy.deepcopy(self.model, own)
         set_image_size(model, size)
-        return EomtTeacher(model)
+        return EomtTeacher(model, self.precision)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        embedded = self.model.embeddings(images)
+        with self.products():
+            embedded = self.model.embeddings(images)
         count = self.model.embeddings.num_prefix_tokens
         queries = self.model.query.weight.expand(images.shape[0], -1, -1)
         return embedded[:, count:], embedded[:, :count], queries
@@ -191,7 +202,8 @@ class EomtTeacher(Teacher[EomtContext]):
             if index >= first_query_layer:
                 mask = self._attention_mask(state, index - first_query_layer, mask)
                 masks.append(mask)
-            state = self.model.layers[index](state, mask, **positions)
+            with self.products():
+                state = self.model.layers[index](state, mask, **positions)
             *query_part, prefix_part, patch_part = state.split(sizes, 1)
             if edit is not None:
                 patch_part = edit(index + 1, patch_part.unflatten(1, self.grid)).flatten(1, 2)
@@ -218,8 +230,8 @@ class EomtTeacher(Teacher[EomtContext]):
         """
         if self._mask_probabilities[block] <= 0:
             return mask
-        normed = self.model.layernorm(state)
-        mask_logits, _ = self.model.predict(normed)
+        with self.products():
+            mask_logits, _ = self.model.predict(self.model.layernorm(state))
         covered = F.interpolate(mask_logits, size=self.grid, mode="bilinear").flatten(2) > 0
         allowed = torch.ones(
             state.shape[0], state.shape[1], state.shape[1], dtype=torch.bool, device=state.device
@@ -239,6 +251,7 @@ def load_eomt(
     device: str | torch.device = "cpu",
     image_size: Size | None = None,
     base: str = "",
+    precision: str = "float32",
 ) -> EomtTeacher:
     """Load a frozen EoMT teacher.
 
@@ -251,12 +264,20 @@ def load_eomt(
         image_size: (height, width) in pixels in place of the checkpoint's; see `set_image_size`.
         base: of delta weights (every published EoMT on DINOv3), a directory, file or hub id of the
             DINOv3 weights that they are the difference to, or ``absolute``.
+        precision: of the matrix products, or "auto"; the weights are lowered to it.
 
     Raises:
         InputError: a file is missing, is no EoMT, or does not fit its config.
     """
+    model = _load(weights, config, image_size, base).to(device)
+    teacher = EomtTeacher(model, resolve_precision(precision, torch.device(device)))
+    lower_weights(model, teacher.precision)
+    return teacher
+
+
+def _load(weights: str, config: str, image_size: Size | None, base: str) -> Any:
     if not weights:
-        return EomtTeacher(_random_eomt(config, image_size).to(device))
+        return _random_eomt(config, image_size)
     path = Path(weights)
     if not path.is_file():
         found = find_file(weights, ("config.json", *WEIGHT_FILES), f"{_KEY}.WEIGHTS")
@@ -270,13 +291,13 @@ def load_eomt(
             model = _transformers_eomt(weights)
             if image_size is not None:
                 set_image_size(model, image_size)
-            return EomtTeacher(model.to(device))
+            return model
         if named:
             found = find_file(weights, WEIGHT_FILES[::-1], f"{_KEY}.WEIGHTS")
         if found is None:
             raise InputError(f"{_KEY}.WEIGHTS: {weights} holds no {' or '.join(WEIGHT_FILES)}")
         path = found
-    return EomtTeacher(_original_eomt(path, config, image_size, base).to(device))
+    return _original_eomt(path, config, image_size, base)
 
 
 def _random_eomt(config: str, image_size: Size | None) -> Any:

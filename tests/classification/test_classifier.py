@@ -247,6 +247,31 @@ def test_the_answer_of_several_views_is_their_mean_direction(build, calibration,
     assert not torch.allclose(p["single"], p["restore"], atol=1e-3)
 
 
+@pytest.mark.parametrize("gauged", [True, False])
+def test_a_gauged_recipe_has_one_student_and_any_other_one_for_each_view(
+    build, calibration, teacher, text, gauged
+):
+    """Each view by itself, with a student or without."""
+    recipe = replace(LQN, adapt=AdaptConfig(restore=True, gauged=gauged))
+    calibration = replace(calibration, undamaged=-1.0, residual=0.01)  # whatever it is, it is bad
+    image = photo(7)
+    (got,) = build({"lqn": Adaptation(recipe, views=3)}, calibration)([image])
+    pixels = centre_view(image, teacher)[None].float() / 255
+    key, features = image_key(0, image), []
+    for number in range(3):
+        alone = recipe if not (gauged and number) else with_variant(recipe, "restore")
+        adapter = Adapter(teacher, Adaptation(alone), text["text"], calibration)
+        view = corner_view(pixels, number)
+        answer = adapter(view, adapter.encode(view), [key._replace(window=number)])
+        features.append(answer.features[0])
+        if number == 0:
+            share = answer.share.item()
+    mean = F.normalize(torch.stack(features).mean(0), dim=-1)
+    expected = (teacher.logit_scale * mean @ text["text"].T).softmax(-1)
+    torch.testing.assert_close(got["lqn"].probabilities, expected, atol=1e-4, rtol=1e-3)
+    assert got["lqn"].stats["blend"] == pytest.approx(share, abs=1e-4) and share > 0.1
+
+
 def test_the_entropy_objective_is_lowered_by_its_fit(teacher, text):
     image = photo(5)
     entropy = replace(LQN, fit=replace(LQN.fit, objective="entropy", alpha=0.0, steps=60))

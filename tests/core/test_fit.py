@@ -19,8 +19,9 @@ from lqn_seg.core import (
     preset,
     with_variant,
 )
-from lqn_seg.core.fit import Adam, _Inputs, fitted_layers, guiding_tokens, resolve_precision
+from lqn_seg.core.fit import Adam, _Inputs, fitted_layers, guiding_tokens
 from lqn_seg.core.positions import AddressTable
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
 from lqn_seg.errors import InputError
 
@@ -433,6 +434,8 @@ def test_low_precision_stays_near_float32(images, fields, precision):
 def test_auto_precision_is_one_of_the_two():
     assert resolve_precision("auto", torch.device("cpu")) in ("bfloat16", "float32")
     assert resolve_precision("float16", torch.device("cpu")) == "float16"
+    with pytest.raises(InputError, match="not 'float8'"):
+        resolve_precision("float8", torch.device("cpu"))
 
 
 def test_layers_that_are_held_out_lend_nothing(images, fields):

@@ -151,7 +151,7 @@ def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):
     parts = ["default", "default, one view", "default, no student"]
     assert list(rows) == ["zero", "mta", "tps", "tpt", *parts]
     assert rows["default"]["adapted"] == pytest.approx(1)  # nothing was skipped
-    assert rows["default"]["views_ms"] == 0 < rows["tps"]["views_ms"]
+    assert 0 < rows["default"]["views_ms"] < rows["tps"]["views_ms"]
     assert all(row["teacher_ms"] > 0 and row["method_ms"] > 0 for row in rows.values())
     text = report_text(results)
     assert "over default" in text and "4 views, 6 classes" in text

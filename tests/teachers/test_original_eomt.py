@@ -14,6 +14,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
+from lqn_seg.core import products
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import EomtShape, count_eomt, eomt_gmacs
 from lqn_seg.heads.eomt import EomtHead
@@ -23,6 +24,12 @@ WIDTH, QUERIES, CLASSES, BLOCKS, LAYERS = 192, 5, 7, 2, 4
 needs_dinov3 = pytest.mark.skipif(
     not hasattr(transformers, "EomtDinov3ForUniversalSegmentation"), reason="transformers 5"
 )
+
+
+@pytest.fixture(autouse=True)
+def the_originals_products(monkeypatch):
+    """A conversion is judged bit by bit; that other products round otherwise is not its affair."""
+    monkeypatch.setattr(products, "_WORTH_A_LOOK_UP", float("inf"))
 
 
 class Upscale(nn.Module):

@@ -1,0 +1,62 @@
+"""A teacher's layers at their fastest: the same classes, weights and answers, other products.
+
+PyTorch's own lose time in three places, all of them on a CPU: float32 products that use half of an
+AMD processor's vector units (`lqn_seg.core.products`), weights that autocast lowers anew for every
+image, and an attention that turns (B, T, D) round and then copies its weights for every token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lqn_seg.core.precision import DTYPES
+from lqn_seg.core.products import dense
+
+
+class _Linear(nn.Linear):
+    """`nn.Linear` by `dense`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dense(input, self.weight, self.bias)
+
+
+class _SelfAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` of (B, T, D) with itself, whatever its `batch_first` says."""
+
+    def forward(self, query: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> Any:
+        packed = dense(query, self.in_proj_weight, self.in_proj_bias)
+        heads = packed.unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3)  # (B, h, 3, T, d)
+        if attn_mask is not None and attn_mask.dim() == 3:
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+        q, k, v = heads.unbind(2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return dense(mixed, self.out_proj.weight, self.out_proj.bias), None
+
+
+def accelerate(model: nn.Module) -> None:
+    """Exchange the classes of a frozen model's layers, in place.
+
+    Attentions must be given (B, T, D), and the same tensor as query, key and value.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _Linear
+        elif type(module) is nn.MultiheadAttention:
+            module.__class__ = _SelfAttention
+
+
+def lower_weights(model: nn.Module, precision: str) -> None:
+    """Convert for good what autocast would convert for every image, in place."""
+    if precision == "float32":
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.to(DTYPES[precision])
+        elif isinstance(module, nn.MultiheadAttention):
+            for name in ("in_proj_weight", "in_proj_bias"):
+                parameter = getattr(module, name)
+                parameter.data = parameter.data.to(DTYPES[precision])

@@ -1,0 +1,72 @@
+"""A teacher's precision and compilation, from the configuration to the masks."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import nn
+
+from lqn_seg.core.precision import resolve_precision
+from lqn_seg.engine.build import build_segmenter, build_teacher
+from lqn_seg.engine.config import load_cfg
+from lqn_seg.teachers.dinov2 import Dinov2Teacher
+from lqn_seg.teachers.eomt import load_eomt
+
+THINGS = frozenset(range(8))
+
+
+def configured(path, key, value):
+    return load_cfg(str(path), [f"MODEL.LQN.TEACHER.{key}", value])
+
+
+def test_precision_reaches_teacher_head_and_every_layer(small_config, teacher_folder):
+    images = torch.randn(1, 3, 32, 32)
+    exact = load_eomt(str(teacher_folder))
+    field, _ = exact.encode(images)
+    cfg = configured(small_config, "PRECISION", "bfloat16")
+    segmenter = build_segmenter(cfg, THINGS)
+    teacher, head = segmenter.teacher, segmenter.head
+    assert teacher.precision == head.precision == "bfloat16"
+    assert teacher.model.layers[0].mlp.fc1.weight.dtype == torch.bfloat16
+    lowered, lowered_context = teacher.encode(images)
+    for layer, (found, wanted) in enumerate(zip(lowered[0], field[0])):
+        error = ((found.float() - wanted).square().mean() / wanted.var()).item()
+        assert 0 < error < 1e-3, layer  # as far off as three digits are, and not further
+    masks, classes = head(lowered[:, -1], lowered_context.last_queries)
+    assert masks.dtype == classes.dtype == torch.float32
+    resumed, _ = teacher.resume(2, lowered[:, 1], lowered_context)
+    assert torch.equal(resumed, lowered[:, -1])
+
+
+def test_auto_precision_is_the_machines_own(small_config):
+    teacher = build_teacher(configured(small_config, "PRECISION", "auto"))
+    assert teacher.precision == resolve_precision("auto", torch.device("cpu"))
+
+
+def test_a_dinov2_has_a_precision_too():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=2)
+    images = torch.randn(1, 3, 32, 32)
+    exact = Dinov2Teacher(model).encode(images)[0]
+    found = Dinov2Teacher(model, "bfloat16").encode(images)[0]
+    assert 0 < (found.float() - exact).square().mean() < 1e-3 * exact.var()
+
+
+def test_a_compiled_teacher_answers_the_same(small_config, monkeypatch):
+    """Every block through the compiler's front end; its back end needs a C++ compiler."""
+    compiled, compiling = [], nn.Module.compile
+
+    def compile_block(block: nn.Module) -> None:
+        compiled.append(block)
+        compiling(block, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_block)
+    images = torch.randn(2, 3, 32, 32)
+    plain = build_teacher(load_cfg(str(small_config)))
+    assert not compiled
+    teacher = build_teacher(configured(small_config, "COMPILE", "True"))
+    assert compiled == list(teacher.model.layers)
+    seen = []
+    field, _ = teacher.encode(images, lambda layer, tokens: seen.append(layer) or tokens)
+    assert seen == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(field, plain.encode(images)[0])

@@ -1,0 +1,92 @@
+"""A teacher's exchanged layers against PyTorch's own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lqn_seg.core.products import ONE_DNN_LINEAR
+from lqn_seg.teachers.modules import accelerate, lower_weights
+from tests.classification.conftest import build_clip
+
+WIDTH, HEADS = 192, 6
+
+
+def attention(**options) -> nn.MultiheadAttention:
+    made = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, **options).eval()
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def exchanged(module: nn.Module) -> nn.Module:
+    """The same weights, other products."""
+    made = copy.deepcopy(module)
+    accelerate(made)
+    return made
+
+
+@pytest.mark.parametrize("shape", [(7, WIDTH), (2, 50, WIDTH), (2, 5, 60, WIDTH)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_is_the_same_linear_layer(shape, bias):
+    plain = nn.Linear(WIDTH, 3 * WIDTH, bias=bias)
+    ours, x = exchanged(plain), torch.randn(shape)
+    assert isinstance(ours, nn.Linear) and ours.state_dict().keys() == plain.state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), plain(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(ours(x), plain(x))
+    x.requires_grad_()
+    (theirs,) = torch.autograd.grad(plain(x).square().sum(), x)
+    (gradient,) = torch.autograd.grad(ours(x).square().sum(), x)
+    assert torch.equal(gradient, theirs)
+
+
+@pytest.mark.skipif(ONE_DNN_LINEAR is None, reason="PyTorch without oneDNN")
+def test_large_float32_products_go_to_one_dnn():
+    layer, x = exchanged(nn.Linear(WIDTH, WIDTH)), torch.randn(4, 100, WIDTH)
+    for inputs, expected in ((x, True), (x[:1, :2], False)):
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            layer(inputs)
+        names = {event.name for event in profile.events()}
+        assert ("mkldnn::_linear_pointwise" in names) == expected
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "per head"])
+def test_self_attention_is_pytorchs_own(mask):
+    plain, x = attention(), torch.randn(3, 20, WIDTH)
+    masks = {
+        None: None,
+        "causal": torch.full((20, 20), -torch.inf).triu_(1),
+        "per head": torch.randn(3 * HEADS, 20, 20),
+    }
+    ours = exchanged(plain)
+    for inputs in (x, x.clone().requires_grad_()):
+        expected = plain(inputs, inputs, inputs, need_weights=False, attn_mask=masks[mask])[0]
+        found = ours(inputs, inputs, inputs, need_weights=False, attn_mask=masks[mask])[0]
+        torch.testing.assert_close(found, expected)
+    (theirs,) = torch.autograd.grad(expected.square().sum(), inputs)
+    (gradient,) = torch.autograd.grad(found.square().sum(), inputs)
+    torch.testing.assert_close(gradient, theirs)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lowered_weights_answer_as_autocast_does(precision):
+    model = build_clip().eval()
+    accelerate(model)
+    lowered = copy.deepcopy(model)
+    lower_weights(lowered.visual, precision)
+    assert lowered.visual.conv1.weight.dtype == getattr(torch, precision)
+    assert lowered.visual.ln_post.weight.dtype == torch.float32
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", getattr(torch, precision)):
+        assert torch.equal(lowered.encode_image(images), model.encode_image(images))
+
+
+def test_float32_weights_stay_as_they_are():
+    model = nn.Linear(3, 3)
+    lower_weights(model, "float32")
+    assert model.weight.dtype == torch.float32

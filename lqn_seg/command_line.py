@@ -25,8 +25,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told, default = action.help or "", action.default
-        says_something = isinstance(default, int | float | str) and default not in ("", False, True)
-        if not says_something or "default" in told or default == argparse.SUPPRESS:
+        # A switch's default goes without saying; 0 and 1 are equal to switches, and do not.
+        is_said = isinstance(default, int | float | str) and not isinstance(default, bool)
+        if not is_said or default == "" or "default" in told or default == argparse.SUPPRESS:
             return told
         return f"{told} (default: {default})"
 

@@ -53,6 +53,23 @@ def test_help_keeps_the_lines_of_the_docstring(parser, capsys):
     assert end.value.code == 0 and "Examples:\n    tool draw\n" in capsys.readouterr().out
 
 
+def test_help_tells_defaults_and_leaves_switches_alone(capsys):
+    parser = Parser(prog="tool")
+    defaults = {"one": 1, "none": 0, "whole": 1.0, "word": "auto", "empty": "", "nothing": None}
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", default=default, help="it is")
+    parser.add_argument("--switch", action="store_true", help="it is")
+    parser.add_argument("--own", default=1, help="it is (default: one)")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    told = dict(re.findall(r"^  --(\w+)(?: [A-Z]+)? +(it is.*)$", capsys.readouterr().out, re.M))
+    said = {"one": "1", "none": "0", "whole": "1.0", "word": "auto", "own": "one"}
+    assert told == {
+        name: f"it is (default: {said[name]})" if name in said else "it is"
+        for name in (*defaults, "switch", "own")
+    }
+
+
 def raising(error: BaseException):
     def command() -> None:
         raise error
@@ -103,7 +120,7 @@ def test_another_thread_is_never_interrupted():
 
 def test_names_are_separated_by_commas():
     assert names("teacher,lqn@paper") == ["teacher", "lqn@paper"] and names("") == []
-    assert re.fullmatch(r"\w+", names("a,")[0])
+    assert names("a,") == ["a"]
 
 
 COUNT_FAULTS = """

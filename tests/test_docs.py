@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -13,13 +14,22 @@ from pathlib import Path
 import pytest
 
 from lqn_seg.engine.classification_config import load_classification_cfg
-from lqn_seg.engine.config import load_any_cfg
+from lqn_seg.engine.config import load_any_cfg, load_cfg
+from lqn_seg.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 API = sorted((ROOT / "docs" / "api").glob("*.md"))
 LISTED = re.compile(r"^::: (\S+)$", re.MULTILINE)
-DOCUMENTS = [*ROOT.glob("*.md"), *PAGES, *ROOT.glob("tools/*.py"), *ROOT.glob("datasets/*.*")]
+DOCUMENTS = [
+    *(*ROOT.glob("*.md"), *PAGES, *ROOT.glob("tools/*.py"), *ROOT.glob("datasets/*.*")),
+    *ROOT.glob("configs/**/*.yaml"),
+]
+# What a tool reads its configuration with; all others read segmentation's.
+LOADERS = {
+    **dict.fromkeys(("classify", "train_clip"), load_classification_cfg),
+    **dict.fromkeys(("visualize", "explore", "diagnose_fit"), load_any_cfg),
+}
 
 
 def run_commands(source: str, script, monkeypatch) -> None:
@@ -33,11 +43,13 @@ def run_commands(source: str, script, monkeypatch) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_block_of_a_page_runs(page, like_the_repository, script, code_blocks, monkeypatch):
     names: dict = {"__name__": page.stem}
-    for kind, source in code_blocks(page):
+    for number, (kind, source) in enumerate(code_blocks(page)):
         if kind == "bash":
             run_commands(source, script, monkeypatch)
         elif kind == "python" and "detectron2" not in source:  # tests/detectron2 runs those
-            exec(compile(source, page.name, "exec"), names)
+            file = like_the_repository / f"{page.stem}_{number}.py"
+            file.write_text(source)  # as a reader has it: functions can be asked for their source
+            exec(compile(source, file, "exec"), names)
         else:
             assert kind in ("python", "") and (kind or page.name == "README.md"), kind
 
@@ -72,27 +84,54 @@ def test_pages_and_pictures_are_all_reached():
 # ---- commands that are too long to be run here ---------------------------------------------------
 
 
+def commands_in(text: str) -> list[str]:
+    """Every `python tools/...` of a text or of its comments, continued lines joined."""
+    joined = re.sub(r"\\+\n#? *", " ", text)  # a docstring doubles the backslash
+    return re.findall(r"^(?:#? *)(python tools/.+)$", joined, re.MULTILINE)
+
+
 def commands() -> list[str]:
-    """Every `python tools/...` of every document, continued lines joined."""
-    found = []
-    for document in DOCUMENTS:
-        text = document.read_text().replace("\\\n", " ").replace("\\ ", " ")
-        found += re.findall(r"^(?:    )?(python tools/.+)$", text, re.MULTILINE)
+    """`commands_in` every document."""
+    found = [line for document in DOCUMENTS for line in commands_in(document.read_text())]
     return sorted({" ".join(line.split(" #")[0].split()) for line in found})
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_in_documents_are_understood(command, script, monkeypatch):
+def understand(command: str, script, monkeypatch) -> None:
+    """Parse a command as its tool would, and read its configuration as its tool would."""
     _, tool, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [tool, *arguments])
     module = script("tools", Path(tool).stem)
     found = module.parse_arguments()  # ends the process where an option is unknown
     path = getattr(found, "config_file", None)
     if path not in (None, "my.yaml", "YOUR.yaml"):  # a reader's own
-        load = load_classification_cfg if module.__name__ == "train_clip" else load_any_cfg
+        load = LOADERS.get(module.__name__, load_cfg)
         load(path, getattr(found, "overrides", ()))
     for study in getattr(found, "studies", ()):
         assert "*" in study or Path(study).is_file()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_documents_are_understood(command, script, monkeypatch):
+    understand(command, script, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "calibrate.py --images . --config configs/classification/demo.yaml",
+        "train_net.py --eval-only --config configs/classification/demo.yaml",
+        "classify.py --config configs/demo_lqn.yaml MODEL.WEIGHT x",
+    ],
+)
+def test_a_tool_with_anothers_configuration_would_be_seen(command, script, monkeypatch):
+    with pytest.raises(InputError, match="there is no key"):
+        understand(f"python tools/{command}", script, monkeypatch)
+
+
+def test_commands_of_comments_and_over_lines_are_found():
+    text = "# by\n#     python tools/a.py \\\n#         --b c\nX: 1  # python tools/no.py\n"
+    assert [" ".join(line.split()) for line in commands_in(text)] == ["python tools/a.py --b c"]
+    assert commands_in("    python tools/a.py \\\n        --b\n")[0].split()[-1] == "--b"
 
 
 # ---- API pages -----------------------------------------------------------------------------------
@@ -110,23 +149,25 @@ def test_what_an_api_page_lists_exists_and_is_documented(page):
     assert len(listed) >= 3 and len(set(listed)) == len(listed)
     for name in listed:
         if name.startswith("lqn_seg.detectron2."):
-            assert_documented_in_source(name)  # tests/detectron2 imports it
+            assert is_documented(*name.rsplit(".", 1))  # tests/detectron2 imports it
             continue
         found = resolve(name)
-        assert inspect.getdoc(found), f"{name} has no docstring"
-        if inspect.isclass(found):
-            for key, member in vars(found).items():
-                public = not key.startswith("_") and inspect.isfunction(member)
-                assert not public or inspect.getdoc(getattr(found, key)), f"{name}.{key}"
+        if not inspect.isclass(found):
+            assert inspect.getdoc(found), f"{name} has no docstring"
+            continue
+        # Its own words, as they are written: a dataclass makes some up, and a module inherits some.
+        assert is_documented(found.__module__, found.__qualname__), f"{name} has no docstring"
+        for key, member in vars(found).items():
+            public = not key.startswith("_") and inspect.isfunction(member)
+            assert not public or inspect.getdoc(getattr(found, key)), f"{name}.{key}"
 
 
-def assert_documented_in_source(name: str) -> None:
-    import ast
-
-    module, _, rest = name.rpartition(".")
+def is_documented(module: str, name: str) -> bool:
+    """Whether the source of a module has a docstring for one of its classes or functions."""
     tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-    (node,) = (n for n in tree.body if getattr(n, "name", "") == rest)
-    assert isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node), name
+    (node,) = (n for n in tree.body if getattr(n, "name", "") == name)
+    assert isinstance(node, ast.ClassDef | ast.FunctionDef)
+    return bool(ast.get_docstring(node))
 
 
 def test_api_pages_cover_what_packages_offer():

@@ -27,8 +27,10 @@ REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "core" / "reference.
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--teacher", default="clip-b16", help="by name; a wrong one lists them")
-    parser.add_argument("--image-size", type=int, default=0, help="pixels, square (its own)")
-    parser.add_argument("--classes", type=int, default=0, help="of the head (its own)")
+    parser.add_argument(
+        "--image-size", type=int, default=0, help="pixels, square (default: its own)"
+    )
+    parser.add_argument("--classes", type=int, default=0, help="of the head (default: its own)")
     parser.add_argument("--preset", default="paper", help="recipe of lqn, lqn-src and apm")
     parser.add_argument("--variants", default="lqn,lqn-src,apm,default", help="comma-separated")
     parser.add_argument("--precisions", default="auto,float32", help="comma-separated")
@@ -37,7 +39,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
-    parser.add_argument("--steps", type=int, default=0, help="instead of the preset's")
+    parser.add_argument("--steps", type=int, default=0, help="of fits (default: the preset's)")
     parser.add_argument("--no-references", action="store_true", help="without the plain ways")
     parser.add_argument("--no-sweep", action="store_true", help="without cost against size")
     parser.add_argument(

@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quantile",
         type=float,
-        help="of the images, left out at either end (default: 0.02)",
+        help="of the images, left out at either end (default: QUANTILE of the library)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the weights")
     command.add_config_flags(parser)

@@ -74,7 +74,8 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.calibrate:
         return exit_status(lambda: calibrate(arguments), "nothing was written")
-    return exit_status(lambda: evaluate(arguments))
+    left = "go on with --resume, or where tda runs, start again"
+    return exit_status(lambda: evaluate(arguments), left)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lqn_seg.command_line import Parser, exit_status
@@ -46,6 +48,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Raises:
+    InputError: the block could not write.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"OUTPUT: cannot write {output} ({error.strerror})") from error
+
+
 def convert(arguments: argparse.Namespace) -> None:
     import torch
 
@@ -65,18 +78,19 @@ def convert(arguments: argparse.Namespace) -> None:
         field, context = model.encode(image)
         return EomtHead(model.model)(field[:, -1], context.last_queries)
 
-    try:
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name until it has been compared: OUTPUT is whole, or it is not there.
-        with tempfile.TemporaryDirectory(dir=output.parent, ignore_cleanup_errors=True) as partial:
-            teacher.model.save_pretrained(partial)
-            again = load_eomt(partial)
-            if not all(torch.equal(a, b) for a, b in zip(logits(teacher), logits(again))):
-                raise InputError(f"OUTPUT: {output} would not give INPUT's logits")
-            Path(partial).rename(output)
-    except OSError as error:
-        raise InputError(f"OUTPUT: cannot write {output} ({error.strerror})") from error
-    output.chmod(0o755)  # temporary folders are private
+        partial = tempfile.TemporaryDirectory(dir=output.parent)
+    with partial as folder:
+        # In there until it has been compared: OUTPUT is whole, or it is not there.
+        converted = Path(folder) / "model"
+        with writing(output):
+            teacher.model.save_pretrained(converted)
+        again = load_eomt(str(converted))
+        if not all(torch.equal(a, b) for a, b in zip(logits(teacher), logits(again))):
+            raise InputError(f"OUTPUT: {output} would not give INPUT's logits")
+        with writing(output):
+            converted.rename(output)
     config = teacher.model.config
     height, width = teacher.image_size
     print(

@@ -19,6 +19,9 @@ from lqn_seg.command_line import Parser, exit_status, is_launched, names
 from lqn_seg.engine import command
 from lqn_seg.errors import InputError
 
+# What Ctrl-C leaves of Detectron2's engine.
+LEFT = "nothing is kept of an evaluation on detectron2; --engine native keeps what is done"
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
@@ -117,7 +120,7 @@ def start_processes(arguments: argparse.Namespace, engine: str) -> int:
 
 
 def detectron2_worker(arguments: argparse.Namespace) -> None:
-    sys.exit(exit_status(lambda: evaluate_in_detectron2(arguments)))
+    sys.exit(exit_status(lambda: evaluate_in_detectron2(arguments), LEFT))
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -133,10 +136,13 @@ def train(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     engine = choose_engine(arguments)
-    if command.processes(arguments) > 1 and not is_launched():
-        return start_processes(arguments, engine)
-    (evaluate_natively if engine == "native" else evaluate_in_detectron2)(arguments)
-    return 0
+
+    def run() -> int | None:
+        if command.processes(arguments) > 1 and not is_launched():
+            return start_processes(arguments, engine)
+        return (evaluate_natively if engine == "native" else evaluate_in_detectron2)(arguments)
+
+    return exit_status(run) if engine == "native" else exit_status(run, LEFT)
 
 
 def main() -> int:

@@ -48,7 +48,6 @@ class Replay:
         """`function(*inputs)`, on that device."""
         shapes = [(x.shape, x.dtype) for x in inputs]
         if not self._refused and (self._replay is None or shapes != self._shapes):
-            self._shapes = shapes
             self._capture(device, inputs)
         if self._refused or self._replay is None:
             return self._function(*inputs)
@@ -58,15 +57,19 @@ class Replay:
         return self._outputs
 
     def _capture(self, device: torch.device, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = tuple(x.detach().to(device, copy=True) for x in inputs)
+        # The capture before makes room for this one, and is not there to be replayed if it fails.
+        self._replay, self._outputs, self._inputs, self._shapes = None, None, (), []
+        places = tuple(x.detach().to(device, copy=True) for x in inputs)
         try:
-            self._outputs, self._replay = record(self._function, self._inputs)
+            self._outputs, self._replay = record(self._function, places)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            self._refused, self._inputs = True, ()
+            self._refused = True
             reason = str(error).partition("\n")[0]
             warnings.warn(f"not run as a CUDA graph, so more slowly: {reason}", stacklevel=2)
+            return
+        self._inputs, self._shapes = places, [(x.shape, x.dtype) for x in places]
 
 
 def record(

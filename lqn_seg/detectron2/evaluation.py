@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from lqn_seg.command_line import is_launched
 from lqn_seg.data.catalog import Record, get_dataset
 from lqn_seg.detectron2.meta_arch import method_name, register
 from lqn_seg.engine import launch
@@ -109,7 +110,7 @@ def evaluate(
     Raises:
         InputError: something from outside is missing or wrong.
     """
-    if launch.size() > 1 and launch.is_launched():
+    if launch.size() > 1 and is_launched():
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     register()
     cfg = get_cfg()

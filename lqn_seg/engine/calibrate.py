@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lqn_seg.core.gauge import Calibration
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
@@ -22,9 +24,11 @@ from lqn_seg.segmentation.calibration import (
     save_calibration,
 )
 from lqn_seg.segmentation.windows import layout_of
+from lqn_seg.teachers.base import Teacher
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _BATCH = 8
+T = TypeVar("T")
 
 
 def calibrate_teacher(
@@ -68,21 +72,12 @@ def calibrate_teacher(
     print(describe_teacher(cfg, teacher), flush=True)
     inference = segmentation_config(cfg).inference
 
-    def batches() -> Iterator[Tensor]:
-        waiting: list[Tensor] = []
-        for file in files:
-            bar.update()
-            image = torch.from_numpy(read_image(file)).movedim(2, 0)
-            layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
-            waiting.extend(layout.crops(image).float() / 255)
-            while len(waiting) >= _BATCH:
-                yield torch.stack(waiting[:_BATCH]).to(teacher.device)
-                waiting = waiting[_BATCH:]
-        if waiting:
-            yield torch.stack(waiting).to(teacher.device)
+    def windows(file: Path) -> Tensor:
+        image = torch.from_numpy(read_image(file)).movedim(2, 0)
+        layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
+        return layout.crops(image)
 
-    with tqdm(total=PASSES * len(files), desc=f"{PASSES} passes", unit="image") as bar:
-        found = calibrate(teacher, batches, share)
+    found = calibrate_on(teacher, files, windows, _BATCH, share)
     save_calibration(
         output,
         found,
@@ -94,6 +89,34 @@ def calibrate_teacher(
         },
     )
     return output
+
+
+def calibrate_on(
+    teacher: Teacher[Any],
+    sources: Sequence[T],
+    windows: Callable[[T], Tensor],
+    batch: int,
+    quantile: float,
+) -> Calibration:
+    """`calibrate`, with a bar.
+
+    Args:
+        windows: (N, 3, h, w) uint8 teacher inputs that a source holds.
+        batch: how many the teacher gets at a time.
+        quantile: see `calibrate`.
+    """
+    with tqdm(total=PASSES * len(sources), desc=f"{PASSES} passes", unit="image") as bar:
+
+        def batches() -> Iterator[Tensor]:
+            waiting: list[Tensor] = []
+            for number, source in enumerate(sources, 1):
+                bar.update()
+                waiting.extend(windows(source))
+                while len(waiting) >= batch or (waiting and number == len(sources)):
+                    yield torch.stack(waiting[:batch]).to(teacher.device).float() / 255
+                    waiting = waiting[batch:]
+
+        return calibrate(teacher, batches, quantile)
 
 
 def _image_files(images: Path | str) -> list[Path]:

@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
-from tqdm import tqdm
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation
@@ -25,22 +23,18 @@ from lqn_seg.data.catalog import Dataset, Record, get_dataset
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
+from lqn_seg.engine.calibrate import calibrate_on
 from lqn_seg.engine.classification_config import adaptation
 from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
 from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
 from lqn_seg.evaluation.cost import Cost, measure
-from lqn_seg.segmentation.calibration import (
-    FILE_NAME,
-    PASSES,
-    QUANTILE,
-    calibrate,
-    save_calibration,
-)
+from lqn_seg.segmentation.calibration import FILE_NAME, QUANTILE, save_calibration
 from lqn_seg.teachers.clip import ClipTeacher
 
 _CALIBRATION_BATCH = 32
+_LEARNING = {"tda"}  # methods that know the images before
 
 
 class Classification(DatasetRun):
@@ -79,6 +73,11 @@ class Classification(DatasetRun):
         super().__init__(
             cfg, dataset, records, self.classifier, evaluators, None, folder, resume, strict
         )
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the results on disk can be gone on from: tda would not know what it has seen."""
+        return not _LEARNING & set(self.classifier.methods)
 
     def _text(self, cfg: CfgNode, dataset: Dataset, ensemble: bool) -> dict[str, Tensor]:
         """Class features by name, as `Classifier` takes them."""
@@ -164,7 +163,7 @@ def classifications(
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST must name at least one data set of labelled images")
     datasets = [_labelled(name) for name in cfg.DATASETS.TEST]
-    if "tda" in cfg.CLASSIFICATION.METHODS and (resume or launch.size() > 1):
+    if _LEARNING & set(cfg.CLASSIFICATION.METHODS) and (resume or launch.size() > 1):
         raise InputError(
             "tda learns from the images before, so one process must see them all: run it with "
             "--num-gpus 1 and without --resume"
@@ -238,16 +237,11 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
         raise InputError("the teacher's weights must be in a local folder to be calibrated there")
     teacher, records = build_clip(cfg), _spread(_labelled(dataset).records(), most)
 
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, len(records), _CALIBRATION_BATCH):
-            chunk = records[start : start + _CALIBRATION_BATCH]
-            bar.update(len(chunk))
-            views = [centre_view(read_labelled_image(record), teacher) for record in chunk]
-            yield torch.stack(views).to(teacher.device).float() / 255
+    def windows(record: Record) -> Tensor:
+        return centre_view(read_labelled_image(record), teacher)[None]
 
     print(describe_teacher(cfg, teacher), flush=True)
-    with tqdm(total=PASSES * len(records), desc=f"{PASSES} passes", unit="image") as bar:
-        found = calibrate(teacher, batches, QUANTILE)
+    found = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE)
     about = {"images": len(records), "from": dataset, "quantile": QUANTILE}
     save_calibration(folder / FILE_NAME, found, about)
     return folder / FILE_NAME

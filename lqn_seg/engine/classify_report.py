@@ -140,11 +140,13 @@ class ClassificationReport:
         return {group: paired_interval(own[group], others[group]) for group in own}
 
     def _focus(self) -> str:
-        """The method that the sentence is about: LQN, or else the last one with a student, or else
-        with a recipe at all."""
-        students = [m for m, a in self.recipes.items() if a is not None and a.has_student]
-        own = students or [m for m, a in self.recipes.items() if a is not None]
-        return "lqn" if "lqn" in students else "".join(own[-1:])
+        """The method that the sentence is about: LQN, or else the last one with a student, or that
+        restores, or with a recipe at all, which is the unadapted control."""
+        own = {name: recipe for name, recipe in self.recipes.items() if recipe is not None}
+        students = [name for name, recipe in own.items() if recipe.has_student]
+        restoring = [name for name, recipe in own.items() if recipe.restores]
+        last = (students or restoring or [*own])[-1:]
+        return "lqn" if "lqn" in students else "".join(last)
 
     def value(self, group: str, method: str, key: str, task: str = "classification") -> float:
         """One number; for a mean, the mean of its streams'."""

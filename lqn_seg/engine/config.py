@@ -221,7 +221,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def register_method(name: str, answer: Answer) -> None:
+def register_method(name: str, answer: Answer, version: str = "") -> None:
     """Make a test-time method of one's own known by a name, for ``METHODS`` and every table.
 
     Args:
@@ -229,13 +229,16 @@ def register_method(name: str, answer: Answer) -> None:
         answer: (teacher, normalised images (B, 3, h, w), token field (B, L, H, W, D)) to the last
             layer's tokens (B, H, W, D), which the frozen head reads. Its time is the column "fit";
             its GMACs are not counted.
+        version: of an object or of a function whose source is not all there is to it (a closure, a
+            partial); another one whenever it changes, so that a resume does not mix the two.
 
     Raises:
-        InputError: the name is one of this project's, or has other characters.
+        InputError: the name is one of this project's, or has other characters; or the version is
+            missing.
     """
     if name in METHODS or not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"a method of one's own needs a name of its own, not {name!r}")
-    _own_methods[name] = TokenMethod(name, answer)
+    _own_methods[name] = TokenMethod(name, answer, version)
 
 
 def method_config(cfg: CfgNode, name: str) -> Method:
@@ -313,15 +316,32 @@ def load_cfg(path: str, overrides: Sequence[str] = (), device: str = "") -> CfgN
 
 def load_any_cfg(path: str, overrides: Sequence[str] = (), device: str = "") -> CfgNode:
     """`load_cfg`, or where the file has a ``CLASSIFICATION`` node, `load_classification_cfg`."""
-    try:
-        classification = "CLASSIFICATION" in CfgNode.load_yaml_with_base(path)
-    except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError, TypeError):
-        classification = False  # the other one says what is wrong
-    if not classification:
-        return load_cfg(path, overrides, device)
-    from lqn_seg.engine.classification_config import load_classification_cfg  # takes open_clip
+    loaded, cfg, check = _load_yaml(path), get_cfg(), check_cfg
+    if "CLASSIFICATION" in loaded:
+        from lqn_seg.engine import classification_config as other  # takes open_clip
 
-    return load_classification_cfg(path, overrides, device)
+        cfg, check = other.get_classification_cfg(), other.check_classification_cfg
+    _merge(cfg, loaded, path, overrides, device, check)
+    return cfg
+
+
+def _load_yaml(path: str) -> dict[str, Any]:
+    """What a YAML file and those that it names as ``_BASE_`` hold.
+
+    Raises:
+        InputError: one of them is missing, is no YAML or holds no keys.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no config file {path}")
+    try:
+        loaded = CfgNode.load_yaml_with_base(path)
+    except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError) as error:
+        raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
+    except (TypeError, AttributeError):  # of what is no mapping, here or in a base
+        loaded = None
+    if not isinstance(loaded, dict):
+        raise InputError(f"config {path}: it, or what it names as _BASE_, holds no keys")
+    return loaded
 
 
 def merge_cfg(
@@ -336,14 +356,23 @@ def merge_cfg(
     Args:
         check: what finds wrong values early; `check_cfg` by default.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no config file {path}")
+    _merge(cfg, _load_yaml(path), path, overrides, device, check or check_cfg)
+
+
+def _merge(
+    cfg: CfgNode,
+    loaded: dict[str, Any],
+    path: str,
+    overrides: Sequence[str],
+    device: str,
+    check: Callable[[CfgNode], None],
+) -> None:
+    """`merge_cfg` of a file that has been read."""
     if misplaced := [word for word in overrides if str(word).startswith("--")]:
         raise InputError(f"options come before KEY VALUE pairs: move {misplaced[0]} to the front")
     if len(overrides) % 2:
         raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
     try:
-        loaded = CfgNode.load_yaml_with_base(path)
         _check_keys(loaded, cfg, path)
         cfg.merge_from_other_cfg(type(cfg)(loaded))
         for key in overrides[::2]:
@@ -359,7 +388,7 @@ def merge_cfg(
     if "MODEL.LQN.METHOD" in overrides and "MODEL.LQN.METHODS" not in overrides:
         cfg.MODEL.LQN.METHODS = ()  # one method was asked for by hand
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
-    (check or check_cfg)(cfg)
+    check(cfg)
 
 
 def check_cfg(cfg: CfgNode) -> None:
@@ -403,7 +432,7 @@ def _check_keys(
     loaded: dict[str, Any], cfg: CfgNode, where: str, above: tuple[str, ...] = ()
 ) -> None:
     for key, value in loaded.items():
-        _check_key([key], cfg, where, above)
+        _check_key([str(key)], cfg, where, above)
         if isinstance(value, dict):
             _check_keys(value, cfg[key], where, (*above, key))
 

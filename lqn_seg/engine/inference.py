@@ -181,9 +181,13 @@ class DatasetRun(ABC):
         """A record's pixels under a condition, uint8, as the model takes them."""
 
     def images(self, condition: Condition, records: Sequence[Record]) -> list[Any]:
-        """`image` of each record; those that were announced have been read meanwhile."""
-        calls = self._calls(condition, records)
-        return [self._ahead.take(key, call) for key, call in calls.items()]
+        """`image` of each record, in their order; what was announced has been read meanwhile."""
+        return [self._ahead.take(*self._call(condition, record)) for record in records]
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the results on disk can be gone on from: not where methods learn on the way."""
+        return True
 
     @property
     def reads_ahead(self) -> bool:
@@ -192,12 +196,12 @@ class DatasetRun(ABC):
         return self.model.teacher.device.type != "cpu"
 
     def _announce(self, name: str, records: Sequence[Record]) -> None:
-        self._ahead.begin(self._calls(self._by_name[name], records))
+        self._ahead.begin(dict(self._call(self._by_name[name], record) for record in records))
 
-    def _calls(
-        self, condition: Condition, records: Sequence[Record]
-    ) -> dict[Hashable, Callable[[], Any]]:
-        return {(condition, r["image_id"]): partial(self.image, condition, r) for r in records}
+    def _call(self, condition: Condition, record: Record) -> tuple[Hashable, Callable[[], Any]]:
+        """How a record's image is read, and what tells it from others: ids alone may not."""
+        key = (condition, record["image_id"], record["file_name"])
+        return key, partial(self.image, condition, record)
 
     @property
     def is_subset(self) -> bool:

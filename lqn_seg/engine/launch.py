@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lqn_seg.command_line import is_launched
 from lqn_seg.errors import InputError, PeerError
 
 # A process whose share is done waits for the slowest; torch's own half an hour would end the run.
@@ -37,15 +38,10 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def is_launched() -> bool:
-    """Whether `torchrun` started this process."""
-    return dist.is_available() and dist.is_torchelastic_launched()
-
-
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the other processes if `torchrun` started several, each on a GPU of its own."""
-    if not is_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if not is_launched():
         yield
         return
     if torch.cuda.is_available():

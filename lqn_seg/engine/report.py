@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from lqn_seg.core.fit import LQNConfig, with_variant
+from lqn_seg.data.catalog import Category
 from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation, environment
 from lqn_seg.engine.sharded import write_atomically
-from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
+from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
-from lqn_seg.segmentation.segmenter import Segmenter
+from lqn_seg.segmentation.segmenter import Prediction, Segmenter
 from lqn_seg.segmentation.views import PixelControl
 from lqn_seg.visualization.panels import (
     DIFFERENCE_LEGEND,
@@ -186,31 +189,25 @@ class Report:
         ):
             return {}
 
-        def stacked(method: str, names: Sequence[str]) -> np.ndarray:
-            """(images, conditions, ...) statistics."""
-            return np.stack(
-                [
-                    evaluator.stack(
-                        [line[self.task] for line in self.evaluation.lines(name, method)]
-                    )
-                    for name in names
-                ],
-                axis=1,
-            )
-
-        def mean_metric(totals: np.ndarray) -> np.ndarray:
-            return evaluator.metric(totals).mean(-1)
-
-        groups = {name: [name] for name in self.names}
+        groups = {name: [k] for k, name in enumerate(self.names)}
         if self.corrupted:
-            groups[CORRUPTED] = self.corrupted
+            groups[CORRUPTED] = [self.names.index(name) for name in self.corrupted]
         samples = self.cfg.MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES
+
+        def means(method: str) -> dict[str, np.ndarray]:
+            """By group, (1 + samples,) mean scores: of all images, then of each resample."""
+            by_condition = [
+                evaluator.stack([line[self.task] for line in self.evaluation.lines(name, method)])
+                for name in self.names
+            ]
+            totals = resampled_totals(np.stack(by_condition, axis=1), samples)
+            scores = evaluator.metric(totals)
+            return {group: scores.take(k, axis=1).mean(-1) for group, k in groups.items()}
+
+        teachers = means("teacher")
         return {
             method: {
-                group: paired_bootstrap_totals(
-                    mean_metric, stacked(method, names), stacked("teacher", names), samples
-                )
-                for group, names in groups.items()
+                group: paired_interval(own, teachers[group]) for group, own in means(method).items()
             }
             for method in self.methods
             if method != "teacher"
@@ -462,30 +459,83 @@ class Report:
         evaluation, metadata = self.evaluation, self.evaluation.dataset.metadata
         truth = Segmentation(metadata.read_panoptic(record), record["segments_info"])
         evaluator = evaluation.evaluators["panoptic_seg"]
-        rows, drawn = [], [truth]
+
+        def quality(prediction: Prediction) -> float:
+            return evaluator.summarize([evaluator.statistics(record, prediction.output)])["PQ"]
+
         shown = panel_conditions(evaluation.conditions)
         images = [evaluation.image(condition, dict(record)) for condition in shown]
-        for condition, image, predictions in zip(shown, images, segmenter(images)):
-            maps = {}
-            for method in chosen:
-                ids, segments = predictions[method].output["panoptic_seg"]
-                maps[title(method)] = Segmentation(ids.cpu().numpy(), segments)
-            found = {m: evaluator.statistics(record, predictions[m].output) for m in chosen}
-            scores = {title(m): evaluator.summarize([found[m]])["PQ"] for m in chosen}
-            rows.append(
-                comparison_row(
-                    image.permute(1, 2, 0).numpy(),
-                    truth,
-                    maps,
-                    metadata.categories,
-                    reference=title(chosen[0]),
-                    compared=title(chosen[-1]),
-                    label=condition.words,
-                    figures=score_texts(scores, "PQ"),
-                )
+        seen = [
+            Seen(
+                image.permute(1, 2, 0).numpy(),
+                {method: predictions[method] for method in chosen},
+                truth,
+                quality,
+                condition.words,
             )
-            drawn.extend(maps.values())
-        return panel(rows, [*legend_entries(drawn, metadata.categories), *DIFFERENCE_LEGEND])
+            for condition, image, predictions in zip(shown, images, segmenter(images))
+        ]
+        return comparison_panel(seen, metadata.categories, "PQ")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image and what methods made of it: a row of a panel.
+
+    Attributes:
+        pixels: (h, w, 3) uint8.
+        predictions: by method.
+        truth: ground truth, where there is any.
+        score: of a prediction; None without ground truth.
+        label: of the row.
+    """
+
+    pixels: np.ndarray
+    predictions: Mapping[str, Prediction]
+    truth: Segmentation | None
+    score: Callable[[Prediction], float | None]
+    label: str
+
+
+def comparison_panel(
+    seen: Sequence[Seen], categories: Sequence[Category], metric: str
+) -> NDArray[np.uint8]:
+    """A row per image: ground truth if there is any, the predictions, and where the last one
+    differs from the first; scores are written, and how far each is from the first method's."""
+    rows, drawn = [], []
+    for image in seen:
+        maps = {title(name): segmentation(p.output) for name, p in image.predictions.items()}
+        scores = {title(name): image.score(p) for name, p in image.predictions.items()}
+        names = list(maps)
+        rows.append(
+            comparison_row(
+                image.pixels,
+                image.truth,
+                maps,
+                categories,
+                reference=names[0],
+                compared=names[-1],
+                label=image.label,
+                figures=score_texts(scores, metric),
+            )
+        )
+        drawn += [*maps.values(), *([image.truth] if image.truth else [])]
+    return panel(rows, [*legend_entries(drawn, categories), *DIFFERENCE_LEGEND])
+
+
+def segmentation(output: dict[str, Any]) -> Segmentation:
+    """A panoptic map to draw; semantic output becomes one segment per class."""
+    if "panoptic_seg" in output:
+        ids, segments = output["panoptic_seg"]
+        return Segmentation(ids.cpu().numpy(), segments)
+    ids = (output["sem_seg"].argmax(0).cpu().numpy() + 1).astype(np.int32)
+    return Segmentation(ids, one_each(ids))
+
+
+def one_each(ids: NDArray[np.int32]) -> list[dict[str, Any]]:
+    """A segment per class of a map of classes + 1, 0 = void."""
+    present = [int(i) for i in np.unique(ids) if i]
+    return [{"id": i, "category_id": i - 1, "isthing": False} for i in present]
 
 
 def panel_conditions(conditions: Sequence[Condition]) -> list[Condition]:

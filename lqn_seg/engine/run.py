@@ -82,7 +82,9 @@ def execute(runs: Sequence[DatasetRun]) -> None:
         if not launch.is_main():
             raise
         done = ", ".join(run.progress() for run in runs)
-        raise KeyboardInterrupt(f"{done}; go on with --resume") from None
+        resumable = all(run.resumable for run in runs)
+        left = "go on with --resume" if resumable else "what learns on the way starts again"
+        raise KeyboardInterrupt(f"{done}; {left}") from None
 
 
 def _announce(runs: Sequence[DatasetRun]) -> None:
@@ -115,7 +117,8 @@ def check_written(runs: Sequence[DatasetRun]) -> None:
     """
     for run in runs:
         if run.shards.unwritten:
-            raise InputError(
-                f"{run.shards.complaint}: the numbers above are right, but --resume would "
-                f"evaluate {len(run.shards.unwritten)} batches of images again"
+            count = f"{len(run.shards.unwritten)} batches of images"
+            lost = (
+                f"--resume would evaluate {count} again" if run.resumable else f"{count} are lost"
             )
+            raise InputError(f"{run.shards.complaint}: the numbers above are right, but {lost}")

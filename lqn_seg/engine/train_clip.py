@@ -34,6 +34,7 @@ from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
 
 MAX_LOGIT_SCALE = 100.0
+INTERRUPTED = "interrupted"  # a folder for what was not trained to the end
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
@@ -78,7 +79,8 @@ class ClipTrainer:
         """Run all iterations and write the model; returns its folder.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; the model as it was then is written all the same.
+            KeyboardInterrupt: Ctrl-C; the model as it was then is written to ``interrupted`` in
+                ``OUTPUT_DIR``, beside one that an earlier run may have finished.
         """
         solver, model = self.solver, self.model.train()
         optimizer = torch.optim.AdamW(_groups(model, solver), betas=(0.9, 0.98), fused=True)
@@ -98,7 +100,8 @@ class ClipTrainer:
                     bar.set_description(f"loss {sum(losses[-50:]) / 50:.3f}")
                 if stop():
                     break
-        folder = Path(self.cfg.OUTPUT_DIR)
+        is_whole = len(losses) == solver.MAX_ITER
+        folder = Path(self.cfg.OUTPUT_DIR) / ("" if is_whole else INTERRUPTED)
         self._forget_unseen_words()
         save_clip(folder, model, self.model_cfg)
         about = {
@@ -113,7 +116,7 @@ class ClipTrainer:
             "torch": torch.__version__,
         }
         (folder / "training.json").write_text(json.dumps(about, indent=1) + "\n")
-        if len(losses) < solver.MAX_ITER:
+        if not is_whole:
             made = f"{len(losses)} of {solver.MAX_ITER} iterations"
             raise KeyboardInterrupt(f"the model after {made} is in {folder}")
         return folder

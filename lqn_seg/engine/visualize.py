@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,17 @@ from lqn_seg.engine.probe import (
     readers,
     student_method,
 )
-from lqn_seg.engine.report import score_texts, title
+from lqn_seg.engine.report import Seen, comparison_panel, one_each, segmentation, title
+from lqn_seg.engine.sharded import say
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Method, Prediction, Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.visualization import figures
 from lqn_seg.visualization.panels import (
-    DIFFERENCE_LEGEND,
     Cell,
     Row,
     Segmentation,
     cell_size,
-    comparison_row,
-    legend_entries,
     overlay,
     panel,
 )
@@ -165,7 +163,7 @@ class Studio:
                 yield read()
             except InputError as error:
                 self.failed += 1
-                tqdm.write(f"error: {error}", file=sys.stderr)
+                say(f"error: {error}")
 
     def conditions(self, default: Sequence[str] = (CLEAN,)) -> list[Condition]:
         """What is done to every image.
@@ -205,7 +203,7 @@ class Studio:
             return Segmentation(ids, source.record["segments_info"])
         labels = self.metadata.read_semantic(source.record)
         known = np.where(labels < self.metadata.num_classes, labels + 1, 0).astype(np.int32)
-        return Segmentation(known, _one_each(known))
+        return Segmentation(known, one_each(known))
 
     def score(self, source: Source, prediction: Prediction) -> float | None:
         """`metric` of one image, where it has ground truth."""
@@ -360,25 +358,17 @@ def compare(
 
     With ground truth the scores are written, and how far each is from the first method's.
     """
-    rows, every = [], []
-    for source, predictions in zip(images, predicted):
-        maps = {title(name): segmentation(p.output) for name, p in predictions.items()}
-        scores = {title(n): studio.score(source, p) for n, p in predictions.items()}
-        truth, names = studio.truth(source), list(maps)
-        rows.append(
-            comparison_row(
-                source.pixels,
-                truth,
-                maps,
-                studio.categories,
-                reference=names[0],
-                compared=names[-1],
-                label=source.condition.words if source.record or len(images) > 1 else "",
-                figures=score_texts(scores, studio.metric),
-            )
+    seen = [
+        Seen(
+            source.pixels,
+            predictions,
+            studio.truth(source),
+            partial(studio.score, source),
+            source.condition.words if source.record or len(images) > 1 else "",
         )
-        every += [*maps.values(), *([truth] if truth else [])]
-    return panel(rows, [*legend_entries(every, studio.categories), *DIFFERENCE_LEGEND])
+        for source, predictions in zip(images, predicted)
+    ]
+    return comparison_panel(seen, studio.categories, studio.metric)
 
 
 def draw_depth(studio: Studio) -> list[Path]:
@@ -501,21 +491,6 @@ FIGURES: dict[str, Callable[[Studio], list[Path]]] = {
     "reconstruct": draw_reconstruct,
     "curves": draw_curves,
 }
-
-
-def segmentation(output: dict[str, Any]) -> Segmentation:
-    """A panoptic map to draw; semantic output becomes one segment per class."""
-    if "panoptic_seg" in output:
-        ids, segments = output["panoptic_seg"]
-        return Segmentation(ids.cpu().numpy(), segments)
-    ids = (output["sem_seg"].argmax(0).cpu().numpy() + 1).astype(np.int32)
-    return Segmentation(ids, _one_each(ids))
-
-
-def _one_each(ids: NDArray[np.int32]) -> list[dict[str, Any]]:
-    """A segment per class of a map of classes + 1, 0 = void."""
-    present = [int(i) for i in np.unique(ids) if i]
-    return [{"id": i, "category_id": i - 1, "isthing": False} for i in present]
 
 
 def _evenly(depth: int, count: int) -> list[int]:

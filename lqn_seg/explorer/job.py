@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from lqn_seg.core.fit import FittedStudents, LQNConfig
 from lqn_seg.engine.config import method_config
 from lqn_seg.engine.probe import Probe, Source, share, student_method
-from lqn_seg.engine.report import count_gmacs, json_numbers, title
-from lqn_seg.engine.visualize import Studio, after, compare, segmentation, steps_of, stops
+from lqn_seg.engine.report import count_gmacs, json_numbers, segmentation, title
+from lqn_seg.engine.visualize import Studio, after, compare, steps_of, stops
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Prediction
 from lqn_seg.visualization.figures import png_bytes

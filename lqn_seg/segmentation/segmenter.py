@@ -167,6 +167,9 @@ class Segmenter:
         calibration: the teacher's clean ranges. Without it nothing is restored, and a gauged
             method answers as the teacher does.
         comparators: the models of those methods that are other models altogether.
+
+    Raises:
+        InputError: a function of one's own does not answer with tokens.
     """
 
     def __init__(
@@ -201,6 +204,28 @@ class Segmenter:
         self._on_teacher = {
             name: method for name, method in self.methods.items() if name not in elsewhere
         }
+        self._check_functions()
+
+    @torch.no_grad()
+    def _check_functions(self) -> None:
+        """Let functions of one's own answer to noise once, so that a wrong shape is said now.
+
+        Raises:
+            InputError: an answer is no tokens of the last layer.
+        """
+        functions = [m for m in self.methods.values() if isinstance(m, TokenMethod)]
+        if not functions:
+            return
+        shape = (self.config.batch, 3, *self.teacher.image_size)
+        crops = torch.rand(shape, generator=torch.Generator().manual_seed(self.config.seed))
+        images = self._input(crops.to(self.teacher.device))
+        tokens, _ = self.teacher.encode(images)
+        for method in functions:
+            try:
+                method(self.teacher, images, tokens)
+            except RuntimeError as error:  # each image has its own chance
+                if not is_out_of_memory(error):
+                    raise
 
     def _check_fit_per_image(self) -> None:
         for name, fitter in self._fitters.items():
@@ -446,9 +471,15 @@ class Segmenter:
     def _function_answer(
         self, method: TokenMethod, own: _Answer, crops: Tensor, run: _Pass
     ) -> _Answer:
-        """What a function answers; where that is not finite, ``own``."""
+        """What a function answers; where that is not finite or memory runs out, ``own``."""
         clock = Clock(self.teacher.device)
-        answered = method(self.teacher, self._input(crops), run.field)
+        try:
+            answered = method(self.teacher, self._input(crops), run.field)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            own.fallback = torch.ones(len(crops), dtype=torch.bool)
+            return own
         own.fit_ms = clock.lap()
         finite = answered.flatten(1).isfinite().all(1)
         own.tokens = torch.where(finite[:, None, None, None], answered, own.tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,19 +26,27 @@ class TokenMethod:
         name: in configurations and tables.
         answer: called without gradients; `torch.enable_grad` gives them back. An image's answer
             must not depend on the others beside it.
-        code: digest of the function itself, so that a run does not go on with another one's
-            results; what it calls is not in it.
+        version: says what the source does not: the state of an object, the values of a closure.
+        code: digest of the source, the defaults and the version, so that a run does not go on with
+            another method's results; what the source calls is not in it.
+
+    Raises:
+        InputError: the version is missing where the source does not say it all.
     """
 
     name: str
     answer: Answer = field(repr=False)
+    version: str = ""
     code: str = field(init=False)
 
     def __post_init__(self) -> None:
-        function: Any = getattr(self.answer, "__code__", None) or type(self.answer).__call__
-        code = getattr(function, "__code__", function)
-        constants = [c for c in code.co_consts if not hasattr(c, "co_code")]
-        content = code.co_code + repr((code.co_names, constants)).encode()
+        source, unsaid = _source(self.answer)
+        if unsaid and not self.version:
+            raise InputError(
+                f"method {self.name} is {unsaid}, so its source does not tell two of them apart: "
+                "give register_method a version, and another one whenever the method changes"
+            )
+        content = repr((source, self.version)).encode()
         object.__setattr__(self, "code", f"{zlib.crc32(content):08x}")
 
     def __call__(self, teacher: Teacher[Any], images: Tensor, tokens: Tensor) -> Tensor:
@@ -51,3 +61,30 @@ class TokenMethod:
             got = tuple(answered.shape) if isinstance(answered, Tensor) else type(answered).__name__
             raise InputError(f"method {self.name} must answer with tokens {wanted}, not {got}")
         return answered.to(tokens)
+
+
+def _source(answer: Any) -> tuple[str, str]:
+    """What is written of a callable, and why that is not all of it; empty where it is."""
+    is_function = inspect.isfunction(answer)
+    try:
+        source = textwrap.dedent(inspect.getsource(answer if is_function else type(answer)))
+    except (OSError, TypeError):
+        return "", "a callable without a source file"
+    if not is_function:
+        return source, f"an object ({type(answer).__name__})"
+    if answer.__closure__:
+        return source, "a function with a closure"
+    defaults = (answer.__defaults__, answer.__kwdefaults__)
+    if not _is_plain(defaults):
+        return source, "a function with defaults that are no numbers or words"
+    # A name may stand for a default's value in the source.
+    return f"{source}{defaults}", ""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `repr` tells a value, and the same in every process: a set's order is its own."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return _is_plain([*value.items()])
+    return value is None or isinstance(value, bool | int | float | complex | str | bytes)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -199,6 +200,30 @@ def test_what_cannot_be_captured_is_run_as_it_is(shots, monkeypatch):
     monkeypatch.setattr(graphs, "record", exhausted)
     with pytest.raises(torch.OutOfMemoryError):  # the segmenter's affair
         StudentFitter(CONFIG, GRID, FEATURES, capture=True).fit(*shots[0], keys)
+
+
+def test_after_a_capture_out_of_memory_the_next_call_captures(monkeypatch):
+    room, captures = [True], []
+
+    def recording(function, inputs):
+        captures.append(len(inputs[0]))
+        if not room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return record_by_running_again(function, inputs)
+
+    monkeypatch.setattr(graphs, "record", recording)
+    double, device = Replay(lambda x: 2 * x), torch.device("cpu")
+    first = weakref.ref(double(device, torch.ones(3)))
+    room[0] = False
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            double(device, torch.ones(2))
+    assert first() is None  # the capture before was given up to make room
+    room[0] = True
+    assert torch.equal(double(device, torch.ones(2)), torch.full((2,), 2.0))
+    assert torch.equal(double(device, torch.ones(2) + 1), torch.full((2,), 4.0))
+    assert torch.equal(double(device, torch.ones(3)), torch.full((3,), 2.0))
+    assert captures == [3, 2, 2, 2, 3]
 
 
 def test_replay_copies_its_inputs_into_place(monkeypatch):

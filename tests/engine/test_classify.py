@@ -145,6 +145,31 @@ def test_a_subset_is_spread_over_the_classes_and_says_so(config):
     assert "SUBSET of 16: 8 images" in ClassificationReport(found).text()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "focus"),
+    [
+        (("restore", "teacher"), "restore"),
+        (("teacher", "restore", "zero"), "restore"),
+        (("lqn-src", "restore", "teacher"), "lqn-src"),
+        (("apm", "lqn@paper", "restore"), "lqn@paper"),
+        (("lqn", "apm"), "lqn"),
+        (("zero", "teacher"), "teacher"),
+        (("zero",), ""),
+    ],
+)
+def test_the_sentence_is_about_what_adapts(config, monkeypatch, chosen, focus):
+    monkeypatch.setattr(Classification, "costs", _no_costs)
+    quick = ("MODEL.LQN.EVAL.MAX_IMAGES", "2", "MODEL.LQN.EVAL.CORRUPTIONS", "()")
+    report = ClassificationReport(run(config, "CLASSIFICATION.METHODS", repr(chosen), *quick))
+    assert report.focus == focus
+    assert focus not in report.lead and bool(report.lead) == (bool(focus) and len(chosen) > 1)
+    assert report.sentence().startswith(title(focus)) if focus else report.sentence() == ""
+
+
+def _no_costs(self) -> dict:
+    return {}
+
+
 def test_several_data_sets_are_averaged(config):
     found = run(
         config, "DATASETS.TEST", "('objects', 'others')", "MODEL.LQN.EVAL.CORRUPTIONS", "()"
@@ -176,6 +201,17 @@ def test_a_method_with_a_history_goes_on_from_nothing(config):
     with pytest.raises(InputError, match=r"another configuration.*differs in: methods\)"):
         classify(str(config), ["CLASSIFICATION.METHODS", "('mta',)"], resume=True)
     assert classify(str(config), without, resume=True) is not None
+
+
+def test_ctrl_c_promises_a_resume_only_where_there_is_one(config, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classification, "_predict", interrupt)
+    for chosen, promised in (("('zero',)", True), ("('zero', 'tda')", False)):
+        with pytest.raises(KeyboardInterrupt, match="0 of 32 images done") as stop:
+            classify(str(config), ["CLASSIFICATION.METHODS", chosen])
+        assert ("--resume" in str(stop.value)) == promised
 
 
 def test_published_rows_stand_beside_the_teacher_they_belong_to(config):

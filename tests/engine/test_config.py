@@ -12,10 +12,12 @@ from lqn_seg.core.fit import PRESETS, VARIANTS, with_variant
 from lqn_seg.data import catalog
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
+from lqn_seg.engine.classification_config import load_classification_cfg
 from lqn_seg.engine.config import (
     add_lqn_config,
     augmentation_config,
     get_cfg,
+    load_any_cfg,
     load_cfg,
     lqn_config,
     method_config,
@@ -199,6 +201,36 @@ def test_a_wrong_file_is_named(tmp_path):
         load_cfg(str(tmp_path / "b.yaml"))
     with pytest.raises(InputError, match="auto, cpu, cuda or mps"):
         load_cfg(str(CONFIGS / "demo_lqn.yaml"), device="gpu")
+
+
+@pytest.mark.parametrize("load", [load_cfg, load_any_cfg, load_classification_cfg])
+@pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n- b\n", "words\n", "3\n"])
+def test_a_file_without_keys_is_named(tmp_path, load, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"^config .*a\.yaml: .*holds no keys$"):
+        load(str(tmp_path / "a.yaml"))
+    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\nSEED: 1\n")
+    with pytest.raises(InputError, match=r"^config .*b\.yaml: .*_BASE_, holds no keys$"):
+        load(str(tmp_path / "b.yaml"))
+    (tmp_path / "c.yaml").write_text("1: 2\n")
+    with pytest.raises(InputError, match=r"c\.yaml: there is no key 1$"):
+        load(str(tmp_path / "c.yaml"))
+
+
+def test_any_configuration_is_read_once_and_as_what_it_is(monkeypatch):
+    reads, load = [], CfgNode.load_yaml_with_base
+
+    def reading(path, **keywords):
+        reads.append(path)
+        return load(path, **keywords)
+
+    monkeypatch.setattr(CfgNode, "load_yaml_with_base", reading)
+    for name, kind in (("demo_lqn", load_cfg), ("classification/demo", load_classification_cfg)):
+        path = str(CONFIGS / f"{name}.yaml")
+        found = load_any_cfg(path, ["SEED", "7"], "cpu")
+        assert reads.count(path) == 1
+        assert found == kind(path, ["SEED", "7"], "cpu")
+        reads.clear()
 
 
 @pytest.mark.parametrize(

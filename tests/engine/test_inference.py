@@ -8,6 +8,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from lqn_seg.engine.inference import Condition, Evaluation
 from lqn_seg.engine.report import Report, count_gmacs, title
 from lqn_seg.engine.run import evaluate
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.bootstrap import PairedDifference
+from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
 from lqn_seg.evaluation.flops import count_torch
 
 
@@ -76,6 +77,20 @@ def test_reading_ahead_changes_no_result(cfg, monkeypatch):
     monkeypatch.setattr(Evaluation, "reads_ahead", True)
     assert quality(run(cfg)) == expected
     assert len(readers) == 10 and readers.count(threading.get_ident()) == 1  # the first one
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_records_of_one_id_have_an_image_each(cfg, monkeypatch, ahead):
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
+    first, second, third = evaluation.records[:3]
+    other = {**second, "image_id": first["image_id"]}
+    chunk = [first, other, third, other]
+    expected = [evaluation.image(Condition(), record) for record in chunk]
+    assert not torch.equal(expected[0], expected[1])
+    if ahead:
+        evaluation._announce("clean", chunk)
+    found = evaluation.images(Condition(), chunk)
+    assert len(found) == 4 and all(map(torch.equal, found, expected))
 
 
 def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):
@@ -264,6 +279,30 @@ def test_the_difference_is_the_difference_of_the_metrics(cfg):
         "clean", "teacher", "panoptic_seg", "PQ"
     )
     assert report.differences["lqn"]["clean"].difference == pytest.approx(by_hand)
+
+
+def test_the_intervals_are_those_of_the_paired_bootstrap(cfg):
+    """Resampled once per method and for all conditions: the same numbers, to the last bit."""
+    cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("contrast", "fog")
+    cfg.MODEL.LQN.METHODS = ("teacher", "larger", "flip")
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    report = Report(run(cfg))
+    evaluator = report.evaluation.evaluators["sem_seg"]
+
+    def stacked(method, names):
+        lines = [report.evaluation.lines(name, method) for name in names]
+        return np.stack([evaluator.stack([x["sem_seg"] for x in y]) for y in lines], axis=1)
+
+    groups = {**{name: [name] for name in report.names}, "mean of corruptions": report.corrupted}
+    assert list(report.differences) == ["larger", "flip"]
+    for method, found in report.differences.items():
+        assert list(found) == list(groups)
+        for group, names in groups.items():
+            pair = (stacked(method, names), stacked("teacher", names))
+            expected = paired_bootstrap_totals(
+                lambda totals: evaluator.metric(totals).mean(-1), *pair, samples=50
+            )
+            assert found[group] == expected and expected.low < expected.high
 
 
 @pytest.mark.parametrize(

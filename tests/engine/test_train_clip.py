@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import open_clip
 import pytest
@@ -80,6 +81,29 @@ def test_training_twice_gives_the_same_weights(cfg):
         for _ in range(2)
     )
     assert first == second
+
+
+def test_ctrl_c_leaves_a_finished_model_as_it_is(cfg, tmp_path, monkeypatch):
+    cfg.SOLVER.MAX_ITER = 3
+    finished = ClipTrainer(cfg).train(progress=False)
+    (finished / "calibration.safetensors").write_bytes(b"its own")
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    whole, steps = ClipTrainer._loss, []
+
+    def pressed_in_the_second(self, *batch):
+        steps.append(1)
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return whole(self, *batch)
+
+    monkeypatch.setattr(ClipTrainer, "_loss", pressed_in_the_second)
+    cfg.SEED = 1
+    with pytest.raises(KeyboardInterrupt, match=r"after 2 of 3 iterations is in .*interrupted$"):
+        ClipTrainer(cfg).train(progress=False)
+    folder = finished / "interrupted"
+    assert {p.name: p.read_bytes() for p in finished.iterdir() if p != folder} == before
+    assert json.loads((folder / "training.json").read_text())["iterations"] == 2
+    assert load_clip(str(folder)) is not None and len(list(folder.iterdir())) == 3
 
 
 def test_the_loss_by_hand(cfg):

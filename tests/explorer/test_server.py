@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lqn_seg.engine.visualize import Request, Studio, segmentation, stops
+from lqn_seg.engine.report import segmentation
+from lqn_seg.engine.visualize import Request, Studio, stops
 from lqn_seg.errors import InputError
 from lqn_seg.explorer import server as module
 from lqn_seg.explorer.server import PAGE, make_server, read_upload

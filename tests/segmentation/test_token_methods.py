@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -11,6 +16,7 @@ from lqn_seg.engine.config import load_cfg, method_config, register_method
 from lqn_seg.engine.run import evaluate
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.postprocess import mask_hash
+from lqn_seg.segmentation.token_methods import TokenMethod
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +58,108 @@ def test_an_answer_that_is_not_finite_is_the_teachers_and_counted(predict):
     found = predict("mine", "teacher")
     assert mask_hash(found["mine"].output) == mask_hash(found["teacher"].output)
     assert found["mine"].stats["fallback"] == 1 and found["teacher"].stats["fallback"] == 0
+
+
+def test_a_function_out_of_memory_is_the_teachers_and_counted(predict):
+    tried = []
+
+    def exhausted(teacher, images, field):
+        tried.append(len(images))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    register_method("mine", exhausted, version="1")
+    found = predict("teacher", "mine", "flip")
+    assert mask_hash(found["mine"].output) == mask_hash(found["teacher"].output)
+    assert found["mine"].stats["fallback"] == 1 and found["flip"].stats["fallback"] == 0
+    assert len(tried) == 2  # when the segmenter was built, and for the image
+
+    def broken(teacher, images, field):
+        raise RuntimeError("shapes do not fit")
+
+    register_method("mine", broken)
+    with pytest.raises(RuntimeError, match="do not fit"):  # a mistake is shown
+        predict("mine")
+
+
+def test_a_wrong_shape_ends_the_run_before_the_first_image(small_config):
+    register_method("mine", lambda teacher, images, field: field)
+    with pytest.raises(InputError, match=r"method mine must answer with tokens"):
+        evaluate(str(small_config), chosen=("teacher", "mine"))
+    assert not list((small_config.parent / "output").glob("inference/*"))
+
+
+def digest(answer, version: str = "") -> str:
+    return TokenMethod("mine", answer, version).code
+
+
+def stepping(steps):
+    def method(teacher, images, field, count=steps):
+        return field[:, -1] * count
+
+    return method
+
+
+def closing(steps):
+    return lambda teacher, images, field: field[:, -1] * steps
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(width))
+
+    def forward(self, teacher, images, field):
+        return field[:, -1] * self.scale
+
+
+def test_the_digest_knows_defaults_code_and_version():
+    assert digest(stepping(3)) == digest(stepping(3)) != digest(stepping(4))
+    assert digest(two_views) == digest(two_views) != digest(two_views, "2")
+    first = {"here": lambda t, i, field: sum(k * field[:, -1] for k in (1, 0))}["here"]
+    second = {"here": lambda t, i, field: sum(k + field[:, -1] for k in (1, 0))}["here"]
+    assert digest(first) != digest(second)  # code within a comprehension
+    assert digest(Scaled(2), "1") == digest(Scaled(2), "1") != digest(Scaled(2), "2")
+    assert digest(closing(2), "2") != digest(closing(3), "3")
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (closing(2), "a function with a closure"),
+        (functools.partial(two_views), r"an object \(partial\)"),
+        (Scaled(2), r"an object \(Scaled\)"),
+        (Scaled(2).forward, "a callable without a source file"),
+        (stepping({1, 2}), "a function with defaults that are no numbers"),
+        (eval("lambda teacher, images, field: field[:, -1]"), "a callable without a source file"),
+        (max, "a callable without a source file"),
+    ],
+)
+def test_what_the_source_does_not_say_needs_a_version(answer, what):
+    with pytest.raises(InputError, match=f"method mine is ({what}).*register_method a version"):
+        register_method("mine", answer)
+    register_method("mine", answer, version="1")
+    assert digest(answer, "1") != digest(answer, "2")
+
+
+def test_the_digest_is_the_same_in_every_process(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from lqn_seg.segmentation.token_methods import TokenMethod\n"
+        "def f(teacher, images, field, mode='mean'):\n"
+        "    return field[:, -1] if mode in {'mean', 'max', 'sum', 'last'} else field[:, 0]\n"
+        "print(TokenMethod('f', f).code)\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, path],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
 
 
 def test_a_wrong_answer_or_name_is_one_sentence(predict, small_config):

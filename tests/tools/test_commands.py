@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from lqn_seg.data import catalog
+from lqn_seg.teachers import eomt
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,6 +199,31 @@ def test_convert_writes_a_directory_or_one_sentence(teacher_folder, tmp_path, ty
     assert again.returncode == 2 and "is there already" in again.stderr
     missing = typed("tools/convert_checkpoint.py", tmp_path / "nowhere.bin", tmp_path / "other")
     assert missing.returncode == 2 and missing.stderr.startswith("error: INPUT: ")
+
+
+def test_what_is_converted_is_whole_or_not_there(teacher_folder, tmp_path, typed, monkeypatch):
+    command = ("tools/convert_checkpoint.py", teacher_folder)
+    load, loaded = eomt.load_eomt, []
+
+    def another_the_second_time(*arguments):
+        loaded.append(load(*arguments))
+        if len(loaded) == 2:
+            loaded[1].model.class_predictor.bias.data += 1
+        return loaded[-1]
+
+    before = os.umask(0o027)
+    try:
+        assert typed(*command, tmp_path / "group").returncode == 0
+        monkeypatch.setattr(eomt, "load_eomt", another_the_second_time)
+        result = typed(*command, tmp_path / "other")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "group").stat().st_mode & 0o777 == 0o750  # as the user's umask has it
+    assert result.returncode == 2 and "would not give INPUT's logits" in result.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "group"]
+    (tmp_path / "file").write_text("")
+    result = typed(*command, tmp_path / "file" / "output")
+    assert result.returncode == 2 and "OUTPUT: cannot write" in result.stderr
 
 
 def test_classification_methods_from_the_command_line(tmp_path, typed):

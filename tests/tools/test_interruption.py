@@ -64,6 +64,22 @@ def test_every_tool_ends_with_a_sentence(
     assert said.startswith("interrupted: ") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_detectron2s_engine_promises_no_resume(script, monkeypatch, capsys, processes):
+    tool = script("tools", "train_net")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "evaluate_in_detectron2", interrupt)
+    monkeypatch.setattr(tool, "start_processes", interrupt)
+    arguments = ["--eval-only", "--engine", "detectron2", "--config", DEMO]
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments, "--num-gpus", str(processes)])
+    assert tool.main() == 130
+    said = capsys.readouterr().err
+    assert said == f"interrupted: {tool.LEFT}\n" and "--resume" not in said
+
+
 def _no_teacher(self, *_: object) -> None:
     self.results = {}
 

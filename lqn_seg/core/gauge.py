@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lqn_seg.core.kernel import guided_kernel, guiding_tokens, leave_one_out_error
 from lqn_seg.core.precision import own_precision
+from lqn_seg.core.products import dense
 from lqn_seg.errors import InputError
 
 # Directions whose clean variance is below this share of the largest carry rounding, not signal.
@@ -58,7 +59,7 @@ class LayerRange:
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
         with own_precision(tokens.device):  # the weak directions would drown in bfloat16's rounding
-            parts = (tokens.float() - self.centre) @ self.basis
+            parts = dense(tokens.float() - self.centre, self.basis.mT)
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
 
@@ -78,7 +79,7 @@ class LayerRange:
         parts += mean.clamp(*self.mean)[:, None, None]
         damage = (change - common)[:, self.signal].square().mean(1).sqrt()
         with own_precision(tokens.device):
-            restored = parts @ self.basis.T + self.centre
+            restored = dense(parts, self.basis) + self.centre
         return restored.to(tokens.dtype), damage
 
     @property

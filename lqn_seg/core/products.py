@@ -50,7 +50,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias[:, None], inputs, weight.mT)
 
 
-def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of (..., k) inputs and an (m, k) weight; not recorded for gradients where it is
     worth the look-up."""
     usual = (

@@ -286,7 +286,8 @@ class ClassificationReport:
             )
         if unheard := self.classifier.unheard:
             notes.append(
-                f"no calibration: {', '.join(map(title, unheard))} answer as the teacher does; "
+                f"no calibration: {', '.join(map(title, unheard))} without restoring, and without "
+                "a student, the views of the teacher as it is; "
                 "tools/classify.py --calibrate DATASET makes one from clean images"
             )
         return notes

@@ -105,7 +105,7 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
         print(f"{name}{run.progress()}; processes: {launch.size()}", flush=True)
     if unheard := runs[0].model.unheard:
         print(
-            f"no calibration: {', '.join(unheard)} will answer as the teacher does; "
+            f"no calibration: {', '.join(unheard)} without restoring, and without a student; "
             "tools/calibrate.py makes one from clean images",
             flush=True,
         )

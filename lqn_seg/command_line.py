@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from lqn_seg.errors import InputError, PeerError
-
-# glibc's names for what `mallopt` sets.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -81,26 +77,12 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-def keep_memory() -> None:
-    """Let the C library keep what this process frees, for the next that asks.
-
-    glibc gives large pieces back to the system at once and gets them again page by page: of a
-    teacher's time on a CPU that is a tenth for one image, and a third for many at once. The peak
-    stays about what it is. Other C libraries are left as they are.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_MAX, 0)
-        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def exit_status(command: Callable[[], int | None], left: str = "go on with --resume") -> int:
     """A command's exit status; bad input is one sentence, from one of the processes.
 
     Args:
         left: what Ctrl-C leaves behind, where the `KeyboardInterrupt` itself does not say it.
     """
-    keep_memory()
     try:
         return command() or 0
     except PeerError:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -121,34 +118,3 @@ def test_another_thread_is_never_interrupted():
 def test_names_are_separated_by_commas():
     assert names("teacher,lqn@paper") == ["teacher", "lqn@paper"] and names("") == []
     assert names("a,") == ["a"]
-
-
-COUNT_FAULTS = """
-import resource
-from lqn_seg.command_line import keep_memory
-if {keep}:
-    keep_memory()
-for turn in range(6):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    piece = bytearray(1 << 26)
-    for page in range(0, len(piece), 4096):
-        piece[page] = 1
-    del piece
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_kept():
-    faults = {
-        keep: int(
-            subprocess.run(
-                [sys.executable, "-c", COUNT_FAULTS.format(keep=keep)],
-                capture_output=True,
-                check=True,
-                text=True,
-            ).stdout
-        )
-        for keep in (True, False)
-    }
-    assert faults[True] < 100 < faults[False]  # of 16384 pages

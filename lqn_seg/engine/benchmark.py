@@ -28,7 +28,7 @@ from lqn_seg.core.student import parameter_count
 from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
 from lqn_seg.engine.inference import environment
-from lqn_seg.engine.launch import fixed_threads
+from lqn_seg.engine.launch import fixed_threads, keep_memory
 from lqn_seg.engine.probe import share
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import fit_bytes, fit_gmacs, readout_gmacs
@@ -134,6 +134,7 @@ class Benchmark:
 
     def run(self) -> dict[str, Any]:
         """Everything that was asked for, as it is written to ``benchmark.json``."""
+        keep_memory()
         with fixed_threads(self.config.threads):
             self.roofline = Roofline.measure(self.device, self.precisions)
             results: dict[str, Any] = {

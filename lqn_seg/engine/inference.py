@@ -33,7 +33,7 @@ from lqn_seg.engine import launch
 from lqn_seg.engine.ahead import ReadAhead
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
-from lqn_seg.engine.launch import fixed_threads
+from lqn_seg.engine.launch import fixed_threads, keep_memory
 from lqn_seg.engine.sharded import ShardedRun
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
@@ -209,6 +209,7 @@ class DatasetRun(ABC):
 
     def run(self, progress: bool = True) -> None:
         """Predict and score what is not on disk yet, each process its share of it."""
+        keep_memory()
         with fixed_threads(self.cfg.MODEL.LQN.EVAL.THREADS):
             self.shards.execute(
                 self.records,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import platform
 import resource
 import socket
 import subprocess
@@ -192,3 +193,34 @@ def test_threads_are_given_back():
         assert torch.get_num_threads() == before + 1
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+COUNT_FAULTS = """
+import resource
+from lqn_seg.engine.launch import keep_memory
+if {keep}:
+    keep_memory()
+for turn in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    piece = bytearray(1 << 26)
+    for page in range(0, len(piece), 4096):
+        piece[page] = 1
+    del piece
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept():
+    faults = {
+        keep: int(
+            subprocess.run(
+                [sys.executable, "-c", COUNT_FAULTS.format(keep=keep)],
+                capture_output=True,
+                check=True,
+                text=True,
+            ).stdout
+        )
+        for keep in (True, False)
+    }
+    assert faults[True] < 100 < faults[False]  # of 16384 pages

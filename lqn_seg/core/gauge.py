@@ -17,8 +17,9 @@ Shapes: B images, H x W grid, D features; layer 0 is the patch embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -113,6 +114,10 @@ class Calibration:
             for layer, clean in self.layers.items()
         }
         return Calibration(moved, self.undamaged, self.residual, self.pixels.to(device))
+
+    def alarmed(self) -> Calibration:
+        """The same ranges, for a gauge to which every image is damaged through and through."""
+        return replace(self, undamaged=-math.inf, residual=0.0)
 
 
 class Restorer:

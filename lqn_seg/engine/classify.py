@@ -6,7 +6,6 @@ What is kept of an image under a condition: each method's statistics and times.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ class Classification(DatasetRun):
         self._condition: Condition | None = None
         self.evaluator = ClassificationEvaluator(dataset.metadata)
         self.text = self._text(cfg, dataset, "ensemble" in methods)
-        self.classifier = self._build(cfg, methods, cfg.MODEL.LQN.BATCH)
+        self.classifier = self._build(cfg, methods, cfg.MODEL.LQN.BATCH, self._calibration)
         evaluators = {self.evaluator.task: self.evaluator}
         records = _chosen(cfg, dataset.records(strict))
         super().__init__(
@@ -92,11 +91,15 @@ class Classification(DatasetRun):
         }
 
     def _build(
-        self, cfg: CfgNode, methods: Mapping[str, Adaptation | None], batch: int
+        self,
+        cfg: CfgNode,
+        methods: Mapping[str, Adaptation | None],
+        batch: int,
+        calibration: Calibration | None,
     ) -> Classifier:
         config = ClassifierConfig(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0), batch)
         names = self.evaluator.classes
-        return Classifier(self._teacher, names, self.text, methods, config, self._calibration)
+        return Classifier(self._teacher, names, self.text, methods, config, calibration)
 
     def _fingerprint(self) -> dict[str, Any]:
         return {
@@ -135,11 +138,9 @@ class Classification(DatasetRun):
         """
         image = self.image(self.conditions[-1], self.scored[0])
         found = {}
+        alarmed = self._calibration.alarmed() if self._calibration is not None else None
         for name, recipe in self.classifier.methods.items():
-            if recipe is not None:
-                free = replace(recipe.recipe, adapt=replace(recipe.recipe.adapt, gauged=False))
-                recipe = replace(recipe, recipe=free)
-            alone = self._build(self.cfg, {name: recipe}, 1)
+            alone = self._build(self.cfg, {name: recipe}, 1, alarmed)
             alone([image])  # storage and tables that outlive an image are not the image's cost
             alone.reset()
             stats = alone([image])[0][name].stats

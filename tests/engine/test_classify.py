@@ -22,6 +22,7 @@ from lqn_seg.engine.classify_report import ClassificationReport, classify, title
 from lqn_seg.engine.sharded import parse_line
 from lqn_seg.engine.train_clip import save_clip
 from lqn_seg.errors import InputError
+from lqn_seg.evaluation.flops import step_macs
 from tests.classification.conftest import TEXT, VISION, build_clip
 
 ALL = (
@@ -96,6 +97,11 @@ def test_every_method_runs_and_leaves_its_figures(config, capsys):
     once = results["costs"]["zero-shot"]["forward_gmacs"]
     for name, views in {"zero": 5, "teacher": DEFAULT_VIEWS}.items():
         assert results["costs"][name]["forward_gmacs"] / once == pytest.approx(views, rel=0.1)
+    # A gauged recipe is charged for the one student that it may have, whatever its views.
+    recipe, teacher = adaptation(report.cfg, "lqn").recipe, report.classifier.teacher
+    grid = (teacher.num_layers, teacher.grid[0] + 1, teacher.grid[1])
+    expected = recipe.fit.steps * step_macs(recipe, grid, teacher.width).backward / 1e9
+    assert results["costs"]["lqn"]["backward_gmacs"] == pytest.approx(expected, rel=0.1)
     # The student's lead over another method, by hand, and nothing over itself.
     assert results["focus"] == "lqn" and "lqn" not in results["focus_minus"]
     fog = results["metrics"]["fog-3"]

@@ -343,7 +343,9 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor], digits: int = 16) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes: NumPy has no bfloat16.
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
     return digest.hexdigest()[:digits]
 
 

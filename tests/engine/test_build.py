@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 import timm
 import torch
 from torch import nn
@@ -9,6 +12,8 @@ from torch import nn
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.engine.build import build_segmenter, build_teacher
 from lqn_seg.engine.config import load_cfg
+from lqn_seg.engine.run import evaluate
+from lqn_seg.errors import InputError
 from lqn_seg.teachers.dinov2 import Dinov2Teacher
 from lqn_seg.teachers.eomt import load_eomt
 
@@ -36,6 +41,17 @@ def test_precision_reaches_teacher_head_and_every_layer(small_config, teacher_fo
     assert masks.dtype == classes.dtype == torch.float32
     resumed, _ = teacher.resume(2, lowered[:, 1], lowered_context)
     assert torch.equal(resumed, lowered[:, -1])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_lowered_teacher_is_evaluated_like_any_other(small_config, precision, capsys):
+    cfg = ["MODEL.LQN.TEACHER.PRECISION", precision]
+    report = evaluate(str(small_config), cfg)
+    assert f"in {precision}" in capsys.readouterr().out
+    again = evaluate(str(small_config), cfg, resume=True)
+    assert json.dumps(again.metrics) == json.dumps(report.metrics)  # some are no numbers
+    with pytest.raises(InputError, match="another configuration"):
+        evaluate(str(small_config), resume=True)
 
 
 def test_auto_precision_is_the_machines_own(small_config):

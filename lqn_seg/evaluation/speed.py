@@ -96,6 +96,13 @@ class Roofline:
         copying = _best_ms(lambda: target.copy_(source), device)
         return cls(peaks, 2 * source.nbytes / copying)
 
+    def best(self, other: Roofline) -> Roofline:
+        """The higher of two measurements: others may have kept the device busy during one."""
+        peaks = {
+            name: max(rate, other.gmacs_per_ms[name]) for name, rate in self.gmacs_per_ms.items()
+        }
+        return Roofline(peaks, max(self.bytes_per_ms, other.bytes_per_ms))
+
     def least_ms(self, precision: str, gmacs: float, moved_bytes: float) -> tuple[float, float]:
         """(arithmetic, memory): what each would take at full speed, one after the other."""
         return gmacs / self.gmacs_per_ms[precision], moved_bytes / self.bytes_per_ms

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from lqn_seg.core.fit import PRESETS, FitConfig, LQNConfig
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.engine import benchmark_teachers
-from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig
+from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, _drifts
 from lqn_seg.engine.benchmark_report import report_text, write_results
 from lqn_seg.engine.benchmark_teachers import TEACHERS, _Clip, build_subject
 from lqn_seg.errors import InputError
@@ -86,6 +87,11 @@ def test_everything_is_measured_and_written(tool, tmp_path):
             assert row["loss_difference"] is None
     drifts = {row["precision"]: row["drift"] for row in results["methods"]}
     assert drifts["float32"] == 0 < drifts["bfloat16"] < 1e-2
+    for row in results["methods"]:
+        least = sum(row["least_ms"].values())
+        assert row["fraction"] == pytest.approx(least / row["times"]["fit"]["median_ms"])
+        rate = results["roofline"]["gmacs_per_ms"][row["precision"]]
+        assert row["least_ms"]["arithmetic"] == pytest.approx(row["gmacs"]["fit"] / rate)
     assert results["depth"]["layers"] == [1, 2, 3, 4]
     assert len(results["depth"]["teacher_ms"]) == len(results["depth"]["student_ms"]) == 4
     teacher_ms = results["depth"]["teacher_ms"]
@@ -207,3 +213,17 @@ def test_bad_requests_take_one_sentence(tool, capsys):
         assert error.startswith("error: ") and word in error
     with pytest.raises(InputError, match="multiples"):
         benchmark_teachers.build_subject("eomt-tiny", image_size=50)
+
+
+def test_drift_is_measured_in_the_teachers_variance():
+    """A constant offset counts, and what all positions have in common is no variance."""
+    tokens = 7 + torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    answer = torch.randn(1, 3, 4, 5)
+    runs = {
+        precision: SimpleNamespace(readout=lambda offset=offset: answer + offset)
+        for precision, offset in {"bfloat16": 0.5, "float32": 0.0}.items()
+    }
+    variance = tokens.flatten(1, 2).var(1, correction=0).mean().item()
+    assert _drifts(runs, tokens) == [pytest.approx(0.25 / variance), 0.0]
+    del runs["float32"]
+    assert _drifts(runs, tokens) == [None]

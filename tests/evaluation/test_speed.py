@@ -43,6 +43,13 @@ def test_roofline_is_arithmetic_and_memory_one_after_the_other():
     assert roofline.least_ms("float32", 100.0, 6e6) == (2.0, 3.0)
 
 
+def test_the_better_of_two_rooflines_is_the_devices():
+    busy = Roofline({"float32": 25.0, "bfloat16": 100.0}, 3e6)
+    idle = Roofline({"float32": 50.0, "bfloat16": 90.0}, 2e6)
+    expected = Roofline({"float32": 50.0, "bfloat16": 100.0}, 3e6)
+    assert busy.best(idle) == idle.best(busy) == expected
+
+
 def test_measured_roofline_is_a_machines(monkeypatch):
     monkeypatch.setattr(speed, "_COPIED_FLOATS", 1 << 16)
     roofline = Roofline.measure(CPU, ("float32",), side=64)

@@ -55,17 +55,21 @@ def _draw_depth(axes: Axes, depth: Results) -> None:
 
 
 def _draw_sweep(axes: Axes, sweep: Results, label: str) -> None:
-    axes.loglog(sweep["sizes"], sweep["ms"], "o-", color=_MS)
+    """Time and arithmetic, each over its own least value: the steeper line grows faster."""
+    right = axes.twinx()
+    span = max(max(sweep[key]) / min(sweep[key]) for key in ("ms", "gmacs"))
+    for side, key, style, color in ((axes, "ms", "o-", _MS), (right, "gmacs", "s--", _GMACS)):
+        values = sweep[key]
+        side.loglog(sweep["sizes"], values, style, color=color)
+        side.set_ylim(min(values) / 1.2, 1.2 * span * min(values))
+        side.set_yticks(values, [f"{value:.4g}" for value in values], color=color)
+        side.minorticks_off()
+    axes.set_xticks(sweep["sizes"], [f"{size:g}" for size in sweep["sizes"]])
     axes.set_xlabel(f"{label}, log scale")
     axes.set_ylabel("milliseconds, log scale", color=_MS)
+    right.set_ylabel("GMACs (multiply-add = 1), log scale", color=_GMACS)
     axes.set_title(
         f"{sweep['stage']}: time ~ size^{sweep['exponent']:.2f}, "
         f"GMACs ~ size^{sweep['exponent_gmacs']:.2f}",
         fontsize="medium",
     )
-    axes.set_xticks(sweep["sizes"], [f"{size:g}" for size in sweep["sizes"]])
-    axes.minorticks_off()
-    right = axes.twinx()
-    right.loglog(sweep["sizes"], sweep["gmacs"], "s--", color=_GMACS)
-    right.set_ylabel("GMACs (multiply-add = 1), log scale", color=_GMACS)
-    right.minorticks_off()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-references", action="store_true", help="without the plain ways")
     parser.add_argument("--no-sweep", action="store_true", help="without cost against size")
     parser.add_argument(
+        "--read",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="tables and plot of a benchmark.json",
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("output/benchmark"), metavar="DIR", help="for files"
     )
     return parser.parse_args(argv)
@@ -60,9 +68,11 @@ def load_reference() -> ModuleType | None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig
-    from lqn_seg.engine.benchmark_report import report_text, write_results
+    from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, write_numbers
 
+    if arguments.read:
+        report(arguments.read)
+        return
     config = BenchmarkConfig(
         teacher=arguments.teacher,
         image_size=arguments.image_size,
@@ -84,13 +94,28 @@ def run(arguments: argparse.Namespace) -> None:
         benchmark.run()
     except KeyboardInterrupt:
         if benchmark.results:
-            write_results(benchmark.results, arguments.output)
+            write_numbers(benchmark.results, arguments.output)
             kept = f"what was measured until then is in {arguments.output}"
             raise KeyboardInterrupt(kept) from None
         raise
-    written = write_results(benchmark.results, arguments.output)
-    print(f"\n{report_text(benchmark.results)}\n")
-    for path in written:
+    numbers = write_numbers(benchmark.results, arguments.output)
+    print(f"written: {numbers}")
+    try:
+        report(numbers)
+    except ModuleNotFoundError as missing:
+        print(
+            f"no tables and no plot, for {missing.name} is not installed: where it is, "
+            f"python tools/benchmark.py --read {numbers} makes them"
+        )
+
+
+def report(numbers: Path) -> None:
+    """Tables, and with sweeps the plot, of a ``benchmark.json``."""
+    from lqn_seg.engine.benchmark_report import report_text, write_report
+
+    results = json.loads(numbers.read_text())
+    print(f"\n{report_text(results)}\n")
+    for path in write_report(results, numbers.parent):
         print(f"written: {path}")
 
 

@@ -34,9 +34,8 @@ from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.core.random import RandomKey
 from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import normalise
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.clip import ClipContext, ClipTeacher
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD
 
 READOUTS = ("cls", "mean", "mean_cls", "text", "reentry")
 WITHOUT_STUDENT = ("teacher", "restore")

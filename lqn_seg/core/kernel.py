@@ -53,3 +53,13 @@ def leave_one_out_error(kernel: Tensor, tokens: Tensor) -> Tensor:
     predicted = (others @ (flat - mean)) / total.clamp(min=1e-6) + mean
     variance = (flat - mean).square().mean((1, 2))
     return (flat - predicted).square().mean((1, 2)) / variance.clamp(min=1e-12)
+
+
+def centred(tokens: Tensor) -> Tensor:
+    """(B, H, W, D) tokens less their mean over positions."""
+    return tokens - tokens.mean((1, 2), keepdim=True)
+
+
+def share(part: Tensor, tokens: Tensor) -> float:
+    """Mean square of a part over the variance of (B, H, W, D) tokens over their positions."""
+    return (part.square().mean() / centred(tokens).square().mean()).item()

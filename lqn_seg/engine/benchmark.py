@@ -7,12 +7,14 @@ the reading of the result; times are of the wall clock unless they say otherwise
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,13 +26,13 @@ from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.lqn import Adaptation, usual_views
 from lqn_seg.core.fit import LQNConfig, preset, visited_positions, with_variant
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.kernel import share
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
 from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
-from lqn_seg.engine.inference import environment
 from lqn_seg.engine.launch import fixed_threads, keep_memory
-from lqn_seg.engine.probe import share
+from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import fit_bytes, fit_gmacs, readout_gmacs
 from lqn_seg.evaluation.speed import (
@@ -451,6 +453,14 @@ class Benchmark:
         self, functions: Mapping[str, Callable[[], Any]], cold: Mapping[str, Any] | tuple[()] = ()
     ) -> dict[str, Timing]:
         return interleaved(functions, self.config.repeats, self.device, tuple(cold))
+
+
+def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:
+    """``benchmark.json`` in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = folder / "benchmark.json"
+    numbers.write_text(json.dumps(json_numbers(results), indent=1) + "\n")
+    return numbers
 
 
 def _drifts(runs: Mapping[str, Run], tokens: Tensor) -> list[float | None]:

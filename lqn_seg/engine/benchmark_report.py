@@ -1,15 +1,13 @@
-"""A benchmark's results as tables, ``benchmark.json`` and ``benchmark.png`` (and ``.svg``)."""
+"""A benchmark's results as tables and as ``benchmark.png`` (and ``.svg``)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from lqn_seg.engine.report import json_numbers
 from lqn_seg.visualization.benchmark import draw_benchmark
 
 Results = Mapping[str, Any]
@@ -27,13 +25,11 @@ def report_text(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def write_results(results: Results, folder: Path) -> list[Path]:
-    """``benchmark.json`` and ``benchmark.txt``; with sweeps, ``benchmark.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers, text = folder / "benchmark.json", folder / "benchmark.txt"
-    numbers.write_text(json.dumps(json_numbers(results), indent=1) + "\n")
+def write_report(results: Results, folder: Path) -> list[Path]:
+    """``benchmark.txt``; with sweeps, ``benchmark.png``."""
+    text = folder / "benchmark.txt"
     text.write_text(f"{report_text(results)}\n")
-    written = [numbers, text]
+    written = [text]
     if results["sweeps"]:
         written += draw_benchmark(results, folder / "benchmark.png")
     return written

@@ -10,17 +10,13 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import EomtConfig
 
 from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
 from lqn_seg.core.fit import nearest
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import ClipShape, EomtShape, clip_gmacs, eomt_gmacs
-from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.teachers.base import Edit, Teacher
 from lqn_seg.teachers.clip import ClipTeacher
-from lqn_seg.teachers.eomt import EomtTeacher
-from lqn_seg.teachers.eomt_model import build_eomt
 from lqn_seg.teachers.modules import lower_weights
 
 
@@ -68,6 +64,13 @@ class _Eomt:
     labels: int = 133
 
     def build(self, name: str, image_size: int, classes: int, precision: str) -> Subject:
+        # Here, because transformers' EoMT asks for scipy, which a CLIP does not.
+        from transformers import EomtConfig
+
+        from lqn_seg.heads.eomt import EomtHead
+        from lqn_seg.teachers.eomt import EomtTeacher
+        from lqn_seg.teachers.eomt_model import build_eomt
+
         config = EomtConfig(
             hidden_size=self.width,
             num_hidden_layers=self.layers,

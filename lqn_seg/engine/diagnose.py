@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lqn_seg.core.kernel import centred, share
 from lqn_seg.engine.build import build_teacher, describe_teacher
 from lqn_seg.engine.config import load_any_cfg, method_config, segmentation_config
-from lqn_seg.engine.probe import Probe, centred, readers, share, student_method
+from lqn_seg.engine.probe import Probe, readers, student_method
 from lqn_seg.errors import InputError
 
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import platform
-import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
@@ -368,47 +364,6 @@ def calibration_hash(calibration: Calibration | None, digits: int = 16) -> str:
     return "" if calibration is None else digest.hexdigest()[:digits]
 
 
-def environment(threads: int) -> dict[str, str]:
-    """What a number depends on beside the configuration: versions, commit and machine.
-
-    Args:
-        threads: per process, that the run computed with.
-    """
-    return {
-        "lqn_seg": __version__,
-        "commit": commit() or "unknown",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": sys.modules["transformers"].__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "processes": str(launch.size()),
-        "threads": str(threads),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-def commit() -> str:
-    """The checkout's commit, with "-dirty" where files differ from it; empty outside of one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--abbrev=40",
-        "--dirty",
-    ]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
 __all__ = [
     "CLEAN",
     "Condition",
@@ -416,9 +371,7 @@ __all__ = [
     "Evaluation",
     "Segmenter",
     "calibration_hash",
-    "commit",
     "conditions",
-    "environment",
     "mean_stats",
     "tensors_hash",
     "weights_hash",

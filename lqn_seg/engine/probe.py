@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lqn_seg.core.fit import FittedStudents, LQNConfig, StudentFitter
+from lqn_seg.core.kernel import share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
@@ -237,13 +238,3 @@ def query_times(probe: Probe, students: FittedStudents, repeats: int = 20) -> li
 def to_pixels(image: Tensor) -> NDArray[np.uint8]:
     """(3, h, w) in 0..1 to uint8 (h, w, 3)."""
     return (255 * image.clamp(0, 1)).round().to(torch.uint8).movedim(0, 2).cpu().numpy()
-
-
-def centred(tokens: Tensor) -> Tensor:
-    """(B, H, W, D) tokens less their mean over positions."""
-    return tokens - tokens.mean((1, 2), keepdim=True)
-
-
-def share(part: Tensor, tokens: Tensor) -> float:
-    """Mean square of a part over the variance of (B, H, W, D) tokens over their positions."""
-    return (part.square().mean() / centred(tokens).square().mean()).item()

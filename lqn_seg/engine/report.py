@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,8 @@ from tabulate import tabulate
 
 from lqn_seg.core.fit import LQNConfig, with_variant
 from lqn_seg.data.catalog import Category
-from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation, environment
+from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation
+from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.sharded import write_atomically
 from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
@@ -566,12 +566,3 @@ def verdict(difference: PairedDifference) -> str:
     if difference.low > 0:
         return "is better than"
     return "is worse than" if difference.high < 0 else "cannot be told apart from"
-
-
-def json_numbers(value: Any) -> Any:
-    """NaN is no JSON: null says "undefined" to every reader."""
-    if isinstance(value, Mapping):
-        return {key: json_numbers(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_numbers(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,12 +19,12 @@ from tabulate import tabulate
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
-from lqn_seg.engine.inference import CLEAN, Condition, environment
+from lqn_seg.engine.inference import CLEAN, Condition
+from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.report import (
     CORRUPTED,
     STAGES,
     interval_text,
-    json_numbers,
     short_name,
     title,
 )

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from lqn_seg.core.fit import FittedStudents, LQNConfig
 from lqn_seg.engine.config import method_config
 from lqn_seg.engine.probe import Probe, Source, share, student_method
-from lqn_seg.engine.report import count_gmacs, json_numbers, segmentation, title
+from lqn_seg.engine.provenance import json_numbers
+from lqn_seg.engine.report import count_gmacs, segmentation, title
 from lqn_seg.engine.visualize import Studio, after, compare, steps_of, stops
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Prediction

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -69,11 +68,15 @@ def _standardise(crops: Tensor, clean: Tensor) -> Tensor:
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
+    import cv2  # for two controls alone
+
     sigma = BLUR_SIGMA * min(image.shape[:2]) / _REFERENCE_SIDE
     return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
 def _denoise(image: np.ndarray) -> np.ndarray:
+    import cv2
+
     bgr = np.ascontiguousarray(image[..., ::-1])  # the order that OpenCV takes colours in
     strength = DENOISE_STRENGTH
     return cv2.fastNlMeansDenoisingColored(bgr, None, strength, strength, 5, 15)[..., ::-1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,8 @@ import torch
 from lqn_seg.core.fit import PRESETS, FitConfig, LQNConfig
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.engine import benchmark_teachers
-from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, _drifts
-from lqn_seg.engine.benchmark_report import report_text, write_results
+from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, _drifts, write_numbers
+from lqn_seg.engine.benchmark_report import report_text, write_report
 from lqn_seg.engine.benchmark_teachers import TEACHERS, _Clip, build_subject
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import speed
@@ -107,7 +109,7 @@ def test_everything_is_measured_and_written(tool, tmp_path):
     text = report_text(results)
     for part in (*variants, "Roofline", "plain port", "APM's release", "image side", "busy"):
         assert part in text
-    written = write_results(results, tmp_path)
+    written = [write_numbers(results, tmp_path), *write_report(results, tmp_path)]
     assert [path.name for path in written] == [
         f"benchmark.{kind}" for kind in ("json", "txt", "png", "svg")
     ]
@@ -227,3 +229,29 @@ def test_drift_is_measured_in_the_teachers_variance():
     assert _drifts(runs, tokens) == [pytest.approx(0.25 / variance), 0.0]
     del runs["float32"]
     assert _drifts(runs, tokens) == [None]
+
+
+def test_a_gpu_machine_needs_little_beside_torch(tmp_path):
+    """What the benchmark of a CLIP imports, where only its own libraries are installed."""
+    others = ["fvcore", "yacs", "iopath", "matplotlib", "tabulate", "cv2", "pycocotools", "scipy"]
+    others += ["cityscapesscripts", "sklearn", "termcolor"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({others}))\n"
+        "from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, write_numbers\n"
+        "config = BenchmarkConfig('eomt-tiny', variants=())\n"
+        "try:\n    Benchmark(config)\n"
+        "except ImportError as error:\n    assert 'scipy' in str(error), error\n"  # transformers'
+        f"write_numbers({{}}, __import__('pathlib').Path({str(tmp_path)!r}))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "benchmark.json").read_text() == "{}\n"
+
+
+def test_tables_are_made_again_from_the_numbers(tool, tmp_path, capsys):
+    small = ["--teacher", "eomt-tiny", "--steps", "1", "--repeats", "1", "--no-sweep"]
+    small += ["--no-references", "--output", str(tmp_path)]
+    assert tool.main(small) == 0
+    first = (tmp_path / "benchmark.txt").read_text()
+    (tmp_path / "benchmark.txt").unlink()
+    assert tool.main(["--read", str(tmp_path / "benchmark.json")]) == 0
+    assert (tmp_path / "benchmark.txt").read_text() == first and first in capsys.readouterr().out

@@ -359,6 +359,16 @@ def test_fit_and_readout_are_what_the_fitter_runs(name, change):
     assert counted.gmacs == pytest.approx(readout_gmacs(config, GRID, 12), rel=1e-9)
 
 
+def test_a_step_projects_the_guide_where_it_looks_and_nowhere_else():
+    """A student whose guide is most of what it costs; two of the grid's twenty places a step."""
+    student = dataclasses.replace(DEEP, widths=(64,), guide=0.5)
+    config = LQNConfig(student, FitConfig(steps=2, positions_per_step=2, alpha=0.0))
+    fitter = StudentFitter(config, GRID, 256)
+    image, field = torch.zeros(1, 3, 24, 24), torch.randn(1, *GRID, 256)
+    counted = count_torch(lambda: fitter.fit(image, field, [RandomKey(0)]))
+    assert counted.gmacs == pytest.approx(fit_gmacs(config, GRID, 256), rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["lqn", "lqn-src", "apm"])
 def test_a_fit_at_the_papers_size_is_counted_without_memory(name):
     config, grid = with_variant(preset("paper"), name), (12, 14, 14)

@@ -20,7 +20,7 @@ from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
-from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
+from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter, _fidelity
 from lqn_seg.segmentation.views import PixelControl, larger_size
 from lqn_seg.segmentation.windows import SlidingWindows
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -594,3 +594,11 @@ def test_what_a_shared_student_does_not_know_is_refused(build):
     views = replace(LQN, fit=replace(LQN.fit, views=2))
     with pytest.raises(InputError, match="method lqn: FIT_PER image"):
         build({"lqn": views}, fit_per="image")
+
+
+def test_the_mean_token_has_error_one_and_the_teachers_own_none():
+    tokens = 5 + torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    mean = tokens.mean((1, 2), keepdim=True).expand_as(tokens)
+    for answer, error in ((mean, 1.0), (tokens, 0.0)):
+        cosines, errors = _fidelity(answer, tokens)
+        assert errors == pytest.approx([error] * 2) and max(cosines) <= 1 + 1e-6

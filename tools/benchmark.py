@@ -68,11 +68,11 @@ def load_reference() -> ModuleType | None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, write_numbers
-
     if arguments.read:
         report(arguments.read)
         return
+    from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, write_numbers
+
     config = BenchmarkConfig(
         teacher=arguments.teacher,
         image_size=arguments.image_size,

@@ -201,7 +201,7 @@ class Benchmark:
         scene, subject, last = self.scene, self.scene.subject, self.scene.field[:, -1]
         times = self._interleaved(
             {
-                "teacher": lambda: subject.encode(scene.inputs),
+                "teacher": lambda: subject.teacher.encode(scene.inputs),
                 "head": lambda: subject.answer(last, scene.context),
             }
         )
@@ -442,7 +442,7 @@ class Benchmark:
         config = with_variant(self.recipe("lqn", self.precisions[0]), "lqn-src")
         run = Run(scene, replace(config, fit=replace(config.fit, steps=1, layers=None)))
         depth = scene.subject.grid[0]
-        encode = partial(scene.subject.encode, scene.inputs)
+        encode = partial(scene.subject.teacher.encode, scene.inputs)
         return {
             "layers": list(range(1, depth + 1)),
             "teacher_ms": layer_times(encode, self.device, repeats),
@@ -478,7 +478,7 @@ def _fit_of(scene: Scene, recipe: LQNConfig, batch: int) -> Callable[[], Any]:
 
 
 def _encoding_of(scene: Scene) -> Callable[[], Any]:
-    return partial(scene.subject.encode, scene.inputs)
+    return partial(scene.subject.teacher.encode, scene.inputs)
 
 
 def _readout_of(scene: Scene, recipe: LQNConfig) -> Callable[[], Any]:

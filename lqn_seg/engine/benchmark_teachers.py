@@ -15,7 +15,7 @@ from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
 from lqn_seg.core.fit import nearest
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import ClipShape, EomtShape, clip_gmacs, eomt_gmacs
-from lqn_seg.teachers.base import Edit, Teacher
+from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.clip import ClipTeacher
 from lqn_seg.teachers.modules import lower_weights
 
@@ -40,10 +40,6 @@ class Subject:
     def grid(self) -> tuple[int, int, int]:
         """(L, H, W) of its token field."""
         return (self.teacher.num_layers, *self.teacher.grid)
-
-    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, Any]:
-        """The teacher's one pass."""
-        return self.teacher.encode(images, edit)
 
     def answer(self, tokens: Tensor, context: Any) -> Any:
         """What the head makes of last-layer tokens."""

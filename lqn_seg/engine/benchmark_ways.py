@@ -29,7 +29,7 @@ class Scene:
     def of(cls, subject: Subject, pixels: Tensor) -> Scene:
         """From (1, 3, h, w) pixels in 0..1."""
         inputs = pixels.sub(0.45).div(0.225).to(subject.teacher.device)
-        return cls(subject, inputs, *subject.encode(inputs))
+        return cls(subject, inputs, *subject.teacher.encode(inputs))
 
 
 class Run:
@@ -122,7 +122,7 @@ class ApmsWay(PlainWay):
         scene = self.scene
 
         def last_layer() -> Tensor:
-            return scene.subject.encode(scene.inputs)[0][0, -1].float()
+            return scene.subject.teacher.encode(scene.inputs)[0][0, -1].float()
 
         destinations = [draw[0] for draw in self.draws]
         self.reference.fit_as_apm_does(student, adam, self.ours.images[0], last_layer, destinations)

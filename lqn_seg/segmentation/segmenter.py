@@ -23,6 +23,7 @@ from lqn_seg.core.augment import augmented_views
 from lqn_seg.core.controls import ClosedFormField, FittedField
 from lqn_seg.core.fit import Classify, FittedStudents, Grid, LQNConfig, StudentFitter
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
+from lqn_seg.core.kernel import centred
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.errors import InputError
@@ -677,6 +678,5 @@ def _fidelity(answer: Tensor, target: Tensor) -> tuple[list[float], list[float]]
     Error over variance is 1 for the mean token and 0 for the teacher's own.
     """
     cosine = F.cosine_similarity(answer, target, dim=-1).flatten(1).mean(1)
-    centred = target - target.mean((1, 2), keepdim=True)
-    error = (answer - target).square().flatten(1).sum(1) / centred.square().flatten(1).sum(1)
-    return cosine.tolist(), error.tolist()
+    error, variance = (x.square().flatten(1).sum(1) for x in (answer - target, centred(target)))
+    return cosine.tolist(), (error / variance).tolist()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from lqn_seg.core.fit import LQNConfig, with_variant
+from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.data.catalog import Category
 from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation
 from lqn_seg.engine.provenance import environment, json_numbers
@@ -22,8 +22,8 @@ from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resa
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
+from lqn_seg.segmentation.methods import PixelControl
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
-from lqn_seg.segmentation.views import PixelControl
 from lqn_seg.visualization.panels import (
     DIFFERENCE_LEGEND,
     Segmentation,

@@ -35,10 +35,11 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from lqn_seg.core.fit import LQNConfig, visited_positions
+from lqn_seg.core.config import LQNConfig, StudentConfig
+from lqn_seg.core.fit import visited_positions
 from lqn_seg.core.gauge import calibrated_layers
 from lqn_seg.core.products import ONE_DNN_LINEAR
-from lqn_seg.core.student import StudentConfig, first_inputs, parameter_count
+from lqn_seg.core.student import first_inputs, parameter_count
 from lqn_seg.errors import InputError
 
 # --- closed forms: the teacher and its head -------------------------------------------------------

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lqn_seg.core import graphs, student
-from lqn_seg.core.fit import FitConfig, FittedStudents, LQNConfig, StudentFitter, with_variant
+from lqn_seg.core.config import FitConfig, LQNConfig, StudentConfig, with_variant
+from lqn_seg.core.fit import FittedStudents, StudentFitter
 from lqn_seg.core.graphs import Replay, constant
 from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.student import StudentConfig
 
 GRID, FEATURES = (4, 5, 6), 8
 CONFIG = LQNConfig(

@@ -13,19 +13,20 @@ from torch.nn import functional as F
 from torch.utils import flop_counter
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
-from lqn_seg.core.fit import (
+from lqn_seg.core.config import (
     VARIANTS,
     AdaptConfig,
     FitConfig,
     LQNConfig,
-    StudentFitter,
+    StudentConfig,
     preset,
     with_variant,
 )
+from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.gauge import Calibration, LayerRange, Restorer
 from lqn_seg.core.positions import grid_rows, grid_table
 from lqn_seg.core.random import RandomKey
-from lqn_seg.core.student import StudentConfig, Students, image_patches, parameter_count
+from lqn_seg.core.student import Students, image_patches, parameter_count
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.cost import fit_cost
 from lqn_seg.evaluation.flops import (

@@ -25,7 +25,7 @@ setup(
         "torchvision>=0.24",  # torch 2.9's
         "transformers>=4.57",  # EomtForUniversalSegmentation with a loading report
         "timm>=1.0.20",
-        "open_clip_torch>=2.32",  # CLIP teachers, their tokenizer, templates and class names
+        "open_clip_torch>=3.0",  # CLIP teachers, their tokenizer, templates and class names
         "huggingface_hub>=0.34",
         "safetensors>=0.5",
         "scipy>=1.14",  # transformers' EoMT asks for it when it is built

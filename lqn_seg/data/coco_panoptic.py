@@ -116,7 +116,7 @@ def _records(
 def _segment(segment: Segment, metadata: Metadata) -> dict[str, Any]:
     """A segment with its category as contiguous id, as Detectron2 hands it on."""
     contiguous = metadata.dataset_id_to_contiguous_id[segment.category_id]
-    record = {
+    record: dict[str, Any] = {
         "id": segment.id,
         "category_id": contiguous,
         "isthing": contiguous in metadata.thing_ids,

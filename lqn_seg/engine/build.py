@@ -162,7 +162,8 @@ def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str)
     index, name = moved[0]
     sentence = (
         f"{who} and {data_set} order their classes differently: {name!r} is class {places[name]} "
-        f"of the one and {index} of the other; {len(moved)} of {len(common)} common names differ"
+        f"of the one and {index} of the other; {len(moved)} of {len(common)} common names "
+        "stand elsewhere (where the model's are wrong, mend id2label in its config.json)"
     )
     if ours.keys() == places.keys() or 2 * len(moved) > len(common):
         raise InputError(sentence)

@@ -6,14 +6,13 @@ Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022): a spli
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lqn_seg.data.labelled_images import labelled_metadata
 from lqn_seg.data.metadata import Dataset, Record
+from lqn_seg.data.schema import SplitFile, read_json
 from lqn_seg.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -86,9 +85,12 @@ def load_coop(name: str, root: Path, key: str, split: str = "test") -> Dataset:
         rows = _aircraft_rows(images.parent, split)
         classes = _lines(images.parent / "variants.txt")
     else:
-        content = _split_file(root / described.split_file)
-        rows = content[split]
-        classes = _class_names(root / described.split_file, content)
+        path = root / described.split_file
+        if not path.is_file():
+            raise InputError(f"the split file {path} does not exist: {HOW_TO_GET}")
+        content = read_json(path, SplitFile, "split file")
+        rows = [(file, label) for file, label, _ in getattr(content, split)]
+        classes = _class_names(path, content)
     records: list[Record] = [
         {"file_name": str(images / path), "image_id": path, "label": label} for path, label in rows
     ]
@@ -96,29 +98,16 @@ def load_coop(name: str, root: Path, key: str, split: str = "test") -> Dataset:
     return Dataset(metadata, lambda: [dict(record) for record in records])
 
 
-def _split_file(path: Path) -> dict[str, Any]:
-    """{split: [(path, label)], "names": {label: name}}."""
-    if not path.is_file():
-        raise InputError(f"the split file {path} does not exist: {HOW_TO_GET}")
+def _class_names(path: Path, content: SplitFile) -> list[str]:
+    """By label; a label has one name in all three lists."""
     names: dict[int, str] = {}
-    found: dict[str, Any] = {"names": names}
-    try:
-        content = json.loads(path.read_text())
-        for split in SPLITS:
-            found[split] = []
-            for file, label, text in content[split]:
-                found[split].append((str(file), int(label)))
-                names[int(label)] = str(text)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the split file {path} is not CoOp's: lists of [path, label, class name] under "
-            f"{', '.join(SPLITS)} ({type(error).__name__}: {error})"
-        ) from error
-    return found
-
-
-def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
-    names = content["names"]
+    for split in SPLITS:
+        for i, (_, label, text) in enumerate(getattr(content, split)):
+            if names.setdefault(label, text) != text:
+                raise InputError(
+                    f"split file {path}: {split}[{i}] calls label {label} {text!r}, an entry "
+                    f"before it calls it {names[label]!r}"
+                )
     if sorted(names) != list(range(len(names))):
         raise InputError(f"the split file {path} skips a label: it has {sorted(names)[:5]} ...")
     raw = [EUROSAT_NAMES.get(names[label], names[label]) for label in range(len(names))]

@@ -112,6 +112,22 @@ class InstancesFile(Struct):
     categories: Annotated[list[CategoryEntry], Meta(min_length=1)]
 
 
+Row = tuple[str, Annotated[int, Meta(ge=0)], str]  # path, label, class name
+
+
+class SplitFile(Struct):
+    """CoOp's lists."""
+
+    train: list[Row]
+    val: list[Row]
+    test: list[Row]
+
+    def __post_init__(self) -> None:
+        for split in ("train", "val", "test"):
+            for i, (path, _, _) in enumerate(getattr(self, split)):
+                check_file_name(path, f"{split}[{i}][0]")
+
+
 T = TypeVar("T")
 
 
@@ -158,10 +174,10 @@ def explain(error: msgspec.ValidationError, data: bytes, inside: str = "") -> st
         return f": {where} has no key {missing[1]!r}"
     if complaint == "Expected `array` of length >= 1":
         return f" lists nothing under the key {where!r}"
-    if not where:
-        return f" must hold {_words(complaint)}, not {_quote(data, place)}"
     if not complaint.startswith(("Expected", "Number", "Integer", "Invalid")):  # `__post_init__`
         return f": {where}{complaint}"
+    if not where:
+        return f" must hold {_words(complaint)}, not {_quote(data, place)}"
     return f": {where} must be {_words(complaint)}, not {_quote(data, place)}"
 
 
@@ -200,15 +216,15 @@ def _quote(data: bytes, place: str, most: int = 40) -> str:
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
-def check_file_name(name: str) -> None:
+def check_file_name(name: str, where: str = ".file_name") -> None:
     """Raises:
     ValueError: a name that leads out of its folder, or that no file can have.
     """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts:
-        raise ValueError(f".file_name must be a relative path without '..', not {name!r}")
+        raise ValueError(f"{where} must be a relative path without '..', not {name!r}")
     if any(character < " " or "\ud800" <= character <= "\udfff" for character in name):
-        raise ValueError(f".file_name {name!r} holds a character that no file name may have")
+        raise ValueError(f"{where} {name!r} holds a character that no file name may have")
 
 
 def parse_color(color: list[Any] | str | None) -> tuple[int, int, int] | None:

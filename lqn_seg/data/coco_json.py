@@ -20,7 +20,7 @@ from lqn_seg.data.schema import (
     InstancesFile,
     Raw,
     Segmentation,
-    explain,
+    parse,
     parse_color,
     read_json,
 )
@@ -228,11 +228,9 @@ _SEGMENTATION = msgspec.json.Decoder(Segmentation)
 
 
 def _check_mask(segmentation: Raw, image: Image, where: str, path: Path) -> None:
+    found = parse(segmentation, _SEGMENTATION, f"annotation file {path}", where)
     try:
-        check(_SEGMENTATION.decode(segmentation), image.height, image.width)
-    except msgspec.ValidationError as error:
-        sentence = explain(error, bytes(segmentation), where)
-        raise InputError(f"annotation file {path}{sentence}") from None
+        check(found, image.height, image.width)
     except ValueError as error:
         raise InputError(f"annotation file {path}: {where}{error}") from None
 

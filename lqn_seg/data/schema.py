@@ -147,14 +147,28 @@ def read_json(path: Path, kind: type[T], what: str = "annotation file") -> T:
         raise InputError(f"{what} {path} does not exist") from None
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read ({error.strerror})") from None
+    return parse(data, msgspec.json.Decoder(kind), f"{what} {path}")
+
+
+def parse(data: bytes | Raw, decoder: msgspec.json.Decoder[T], file: str, inside: str = "") -> T:
+    """Decode JSON.
+
+    Args:
+        file: what to call the file in the sentence.
+        inside: where in the file the JSON stands ("annotations[3].segmentation"); "" is all of it.
+
+    Raises:
+        InputError: as `read_json`.
+    """
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise InputError(f"{what} {path}{explain(error, data)}") from None
+        raise InputError(f"{file}{explain(error, bytes(data), inside)}") from None
     except RecursionError:
-        raise InputError(f"{what} {path} is nested too deeply") from None
+        raise InputError(f"{file} is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} {path} is not valid JSON ({error})") from None
+        where = f": {inside}" if inside else ""
+        raise InputError(f"{file}{where} is not valid JSON ({error})") from None
 
 
 def explain(error: msgspec.ValidationError, data: bytes, inside: str = "") -> str:
@@ -177,8 +191,8 @@ def explain(error: msgspec.ValidationError, data: bytes, inside: str = "") -> st
     if not complaint.startswith(("Expected", "Number", "Integer", "Invalid")):  # `__post_init__`
         return f": {where}{complaint}"
     if not where:
-        return f" must hold {_words(complaint)}, not {_quote(data, place)}"
-    return f": {where} must be {_words(complaint)}, not {_quote(data, place)}"
+        return f" must hold {_words(complaint)}{_quote(data, place)}"
+    return f": {where} must be {_words(complaint)}{_quote(data, place)}"
 
 
 _TYPES = {
@@ -208,12 +222,15 @@ def _words(complaint: str) -> str:
 
 
 def _quote(data: bytes, place: str, most: int = 40) -> str:
-    """The value at `place` (".annotations[3].image_id"), cut short."""
-    value: Any = msgspec.json.decode(data)
+    """The value at `place` (".annotations[3].image_id") in words; "" where JSON ends before."""
+    try:
+        value: Any = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # further on in the file
+        return ""
     for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", place):
         value = value[key] if key else value[int(index)]
     text = msgspec.json.encode(value).decode()
-    return text if len(text) <= most else f"{text[:most]} ..."
+    return f", not {text if len(text) <= most else f'{text[:most]} ...'}"
 
 
 def check_file_name(name: str, where: str = ".file_name") -> None:
@@ -221,10 +238,12 @@ def check_file_name(name: str, where: str = ".file_name") -> None:
     ValueError: a name that leads out of its folder, or that no file can have.
     """
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts:
+    if not path.name or path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{where} must be a relative path without '..', not {name!r}")
     if any(character < " " or "\ud800" <= character <= "\udfff" for character in name):
         raise ValueError(f"{where} {name!r} holds a character that no file name may have")
+    if max(len(part.encode()) for part in path.parts) > 255 or len(name) > 1000:
+        raise ValueError(f"{where} {name[:40]!r} ... is too long for a file")
 
 
 def parse_color(color: list[Any] | str | None) -> tuple[int, int, int] | None:

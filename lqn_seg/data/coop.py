@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lqn_seg.data.labelled_images import labelled_metadata
 from lqn_seg.data.metadata import Dataset, Record
@@ -85,12 +86,9 @@ def load_coop(name: str, root: Path, key: str, split: str = "test") -> Dataset:
         rows = _aircraft_rows(images.parent, split)
         classes = _lines(images.parent / "variants.txt")
     else:
-        path = root / described.split_file
-        if not path.is_file():
-            raise InputError(f"the split file {path} does not exist: {HOW_TO_GET}")
-        content = read_json(path, SplitFile, "split file")
-        rows = [(file, label) for file, label, _ in getattr(content, split)]
-        classes = _class_names(path, content)
+        content = _split_file(root / described.split_file)
+        rows = content[split]
+        classes = _class_names(root / described.split_file, content)
     records: list[Record] = [
         {"file_name": str(images / path), "image_id": path, "label": label} for path, label in rows
     ]
@@ -98,8 +96,11 @@ def load_coop(name: str, root: Path, key: str, split: str = "test") -> Dataset:
     return Dataset(metadata, lambda: [dict(record) for record in records])
 
 
-def _class_names(path: Path, content: SplitFile) -> list[str]:
-    """By label; a label has one name in all three lists."""
+def _split_file(path: Path) -> dict[str, Any]:
+    """{split: [(path, label)], "names": {label: name}}."""
+    if not path.is_file():
+        raise InputError(f"the split file {path} does not exist: {HOW_TO_GET}")
+    content = read_json(path, SplitFile, "split file")
     names: dict[int, str] = {}
     for split in SPLITS:
         for i, (_, label, text) in enumerate(getattr(content, split)):
@@ -108,6 +109,12 @@ def _class_names(path: Path, content: SplitFile) -> list[str]:
                     f"split file {path}: {split}[{i}] calls label {label} {text!r}, an entry "
                     f"before it calls it {names[label]!r}"
                 )
+    rows = {split: [row[:2] for row in getattr(content, split)] for split in SPLITS}
+    return {**rows, "names": names}
+
+
+def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
+    names = content["names"]
     if sorted(names) != list(range(len(names))):
         raise InputError(f"the split file {path} skips a label: it has {sorted(names)[:5]} ...")
     raw = [EUROSAT_NAMES.get(names[label], names[label]) for label in range(len(names))]

@@ -20,7 +20,7 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
     Raises:
         InputError: a file of the data set is missing or malformed.
     """
-    metadata, records = dataset.metadata, dataset.records()
+    metadata, records = dataset.metadata, dataset.with_instances().records()
     Path(folder).mkdir(parents=True, exist_ok=True)
     for record in records:
         has_instances = metadata.json_file or "segments_info" in record

@@ -276,9 +276,13 @@ class Evaluation(DatasetRun):
         chosen: Sequence[Condition] | None = None,
         strict: bool = False,
     ) -> None:
+        if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
+            dataset = dataset.with_instances()  # what is wrong there is said before the first image
         records = dataset.records(strict)[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
         metadata = dataset.metadata
-        self.segmenter = build_segmenter(cfg, metadata.thing_ids, metadata.num_classes)
+        self.segmenter = build_segmenter(
+            cfg, metadata.thing_ids, metadata.num_classes, class_names=metadata.class_names
+        )
         evaluators = build_evaluators(cfg, metadata)
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         super().__init__(

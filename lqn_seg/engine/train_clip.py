@@ -32,6 +32,7 @@ from lqn_seg.engine.build import find_local
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
+from lqn_seg.teachers.files import read_json
 
 MAX_LOGIT_SCALE = 100.0
 INTERRUPTED = "interrupted"  # a folder for what was not trained to the end
@@ -296,10 +297,7 @@ def read_model_cfg(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise InputError(f"MODEL.LQN.TEACHER.CONFIG: there is no file {path or '(empty)'}")
-    try:
-        content = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} is not JSON ({error})") from error
+    content = read_json(Path(path), "MODEL.LQN.TEACHER.CONFIG")
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if key not in content:
             raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} lacks open_clip's key {key!r}")

@@ -136,7 +136,8 @@ class Studio:
         """Teacher, head and methods, other models among them."""
         known = self.metadata
         things, classes = (known.thing_ids, known.num_classes) if known else (frozenset(), None)
-        built = build_segmenter(self.cfg, things, classes, chosen)
+        names = known.class_names if known else ()
+        built = build_segmenter(self.cfg, things, classes, chosen, names)
         calibration = describe_calibration(self.cfg, built.calibration)
         print(f"{describe_teacher(self.cfg, built.teacher)}; {calibration}", flush=True)
         return built

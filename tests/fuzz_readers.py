@@ -171,11 +171,15 @@ def make_panoptic(folder: Path) -> None:
 
 
 def make_instances(folder: Path) -> None:
+    from pycocotools.mask import encode
+
     write_images(folder)
+    block = np.zeros((12, 16), np.uint8, order="F")
+    block[3:9, 2:12] = 1
     shapes: list[Any] = [
         [[1, 1, 9, 1, 9, 9, 1, 9]],
         {"size": [12, 16], "counts": [20, 10, 62, 50, 50]},
-        {"size": [12, 16], "counts": "d03T50000O1"},
+        {"size": [12, 16], "counts": encode(block)["counts"].decode()},
     ]
     annotations = [
         {

@@ -122,8 +122,7 @@ def evaluate(
     log = logging.getLogger("detectron2.lqn_seg")  # below Detectron2's, whose handlers print it
     log.info("method %s on clean images; this engine cannot resume", method_name(cfg))
     evaluator = LQNEvaluator(cfg, cfg.DATASETS.TEST[0])
-    with launch.fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
-        results = LQNTrainer.test(cfg, build_model(cfg), evaluator)
+    results = LQNTrainer.test(cfg, build_model(cfg), evaluator)
     if comm.is_main_process() and len(evaluator.images) < len(evaluator.records):
         log.info("SUBSET: %d of %d images", len(evaluator.images), len(evaluator.records))
     return results, {key: line["mask_hash"] for key, line in evaluator.images.items()}

@@ -25,6 +25,7 @@ from lqn_seg.core.fit import Classify, FittedStudents, Grid, LQNConfig, StudentF
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.core.kernel import centred
 from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
@@ -66,6 +67,7 @@ class SegmentationConfig:
             windows of an image, at their coordinates in the image, and shows it the whole image.
         seed: of every random number, with the CRC32 of the image's pixels and the window.
         batch: students fitted side by side. Changing it changes results within float rounding.
+        threads: CPU threads, likewise; set for each call, and given back after it.
     """
 
     semantic: bool = True
@@ -79,6 +81,7 @@ class SegmentationConfig:
     fit_per: Literal["window", "image"] = "window"
     seed: int = 0
     batch: int = 1
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.inference not in ("pad", "windows"):
@@ -262,6 +265,12 @@ class Segmenter:
         Raises:
             InputError: an image has another type or shape.
         """
+        with fixed_threads(self.config.threads):
+            return self._predict(images, sizes)
+
+    def _predict(
+        self, images: Sequence[Tensor], sizes: Sequence[Size] | None
+    ) -> list[dict[str, Prediction]]:
         layouts = [self._layout(image) for image in images]
         sizes = sizes or [layout.image_size for layout in layouts]
         windows = [

@@ -348,7 +348,7 @@ class Segmenter:
                 f"an image must be a (3, height, width) uint8 tensor, got {image.dtype} "
                 f"{tuple(image.shape)}"
             )
-        size = (image.shape[1], image.shape[2])
+        size = (int(image.shape[1]), int(image.shape[2]))  # a tracer's are tensors
         return layout_of(size, self.teacher.image_size, self.config.inference)
 
     def _run_chunk(

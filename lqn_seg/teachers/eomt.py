@@ -86,8 +86,12 @@ class EomtTeacher(Teacher[EomtContext]):
         self.image_size: tuple[int, int] = (rows * config.patch_size, columns * config.patch_size)
         self.pixel_mean: tuple[float, ...] = IMAGENET_MEAN
         self.pixel_std: tuple[float, ...] = IMAGENET_STD
-        # Read once: asking a tensor for its value inside the layer loop would stall a GPU.
-        self._mask_probabilities: list[float] = model.attn_mask_probs.tolist()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read again which layers mask their attention: training changes it beside the weights."""
+        # Not where it is used: asking a tensor for its value in the layer loop would stall a GPU.
+        self._mask_probabilities: list[float] = self.model.attn_mask_probs.tolist()
 
     @property
     def device(self) -> torch.device:

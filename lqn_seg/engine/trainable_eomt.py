@@ -47,6 +47,9 @@ class TrainableEomt(nn.Module):
         self.answers = LQNTTTMetaArch(segmenter, input_format)
         self.model = segmenter.teacher.model.requires_grad_(True)
         self.pixel_weight = pixel_weight
+        # What the weights are worth nothing without goes with them into a checkpoint.
+        for name in ("pixel_mean", "pixel_std"):
+            self.register_buffer(name, torch.tensor(getattr(segmenter.teacher, name)))
         # Trained and kept in checkpoints; a teacher is loaded without it.
         self.auxiliary = nn.ModuleList([PixelClassifier(self.model)] if pixel_weight else [])
 

@@ -23,6 +23,7 @@ from lqn_seg.classification.views import centre_view, corner_view, random_views
 from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.core.timing import Clock
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import normalise
@@ -38,11 +39,13 @@ class ClassifierConfig:
     seed: of every random number, with the CRC32 of the image's pixels.
     batch: images encoded, and students fitted, side by side. Changing it changes results within
         float rounding.
+    threads: CPU threads, likewise; set for each call, and given back after it.
     """
 
     views: int = VIEWS
     seed: int = 0
     batch: int = 1
+    threads: int = 1
 
 
 @dataclass
@@ -151,10 +154,10 @@ class Classifier:
                     f"an image must be a (height, width, 3) uint8 array, got {image.dtype} "
                     f"{image.shape}"
                 )
-        results = []
-        for start in range(0, len(images), self.config.batch):
-            results.extend(self._chunk(images[start : start + self.config.batch]))
-        return results
+        size = self.config.batch
+        with fixed_threads(self.config.threads):
+            chunks = [self._chunk(images[k : k + size]) for k in range(0, len(images), size)]
+        return [prediction for chunk in chunks for prediction in chunk]
 
     def _chunk(self, images: Sequence[Pixels]) -> list[dict[str, Prediction]]:
         # Always the same number of images: a short chunk is filled up, so that a result does not

@@ -30,9 +30,10 @@ from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.kernel import share
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
-from lqn_seg.engine.launch import fixed_threads, keep_memory
+from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import fit_bytes, fit_gmacs, readout_gmacs
@@ -336,7 +337,7 @@ class Benchmark:
                 names,
                 {"text": text},
                 {name: recipe},
-                ClassifierConfig(views=self.config.views),
+                ClassifierConfig(views=self.config.views, threads=self.config.threads),
                 calibration,
             )
             for name, recipe in recipes.items()

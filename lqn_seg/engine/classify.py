@@ -17,6 +17,7 @@ from lqn_seg.classification.methods import CONTROLS, Adaptation
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
 from lqn_seg.classification.views import centre_view
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
 from lqn_seg.engine import launch
@@ -24,7 +25,6 @@ from lqn_seg.engine.build import build_calibration, build_teacher, describe_teac
 from lqn_seg.engine.calibrate import calibrate_on
 from lqn_seg.engine.classification_config import adaptation
 from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
-from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
 from lqn_seg.evaluation.cost import Cost, measure
@@ -96,7 +96,8 @@ class Classification(DatasetRun):
         batch: int,
         calibration: Calibration | None,
     ) -> Classifier:
-        config = ClassifierConfig(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0), batch)
+        threads = cfg.MODEL.LQN.EVAL.THREADS
+        config = ClassifierConfig(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0), batch, threads)
         names = self.evaluator.classes
         return Classifier(self._teacher, names, self.text, methods, config, calibration)
 

@@ -14,11 +14,11 @@ from tabulate import tabulate
 
 from lqn_seg.classification.methods import CONTROLS
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.engine import launch
 from lqn_seg.engine.classification_config import load_classification_cfg
 from lqn_seg.engine.classify import Classification, classifications
 from lqn_seg.engine.inference import CLEAN, Condition
-from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.report import (
     count_images,

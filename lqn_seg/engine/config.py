@@ -136,7 +136,7 @@ def add_lqn_config(cfg: CfgNode) -> None:
                 "MAX_IMAGES": 0,
                 # CPU threads of a process, the same on every machine and for any number of
                 # processes: it decides the last bits of a result.
-                "THREADS": 1,
+                "THREADS": defaults.threads,
                 "PANEL_IMAGES": 3,
                 "PANEL_METHODS": (),
                 "BOOTSTRAP_SAMPLES": 2000,
@@ -304,6 +304,7 @@ def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
         fit_per=lqn.FIT_PER,
         seed=max(cfg.SEED, 0),  # Detectron2's -1 asks for a random seed: nothing here is random
         batch=lqn.BATCH,
+        threads=lqn.EVAL.THREADS,
     )
 
 

@@ -22,6 +22,7 @@ from fvcore.common.config import CfgNode
 
 from lqn_seg import __version__
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
 from lqn_seg.data.images import read_image
@@ -29,7 +30,7 @@ from lqn_seg.engine import launch
 from lqn_seg.engine.ahead import ReadAhead
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
-from lqn_seg.engine.launch import fixed_threads, keep_memory
+from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.sharded import ShardedRun
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator

@@ -37,6 +37,7 @@ class SegmentationConfig:
             windows of an image, at their coordinates in the image, and shows it the whole image.
         seed: of every random number, with the CRC32 of the image's pixels and the window.
         batch: students fitted side by side. Changing it changes results within float rounding.
+        threads: CPU threads, likewise; set for each call, and given back after it.
     """
 
     semantic: bool = True
@@ -50,6 +51,7 @@ class SegmentationConfig:
     fit_per: Literal["window", "image"] = "window"
     seed: int = 0
     batch: int = 1
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.inference not in ("pad", "windows"):

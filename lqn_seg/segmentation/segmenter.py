@@ -26,6 +26,7 @@ from lqn_seg.core.fit import Classify, FittedStudents, Grid, StudentFitter
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.core.kernel import centred
 from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
@@ -222,6 +223,12 @@ class Segmenter:
         Raises:
             InputError: an image has another type or shape.
         """
+        with fixed_threads(self.config.threads):
+            return self._predict(images, sizes)
+
+    def _predict(
+        self, images: Sequence[Tensor], sizes: Sequence[Size] | None
+    ) -> list[dict[str, Prediction]]:
         layouts = [self._layout(image) for image in images]
         sizes = sizes or [layout.image_size for layout in layouts]
         windows = [
@@ -299,7 +306,7 @@ class Segmenter:
                 f"an image must be a (3, height, width) uint8 tensor, got {image.dtype} "
                 f"{tuple(image.shape)}"
             )
-        size = (image.shape[1], image.shape[2])
+        size = (int(image.shape[1]), int(image.shape[2]))  # a tracer's are tensors
         return layout_of(size, self.teacher.image_size, self.config.inference)
 
     def _run_chunk(

@@ -10,7 +10,7 @@ Shapes: B images, L layers, H x W patches, D features, Q queries, P prefix token
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher
 from lqn_seg.teachers.eomt_model import Size, build_eomt, eomt_classes, set_image_size
 from lqn_seg.teachers.files import WEIGHT_FILES, find_file, first_line, read_json, read_weights
 from lqn_seg.teachers.modules import accelerate, lower_weights
-from lqn_seg.teachers.original_eomt import convert_original, is_original
+from lqn_seg.teachers.original_eomt import convert_original, is_original, load_strictly
 
 _KEY = "MODEL.LQN.TEACHER"
 _BAD_CHECKPOINT = (
@@ -86,8 +86,12 @@ class EomtTeacher(Teacher[EomtContext]):
         self.image_size: tuple[int, int] = (rows * config.patch_size, columns * config.patch_size)
         self.pixel_mean: tuple[float, ...] = IMAGENET_MEAN
         self.pixel_std: tuple[float, ...] = IMAGENET_STD
-        # Read once: asking a tensor for its value inside the layer loop would stall a GPU.
-        self._mask_probabilities: list[float] = model.attn_mask_probs.tolist()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read again which layers mask their attention: training changes it beside the weights."""
+        # Not where it is used: asking a tensor for its value in the layer loop would stall a GPU.
+        self._mask_probabilities: list[float] = self.model.attn_mask_probs.tolist()
 
     @property
     def device(self) -> torch.device:
@@ -346,13 +350,10 @@ def _transformers_eomt(weights: str) -> Any:
 
 
 def _original_eomt(path: Path, config: str, image_size: Size | None, base: str) -> Any:
-    """A model from a file in the original release's layout."""
+    """A model from a file in the original release's layout, or from a training in Detectron2."""
     state = read_weights(path, f"{_KEY}.WEIGHTS")
     if not is_original(state):
-        raise InputError(
-            f"{_KEY}.WEIGHTS: {path} could not be loaded: it has not the original release's keys, "
-            "and transformers' layout is a directory with a config.json that names its model_type"
-        )
+        return _trained_eomt(state, path, config, image_size)
     overrides = read_json(Path(config), f"{_KEY}.CONFIG") if config else {}
     if any("pos_embed" in name for name in state):
         if base:
@@ -364,6 +365,36 @@ def _original_eomt(path: Path, config: str, image_size: Size | None, base: str) 
     return convert_original(
         state, f"{_KEY}.WEIGHTS: {path}", image_size=image_size, overrides=overrides, base=found
     )
+
+
+def _trained_eomt(
+    state: Mapping[str, Tensor], path: Path, config: str, image_size: Size | None
+) -> Any:
+    """A model from what Detectron2 saved of a model around an EoMT of transformers'."""
+    key = f"{_KEY}.WEIGHTS: {path}"
+    inside = [name for name in state if name.endswith("attn_mask_probs")]
+    if not inside:
+        raise InputError(
+            f"{key} could not be loaded: it has not the original release's keys, and transformers' "
+            "layout is a directory with a config.json that names its model_type"
+        )
+    prefix = inside[0].removesuffix("attn_mask_probs")
+    own = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+    if not config:
+        raise InputError(
+            f"{key} holds tensors alone: name the model's shape by {_KEY}.CONFIG, as in its training"
+        )
+    shape = read_eomt_config(config)
+    shape.num_labels = len(own.get("class_predictor.bias", [0, 0])) - 1
+    model = build_eomt(shape)
+    load_strictly(model, {n: x for n, x in own.items() if not n.startswith("criter")}, key)
+    statistics = [state.get(n) for n in ("pixel_mean", "pixel_std")]
+    for found, usual in zip(statistics, (IMAGENET_MEAN, IMAGENET_STD)):
+        if found is not None and not torch.allclose(found.flatten(), torch.tensor(usual)):
+            raise InputError(f"{key} was trained on pixels of another mean and deviation")
+    if image_size is not None:
+        set_image_size(model, image_size)
+    return model
 
 
 def _read_base(path: Path, base: str) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:

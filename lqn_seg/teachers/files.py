@@ -108,7 +108,9 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
 
 
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a PyTorch one, flat or under ``state_dict``.
+    """Tensors by name from a safetensors file or a PyTorch one.
+
+    Flat, under ``state_dict`` (Lightning), or under ``model`` (Detectron2).
 
     PyTorch files are read with ``weights_only=True``: tensors and nothing that could be executed.
 
@@ -124,9 +126,13 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
             f"{key}: {path} could not be loaded: it is missing, damaged, or holds more than "
             f"tensors ({first_line(error)})"
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content if isinstance(content, dict) else None
+    if state and (isinstance(state.get("model"), dict) or "state_dict" in state):
+        state = state.get("state_dict", state.get("model"))
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{key}: {path} holds no state dict, flat or under 'state_dict'")
+        raise InputError(
+            f"{key}: {path} holds no state dict, flat or under 'state_dict' or 'model'"
+        )
     return state
 
 

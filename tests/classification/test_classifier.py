@@ -349,3 +349,21 @@ def test_text_features_are_cached_by_model_and_texts(teacher, tmp_path, monkeypa
             text_features(teacher, NAMES, templates("single"), tmp_path)
     file.write_bytes(b"damaged")
     assert torch.equal(text_features(teacher, NAMES, templates("single"), tmp_path), first)
+
+
+def test_a_call_computes_with_its_own_threads_and_gives_them_back(build, monkeypatch):
+    classifier, seen = build({"zero-shot": None}, threads=1), []
+    chunk = classifier._chunk
+    monkeypatch.setattr(
+        classifier,
+        "_chunk",
+        lambda images: (seen.append(torch.get_num_threads()), chunk(images))[1],
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        classifier([photo(0)])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]

@@ -121,5 +121,5 @@ def test_cityscapes_is_not_read_by_their_reader(tmp_path, monkeypatch):
     scores = torch.zeros(19, 4, 8)
     scores[0] = 1
     evaluator.process([given], [{"sem_seg": scores}])
-    result = evaluator.evaluate()["sem_seg"]
+    result = evaluator.evaluate()["lqn/sem_seg"]
     assert result["IoU"] == result["mIoU"] == 100

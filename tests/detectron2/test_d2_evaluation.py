@@ -93,7 +93,7 @@ class Oracle(torch.nn.Module):
 
 def test_their_evaluators_and_ours_agree_on_an_imperfect_prediction(cfg, tmp_path):
     loader = build_detection_test_loader(cfg, NAME)
-    ours = inference_on_dataset(Oracle(), loader, LQNEvaluator(cfg, NAME))
+    ours = inference_on_dataset(Oracle(), loader, LQNEvaluator(cfg, NAME, prefix=""))
     alone = inference_on_dataset(Oracle(), loader, PanopticEvaluator(get_dataset(NAME).metadata))
     assert alone["panoptic_seg"] == pytest.approx(ours["panoptic_seg"], nan_ok=True)
     theirs = inference_on_dataset(Oracle(), loader, their_evaluators(tmp_path))

@@ -49,6 +49,7 @@ def test_the_nodes_defaults_are_the_dataclasses():
         ("MODEL.LQN.QUERIES", "student", "queries"),
         ("MODEL.LQN.FIT_PER", "image", "fit_per"),
         ("MODEL.LQN.BATCH", 3, "batch"),
+        ("MODEL.LQN.EVAL.THREADS", 3, "threads"),
     ],
 )
 def test_a_key_changes_its_field_alone(key, value, field):

@@ -603,3 +603,36 @@ def test_the_mean_token_has_error_one_and_the_teachers_own_none():
     for answer, error in ((mean, 1.0), (tokens, 0.0)):
         cosines, errors = _fidelity(answer, tokens)
         assert errors == pytest.approx([error] * 2) and max(cosines) <= 1 + 1e-6
+
+
+def test_a_call_computes_with_its_own_threads_and_gives_them_back(build, monkeypatch):
+    """Whatever the entry point: a script that never heard of threads gets the same masks."""
+    segmenter, seen = build(threads=1), []
+    head = segmenter.head
+    monkeypatch.setattr(
+        segmenter, "head", lambda *tokens: (seen.append(torch.get_num_threads()), head(*tokens))[1]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        (prediction,) = segmenter([image(0)])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+    again = build(threads=1)([image(0)])[0]
+    for name, found in prediction.items():
+        assert mask_hash(found.output) == mask_hash(again[name].output)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_teacher_can_be_traced_and_a_fit_says_that_it_cannot(build):
+    def scores(methods):
+        model = LQNTTTMetaArch(build(methods))
+        return lambda pixels: model([{"image": pixels}])[0]["sem_seg"]
+
+    pixels, teacher = image(0), scores({"teacher": None})
+    traced = torch.jit.trace(teacher, pixels)
+    torch.testing.assert_close(traced(pixels), teacher(pixels), atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match=r"METHOD lqn cannot be traced.*analyze_flops\.py"):
+        torch.jit.trace(scores({"lqn": LQN}), pixels)

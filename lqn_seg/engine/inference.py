@@ -161,6 +161,7 @@ class DatasetRun(ABC):
             "calibration": calibration_hash(self.model.calibration),
             "precision": self.model.precisions,
             "teacher": weights_hash(self.model.teacher.model),
+            "teacher input": repr(self.model.teacher.preprocessing),
             "version": __version__,
         }
 

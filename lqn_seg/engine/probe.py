@@ -141,7 +141,7 @@ class Probe:
         self.keys: list[RandomKey] = []
         self.inside: list[tuple[int, int]] = []
         for image in images:
-            layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
+            layout = layout_of(image, teacher, inference)
             crops.append(layout.crops(image)[0])
             self.keys.append(image_key(seed, image, 0))
             whole = teacher.image_size

@@ -29,9 +29,11 @@ from lqn_seg.engine.config import augmentation_config, get_cfg
 from lqn_seg.engine.pixel_classifier import PixelClassifier
 from lqn_seg.engine.training_images import TrainingImages, pixel_labels
 from lqn_seg.errors import InputError
+from lqn_seg.teachers.base import Preprocessing
 from lqn_seg.teachers.dinov2 import start_from_dinov2
 from lqn_seg.teachers.eomt import read_eomt_config
 from lqn_seg.teachers.eomt_model import build_eomt, image_size_of
+from lqn_seg.teachers.preprocessing import write_preprocessor
 
 # The annealing of block k of n runs over this part of the training, one block after the other.
 ANNEALING_START, ANNEALING_END = 0.15, 0.75
@@ -124,12 +126,14 @@ class TeacherTrainer:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
         self.model = build_eomt(config)
-        self._start(cfg.MODEL.LQN.TRAIN.BACKBONE)
+        self.preprocessing = self._start(cfg.MODEL.LQN.TRAIN.BACKBONE)
         # Depth-wise convolutions run several times faster in this layout on a CPU.
         self.model.upscale_block.to(memory_format=torch.channels_last)
         self.model.to(cfg.MODEL.DEVICE)
         self.augmentation = augmentation_config(cfg)
-        self.images = TrainingImages(dataset, image_size_of(config), self.augmentation)
+        self.images = TrainingImages(
+            dataset, image_size_of(config), self.augmentation, self.preprocessing
+        )
         self.pixel_weight: float = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT
         self.auxiliary = nn.ModuleList()  # trained and kept in checkpoints, but never exported
         if self.pixel_weight:
@@ -143,14 +147,19 @@ class TeacherTrainer:
         self.losses: list[float] = []
 
     @torch.no_grad()
-    def _start(self, backbone: str) -> None:
-        """The ViT starts from DINOv2 where it is named, and else with a grid it can tell apart."""
+    def _start(self, backbone: str) -> Preprocessing:
+        """The ViT starts from DINOv2 where it is named, and else with a grid it can tell apart.
+
+        Returns what the teacher's input will be: mean and deviation are the DINOv2's.
+        """
         if backbone:
-            start_from_dinov2(self.model, find_local(backbone))
-        elif self.model.config.model_type == "eomt":
+            said = start_from_dinov2(self.model, find_local(backbone))
+            return Preprocessing(said.mean, said.std, source=said.source)
+        if self.model.config.model_type == "eomt":
             rows, columns = self.model.grid_size
             grid = sine_cosine_grid(rows, columns, self.model.config.hidden_size)
             self.model.embeddings.position_embeddings.weight.copy_(grid)
+        return Preprocessing()
 
     def recipe(self) -> str:
         """What two runs must share for one to go on from the other's checkpoint."""
@@ -308,6 +317,7 @@ class TeacherTrainer:
         self.model.eval()
         self.model.attn_mask_probs.zero_()
         self.model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        write_preprocessor(folder, self.preprocessing, image_size_of(self.model.config))
         solver = self.cfg.SOLVER
         state = TrainingState(
             dataset=self.cfg.DATASETS.TRAIN[0],

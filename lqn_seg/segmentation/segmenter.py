@@ -339,8 +339,7 @@ class Segmenter:
                 f"an image must be a (3, height, width) uint8 tensor, got {image.dtype} "
                 f"{tuple(image.shape)}"
             )
-        size = (image.shape[1], image.shape[2])
-        return layout_of(size, self.teacher.image_size, self.config.inference)
+        return layout_of(image, self.teacher, self.config.inference)
 
     def _run_chunk(
         self, chunk: Sequence[_Window]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     """Tensors by name from a safetensors file or a PyTorch one, flat or under ``state_dict``.
 
+    Floating-point ones are float32, whatever they are stored in.
+
     PyTorch files are read with ``weights_only=True``: tensors and nothing that could be executed.
 
     Raises:
@@ -75,7 +77,7 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _in_float32(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise InputError(
@@ -85,7 +87,11 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{key}: {path} holds no state dict, flat or under 'state_dict'")
-    return state
+    return _in_float32(state)
+
+
+def _in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
 
 
 def first_line(error: BaseException) -> str:

@@ -55,8 +55,11 @@ def test_the_field_is_timms_own(teacher):
             images, intermediates_only=True, return_prefix_tokens=True, output_fmt="NLC"
         )
     for layer, (patches, prefix) in enumerate(states):
-        assert torch.equal(field[:, layer].flatten(1, 2), patches)
-        assert torch.equal(context.prefix[:, layer + 1], prefix)
+        for got, want in (
+            (field[:, layer].flatten(1, 2), patches),
+            (context.prefix[:, layer + 1], prefix),
+        ):  # but for rounding, in standard deviations of the tokens
+            assert (got - want).abs().max() <= 1e-5 * want.std()
 
 
 @pytest.mark.parametrize("layer", range(5))

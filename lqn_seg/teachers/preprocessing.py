@@ -202,7 +202,7 @@ def of_original(state: Mapping[str, Tensor], where: str, delta: bool) -> Preproc
     if not held:
         return None
     # A file of differences may hold these as they are: no photographs' differ from ImageNet's so.
-    delta = delta and min(map(min, held.values())) < _PLAIN
+    delta = delta and min((v for values in held.values() for v in values), default=0) < _PLAIN
     found = {}
     for name, usual in start.items():
         values = held.get(name, usual)

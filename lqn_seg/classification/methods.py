@@ -37,6 +37,7 @@ _MAKERS: dict[str, Callable[[ClipTeacher, Sequence[str]], Baseline]] = {
     "tda": lambda teacher, names: Tda(),
 }
 BASELINES = tuple(_MAKERS)
+NEED_VIEWS = ("zero", "mta")  # of one view they give the answer to that view
 
 
 def make_baseline(name: str, teacher: ClipTeacher, class_names: Sequence[str]) -> Baseline:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lqn_seg.core.fit import LQNConfig, nearest
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
+from lqn_seg.core.ineffective import shown
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.engine.build import (
@@ -138,6 +139,8 @@ class Studio:
         built = build_segmenter(self.cfg, things, classes, chosen)
         calibration = describe_calibration(self.cfg, built.calibration)
         print(f"{describe_teacher(self.cfg, built.teacher)}; {calibration}", flush=True)
+        for sentence in shown(built.ineffective.values()):
+            print(f"warning: {sentence}", flush=True)
         return built
 
     def segmenter_of(self, methods: dict[str, Method]) -> Segmenter:

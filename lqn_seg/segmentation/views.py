@@ -35,6 +35,11 @@ class PixelControl:
         """Whether the gauge decides which images are changed."""
         return self.name in ("blur", "denoise")
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs a calibration, without which it changes nothing."""
+        return self.gauged or self.name == "standardise"
+
     def apply(self, crops: Tensor, calibration: Calibration | None) -> Tensor:
         """(B, 3, h, w) pixels in 0..1, changed ("flip" and "larger" are other passes)."""
         if self.name == "standardise":

@@ -8,6 +8,7 @@ from pathlib import Path
 from lqn_seg.core.ineffective import shown
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
+from lqn_seg.engine.acquaintance import known_classes
 from lqn_seg.engine.build import describe_calibration, describe_teacher
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import DatasetRun, Evaluation
@@ -102,6 +103,8 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
     )
     for run in runs:
         name = f"{run.dataset.metadata.name}: " if len(runs) > 1 else ""
+        who = "this run" if run.model.teacher.name == "CLIP" else "this teacher"
+        print(f"{name}{known_classes(run.dataset.metadata.class_names, who)}", flush=True)
         if run.is_subset:
             print(f"{name}SUBSET: {len(run.records)} of {run.total} images", flush=True)
         for problem in run.dataset.problems:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 
 from lqn_seg.core.config import nearest
@@ -23,6 +25,7 @@ from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.dinov2 import load_dinov2
 from lqn_seg.teachers.eomt import ABSOLUTE, EomtTeacher, load_eomt
+from lqn_seg.teachers.preprocessing import described
 
 TEACHERS = ("eomt", "dinov2", "clip")
 
@@ -195,9 +198,31 @@ def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
     source = " ".join(filter(None, (named.CONFIG, named.WEIGHTS)))
     return (
         f"teacher: {named.NAME} from {source if named.WEIGHTS else 'random weights'} on "
-        f"{cfg.MODEL.DEVICE} in {teacher.precision}, {teacher.num_layers} layers of {rows} x "
-        f"{columns} tokens"
+        f"{cfg.MODEL.DEVICE} in {weights_dtype(teacher.model)}, {teacher.num_layers} layers of "
+        f"{rows} x {columns} tokens; {describe_input(cfg, teacher)}"
     )
+
+
+def describe_input(cfg: CfgNode, teacher: Teacher[Any]) -> str:
+    """What is done to pixels before the teacher sees them, in words for the log."""
+    said = teacher.preprocessing
+    text = described(said, teacher.image_size)
+    if mode := getattr(teacher, "resize_mode", ""):
+        return text.replace(said.interpolation, f"{said.interpolation} by the {mode} side", 1)
+    if said.inference and said.inference != cfg.MODEL.LQN.INFERENCE:
+        text += (
+            f"; {said.source} was written for {said.inference}, but MODEL.LQN.INFERENCE is "
+            f"{cfg.MODEL.LQN.INFERENCE}"
+        )
+    return text
+
+
+def weights_dtype(model: torch.nn.Module) -> str:
+    """What most of a model's weights are in: "float32", "bfloat16" or "float16"."""
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        counts[parameter.dtype] += parameter.numel()
+    return str(counts.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def describe_calibration(cfg: CfgNode, calibration: Calibration | None) -> str:

@@ -131,16 +131,22 @@ class Classification(DatasetRun):
         """(H, W, 3) uint8 RGB image of a record under a condition."""
         return condition.apply(read_labelled_image(record), max(self.cfg.SEED, 0))
 
+    def fitted(self, method: str) -> int:
+        """To how many images a student was fitted and heard, each condition counting."""
+        lines = [line for condition in self.conditions for line in self.lines(condition, method)]
+        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
+
     def costs(self) -> dict[str, tuple[Cost, float]]:
         """What each method costs on one image on its own, and its milliseconds without views.
 
-        A student that the gauge might not ask for is asked for: the most there is.
+        A student that the gauge asked for in any image is asked for: the most that was paid.
         """
         image = self.image(self.conditions[-1], self.scored[0])
         found = {}
         alarmed = self._calibration.alarmed() if self._calibration is not None else None
         for name, recipe in self.classifier.methods.items():
-            alone = self._build(self.cfg, {name: recipe}, 1, alarmed)
+            calibration = alarmed if self.fitted(name) else self._calibration
+            alone = self._build(self.cfg, {name: recipe}, 1, calibration)
             alone([image])  # storage and tables that outlive an image are not the image's cost
             alone.reset()
             stats = alone([image])[0][name].stats

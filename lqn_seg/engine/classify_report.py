@@ -229,7 +229,7 @@ class ClassificationReport:
             f"{about['device']}, {about['threads']} threads, teacher in "
             f"{self.classifier.teacher.precision}, students in {students};\nGMACs "
             "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
-            "ran alone, a student included\nwhether or not the gauge asked for it; % is that "
+            "ran alone, a student included\nif the gauge asked for one in any image; % is that "
             "image's share, views left out, of the speed of a large matrix product in the\nfastest "
             f"precision in use ({self.peak:.3g} GMACs/ms)"
         )
@@ -284,12 +284,12 @@ class ClassificationReport:
                 "TDA learns from the images before: its figures are those of this order of images. "
                 "All other rows do not depend on order or company"
             )
-        if unheard := self.classifier.unheard:
-            notes.append(
-                f"no calibration: {', '.join(map(title, unheard))} without restoring, and without "
-                "a student, the views of the teacher as it is; "
-                "tools/classify.py --calibrate DATASET makes one from clean images"
-            )
+        fits = {m: sum(run.fitted(m) for run in self.runs) for m in self.classifier.precisions}
+        if fits:
+            total = sum(len(run.conditions) * len(run.scored) for run in self.runs)
+            counts = ", ".join(f"{title(method)} {count}" for method, count in fits.items())
+            notes.append(f"students fitted, of {total} images: {counts}")
+        notes += [f"warning: {sentence}" for sentence in self.classifier.ineffective.values()]
         return notes
 
     def sentence(self) -> str:

@@ -57,7 +57,7 @@ class Model(Protocol):
     @property
     def precisions(self) -> dict[str, str]: ...
     @property
-    def unheard(self) -> list[str]: ...
+    def ineffective(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ class DatasetRun(ABC):
             "calibration": calibration_hash(self.model.calibration),
             "precision": self.model.precisions,
             "teacher": weights_hash(self.model.teacher.model),
+            "teacher input": repr(self.model.teacher.preprocessing),
             "version": __version__,
         }
 

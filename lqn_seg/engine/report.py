@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from lqn_seg.core.config import LQNConfig, with_variant
+from lqn_seg.core.ineffective import paid_recipe
 from lqn_seg.data.catalog import Category
 from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation
 from lqn_seg.engine.provenance import environment, json_numbers
@@ -82,7 +83,8 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     one of the mean size.
 
     Args:
-        stats: means over the images of `Prediction.stats`.
+        stats: means over the images of `Prediction.stats`; where ``blend`` is 0, no image's student
+            was asked, so that none was fitted.
     """
     if method in segmenter.comparators:
         return _comparator_gmacs(segmenter, method, stats)
@@ -93,7 +95,7 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
         return method_gmacs(
-            recipe,
+            paid_recipe(recipe, segmenter.calibration is not None, stats.get("blend", 1) > 0),
             shape,
             windows=windows,
             query_rows=segmenter.query_rows,
@@ -175,7 +177,25 @@ class Report:
 
     def _gmacs(self, method: str) -> dict[str, float]:
         """Multiply-adds per image; one window each, or the mean number that was run."""
-        return count_gmacs(self.evaluation.segmenter, method, self.metrics[CLEAN][method]["lqn"])
+        stats = dict(self.metrics[CLEAN][method]["lqn"])
+        if "blend" in stats:
+            stats["blend"] = float(self.fitted(method) > 0)
+        return count_gmacs(self.evaluation.segmenter, method, stats)
+
+    def fitted(self, method: str) -> int:
+        """To how many images a student was fitted and heard, each condition counting."""
+        lines = [line for name in self.names for line in self.evaluation.lines(name, method)]
+        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
+
+    def _fits(self) -> str:
+        """How often each method with a student fitted one, in words; empty where none has any."""
+        total = len(self.names) * len(self.evaluation.scored)
+        counts = [
+            f"{title(method)} {self.fitted(method)}"
+            for method in self.methods
+            if method in self.evaluation.segmenter.precisions
+        ]
+        return f"students fitted, of {total} images: {', '.join(counts)}" if counts else ""
 
     def _differences(self) -> dict[str, dict[str, PairedDifference]]:
         """Headline metric minus the teacher's: method -> condition -> interval.
@@ -243,9 +263,10 @@ class Report:
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
             f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
             f"{self._precisions()}.\nMilliseconds are means over the conditions: a gauged student "
-            "is fitted where an image looks damaged (the GMACs are those of such an image)\n"
-            f"{self._cost_table()}"
+            "is fitted where an image looks damaged (the GMACs are those of such an image, or none "
+            f"where there was none)\n{self._cost_table()}"
         )
+        parts += [*filter(None, [self._fits()]), *self._warnings()]
         parts += [
             f"{title(method)}: {number} fits failed (non-finite loss or out of memory); the "
             "teacher's prediction stands in for them"
@@ -255,6 +276,10 @@ class Report:
         if sentence := self.sentence():
             parts.append(sentence)
         return "\n\n".join(parts)
+
+    def _warnings(self) -> list[str]:
+        found = self.evaluation.segmenter.ineffective.values()
+        return [f"warning: {sentence}" for sentence in found]
 
     def _precisions(self) -> str:
         found = sorted(set(self.evaluation.segmenter.precisions.values()))

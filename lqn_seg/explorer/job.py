@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.fit import FittedStudents
+from lqn_seg.core.ineffective import shown
 from lqn_seg.engine.config import method_config
 from lqn_seg.engine.probe import Probe, Source, share, student_method
 from lqn_seg.engine.provenance import json_numbers
@@ -77,6 +78,8 @@ class Job:
         self.gmacs: dict[str, dict[str, float]] = {}
         self.steps: dict[int, Prediction] = {}
         self.truth = studio.truth(source)
+        self.unlike = False
+        self.warnings: list[str] = []
         # What `status` says of each: it is asked often, and a score takes longer than a fit's step.
         self._numbers: dict[str, dict[str, Any]] = {}
         self._step_numbers: dict[int, dict[str, Any]] = {}
@@ -115,6 +118,10 @@ class Job:
 
     def _predict(self, name: str, method: str) -> None:
         segmenter = self.studio.segmenter_of({name: method_config(self.studio.cfg, method)})
+        self.warnings += segmenter.ineffective.values()
+        shown(segmenter.ineffective.values())  # the page does, not the console
+        if name == "teacher":
+            self.unlike = self.studio.unlike(self.source)
         (found,) = segmenter([self.source.tensor])
         self.gmacs[name] = count_gmacs(segmenter, name, found[name].stats)
         self._numbers[name] = self._described(name, found[name])
@@ -155,6 +162,9 @@ class Job:
             "image": self.source.heading,
             "size": [height, width],
             "preset": self.preset,
+            "known": self.studio.known,
+            "unlike": self.unlike,
+            "warnings": list(self.warnings),
             "metric": self.studio.metric,
             "maps": self._maps(),
             "steps": self._steps(),
@@ -269,7 +279,7 @@ class Job:
         predictions: Mapping[str, Prediction] = dict(self.predictions)
         if len(predictions) < len(VARIANTS):
             raise InputError("the masks are not ready yet")
-        return png_bytes(compare(self.studio, [self.source], [dict(predictions)]))
+        return png_bytes(compare(self.studio, [self.source], [dict(predictions)], [self.unlike]))
 
 
 def _colored(values: NDArray[np.floating]) -> NDArray[np.uint8]:

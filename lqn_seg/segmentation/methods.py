@@ -86,6 +86,11 @@ class PixelControl:
         """Whether the gauge decides which images are changed."""
         return self.name in ("blur", "denoise")
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs a calibration, without which it changes nothing."""
+        return self.gauged or self.name == "standardise"
+
 
 @dataclass(frozen=True)
 class Comparator:

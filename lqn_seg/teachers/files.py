@@ -7,7 +7,7 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,8 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
 
     Flat, under ``state_dict`` (Lightning), or under ``model`` (Detectron2).
 
+    Floating-point ones are float32, whatever they are stored in.
+
     PyTorch files are read with ``weights_only=True``: tensors and nothing that could be executed.
 
     Raises:
@@ -119,7 +121,7 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _in_float32(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise InputError(
@@ -133,7 +135,11 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
         raise InputError(
             f"{key}: {path} holds no state dict, flat or under 'state_dict' or 'model'"
         )
-    return state
+    return _in_float32(state)
+
+
+def _in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
 
 
 def first_line(error: BaseException) -> str:

@@ -78,7 +78,7 @@ def warn(sentences: Iterable[str]) -> None:
 
 
 def shown(sentences: Iterable[str]) -> list[str]:
-    """Those of the sentences that a process has not said yet; it counts as said from here on."""
-    fresh = [sentence for sentence in sentences if sentence not in _said]
-    _said.update(fresh)
-    return fresh
+    """The sentences, for the console of a run, which need no Python warning beside it."""
+    found = list(sentences)
+    _said.update(found)
+    return found

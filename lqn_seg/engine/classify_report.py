@@ -289,7 +289,6 @@ class ClassificationReport:
             total = sum(len(run.conditions) * len(run.scored) for run in self.runs)
             counts = ", ".join(f"{title(method)} {count}" for method, count in fits.items())
             notes.append(f"students fitted, of {total} images: {counts}")
-        notes += [f"warning: {sentence}" for sentence in self.classifier.ineffective.values()]
         return notes
 
     def sentence(self) -> str:
@@ -321,6 +320,7 @@ class ClassificationReport:
                 }
                 for run in self.runs
             },
+            "warnings": list(self.classifier.ineffective.values()),
             "prompts": self.cfg.CLASSIFICATION.PROMPTS,
             "shard": list(self.cfg.CLASSIFICATION.SHARD),
             "policy": {

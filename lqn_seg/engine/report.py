@@ -266,7 +266,7 @@ class Report:
             "is fitted where an image looks damaged (the GMACs are those of such an image, or none "
             f"where there was none)\n{self._cost_table()}"
         )
-        parts += [*filter(None, [self._fits()]), *self._warnings()]
+        parts += filter(None, [self._fits()])
         parts += [
             f"{title(method)}: {number} fits failed (non-finite loss or out of memory); the "
             "teacher's prediction stands in for them"
@@ -276,10 +276,6 @@ class Report:
         if sentence := self.sentence():
             parts.append(sentence)
         return "\n\n".join(parts)
-
-    def _warnings(self) -> list[str]:
-        found = self.evaluation.segmenter.ineffective.values()
-        return [f"warning: {sentence}" for sentence in found]
 
     def _precisions(self) -> str:
         found = sorted(set(self.evaluation.segmenter.precisions.values()))
@@ -392,6 +388,7 @@ class Report:
             "failed": failed_images(evaluation),
             "annotations_without_image": evaluation.dataset.problems,
             "fallbacks": self.fallbacks,
+            "warnings": list(evaluation.segmenter.ineffective.values()),
             "policy": {
                 "reset": "student, optimizer, scaler and random numbers are fresh for every image",
                 "order": "results do not depend on it",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lqn_seg.core import ineffective
-from lqn_seg.core.fit import PRESETS, with_variant
+from lqn_seg.core.config import PRESETS, with_variant
 from lqn_seg.core.ineffective import (
     IneffectiveMethodWarning,
     paid_recipe,

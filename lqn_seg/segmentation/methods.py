@@ -176,7 +176,9 @@ def _source(answer: Any) -> tuple[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(answer if is_function else type(answer)))
     except (OSError, TypeError):
-        return "", "a callable without a source file"
+        if inspect.isroutine(answer):
+            return "", "a callable without a source file"
+        source = ""  # of a class written in C: `partial`'s is in some Pythons, and not in others
     if not is_function:
         return source, f"an object ({type(answer).__name__})"
     if answer.__closure__:

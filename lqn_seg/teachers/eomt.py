@@ -442,7 +442,8 @@ def _trained_eomt(
     own = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
     if not config:
         raise InputError(
-            f"{key} holds tensors alone: name its shape by {_KEY}.CONFIG, as in its training"
+            f"{key} could not be loaded: it holds tensors alone, and {_KEY}.CONFIG must name "
+            "their shape, as in its training"
         )
     shape = read_eomt_config(config)
     shape.num_labels = len(own.get("class_predictor.bias", [0, 0])) - 1

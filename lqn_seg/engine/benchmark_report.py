@@ -31,7 +31,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     text.write_text(f"{report_text(results)}\n")
     written = [text]
     if results["sweeps"]:
-        written += draw_benchmark(results, folder / "benchmark.png")
+        written += draw_benchmark(results, folder / "benchmark")
     return written
 
 

@@ -19,6 +19,7 @@ from lqn_seg.classification.prompts import cache_folder, templates, text_feature
 from lqn_seg.classification.views import centre_view
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
+from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
@@ -163,7 +164,7 @@ def classifications(
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST must name at least one data set of labelled images")
-    datasets = [_labelled(name) for name in cfg.DATASETS.TEST]
+    datasets = [_labelled(name) for name in dict.fromkeys(cfg.DATASETS.TEST)]
     if _LEARNING & set(cfg.CLASSIFICATION.METHODS) and (resume or launch.size() > 1):
         raise InputError(
             "tda learns from the images before, so one process must see them all: run it with "
@@ -176,7 +177,8 @@ def classifications(
         names = dict.fromkeys(("zero-shot", *CONTROLS, *cfg.CLASSIFICATION.METHODS))
         methods = {name: None if name in CONTROLS else adaptation(cfg, name) for name in names}
         folder = Path(cfg.OUTPUT_DIR) / "inference"
-        folders = [folder / d.metadata.name if len(datasets) > 1 else folder for d in datasets]
+        names = file_names(d.metadata.name for d in datasets)
+        folders = [folder / name if len(datasets) > 1 else folder for name in names.values()]
         return {
             dataset.metadata.name: Classification(
                 cfg, dataset, teacher, calibration, methods, place, resume, strict

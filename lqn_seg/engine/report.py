@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from lqn_seg.core.fit import LQNConfig, with_variant
 from lqn_seg.data.catalog import Category
+from lqn_seg.data.file_names import file_names
 from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation
 from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.sharded import write_atomically
@@ -446,11 +447,11 @@ class Report:
             {m: model for m, model in full.comparators.items() if m in chosen},
         )
         folder = Path(self.cfg.OUTPUT_DIR) / "panels"
+        names = file_names(record["image_id"] for record in evaluation.records)
         path = None
         for record in evaluation.scored[: wanted.PANEL_IMAGES]:
-            path = save_png(
-                self._panel(segmenter, record, chosen), folder / f"{record['image_id']}.png"
-            )
+            name = names[str(record["image_id"])]
+            path = save_png(self._panel(segmenter, record, chosen), folder / f"{name}.png")
         return path.parent if path else None
 
     def _panel(

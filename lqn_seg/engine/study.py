@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.data.catalog import Dataset
 from lqn_seg.data.corruptions import CORRUPTIONS, corruption_constants
+from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
 from lqn_seg.engine.config import load_cfg
@@ -286,8 +286,8 @@ def _study(node: _Node, name: str, further: tuple[tuple[str, Any], ...]) -> Stud
     }
     if not teachers:
         raise node.error("TEACHERS", "names no teacher")
-    for key in teachers:
-        if slug(key) != key:
+    for key, name in file_names(teachers).items():
+        if name != key:
             raise node.error("TEACHERS", f"cannot name a folder after {key!r}")
     of_teachers = [f"{what}/{key}" for what in ("teacher", "calibration") for key in teachers]
     known = ("dataset", "corruptions", *of_teachers)
@@ -377,11 +377,6 @@ def value_name(value: Any) -> str:
     if len(value) > 2 and all(_is_whole(v) and v == value[0] + k for k, v in enumerate(value)):
         return f"{value[0]}-{value[-1]}"
     return ", ".join(map(str, value))
-
-
-def slug(text: str) -> str:
-    """What of a text can name a folder."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_.")
 
 
 # ---- what the files hold -------------------------------------------------------------------------
@@ -517,7 +512,8 @@ def _job(
     overrides = list(run.overrides)
     if study.sweep and value is not None:
         overrides.append((study.sweep.key, study.sweep.values[value]))
-        folder /= slug(value_name(study.sweep.values[value])) or f"value{value}"
+        folders = file_names(map(value_name, study.sweep.values))
+        folder /= folders[value_name(study.sweep.values[value])]
     count = min(n for n in (images, run.max_images, study.max_images) if n)
     if study.block > count:
         raise InputError(f"study {study.name}: BLOCK is {study.block}, a run has {count} images")

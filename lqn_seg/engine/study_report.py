@@ -420,12 +420,11 @@ class StudyReport:
 
         folder = Path(self.study.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / name for name in ("results.json", "table.md", "plot.png")]
+        paths = [folder / name for name in ("results.json", "table.md")]
         results = json_numbers(self.results())
         write_atomically(paths[0], json.dumps(results, indent=1) + "\n")
         write_atomically(paths[1], self.markdown())
-        (draw_sweep if self.study.sweep else draw_study)(results, paths[2])
-        return paths
+        return [*paths, *(draw_sweep if self.study.sweep else draw_study)(results, folder / "plot")]
 
 
 def _severities(found: Finished) -> list[int | None]:

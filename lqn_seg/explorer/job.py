@@ -152,6 +152,7 @@ class Job:
             "progress": 1.0 if done else made / self._total,
             "eta_s": eta,
             "image": self.source.heading,
+            "file": f"{self.source.file_name}_{self.source.condition}_{self.preset}",
             "size": [height, width],
             "preset": self.preset,
             "metric": self.studio.metric,

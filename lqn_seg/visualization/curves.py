@@ -18,7 +18,7 @@ from lqn_seg.visualization.palette import SERIES_COLORS, SERIES_MARKERS
 Results = Mapping[str, Any]
 
 
-def draw_study(results: Results, path: Path) -> Path:
+def draw_study(results: Results, stem: Path) -> list[Path]:
     """A row per table: difference to the baseline per condition, and its mean against cost."""
     tables = results["tables"]
     figure = Figure(figsize=(15, 4.2 * len(tables)), layout="constrained")
@@ -26,10 +26,10 @@ def draw_study(results: Results, path: Path) -> Path:
     for (left, right), table in zip(axes, tables):
         _differences(left, results, table)
         _against_cost(right, results, table)
-    return save_figure(figure, path)[0]
+    return save_figure(figure, stem)
 
 
-def draw_sweep(results: Results, path: Path) -> Path:
+def draw_sweep(results: Results, stem: Path) -> list[Path]:
     """A row per teacher, run and severity: score, and difference to the baseline, per value."""
     rows: dict[tuple[Any, ...], list[Results]] = {}
     for table in results["tables"]:
@@ -41,10 +41,10 @@ def draw_sweep(results: Results, path: Path) -> Path:
         damage = "" if severity is None else f", severity {severity}"
         name = tables[0]["name"] or f"run {run}"
         left.set_title(f"teacher {teacher}, {name}{damage}, {tables[0]['images']} images")
-    return save_figure(figure, path)[0]
+    return save_figure(figure, stem)
 
 
-def draw_fit(results: Results, path: Path) -> Path:
+def draw_fit(results: Results, stem: Path) -> list[Path]:
     """Loss by step, error over variance and sensitivity by layer: one line per method.
 
     Args:
@@ -72,7 +72,7 @@ def draw_fit(results: Results, path: Path) -> Path:
         axes.set_xlabel("layer")
         axes.set_ylim(bottom=0)
     errors.legend(fontsize="small")
-    return save_figure(figure, path)[0]
+    return save_figure(figure, stem)
 
 
 def _differences(axes: Axes, results: Results, table: Results) -> None:

@@ -30,6 +30,7 @@ from lqn_seg.engine.build import (
 )
 from lqn_seg.engine.config import load_any_cfg, method_config, segmentation_config
 from lqn_seg.engine.inference import CLEAN, Condition, build_evaluators
+from lqn_seg.engine.pictures import Seen, comparison_panel, one_each, segmentation
 from lqn_seg.engine.probe import (
     Probe,
     Source,
@@ -38,8 +39,8 @@ from lqn_seg.engine.probe import (
     readers,
     student_method,
 )
-from lqn_seg.engine.report import Seen, comparison_panel, one_each, segmentation, title
 from lqn_seg.engine.sharded import say, write_atomically
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Method, Prediction, Segmenter
 from lqn_seg.teachers.base import Teacher

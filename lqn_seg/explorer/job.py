@@ -22,11 +22,14 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from lqn_seg.core.fit import FittedStudents, LQNConfig
+from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.config import method_config
+from lqn_seg.engine.pictures import segmentation
 from lqn_seg.engine.probe import Probe, Source, share, student_method
 from lqn_seg.engine.provenance import json_numbers
-from lqn_seg.engine.report import count_gmacs, segmentation, title
+from lqn_seg.engine.report import count_gmacs
 from lqn_seg.engine.visualize import Studio, after, compare, steps_of, stops
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Prediction
 from lqn_seg.visualization.figures import png_bytes
@@ -115,7 +118,11 @@ class Job:
     def _predict(self, name: str, method: str) -> None:
         segmenter = self.studio.segmenter_of({name: method_config(self.studio.cfg, method)})
         (found,) = segmenter([self.source.tensor])
-        self.gmacs[name] = count_gmacs(segmenter, name, found[name].stats)
+        self.gmacs[name] = attempt(
+            f"the cost of {title(name)} could not be counted",
+            partial(count_gmacs, segmenter, name, found[name].stats),
+            {},
+        )
         self._numbers[name] = self._described(name, found[name])
         self.predictions[name] = found[name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -13,14 +14,20 @@ import pytest
 import torch
 
 from lqn_seg.data.catalog import get_dataset
-from lqn_seg.engine import inference
+from lqn_seg.engine import inference, pictures
+from lqn_seg.engine import report as report_module
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import Condition, Evaluation
-from lqn_seg.engine.report import Report, count_gmacs, title
-from lqn_seg.engine.run import evaluate
+from lqn_seg.engine.report import Report, count_gmacs
+from lqn_seg.engine.run import check_failed, evaluate
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
-from lqn_seg.evaluation.flops import count_torch
+from lqn_seg.evaluation.bootstrap import (
+    FEWEST_IMAGES,
+    PairedDifference,
+    paired_bootstrap_totals,
+)
+from lqn_seg.evaluation.flops import UncountedOperatorError, count_torch
 
 
 @pytest.fixture
@@ -63,6 +70,49 @@ def test_the_whole_run(small_config, capsys):
     for name in ("config.yaml", "metrics.json"):
         assert (output / name).is_file()
     assert list((output / "panels").glob("*.png"))
+
+
+def test_a_part_that_fails_takes_nothing_with_it(small_config, monkeypatch, capsys):
+    """Whatever part: scores are written before it, printed, and every other part is there."""
+    count = report_module.count_gmacs
+
+    def uncounted(segmenter, method, stats):
+        assert (inference_folder / "results.json").is_file()  # written before costs are counted
+        if method == "lqn":
+            raise UncountedOperatorError("aten.attention has no rule")
+        return count(segmenter, method, stats)
+
+    def broken(*_: object, **__: object):
+        raise KeyError("broken")
+
+    inference_folder = small_config.parent / "output" / "inference"
+    monkeypatch.setattr(report_module, "count_gmacs", uncounted)
+    monkeypatch.setattr(pictures, "_panel", broken)
+    monkeypatch.setattr(Report, "_condition_table", broken)
+    report = evaluate(str(small_config))
+    said = capsys.readouterr()
+    assert "the cost of LQN could not be counted: aten.attention has no rule" in said.err
+    assert "could not be drawn: KeyError: 'broken'" in said.err
+    assert said.err.count("Traceback") == 2  # of the two bugs
+    (row,) = (line for line in cost_table(said.out) if line.startswith("LQN "))
+    assert row.split()[1:7] == ["-"] * 6 and float(row.split()[7]) > 0
+    assert "PQ by condition" not in said.out and "PQ minus the teacher's" in said.out
+    assert "times the teacher's multiply-adds" not in said.out
+    assert "On these 5 images" in said.out and "pictures: " not in said.out
+    results = json.loads((inference_folder / "results.json").read_text())
+    assert results["gmacs"]["lqn"] is None and results["gmacs"]["teacher"]["gmacs_total"] > 0
+    assert len(results["report_failures"]) == 2  # the picture comes later, and changes no number
+    assert len(report.failed) == 3
+
+    monkeypatch.setattr(Report, "_differences", broken)
+    evaluate(str(small_config), resume=True)
+    said = capsys.readouterr()
+    assert "the intervals could not be found: KeyError" in said.err
+    assert "minus the teacher's" not in said.out and "token_cos" in said.out
+
+
+def cost_table(printed: str) -> list[str]:
+    return printed[printed.index("cost per image") :].splitlines()
 
 
 def test_reading_ahead_changes_no_result(cfg, monkeypatch):
@@ -180,6 +230,10 @@ def test_what_cannot_be_evaluated_is_named_and_counted(
     assert sorted({failed["image_id"] for failed in results["failed"]}) == [1, 2, 3]
     assert {failed["condition"] for failed in results["failed"]} == {"clean", "contrast-3"}
     assert len(results["annotations_without_image"]) == 1
+    with pytest.raises(InputError, match=r"3 of 5 images failed, more than .*MAX_FAILED.*\(0\.1 "):
+        check_failed([report.evaluation])
+    report.evaluation.cfg.MODEL.LQN.EVAL.MAX_FAILED = 0.6
+    check_failed([report.evaluation])
     cfg.merge_from_list(overrides)
     whole = Evaluation(cfg, report.evaluation.dataset, resume=True)
     for method in ("teacher", "lqn"):  # as if the others had never been there
@@ -312,7 +366,21 @@ def test_the_intervals_are_those_of_the_paired_bootstrap(cfg):
 def test_the_sentence_does_not_flatter(cfg, interval, words):
     report = Report(run(cfg))
     report.differences["lqn"]["clean"] = PairedDifference(*interval)
-    assert f"LQN {words}" in report.sentence()
+    report.images = FEWEST_IMAGES - 1  # of so few, nothing is said about significance
+    assert words not in report.sentence() and "too few for an interval" in report.sentence()
+    assert "[" not in report.sentence() and "[" not in report._difference_table()
+    report.images = FEWEST_IMAGES
+    assert f"LQN {words}" in report.sentence() and "too few" not in report.sentence()
+    assert "[" in report.sentence() and "[" in report._difference_table()
+
+
+def test_one_image_is_no_evidence(cfg):
+    """It was "is better than its teacher (+0.2 [+0.2, +0.2])"."""
+    cfg.MODEL.LQN.EVAL.MAX_IMAGES = 1
+    text = Report(run(cfg)).text()
+    assert "On these 1 images, too few for an interval (10 are needed), LQN differs from" in text
+    assert "is better" not in text and "told apart" not in text and "[" not in text
+    assert not re.search(r"-0\.?0*(?![\d.])", text)
 
 
 def test_conditions_and_names(cfg):

@@ -54,19 +54,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
         return command.start_processes(arguments)
     from lqn_seg.engine import launch
     from lqn_seg.engine.classify_report import classify
+    from lqn_seg.engine.run import check_failed
 
     overrides = arguments.overrides
     if arguments.methods:
         chosen = repr(tuple(names(arguments.methods)))
         overrides = [*overrides, "CLASSIFICATION.METHODS", chosen]
     with launch.joined():
-        classify(
+        report = classify(
             arguments.config_file,
             overrides=overrides,
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,
         )
+    if report is not None:
+        check_failed(report.runs)
     return 0
 
 

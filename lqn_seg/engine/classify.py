@@ -132,23 +132,22 @@ class Classification(DatasetRun):
         """(H, W, 3) uint8 RGB image of a record under a condition."""
         return condition.apply(read_labelled_image(record), max(self.cfg.SEED, 0))
 
-    def costs(self) -> dict[str, tuple[Cost, float]]:
-        """What each method costs on one image on its own, and its milliseconds without views.
+    def cost(self, name: str) -> tuple[Cost, float]:
+        """What a method costs on one image on its own, and its milliseconds without views.
 
         A student that the gauge might not ask for is asked for: the most there is.
+
+        Raises:
+            UncountedOperatorError: an operator that multiplies matrices has no rule.
         """
         image = self.image(self.conditions[-1], self.scored[0])
-        found = {}
         alarmed = self._calibration.alarmed() if self._calibration is not None else None
-        for name, recipe in self.classifier.methods.items():
-            alone = self._build(self.cfg, {name: recipe}, 1, alarmed)
-            alone([image])  # storage and tables that outlive an image are not the image's cost
-            alone.reset()
-            stats = alone([image])[0][name].stats
-            alone.reset()
-            cost = measure(lambda alone=alone: alone([image]))  # type: ignore[misc]
-            found[name] = cost, stats["teacher_ms"] + stats["method_ms"]
-        return found
+        alone = self._build(self.cfg, {name: self.classifier.methods[name]}, 1, alarmed)
+        alone([image])  # storage and tables that outlive an image are not the image's cost
+        alone.reset()
+        stats = alone([image])[0][name].stats
+        alone.reset()
+        return measure(lambda: alone([image])), stats["teacher_ms"] + stats["method_ms"]
 
 
 def classifications(
@@ -177,8 +176,8 @@ def classifications(
         names = dict.fromkeys(("zero-shot", *CONTROLS, *cfg.CLASSIFICATION.METHODS))
         methods = {name: None if name in CONTROLS else adaptation(cfg, name) for name in names}
         folder = Path(cfg.OUTPUT_DIR) / "inference"
-        names = file_names(d.metadata.name for d in datasets)
-        folders = [folder / name if len(datasets) > 1 else folder for name in names.values()]
+        within = file_names(d.metadata.name for d in datasets).values()
+        folders = [folder / name for name in within] if len(datasets) > 1 else [folder]
         return {
             dataset.metadata.name: Classification(
                 cfg, dataset, teacher, calibration, methods, place, resume, strict

@@ -51,20 +51,16 @@ def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
     folder = Path(evaluation.cfg.OUTPUT_DIR) / "panels"
     names = file_names(record["image_id"] for record in evaluation.records)
 
-    def draw(record: Record) -> list[Path]:
+    def draw(record: Record) -> Path | None:
         drawn = _panel(evaluation, segmenter, record, chosen)
-        return [save_png(drawn, folder / f"{names[str(record['image_id'])]}.png")]
+        return save_png(drawn, folder / f"{names[str(record['image_id'])]}.png")
 
-    return [
-        path
+    complaint = "the panel of image {} could not be drawn"
+    made = [
+        attempt(complaint.format(record["image_id"]), partial(draw, record), None, failed)
         for record in evaluation.scored[: wanted.PANEL_IMAGES]
-        for path in attempt(
-            f"the panel of image {record['image_id']} could not be drawn",
-            partial(draw, record),
-            [],
-            failed,
-        )
     ]
+    return [path for path in made if path is not None]
 
 
 def _panel(

@@ -7,7 +7,7 @@ may fail alone, with a sentence, and a cost that cannot be counted is "-", and n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,13 @@ def left_out(run: DatasetRun) -> list[str]:
     return ["\n".join([head, *(f"  {text}" for text in [*found[:NAMED], *more])])]
 
 
+def made(makers: Mapping[str, Callable[[], str]], failed: list[str]) -> list[str]:
+    """Tables and sentences by name, without those that cannot be made and those that are empty."""
+    complaint = "what is printed under the name '{}' could not be made"
+    texts = (attempt(complaint.format(name), make, "", failed) for name, make in makers.items())
+    return [text for text in texts if text]
+
+
 def failed_images(run: DatasetRun) -> list[dict[str, Any]]:
     """The failures as ``results.json`` lists them."""
     return [
@@ -155,8 +162,9 @@ class Report:
         }
         self.fallbacks = {method: self._fallbacks(method) for method in self.methods}
         self.environment = environment(self.cfg.MODEL.LQN.EVAL.THREADS)
+        none: dict[str, dict[str, PairedDifference]] = {}
         self.differences = attempt(
-            "the intervals could not be found", self._differences, {}, self.failed
+            "the intervals could not be found", self._differences, none, self.failed
         )
         self._counted: dict[str, dict[str, float] | None] = {}
 
@@ -240,7 +248,7 @@ class Report:
             makers[f"{self.key} by condition"] = self._condition_table
         if self.differences:
             makers["differences"] = self._difference_table
-        return [head, *left_out(evaluation), *self._made(makers)]
+        return [head, *left_out(evaluation), *made(makers, self.failed)]
 
     @cached_property
     def cost_parts(self) -> list[str]:
@@ -251,15 +259,8 @@ class Report:
             for method, count in self.fallbacks.items()
             if count
         ]
-        sentence = self._made({"sentence": self.sentence})
-        return [*self._made({"costs": self._cost_table}), *failures, *sentence]
-
-    def _made(self, makers: Mapping[str, Callable[[], str]]) -> Iterator[str]:
-        """Tables by name, without those that cannot be made and those that are empty."""
-        for name, make in makers.items():
-            complaint = f"the table or sentence of {name} could not be made"
-            if text := attempt(complaint, make, "", self.failed):
-                yield text
+        sentence = made({"sentence": self.sentence}, self.failed)
+        return [*made({"costs": self._cost_table}, self.failed), *failures, *sentence]
 
     def _precisions(self) -> str:
         found = sorted(set(self.evaluation.segmenter.precisions.values()))

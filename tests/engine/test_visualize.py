@@ -14,7 +14,7 @@ from PIL import Image
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.engine.config import method_config
 from lqn_seg.engine.inference import Condition
-from lqn_seg.engine.probe import Probe, layer_times, query_times, readers, share
+from lqn_seg.engine.probe import Probe, layer_times, query_times, share
 from lqn_seg.engine.visualize import FIGURES, Request, Studio, after, gauge_reading, steps_of, stops
 from lqn_seg.errors import InputError
 

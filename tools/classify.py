@@ -42,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
+    command.check_config(arguments)
     from lqn_seg.engine.classification_config import load_classification_cfg
     from lqn_seg.engine.classify import calibrate_clip
 
@@ -50,20 +51,19 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    chosen = repr(tuple(names(arguments.methods)))
+    methods = ["CLASSIFICATION.METHODS", chosen] if arguments.methods else []
+    command.check_config(arguments, *methods)
     if command.processes(arguments) > 1 and not is_launched():
         return command.start_processes(arguments)
     from lqn_seg.engine import launch
     from lqn_seg.engine.classify_report import classify
     from lqn_seg.engine.run import check_failed
 
-    overrides = arguments.overrides
-    if arguments.methods:
-        chosen = repr(tuple(names(arguments.methods)))
-        overrides = [*overrides, "CLASSIFICATION.METHODS", chosen]
     with launch.joined():
         report = classify(
             arguments.config_file,
-            overrides=overrides,
+            overrides=[*arguments.overrides, *methods],
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,

@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    command.check_config(arguments)
     from lqn_seg.engine.diagnose import diagnose, write_diagnosis
 
     found: dict[str, FitDiagnosis] = {}

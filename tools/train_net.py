@@ -126,17 +126,20 @@ def detectron2_worker(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    command.check_config(arguments)
+    if command.processes(arguments) > 1 or is_launched():
+        raise InputError("a teacher is trained in one process: --num-gpus is for --eval-only")
     from lqn_seg.engine.config import load_cfg
     from lqn_seg.engine.train import TeacherTrainer
 
-    if command.processes(arguments) > 1 or is_launched():
-        raise InputError("a teacher is trained in one process: --num-gpus is for --eval-only")
     cfg = load_cfg(arguments.config_file, arguments.overrides, arguments.device)
     folder = TeacherTrainer(cfg).train(arguments.resume)
     print(f"teacher: {folder}")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    chosen = repr(tuple(names(arguments.methods)))
+    command.check_config(arguments, *(("MODEL.LQN.METHODS", chosen) if arguments.methods else ()))
     engine = choose_engine(arguments)
 
     def run() -> int | None:

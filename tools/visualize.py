@@ -117,6 +117,8 @@ def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 
 def draw(arguments: argparse.Namespace) -> int:
+    if "config_file" in arguments:
+        command.check_config(arguments)
     from lqn_seg.engine.visualize import FIGURES as DRAW
     from lqn_seg.engine.visualize import Studio
 

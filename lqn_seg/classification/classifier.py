@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lqn_seg.classification.baselines.tda import Tda
 from lqn_seg.classification.features import Features
-from lqn_seg.classification.lqn import Adaptation, Adapter, Answer, Run
-from lqn_seg.classification.methods import CONTROLS, PLAIN, VIEWS, make_baseline
+from lqn_seg.classification.lqn import Adapter, Answer, Run
+from lqn_seg.classification.methods import CONTROLS, PLAIN, VIEWS, Adaptation, make_baseline
 from lqn_seg.classification.views import centre_view, corner_view, random_views
 from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
 from lqn_seg.core.gauge import Calibration

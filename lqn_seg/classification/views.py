@@ -27,7 +27,6 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # as torchvision: then the largest crop of an allowed aspect in the middle
 _VIEWS_DRAW, _MIRROR_DRAW = 16, 17  # of the counter-based random numbers; the core has the first
 CORNER_SIDE = 0.85  # of the view's side, of a crop in a corner
-CORNER_VIEWS = 10
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 

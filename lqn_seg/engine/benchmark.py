@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.lqn import Adaptation, usual_views
-from lqn_seg.core.fit import LQNConfig, preset, visited_positions, with_variant
+from lqn_seg.classification.methods import Adaptation, usual_views
+from lqn_seg.core.config import LQNConfig, preset, with_variant
+from lqn_seg.core.fit import visited_positions
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.kernel import share
 from lqn_seg.core.precision import resolve_precision

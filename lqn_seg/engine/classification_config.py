@@ -13,10 +13,16 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from lqn_seg.classification.lqn import WITHOUT_STUDENT, Adaptation, usual_views
-from lqn_seg.classification.methods import BASELINES, PLAIN, VIEWS
-from lqn_seg.classification.prompts import PROMPTS
-from lqn_seg.core.fit import CONTROLS, VARIANTS, nearest, with_variant
+from lqn_seg.classification.methods import (
+    BASELINES,
+    PLAIN,
+    PROMPTS,
+    VIEWS,
+    WITHOUT_STUDENT,
+    Adaptation,
+    usual_views,
+)
+from lqn_seg.core.config import CONTROLS, VARIANTS, nearest, with_variant
 from lqn_seg.engine.config import check_evaluation, get_cfg, lqn_config, merge_cfg
 from lqn_seg.errors import InputError
 

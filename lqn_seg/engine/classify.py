@@ -13,8 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.lqn import Adaptation
-from lqn_seg.classification.methods import CONTROLS
+from lqn_seg.classification.methods import CONTROLS, Adaptation
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
 from lqn_seg.classification.views import centre_view
 from lqn_seg.core.gauge import Calibration

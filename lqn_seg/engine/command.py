@@ -44,6 +44,20 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
 
 
+def check_config(arguments: argparse.Namespace, *more: str) -> None:
+    """Find what is mistyped before torch is imported, which takes seconds.
+
+    Args:
+        more: ``KEY VALUE`` pairs that other flags stand for.
+
+    Raises:
+        InputError: the file is missing or malformed, or a key or value is wrong.
+    """
+    from lqn_seg.engine.config import load_any_cfg
+
+    load_any_cfg(arguments.config_file, [*arguments.overrides, *more], "cpu")
+
+
 def processes(arguments: argparse.Namespace) -> int:
     """How many processes were asked for, on all machines together."""
     return arguments.num_gpus * arguments.num_machines

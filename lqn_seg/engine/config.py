@@ -16,29 +16,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from lqn_seg.core.fit import (
+from lqn_seg.core.config import (
     ALIASES,
     VARIANTS,
     AdaptConfig,
     FitConfig,
     LQNConfig,
+    StudentConfig,
     nearest,
     preset,
     with_variant,
 )
-from lqn_seg.core.student import StudentConfig
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.comparators import Comparator
-from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
-from lqn_seg.segmentation.token_methods import Answer, TokenMethod
-from lqn_seg.segmentation.views import PIXEL_CONTROLS, PixelControl
+from lqn_seg.segmentation.methods import (
+    PIXEL_CONTROLS,
+    Answer,
+    Comparator,
+    Method,
+    PixelControl,
+    SegmentationConfig,
+    TokenMethod,
+)
 
 UNTRAINED = "untrained"  # the control of 0 steps: a fresh student, never fitted
 METHODS = (*VARIANTS, *ALIASES, UNTRAINED, *PIXEL_CONTROLS)
@@ -390,8 +394,8 @@ def _merge(
         raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
     if "MODEL.LQN.METHOD" in overrides and "MODEL.LQN.METHODS" not in overrides:
         cfg.MODEL.LQN.METHODS = ()  # one method was asked for by hand
-    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
     check(cfg)
+    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
 
 
 def check_cfg(cfg: CfgNode) -> None:
@@ -460,6 +464,10 @@ def resolve_device(name: str, asked: bool = True) -> str:
         InputError: a device was asked for that this machine does not have, or that does not exist.
     """
     kind = name.split(":")[0]
+    if kind == "cpu":
+        return name
+    import torch  # takes seconds, and a mistyped configuration is answered without it
+
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),

@@ -16,7 +16,8 @@ from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lqn_seg.core.fit import FittedStudents, LQNConfig, StudentFitter
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fit import FittedStudents, StudentFitter
 from lqn_seg.core.kernel import share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.data.catalog import get_dataset

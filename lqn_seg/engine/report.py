@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from lqn_seg.core.fit import LQNConfig, with_variant
+from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.inference import CLEAN, DatasetRun, Evaluation
 from lqn_seg.engine.provenance import environment, json_numbers
@@ -38,8 +38,8 @@ from lqn_seg.evaluation.bootstrap import (
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
+from lqn_seg.segmentation.methods import PixelControl
 from lqn_seg.segmentation.segmenter import Segmenter
-from lqn_seg.segmentation.views import PixelControl
 
 CORRUPTED = "mean of corruptions"
 HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}

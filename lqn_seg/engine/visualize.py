@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lqn_seg.core.fit import LQNConfig, nearest
+from lqn_seg.core.config import LQNConfig, nearest
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS
@@ -42,7 +42,8 @@ from lqn_seg.engine.probe import (
 from lqn_seg.engine.sharded import say, write_atomically
 from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.segmenter import Method, Prediction, Segmenter
+from lqn_seg.segmentation.methods import Method
+from lqn_seg.segmentation.segmenter import Prediction, Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.visualization import figures
 from lqn_seg.visualization.panels import (

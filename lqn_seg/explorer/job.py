@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from numpy.typing import NDArray
 
-from lqn_seg.core.fit import FittedStudents, LQNConfig
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fit import FittedStudents
 from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.config import method_config
 from lqn_seg.engine.pictures import segmentation

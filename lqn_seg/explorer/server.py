@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from lqn_seg.core.fit import PRESETS, nearest
+from lqn_seg.core.config import PRESETS, nearest
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import read_image

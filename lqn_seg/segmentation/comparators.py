@@ -27,35 +27,13 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
 from lqn_seg.errors import InputError
+from lqn_seg.segmentation.methods import Comparator
 from lqn_seg.segmentation.windows import Size, resize_image, resize_scores
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.files import find_file, first_line, read_json
 
 KINDS = ("mask2former", "maskformer", "oneformer")
 _PREPROCESSOR = "preprocessor_config.json"
-
-
-@dataclass(frozen=True)
-class Comparator:
-    """A method that is another model: ``label=weights``, a directory or hub id of transformers'."""
-
-    label: str
-    weights: str
-
-    @classmethod
-    def parse(cls, name: str) -> Comparator:
-        """From a method's name.
-
-        Raises:
-            InputError: the label or the weights are missing.
-        """
-        label, _, weights = name.partition("=")
-        if not label or not weights:
-            raise InputError(
-                f"MODEL.LQN.METHODS: {name!r} must be a label, =, and a directory or hub id, such "
-                "as mask2former=facebook/mask2former-swin-large-ade-semantic"
-            )
-        return cls(label, weights)
 
 
 @dataclass(frozen=True)

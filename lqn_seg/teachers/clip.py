@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Edit, Teacher
+from lqn_seg.teachers.files import use_cache_without_network
 from lqn_seg.teachers.modules import accelerate, lower_weights
 
 _LOCAL = "local-dir:"
@@ -289,6 +290,7 @@ def load_clip(
         source, pretrained = f"{_LOCAL}{weights}", None
     else:
         check_quick_gelu(name, weights)
+        use_cache_without_network()
         source, pretrained = name, weights
     try:
         with _quiet():

@@ -97,7 +97,9 @@ def set_image_size(model: Any, size: Size) -> None:
             )[0]
         embeddings.position_embeddings = nn.Embedding(len(new), new.shape[1], _weight=new)
         embeddings.position_ids = nn.Buffer(
-            torch.arange(len(new), device=new.device)[None], persistent=False
+            # transformers 4 builds weights on the meta device, and buffers on the real one.
+            torch.arange(len(new), device=embeddings.position_ids.device)[None],
+            persistent=False,
         )
         embeddings.patch_embeddings.image_size = size
         embeddings.patch_embeddings.num_patches = len(new)

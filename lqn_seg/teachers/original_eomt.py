@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lqn_seg.errors import InputError
@@ -132,7 +133,7 @@ def rename(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], key:
 def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
     """A timm ViT's tensors under the names of transformers' EoMT, q, k and v apart.
 
-    A SwiGLU's first matrix holds gate and value; transformers 5 has one each.
+    A SwiGLU's first matrix holds gate and value; transformers from 5.18 on has one each.
     """
     converted = {}
     for name, value in rename(state, TIMM_NAMES, key).items():
@@ -160,6 +161,18 @@ def _split_swiglu(state: State) -> State:
     return split
 
 
+def _fuse_swiglu(state: Mapping[str, Tensor]) -> State:
+    """Gate and value in one matrix again, which transformers before 5.18 has."""
+    fused = {}
+    for name, value in state.items():
+        if ".mlp.gate_proj." in name:
+            other = state[name.replace("gate_proj", "up_proj")]
+            fused[name.replace("gate_proj", "weights_in")] = torch.cat([value, other])
+        elif ".mlp.up_proj." not in name:
+            fused[name.replace(".mlp.down_proj.", ".mlp.weights_out.")] = value
+    return fused
+
+
 def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
     """Copy tensors into a model; all of them, and all that it has but the loss's class weights.
 
@@ -169,6 +182,8 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
     expected = {
         name: value for name, value in model.state_dict().items() if not name.startswith("criter")
     }
+    if "layers.0.mlp.weights_in.weight" in expected:
+        state = _fuse_swiglu(state)
     problems = {
         "missing": sorted(set(expected) - set(state)),
         "unexpected": sorted(set(state) - set(expected)),

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.lqn import Adaptation, Adapter
-from lqn_seg.classification.methods import BASELINES, CONTROLS
+from lqn_seg.classification.lqn import Adapter
+from lqn_seg.classification.methods import BASELINES, CONTROLS, Adaptation
 from lqn_seg.classification.prompts import templates, text_features
 from lqn_seg.classification.views import centre_view, corner_view
-from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
+from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
+from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.random import image_key
-from lqn_seg.core.student import StudentConfig
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.teachers.base import normalise

@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lqn_seg.core.fit import PRESETS, FitConfig, LQNConfig
-from lqn_seg.core.student import StudentConfig
+from lqn_seg.core.config import PRESETS, FitConfig, LQNConfig, StudentConfig
 from lqn_seg.engine import benchmark_teachers
 from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, _drifts, write_numbers
 from lqn_seg.engine.benchmark_report import report_text, write_report

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lqn_seg.classification.lqn import DEFAULT_VIEWS
+from lqn_seg.classification.methods import DEFAULT_VIEWS
 from lqn_seg.data import catalog
 from lqn_seg.engine import classify_report
 from lqn_seg.engine.classification_config import adaptation, load_classification_cfg

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fvcore.common.config import CfgNode
 
-from lqn_seg.core.fit import PRESETS, VARIANTS, with_variant
+from lqn_seg.core.config import PRESETS, VARIANTS, with_variant
 from lqn_seg.data import catalog
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
@@ -27,7 +27,7 @@ from lqn_seg.engine.config import (
 from lqn_seg.engine.inference import build_evaluators
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import CityscapesEvaluator, SemanticEvaluator
-from lqn_seg.segmentation.segmenter import SegmentationConfig
+from lqn_seg.segmentation.methods import SegmentationConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

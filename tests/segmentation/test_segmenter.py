@@ -9,19 +9,20 @@ import torch
 import torch.nn.functional as F
 
 from lqn_seg.core.augment import augmented_views
+from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
 from lqn_seg.core.controls import ClosedFormField
-from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
+from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.gauge import Restorer, residual
 from lqn_seg.core.random import image_key
-from lqn_seg.core.student import StudentConfig
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
+from lqn_seg.segmentation.methods import PixelControl, SegmentationConfig
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
-from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter, _fidelity
-from lqn_seg.segmentation.views import PixelControl, larger_size
+from lqn_seg.segmentation.segmenter import Segmenter, _fidelity
+from lqn_seg.segmentation.views import change_pixels, larger_size
 from lqn_seg.segmentation.windows import SlidingWindows
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import load_eomt
@@ -389,7 +390,7 @@ def test_pixel_controls_change_what_the_teacher_sees(build, calibration, heard):
         tokens = dict(zip(names, (call[0] for call in heard)))
         field, _, _ = encode(segmenter, pixels)
         for name in ("blur", "denoise"):
-            changed = PixelControl(name).apply(pixels[None].float() / 255, None)[0]
+            changed = change_pixels(PixelControl(name), pixels[None].float() / 255, None)[0]
             seen, _, _ = encode(segmenter, 255 * changed if damaged else pixels)
             torch.testing.assert_close(tokens[name], seen[:, -1], atol=1e-4, rtol=1e-4)
         mirrored, _, _ = encode(segmenter, pixels.flip(-1))

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import EomtConfig
 
-from lqn_seg.core.fit import LQNConfig, fit_student
+from lqn_seg.core.config import LQNConfig, StudentConfig
+from lqn_seg.core.fit import fit_student
 from lqn_seg.core.random import image_key
-from lqn_seg.core.student import StudentConfig
 from lqn_seg.engine.build import build_segmenter, build_teacher
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.train import TeacherTrainer

@@ -247,6 +247,36 @@ def test_a_method_with_a_history_goes_on_from_nothing(config):
     assert classify(str(config), without, resume=True) is not None
 
 
+def test_a_resume_classifies_what_has_changed_since(config, monkeypatch, capsys):
+    done: list[str] = []
+    predict = Classification._predict
+
+    def counting(self, condition, records):
+        done.extend(record["image_id"] for record in records)
+        return predict(self, condition, records)
+
+    monkeypatch.setattr(Classification, "_predict", counting)
+
+    def resumed() -> set[str]:
+        done.clear()
+        (one,) = classifications(load_classification_cfg(str(config), overrides), True).values()
+        one.run(progress=False)
+        return set(done)
+
+    overrides = ["CLASSIFICATION.METHODS", "('zero',)", "CLASSIFICATION.HISTORY", "False"]
+    (one,) = run(config, *overrides)
+    assert resumed() == set()
+    changed, moved = (Path(one.records[k]["file_name"]) for k in (3, 9))
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    other = next(p for p in moved.parent.parent.iterdir() if p != moved.parent) / "moved.png"
+    moved.rename(other)  # into another class: an image of its own, with another label
+    capsys.readouterr()
+    expected = {f"{path.parent.name}/{path.name}" for path in (changed, other)}
+    assert resumed() == expected
+    assert "evaluated again: 1 of 16 images" in capsys.readouterr().err
+    assert resumed() == set()
+
+
 def test_ctrl_c_promises_a_resume_only_where_there_is_one(config, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

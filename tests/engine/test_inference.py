@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import inference, pictures
@@ -151,6 +153,61 @@ def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):
     executed.clear()
     assert quality(run(cfg, resume=True)) == whole
     assert executed == [("contrast-3", k) for k in (2, 3, 4)]
+
+
+@pytest.fixture
+def own_root(scenes_root, tmp_path, monkeypatch) -> Path:
+    """The five scenes, for a test to change."""
+    root = tmp_path / "own"
+    shutil.copytree(scenes_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    return root / "demo"
+
+
+def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, capsys, monkeypatch):
+    run(cfg)
+    names = [f"{k:06d}.png" for k in range(5)]
+    executed.clear()
+
+    def resumed() -> list[int]:
+        evaluation = run(cfg, resume=True)
+        assert len(evaluation.lines("clean", "lqn")) == 5
+        done = sorted({key for _, key in executed})
+        assert len(executed) == 2 * len(done)  # under both conditions
+        executed.clear()
+        return done
+
+    capsys.readouterr()
+    assert resumed() == [] and "changed" not in capsys.readouterr().err
+    # The image, with its size and time kept, as some tools of copying do.
+    image = own_root / "val" / names[1]
+    was = image.stat()
+    pixels = np.asarray(Image.open(image)).copy()
+    content = image.read_bytes()
+    Image.fromarray(255 - pixels).save(image)
+    image.write_bytes(image.read_bytes().ljust(was.st_size, b"\0"))
+    os.utime(image, ns=(was.st_atime_ns, was.st_mtime_ns))
+    # The label, and the annotation.
+    label = own_root / "panoptic_val" / names[2]
+    label.write_bytes(label.read_bytes() + b"\0")
+    path = own_root / "annotations" / "panoptic_val.json"
+    annotations = json.loads(path.read_text())
+    annotations["annotations"][4]["segments_info"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(annotations))
+    assert resumed() == [1, 2, 4]
+    said = capsys.readouterr().err
+    assert "evaluated again: 3 of 5 images (1, 2, 4)" in said
+    assert resumed() == []
+    image.write_bytes(content)
+    assert resumed() == []  # what was found of it first is there
+    found = quality(run(cfg, resume=True))
+    assert found == quality(run(cfg))
+    # A copy of the data set is the same data set.
+    copy = own_root.parent.parent / "copy"
+    shutil.copytree(own_root.parent, copy)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(copy))
+    executed.clear()
+    assert resumed() == []
 
 
 def test_without_resume_everything_is_done_again(cfg):

@@ -26,6 +26,7 @@ from lqn_seg.engine.calibrate import calibrate_on
 from lqn_seg.engine.classification_config import adaptation
 from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
 from lqn_seg.engine.launch import fixed_threads
+from lqn_seg.engine.sharded import make_writable
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
 from lqn_seg.evaluation.cost import Cost, measure
@@ -236,6 +237,7 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
     folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
         raise InputError("the teacher's weights must be in a local folder to be calibrated there")
+    make_writable(folder)
     teacher, records = build_clip(cfg), _spread(_labelled(dataset).records(), most)
 
     def windows(record: Record) -> Tensor:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -349,6 +350,20 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {path} ({error.strerror})") from error
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder, and find now, and not when the work is done, that it cannot be written to.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror})") from error
 
 
 def say(text: str) -> None:

@@ -58,15 +58,18 @@ def evaluate(arguments: argparse.Namespace) -> int:
         return command.start_processes(arguments)
     from lqn_seg.engine import launch
     from lqn_seg.engine.classify_report import classify
+    from lqn_seg.engine.run import check_failed
 
     with launch.joined():
-        classify(
+        report = classify(
             arguments.config_file,
             overrides=[*arguments.overrides, *methods],
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,
         )
+    if report is not None:
+        check_failed(report.runs)
     return 0
 
 

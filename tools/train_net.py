@@ -63,12 +63,12 @@ def choose_engine(arguments: argparse.Namespace) -> str:
 
 def evaluate_natively(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine import launch
-    from lqn_seg.engine.run import evaluate
+    from lqn_seg.engine.run import check_failed, evaluate
 
     with launch.joined():
         if launch.is_main():
             print("engine: native", flush=True)
-        evaluate(
+        report = evaluate(
             arguments.config_file,
             overrides=arguments.overrides,
             device=arguments.device,
@@ -76,6 +76,8 @@ def evaluate_natively(arguments: argparse.Namespace) -> None:
             resume=arguments.resume,
             strict=arguments.strict,
         )
+    if report is not None:
+        check_failed([report.evaluation])
 
 
 def evaluate_in_detectron2(arguments: argparse.Namespace) -> None:

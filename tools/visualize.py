@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def add_options(parser: argparse.ArgumentParser, name: str, methods: str) -> None:
+def add_options(parser: Parser, name: str, methods: str) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the files")
     if name == "curves":
         parser.add_argument(

@@ -15,6 +15,7 @@ from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
 from lqn_seg.engine.config import load_cfg, segmentation_config
+from lqn_seg.engine.sharded import make_writable
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import (
     FILE_NAME,
@@ -65,6 +66,9 @@ def calibrate_teacher(
         output = weights / FILE_NAME
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
+    if output.is_dir():
+        raise InputError(f"--output: {output} is a folder, expected a file")
+    make_writable(output.parent)
     share = QUANTILE if quantile is None else quantile
     if not 0 <= share < 0.5:
         raise InputError(f"--quantile must be in [0, 0.5), not {share}")

@@ -134,6 +134,9 @@ def add_lqn_config(cfg: CfgNode) -> None:
                 "CORRUPTIONS": (),
                 "SEVERITY": 3,
                 "MAX_IMAGES": 0,
+                # Share of the images that may fail, each by name, before the command ends with an
+                # error; the others are scored all the same.
+                "MAX_FAILED": 0.1,
                 # CPU threads of a process, the same on every machine and for any number of
                 # processes: it decides the last bits of a result.
                 "THREADS": defaults.threads,
@@ -434,6 +437,7 @@ def check_evaluation(cfg: CfgNode) -> None:
     for key, least, most in (
         ("SEVERITY", 1, 5),
         ("MAX_IMAGES", 0, None),
+        ("MAX_FAILED", 0, 1),
         ("THREADS", 1, None),
         ("PANEL_IMAGES", 0, None),
         ("BOOTSTRAP_SAMPLES", 1, None),

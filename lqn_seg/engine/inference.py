@@ -26,6 +26,7 @@ from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
 from lqn_seg.data.images import read_image
+from lqn_seg.data.input_hash import input_hash
 from lqn_seg.engine import launch
 from lqn_seg.engine.ahead import ReadAhead
 from lqn_seg.engine.build import build_segmenter
@@ -117,7 +118,8 @@ class DatasetRun(ABC):
         evaluators: by task.
         chosen: conditions in place of the configuration's.
         folder: receives the results.
-        resume: go on from what is in the folder.
+        resume: go on from what is in the folder. An image whose files or annotation have changed
+            since is evaluated again; where it lies is not asked.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
 
@@ -148,13 +150,19 @@ class DatasetRun(ABC):
         self._by_name = {str(condition): condition for condition in self.conditions}
         names = list(self._by_name)
         fingerprint = self._common_fingerprint(listed) | self._fingerprint()
-        self.shards = ShardedRun(folder, fingerprint, names, resume, strict)
+        self.shards = ShardedRun(
+            folder, fingerprint, names, resume, strict, self._input_hash, may_change=("records",)
+        )
+        if resume:
+            self.shards.forget_changed(records)
         self.fingerprint = fingerprint
         self._ahead: ReadAhead[Any] = ReadAhead()
 
     def _common_fingerprint(self, listed: list[Record]) -> dict[str, Any]:
+        metadata = self.dataset.metadata
         return {
-            "dataset": self.dataset.metadata.name,
+            "dataset": metadata.name,
+            "classes": _digest(repr((metadata.categories, metadata.label_table))),
             "records": _digest(json.dumps(listed, default=str)),
             "device": self.model.teacher.device.type,
             "threads": self.cfg.MODEL.LQN.EVAL.THREADS,
@@ -165,6 +173,10 @@ class DatasetRun(ABC):
             "teacher input": repr(self.model.teacher.preprocessing),
             "version": __version__,
         }
+
+    def _input_hash(self, record: Record) -> str:
+        """What tells a record from the same one with another image, label or annotation."""
+        return input_hash(record, self.dataset.metadata, InstanceEvaluator.task in self.evaluators)
 
     @abstractmethod
     def _fingerprint(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +21,7 @@ from lqn_seg.core.fit import FittedStudents, StudentFitter
 from lqn_seg.core.kernel import share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import read_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.inference import Condition
@@ -36,16 +38,20 @@ class Source:
     """An image to look at.
 
     Attributes:
-        name: for file names and headings.
+        name: for headings.
         pixels: (h, w, 3) uint8 RGB.
         record: of the data set it is from, with its ground truth; None for a user's own.
         condition: what was done to it.
+        file_name: begins the names of its figures; no other image of the request has it.
+        origin: the whole path that it was read from.
     """
 
     name: str
     pixels: NDArray[np.uint8]
     record: Record | None = None
     condition: Condition = field(default_factory=Condition)
+    file_name: str = "image"
+    origin: str = ""
 
     def under(self, condition: Condition, seed: int = 0) -> Source:
         """The same image, damaged."""
@@ -89,27 +95,38 @@ def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callabl
         InputError: a path does not exist, or there is no data set to take an image from.
     """
     if inputs:
-        found: list[Callable[[], Source]] = []
-        taken: set[str] = set()
-        for file in image_files(inputs):
-            name = file.stem if file.stem not in taken else f"{file.stem}_{len(taken)}"
-            taken.add(name)  # a.jpg and a.png, or the same name in two folders
-            found.append(partial(own_image, file, name))
-        return found
+        files = list(dict.fromkeys(map(Path.resolve, image_files(inputs))))
+        return [partial(own_image, file, name) for file, name in _figure_names(files).items()]
     if not cfg.DATASETS.TEST:
         raise InputError("--input is needed: the configuration names no DATASETS.TEST")
     records = get_dataset(cfg.DATASETS.TEST[0]).records()[: max(count, 1)]
     return [partial(scene, record) for record in records]
 
 
-def own_image(file: Path, name: str) -> Source:
-    """A user's image."""
-    return Source(name, read_image(file))
+def own_image(file: Path, figure: str) -> Source:
+    """A user's image; `figure` begins the names of its figures."""
+    return Source(file.stem, read_image(file), file_name=figure, origin=str(file))
+
+
+def _figure_names(files: Sequence[Path]) -> dict[Path, str]:
+    """What a user's files are called in the names of figures: two of one name by their paths."""
+    alike = Counter(file.stem.casefold() for file in files)
+    return {
+        file: file_name(file.stem, str(file) if alike[file.stem.casefold()] > 1 else "")
+        for file in files
+    }
 
 
 def scene(record: Record) -> Source:
     """A data set's image."""
-    return Source(f"scene {record['image_id']}", read_image(record["file_name"]), record)
+    key, path = record["image_id"], record["file_name"]
+    return Source(
+        f"scene {key}",
+        read_image(path),
+        record,
+        file_name=f"scene-{file_name(key)}",
+        origin=f"{Path(path).resolve()} {key}",
+    )
 
 
 class Probe:

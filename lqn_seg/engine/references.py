@@ -143,7 +143,7 @@ class Cityscapesscripts(Reference):
         self.pairs: list[tuple[str, str]] = []
 
     def add(self, record: Record, prediction: GroundTruth) -> None:
-        path = self.folder / f"{record['image_id']}.png"
+        path = self.folder / f"{len(self.pairs)}.png"
         Image.fromarray(train_to_label_ids()[prediction.labels]).save(path)
         self.pairs.append((str(path), str(record["sem_seg_file_name"])))
 

@@ -12,10 +12,10 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 
 from lqn_seg.data.catalog import Dataset
 from lqn_seg.data.corruptions import CORRUPTIONS, corruption_constants
+from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
+from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import (
@@ -37,6 +39,7 @@ from lqn_seg.engine.inference import (
     weights_hash,
 )
 from lqn_seg.engine.report import count_gmacs
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
@@ -286,8 +289,8 @@ def _study(node: _Node, name: str, further: tuple[tuple[str, Any], ...]) -> Stud
     }
     if not teachers:
         raise node.error("TEACHERS", "names no teacher")
-    for key in teachers:
-        if slug(key) != key:
+    for key, name in file_names(teachers).items():
+        if name != key:
             raise node.error("TEACHERS", f"cannot name a folder after {key!r}")
     of_teachers = [f"{what}/{key}" for what in ("teacher", "calibration") for key in teachers]
     known = ("dataset", "corruptions", *of_teachers)
@@ -377,11 +380,6 @@ def value_name(value: Any) -> str:
     if len(value) > 2 and all(_is_whole(v) and v == value[0] + k for k, v in enumerate(value)):
         return f"{value[0]}-{value[-1]}"
     return ", ".join(map(str, value))
-
-
-def slug(text: str) -> str:
-    """What of a text can name a folder."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_.")
 
 
 # ---- what the files hold -------------------------------------------------------------------------
@@ -517,7 +515,8 @@ def _job(
     overrides = list(run.overrides)
     if study.sweep and value is not None:
         overrides.append((study.sweep.key, study.sweep.values[value]))
-        folder /= slug(value_name(study.sweep.values[value])) or f"value{value}"
+        folders = file_names(map(value_name, study.sweep.values))
+        folder /= folders[value_name(study.sweep.values[value])]
     count = min(n for n in (images, run.max_images, study.max_images) if n)
     if study.block > count:
         raise InputError(f"study {study.name}: BLOCK is {study.block}, a run has {count} images")
@@ -585,7 +584,7 @@ class Finished:
 
     Attributes:
         lines: condition -> method -> lines of the job's images.
-        gmacs: method -> `method_gmacs`; a method that it cannot count is missing.
+        gmacs: method -> `method_gmacs`; a method whose cost cannot be counted is missing.
         metric: totals (S, ...) -> (S,).
     """
 
@@ -596,14 +595,23 @@ class Finished:
 
 
 def run_jobs(
-    jobs: Sequence[Job], dataset: Dataset, resume: bool, task: str, progress: bool = True
+    jobs: Sequence[Job],
+    dataset: Dataset,
+    resume: bool,
+    task: str,
+    progress: bool = True,
+    failed: list[str] | None = None,
 ) -> list[Finished]:
     """Run what no earlier job of the list has evaluated; jobs with more come first.
+
+    Args:
+        failed: receives a sentence for each cost that cannot be counted.
 
     Raises:
         InputError: as `Evaluation`.
     """
     finished: dict[int, Finished] = {}
+    failed = [] if failed is None else failed
     order = sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k))
     done: list[Finished] = []
     for k in order:
@@ -617,7 +625,7 @@ def run_jobs(
             if progress and launch.is_main():
                 names = ", ".join(map(str, todo))
                 print(f"{job}: {job.images} images, {', '.join(job.methods)}; {names}", flush=True)
-            fresh = _evaluate(job, todo, dataset, resume, task, progress)
+            fresh = _evaluate(job, todo, dataset, resume, task, progress, failed)
         lines = {}
         for name, source in sources.items():
             held = (source or fresh).lines[name]  # type: ignore[union-attr]
@@ -633,7 +641,13 @@ def run_jobs(
 
 
 def _evaluate(
-    job: Job, todo: Sequence[Condition], dataset: Dataset, resume: bool, task: str, progress: bool
+    job: Job,
+    todo: Sequence[Condition],
+    dataset: Dataset,
+    resume: bool,
+    task: str,
+    progress: bool,
+    failed: list[str],
 ) -> Finished:
     # Strict: differences are paired over images, so every job needs all of them.
     with launch.together():
@@ -642,7 +656,7 @@ def _evaluate(
     evaluator = evaluation.evaluators[task]
     assert isinstance(evaluator, PanopticEvaluator | SemanticEvaluator)
     lines: dict[str, dict[str, Lines]] = {}
-    gmacs = {}
+    gmacs: dict[str, dict[str, float] | None] = {}
     for condition in todo:
         lines[str(condition)] = by_method = {}
         for method in job.methods:
@@ -650,6 +664,11 @@ def _evaluate(
             stats = [line["lqn"] for line in found]
             by_method[method] = Lines(evaluator.stack([line[task] for line in found]), stats)
             if method not in gmacs:
-                gmacs[method] = count_gmacs(evaluation.segmenter, method, mean_stats(stats))
+                gmacs[method] = attempt(
+                    f"teacher {job.teacher}: the cost of {title(method)} could not be counted",
+                    partial(count_gmacs, evaluation.segmenter, method, mean_stats(stats)),
+                    None,
+                    failed,
+                )
     counted = {method: costs for method, costs in gmacs.items() if costs}
     return Finished(job, lines, counted, evaluator.metric)

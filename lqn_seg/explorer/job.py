@@ -24,11 +24,14 @@ from numpy.typing import NDArray
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.fit import FittedStudents
 from lqn_seg.core.ineffective import shown
+from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.config import method_config
+from lqn_seg.engine.pictures import segmentation
 from lqn_seg.engine.probe import Probe, Source, share, student_method
 from lqn_seg.engine.provenance import json_numbers
-from lqn_seg.engine.report import count_gmacs, segmentation, title
+from lqn_seg.engine.report import count_gmacs
 from lqn_seg.engine.visualize import Studio, after, compare, steps_of, stops
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Prediction
 from lqn_seg.visualization.figures import png_bytes
@@ -123,7 +126,11 @@ class Job:
         if name == "teacher":
             self.unlike = self.studio.unlike(self.source)
         (found,) = segmenter([self.source.tensor])
-        self.gmacs[name] = count_gmacs(segmenter, name, found[name].stats)
+        self.gmacs[name] = attempt(
+            f"the cost of {title(name)} could not be counted",
+            partial(count_gmacs, segmenter, name, found[name].stats),
+            {},
+        )
         self._numbers[name] = self._described(name, found[name])
         self.predictions[name] = found[name]
 
@@ -160,6 +167,7 @@ class Job:
             "progress": 1.0 if done else made / self._total,
             "eta_s": eta,
             "image": self.source.heading,
+            "file": f"{self.source.file_name}_{self.source.condition}_{self.preset}",
             "size": [height, width],
             "preset": self.preset,
             "known": self.studio.known,

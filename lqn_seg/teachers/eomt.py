@@ -382,7 +382,7 @@ def _trained_eomt(
     own = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
     if not config:
         raise InputError(
-            f"{key} holds tensors alone: name the model's shape by {_KEY}.CONFIG, as in its training"
+            f"{key} holds tensors alone: name the shape that it was trained in by {_KEY}.CONFIG"
         )
     shape = read_eomt_config(config)
     shape.num_labels = len(own.get("class_predictor.bias", [0, 0])) - 1

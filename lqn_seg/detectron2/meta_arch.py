@@ -115,7 +115,7 @@ class EomtMetaArch(TrainableEomt):
         """Losses by name in training mode, else predictions as of `LQNTTTMetaArch`."""
         if not self.training:
             return [_with_instances(output) for output in self.predict(batched_inputs)]
-        things = self.answers.segmenter.thing_ids
+        things = self.segmenter.thing_ids
         targets = [mapped_targets(inputs, things, self.ignore_label) for inputs in batched_inputs]
         progress = get_event_storage().iter / self.max_iter if has_event_storage() else None
         return self.losses(batched_inputs, targets, progress)

@@ -131,7 +131,7 @@ def segment_targets(
     found: list[int] = [] if classes is None else classes.tolist()
     if labels is not None:
         covered = set(found) | (set(things) if masks is not None else set())
-        present = set(labels.unique().tolist()) - covered - {ignore_label}
+        present = set(labels.unique().long().tolist()) - covered - {ignore_label}
         found_masks += [labels == label for label in sorted(present)]
         found += sorted(present)
     drawn = [k for k, mask in enumerate(found_masks) if mask.any()]
@@ -140,7 +140,7 @@ def segment_targets(
         size = some.shape[-2:] if some is not None else (0, 0)
         return torch.zeros(0, *size, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
     kept = torch.stack([found_masks[k] for k in drawn])
-    return kept, torch.tensor([found[k] for k in drawn], device=kept.device)
+    return kept, torch.tensor([found[k] for k in drawn])
 
 
 def mapped_targets(

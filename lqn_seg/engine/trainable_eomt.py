@@ -44,7 +44,7 @@ class TrainableEomt(nn.Module):
                 "MODEL.LQN.TEACHER.PRECISION must be float32 to train; SOLVER.AMP.ENABLED True "
                 "computes in less"
             )
-        self.answers = LQNTTTMetaArch(segmenter, input_format)
+        self.segmenter, self.input_format = segmenter, input_format
         self.model = segmenter.teacher.model.requires_grad_(True)
         self.pixel_weight = pixel_weight
         # What the weights are worth nothing without goes with them into a checkpoint.
@@ -52,6 +52,7 @@ class TrainableEomt(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(segmenter.teacher, name)))
         # Trained and kept in checkpoints; a teacher is loaded without it.
         self.auxiliary = nn.ModuleList([PixelClassifier(self.model)] if pixel_weight else [])
+        self.train()  # as a new module is; the teacher's was in evaluation mode
 
     @property
     def device(self) -> torch.device:
@@ -76,10 +77,10 @@ class TrainableEomt(nn.Module):
         """
         if progress is not None:
             anneal(self.model, progress)
-        teacher, count = self.answers.segmenter.teacher, self.model.config.num_labels
+        teacher, count = self.segmenter.teacher, self.model.config.num_labels
         fitted = [
             fit_targets(
-                read_input(inputs, self.answers.input_format),
+                read_input(inputs, self.input_format),
                 masks.cpu(),
                 classes,
                 teacher.image_size,
@@ -97,8 +98,8 @@ class TrainableEomt(nn.Module):
 
     def predict(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """`LQNTTTMetaArch.forward` of the teacher, with the weights as they are now."""
-        self.answers.segmenter.teacher.refresh()
-        return self.answers(batched_inputs)
+        self.segmenter.teacher.refresh()
+        return LQNTTTMetaArch(self.segmenter, self.input_format)(batched_inputs)
 
 
 def trainable_segmenter(

@@ -61,11 +61,10 @@ class LQNTTTMetaArch(nn.Module):
             )
         images = [read_input(inputs, self.input_format) for inputs in batched_inputs]
         sizes = [_output_size(inputs, image) for inputs, image in zip(batched_inputs, images)]
-        predictions = self.segmenter(images, sizes)
-        return [
-            {**prediction[self.method].output, "lqn": prediction[self.method].stats}
-            for prediction in predictions
-        ]
+        found = [prediction[self.method] for prediction in self.segmenter(images, sizes)]
+        if torch.jit.is_tracing():  # which takes tensors alone
+            return [_tensors(one.output) for one in found]
+        return [{**one.output, "lqn": one.stats} for one in found]
 
 
 def read_input(inputs: Mapping[str, Any], input_format: str) -> Tensor:
@@ -90,6 +89,14 @@ def read_input(inputs: Mapping[str, Any], input_format: str) -> Tensor:
             )
         image = image.round().to(torch.uint8)
     return (image.flip(0) if input_format == "BGR" else image).cpu().contiguous()
+
+
+def _tensors(output: Mapping[str, Any]) -> dict[str, Any]:
+    """A prediction without the numbers that describe its panoptic segments."""
+    traced = dict(output)
+    if "panoptic_seg" in traced:
+        traced["panoptic_seg"] = (traced["panoptic_seg"][0], [])
+    return traced
 
 
 def _output_size(inputs: Mapping[str, Any], image: Tensor) -> tuple[int, int]:

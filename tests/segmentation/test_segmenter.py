@@ -679,16 +679,3 @@ def test_a_call_computes_with_its_own_threads_and_gives_them_back(build, monkeyp
     again = build(threads=1)([image(0)])[0]
     for name, found in prediction.items():
         assert mask_hash(found.output) == mask_hash(again[name].output)
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_the_teacher_can_be_traced_and_a_fit_says_that_it_cannot(build):
-    def scores(methods):
-        model = LQNTTTMetaArch(build(methods))
-        return lambda pixels: model([{"image": pixels}])[0]["sem_seg"]
-
-    pixels, teacher = image(0), scores({"teacher": None})
-    traced = torch.jit.trace(teacher, pixels)
-    torch.testing.assert_close(traced(pixels), teacher(pixels), atol=1e-4, rtol=1e-4)
-    with pytest.raises(InputError, match=r"METHOD lqn cannot be traced.*analyze_flops\.py"):
-        torch.jit.trace(scores({"lqn": LQN}), pixels)

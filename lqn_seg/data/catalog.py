@@ -134,8 +134,8 @@ def register_label_folders(
     """Make image and label folders of one's own, for semantic segmentation, known under a name.
 
     The labels of `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) are `label_dir/x.png`: one channel
-    of the upright image's size that holds indices into `classes`. Nothing is read until `get_dataset(name)`.
-    Registering the same name with the same arguments again is allowed.
+    of the upright image's size that holds indices into `classes`. Nothing is read until
+    `get_dataset(name)`. Registering the same name with the same arguments again is allowed.
 
     Args:
         name: what `DATASETS.TRAIN` or `DATASETS.TEST` calls it.

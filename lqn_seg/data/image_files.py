@@ -36,7 +36,7 @@ class ImageFiles:
         if not self.hidden:
             return []
         hidden = enumeration([path.name for path in self.hidden])
-        return [f"{what}: {hidden} left out, for hidden files are no images"]
+        return [f"{what} holds hidden files, which are no images: {hidden}"]
 
 
 def find_images(folder: Path, below: bool = False) -> ImageFiles:

@@ -1,6 +1,7 @@
 """Reading images, label maps and panoptic id maps from files, with one sentence per failure.
 
-One rule for all of them: what a picture shows upright, its EXIF orientation applied, is the picture.
+One rule for all of them: what a picture shows upright, its EXIF orientation applied, is the
+picture.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def read_record(record: Mapping[str, Any]) -> NDArray[np.uint8]:
     expected = int(record.get("height", height)), int(record.get("width", width))
     if (height, width) != expected:
         raise InputError(
-            f"image {path} is {height} x {width} (height x width){describe_turn(path)}, its annotation "
-            f"says {expected[0]} x {expected[1]}"
+            f"image {path} is {height} x {width} (height x width){describe_turn(path)}, its "
+            f"annotation says {expected[0]} x {expected[1]}"
         )
     return image
 
@@ -166,7 +167,7 @@ def read_label_map(path: PathLike) -> NDArray[np.int32]:
     image, kind, stored = _decode(path)
     if image.mode not in ("L", "P", "1", *_GREY_16_BIT):
         raise InputError(
-            f"label map {path} has mode {image.mode}, expected one channel of class labels (grey or "
+            f"label map {path} has mode {image.mode}, expected one channel of class labels (grey, "
             "palette)"
         )
     _check_lossless(kind, f"label map {path}")
@@ -194,7 +195,7 @@ def _check_lossless(kind: str, what: str) -> None:
 
 @contextmanager
 def _opened(path: PathLike) -> Iterator[Image.Image]:
-    """A file with its header read, or one sentence on why it cannot be read, whenever that shows."""
+    """A file with its header read, or one sentence on why not, whenever that shows."""
     file = Path(path)
     if file.is_dir():
         raise InputError(f"image {file} is a folder, expected a file")

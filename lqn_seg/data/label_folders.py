@@ -35,10 +35,10 @@ def load_label_folders(
 ) -> Dataset:
     """Open image and label folders as a data set for semantic segmentation.
 
-    The image `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) has its labels in `label_dir/x.png`: one
-    channel, (H, W) like the upright image, a class's place in `classes` or `ignore_label` at every
-    pixel. An image without a label map or with one of another size, a label map without an image
-    and what else does not fit is one of the data set's `problems`.
+    The image `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) has its labels in `label_dir/x.png`:
+    one channel, (H, W) like the upright image, a class's place in `classes` or `ignore_label` at
+    every pixel. An image without a label map or with one of another size, a label map without an
+    image and what else does not fit is one of the data set's `problems`.
 
     Args:
         name: the data set's name.

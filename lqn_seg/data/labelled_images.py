@@ -121,8 +121,8 @@ def _name_folders(name: str, root: Path, hint: str) -> tuple[dict[str, str], lis
         raise InputError(f"folder {root} of {name} holds no class folders{hint}")
     if {folder.casefold() for folder in found} <= _SPLITS:
         raise InputError(
-            f"folder {root} of {name} holds splits ({', '.join(found)}) and no classes: name one of "
-            "them"
+            f"folder {root} of {name} holds splits ({', '.join(found)}) and no classes: name one "
+            "of them"
         )
     table = name_wnids(found)
     if unknown := [wnid for wnid, label in table.items() if not label]:
@@ -176,7 +176,7 @@ def _listing(
     where = f"folder {root} of {name}"
     problems = ImageFiles((), tuple(hidden)).problems(where)
     if loose:
-        problems.append(f"{where}: {enumeration(loose)} left out, for they lie in no class folder")
+        problems.append(f"{where} holds images outside the class folders: {enumeration(loose)}")
     return Listing(
         records,
         tuple(problems),

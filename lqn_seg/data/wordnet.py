@@ -25,7 +25,7 @@ def class_folders(classes: str) -> dict[str, str]:
 
 
 def name_wnids(folders: Iterable[str]) -> dict[str, str]:
-    """Those of the folders that are WordNet ids -> their class names; "" where ImageNet has none."""
+    """Those of the folders that are WordNet ids -> ImageNet's class names, or "" without one."""
     wnids = [folder for folder in folders if _WNID.fullmatch(folder)]
     names = class_folders("imagenet") if wnids else {}
     return {wnid: names.get(wnid, "") for wnid in wnids}

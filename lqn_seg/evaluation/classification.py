@@ -62,7 +62,8 @@ class ClassificationEvaluator(ImageEvaluator):
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """``acc1``, ``acc5``, ``mACC`` (mean of the classes'), ``ECE`` and ``ACC-<class>``, 0..100.
 
-        Where classes share a name, as two pairs of ImageNet's do, their numbers follow it. NaN for a class without an image and, without any image, for everything.
+        Where classes share a name, as two pairs of ImageNet's do, their numbers follow it. NaN for
+        a class without an image and, without any image, for everything.
         """
         totals = self.stack(statistics).sum(0)[None]
         hits, seen = np.split(totals[0], 2)

@@ -47,7 +47,8 @@ def calibrate(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine.classify import calibrate_clip
 
     cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)
-    print(f"calibration: {calibrate_clip(cfg, arguments.calibrate, arguments.max)}")
+    path = calibrate_clip(cfg, arguments.calibrate, arguments.max, arguments.strict)
+    print(f"calibration: {path}")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,8 @@ class Metadata:
         categories: the table; things and stuff may be mixed.
         evaluator_type: the word of Detectron2 or Mask2Former for how it is evaluated:
             "coco_panoptic_seg", "ade20k_panoptic_seg", "coco", "sem_seg" or "cityscapes_sem_seg".
-        ignore_label: the semantic label of pixels that do not count.
+        ignore_label: the semantic label of pixels that do not count; 65535 in place of one that is
+            a category's.
         label_table: what label k of a semantic file means, a contiguous id or `ignore_label`; None
             where the files hold contiguous ids.
         image_root, panoptic_root, panoptic_json, sem_seg_root: where the files lie, if there.
@@ -44,6 +45,10 @@ class Metadata:
     panoptic_json: str | None = None
     sem_seg_root: str | None = None
     json_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if 0 <= self.ignore_label < self.num_classes:  # 255, of more than 255 categories
+            object.__setattr__(self, "ignore_label", 65535)
 
     @property
     def num_classes(self) -> int:
@@ -201,6 +206,21 @@ class Metadata:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """What a look at the files found.
+
+    Attributes:
+        records: of the images that can be used, as far as a look can tell.
+        problems: sentences that name what is left out.
+        notes: sentences on what is odd but harmless.
+    """
+
+    records: list[Record]
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set: its facts and a way to list its images.
 
@@ -212,25 +232,50 @@ class Dataset:
         metadata: its facts.
         load: makes the list.
         problems: a sentence for every entry that is no image and cannot be listed (an annotation
-            of an image that is not there).
+            of an image that is not there); those that show only when files are looked at are there
+            after `listed`.
+        notes: sentences on what is odd but harmless.
     """
 
     metadata: Metadata
-    load: Callable[[], list[Record]]
+    load: Callable[[], list[Record] | Listing]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def listed(self) -> Dataset:
+        """The data set with its files looked at, once: all `problems` and `notes` are known.
+
+        Raises:
+            InputError: there is nothing to list.
+        """
+        found = self.load()
+        if not isinstance(found, Listing):
+            found = Listing(found)
+        return replace(
+            self,
+            load=lambda: [dict(record) for record in found.records],
+            problems=(*self.problems, *found.problems),
+            notes=(*self.notes, *found.notes),
+        )
 
     def records(self, strict: bool = True) -> list[Record]:
         """List the images; the dictionaries are the caller's to change.
 
         Args:
-            strict: whether `problems` are an error; if not, the caller reports them.
+            strict: whether `problems` are an error; if not, what they name is left out, and the
+                caller reports them (of a data set that is `listed`).
 
         Raises:
             InputError: the first of the problems, or a file is missing or malformed.
         """
         if strict and self.problems:
             raise InputError(self.problems[0])
-        return self.load()
+        found = self.load()
+        if not isinstance(found, Listing):
+            return found
+        if strict and found.problems:
+            raise InputError(found.problems[0])
+        return found.records
 
     def with_instances(self) -> Dataset:
         """The data set with its `json_file` read and checked; what is wrong there is a problem too.

@@ -23,7 +23,7 @@ from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
-from lqn_seg.engine.calibrate import calibrate_on
+from lqn_seg.engine.calibrate import calibrate_on, calibration_records
 from lqn_seg.engine.classification_config import adaptation
 from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
 from lqn_seg.engine.sharded import make_writable
@@ -69,6 +69,7 @@ class Classification(DatasetRun):
         self.text = self._text(cfg, dataset, "ensemble" in methods)
         self.classifier = self._build(cfg, methods, cfg.MODEL.LQN.BATCH, self._calibration)
         evaluators = {self.evaluator.task: self.evaluator}
+        dataset = dataset.listed()
         records = _chosen(cfg, dataset.records(strict))
         super().__init__(
             cfg, dataset, records, self.classifier, evaluators, None, folder, resume, strict
@@ -229,11 +230,12 @@ def _labelled(name: str) -> Dataset:
     return dataset
 
 
-def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
+def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0, strict: bool = False) -> Path:
     """Calibrate a configuration's teacher on a data set's clean images; labels are not read.
 
     Args:
         most: use so many images, spread over the data set; 0 is all.
+        strict: stop at the first image that cannot be read, which is otherwise named and left out.
 
     Returns:
         The file, beside the teacher's local weights, where every run finds it.
@@ -245,13 +247,14 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
         raise InputError("the teacher's weights must be in a local folder to be calibrated there")
     make_writable(folder)
-    teacher, records = build_clip(cfg), _spread(_labelled(dataset).records(), most)
+    records = _spread(calibration_records(_labelled(dataset), strict), most)
+    teacher = build_clip(cfg)
 
     def windows(record: Record) -> Tensor:
         return centre_view(read_labelled_image(record), teacher)[None]
 
     print(describe_teacher(cfg, teacher), flush=True)
-    found = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE)
-    about = {"images": len(records), "from": dataset, "quantile": QUANTILE}
+    found, count = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE, strict)
+    about = {"images": count, "from": dataset, "quantile": QUANTILE}
     save_calibration(folder / FILE_NAME, found, about)
     return folder / FILE_NAME

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.data.catalog import Metadata, Record
-from lqn_seg.data.images import read_image, read_label_map
+from lqn_seg.data.images import read_label_map, read_orientation
+from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.masks import decode
 
 IdMap = NDArray[np.int32]
@@ -76,13 +77,10 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
     Raises:
         InputError: a file is missing, damaged, of another size, or disagrees with the JSON.
     """
-    truth = GroundTruth(record["image_id"], (int(record["height"]), int(record["width"])))
-    pixels = read_image(record["file_name"]).shape[:2]
-    if pixels != truth.size:
-        truth.problems.append(
-            f"image {record['file_name']} is {pixels[0]} x {pixels[1]} (height x width), its "
-            f"annotation says {truth.size[0]} x {truth.size[1]}"
-        )
+    height, width = read_labelled_image(record).shape[:2]
+    truth = GroundTruth(record["image_id"], (height, width))
+    if "label" not in record:
+        truth.notes += _orientation_notes(record, truth.size)
     if "segments_info" in record:
         truth.segments = metadata.read_panoptic(record), record["segments_info"]
     if has_instances(record, metadata):
@@ -100,6 +98,17 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
         truth.labels = metadata.read_semantic(record)
         truth.notes += _train_id_notes(record, truth.labels)
     return truth
+
+
+def _orientation_notes(record: Record, size: tuple[int, int]) -> list[str]:
+    """An image that EXIF turns without another size could have labels of either orientation."""
+    orientation = read_orientation(record["file_name"])
+    if orientation == 1 or (orientation > 4 and size[0] != size[1]):
+        return []
+    return [
+        f"image {record['file_name']} has the EXIF orientation {orientation}: its labels must be "
+        "those of the upright picture, which its size cannot tell"
+    ]
 
 
 def _train_id_notes(record: Record, labels: IdMap) -> list[str]:

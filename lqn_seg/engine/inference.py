@@ -25,7 +25,7 @@ from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
-from lqn_seg.data.images import read_image
+from lqn_seg.data.images import read_record
 from lqn_seg.data.input_hash import input_hash
 from lqn_seg.engine import launch
 from lqn_seg.engine.ahead import ReadAhead
@@ -33,6 +33,7 @@ from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
 from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.sharded import ShardedRun
+from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
 from lqn_seg.evaluation.cityscapes import semantic_evaluator
@@ -145,6 +146,8 @@ class DatasetRun(ABC):
         listed = dataset.records(strict=False)
         self.total = len(listed)
         if not records:
+            if launch.is_main():
+                name_problems(dataset.problems)
             raise InputError(f"no image can be evaluated: {dataset.problems[0]}")
         self.conditions = conditions(cfg) if chosen is None else list(chosen)
         self._by_name = {str(condition): condition for condition in self.conditions}
@@ -292,6 +295,7 @@ class Evaluation(DatasetRun):
     ) -> None:
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
             dataset = dataset.with_instances()  # what is wrong there is said before the first image
+        dataset = dataset.listed()
         records = dataset.records(strict)[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
         metadata = dataset.metadata
         self.segmenter = build_segmenter(
@@ -327,7 +331,7 @@ class Evaluation(DatasetRun):
 
     def image(self, condition: Condition, record: Record) -> torch.Tensor:
         """(3, h, w) uint8 RGB image of a record under a condition."""
-        pixels = condition.apply(read_image(record["file_name"]), self.segmenter.config.seed)
+        pixels = condition.apply(read_record(record), self.segmenter.config.seed)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def _method_line(self, record: Record, prediction: Prediction) -> dict[str, Any]:

@@ -22,15 +22,14 @@ from lqn_seg.core.kernel import share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.file_names import file_name
-from lqn_seg.data.images import read_image
+from lqn_seg.data.image_files import find_images
+from lqn_seg.data.images import read_image, read_record
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.inference import Condition
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import speed
 from lqn_seg.segmentation.windows import PaddedWindow, layout_of
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher, normalise
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = find_images(path).images
             if not inside:
                 raise InputError(f"--input: the folder {path} holds no image")
             files += inside
@@ -99,7 +98,7 @@ def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callabl
         return [partial(own_image, file, name) for file, name in _figure_names(files).items()]
     if not cfg.DATASETS.TEST:
         raise InputError("--input is needed: the configuration names no DATASETS.TEST")
-    records = get_dataset(cfg.DATASETS.TEST[0]).records()[: max(count, 1)]
+    records = get_dataset(cfg.DATASETS.TEST[0]).records(strict=False)[: max(count, 1)]
     return [partial(scene, record) for record in records]
 
 
@@ -122,7 +121,7 @@ def scene(record: Record) -> Source:
     key, path = record["image_id"], record["file_name"]
     return Source(
         f"scene {key}",
-        read_image(path),
+        read_record(record),
         record,
         file_name=f"scene-{file_name(key)}",
         origin=f"{Path(path).resolve()} {key}",

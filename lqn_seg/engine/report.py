@@ -109,8 +109,8 @@ def left_out(run: DatasetRun) -> list[str]:
     more = [f"... and {len(found) - NAMED} more"] if len(found) > NAMED else []
     images = len(run.records) - len(run.scored)
     head = (
-        f"LEFT OUT of every number: {images} images that failed, {len(problems)} annotations "
-        "without an image"
+        f"LEFT OUT of every number: {images} images that failed, {len(problems)} entries of "
+        "the data set that could not be listed"
     )
     return ["\n".join([head, *(f"  {text}" for text in [*found[:NAMED], *more])])]
 
@@ -402,7 +402,7 @@ class Report:
             "images": self.images,
             "subset_of": evaluation.total if evaluation.is_subset else None,
             "failed": failed_images(evaluation),
-            "annotations_without_image": evaluation.dataset.problems,
+            "not_listed": evaluation.dataset.problems,
             "fallbacks": self.fallbacks,
             "warnings": list(evaluation.segmenter.ineffective.values()),
             "policy": {

@@ -157,6 +157,8 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
             print(f"{name}SUBSET: {len(run.records)} of {run.total} images", flush=True)
         for problem in run.dataset.problems:
             print(f"{name}left out: {problem}", flush=True)
+        for note in run.dataset.notes:
+            print(f"{name}note: {note}", flush=True)
         print(f"{name}{run.progress()}; processes: {launch.size()}", flush=True)
 
 

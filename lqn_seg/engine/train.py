@@ -261,7 +261,7 @@ class TeacherTrainer:
         solver = self.cfg.SOLVER
         state = TrainingState(
             dataset=self.cfg.DATASETS.TRAIN[0],
-            images=len(self.images),
+            images=len(self.images) - len(self.images.left_out),
             iterations=self.iteration,
             batch_size=solver.IMS_PER_BATCH,
             learning_rate=solver.BASE_LR,

@@ -29,6 +29,8 @@ from lqn_seg.command_line import patient
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine.build import find_local
+from lqn_seg.engine.sharded import say
+from lqn_seg.engine.usable import usable_records
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Preprocessing, normalise
 from lqn_seg.teachers.eomt import load_eomt
@@ -73,7 +75,7 @@ class ClipTrainer:
             for template in templates("train")
         ]
         size = self.model.visual.image_size[0]
-        self.images, self.labels = _load(dataset.records(), size)
+        self.images, self.labels = _load(usable_records(dataset), size)
         self.random = torch.Generator().manual_seed(seed)
         self._centre()
 
@@ -252,16 +254,25 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _load(records: list[dict[str, Any]], size: int) -> tuple[Tensor, Tensor]:
-    """All images (N, 3, size, size) uint8 and labels (N,), in memory."""
+    """All images (N, 3, size, size) uint8 and labels (N,), in memory; without those that cannot be
+    read, which are named."""
     images = np.empty((len(records), size, size, 3), np.uint8)
-    for row, record in enumerate(records):
-        pixels = read_labelled_image(record)
+    labels: list[int] = []
+    for record in records:
+        try:
+            pixels = read_labelled_image(record)
+        except InputError as error:
+            say(f"left out: {error}")
+            continue
         if pixels.shape[:2] != (size, size):
             resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
             pixels = np.asarray(resized)
-        images[row] = pixels
-    labels = torch.tensor([record["label"] for record in records])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
+        images[len(labels)] = pixels
+        labels.append(record["label"])
+    if not labels:
+        raise InputError("no image can be trained on: none of them can be read")
+    kept = torch.from_numpy(images[: len(labels)])
+    return kept.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
 def _groups(model: torch.nn.Module, solver: CfgNode) -> list[dict[str, Any]]:

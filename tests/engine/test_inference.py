@@ -124,9 +124,9 @@ def cost_table(printed: str) -> list[str]:
 
 def test_reading_ahead_changes_no_result(cfg, monkeypatch):
     readers = []
-    read = inference.read_image
+    read = inference.read_record
     monkeypatch.setattr(
-        inference, "read_image", lambda file: readers.append(threading.get_ident()) or read(file)
+        inference, "read_record", lambda file: readers.append(threading.get_ident()) or read(file)
     )
     expected = quality(run(cfg))
     assert set(readers) == {threading.get_ident()}
@@ -278,7 +278,7 @@ def test_what_cannot_be_evaluated_is_named_and_counted(
     printed = capsys.readouterr()
     for words in (
         "5 images, of which 3 FAILED",
-        "LEFT OUT of every number: 3 images that failed, 1 annotations without an image",
+        "LEFT OUT of every number: 3 images that failed, 1 entries of the data set",
         "is damaged or truncated",
         "is empty (0 bytes)",
         "lists segment id 77777, which has no pixel",
@@ -291,7 +291,7 @@ def test_what_cannot_be_evaluated_is_named_and_counted(
     assert results["images"] == 2
     assert sorted({failed["image_id"] for failed in results["failed"]}) == [1, 2, 3]
     assert {failed["condition"] for failed in results["failed"]} == {"clean", "contrast-3"}
-    assert len(results["annotations_without_image"]) == 1
+    assert len(results["not_listed"]) == 1
     with pytest.raises(InputError, match=r"3 of 5 images failed, more than .*MAX_FAILED.*\(0\.1 "):
         check_failed([report.evaluation])
     report.evaluation.cfg.MODEL.LQN.EVAL.MAX_FAILED = 0.6

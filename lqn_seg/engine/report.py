@@ -347,7 +347,8 @@ class Report:
         method = "lqn" if "lqn" in own else own[-1]
         found, unit = self.differences[method], f" {self.key}"
         few = f", too few for an interval ({FEWEST_IMAGES} are needed),"
-        text = f"On these {self.images} images{few if self.images < FEWEST_IMAGES else ''} "
+        these = "this one image" if self.images == 1 else f"these {self.images} images"
+        text = f"On {these}{few if self.images < FEWEST_IMAGES else ''} "
         text += f"{title(method)} "
         text += comparison(found[CLEAN], self.images, "its teacher", "on clean images", unit)
         if self.corrupted:

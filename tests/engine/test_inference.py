@@ -424,7 +424,7 @@ def test_the_sentence_does_not_flatter(cfg, interval, words):
     report = Report(run(cfg))
     report.differences["lqn"]["clean"] = PairedDifference(*interval)
     report.images = FEWEST_IMAGES - 1  # of so few, nothing is said about significance
-    assert words not in report.sentence() and "too few for an interval" in report.sentence()
+    assert words not in report.sentence() and "are too few for one" in report.sentence()
     assert "[" not in report.sentence() and "[" not in report._difference_table()
     report.images = FEWEST_IMAGES
     assert f"LQN {words}" in report.sentence() and "too few" not in report.sentence()
@@ -435,7 +435,8 @@ def test_one_image_is_no_evidence(cfg):
     """It was "is better than its teacher (+0.2 [+0.2, +0.2])"."""
     cfg.MODEL.LQN.EVAL.MAX_IMAGES = 1
     text = Report(run(cfg)).text()
-    assert "On this one image, too few for an interval (10 are needed), LQN differs from" in text
+    assert "On this one image LQN differs from its teacher on clean images by " in text
+    assert "no interval: 1 image is too few for one (10 are needed)." in text
     assert "is better" not in text and "told apart" not in text and "[" not in text
     assert not re.search(r"-0\.?0*(?![\d.])", text)
 

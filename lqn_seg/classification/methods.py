@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONTROLS = ("teacher CLS", "teacher patch mean")
 PLAIN = ("zero-shot", "ensemble")
 BASELINES = ("zero", "mta", "tps", "gs-bias", "tpt", "tda")
+NEED_VIEWS = ("zero", "mta")  # of one view they give the answer to that view
 PROMPTS = ("single", "ensemble")
 VIEWS = 64  # of a test image, the image itself included, that the baselines look at
 CORNER_VIEWS = 10  # the most that students adapt to: `lqn_seg.classification.views.corner_view`

@@ -30,10 +30,11 @@ from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.kernel import share
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
-from lqn_seg.engine.launch import fixed_threads, keep_memory
+from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.sharded import make_writable, write_atomically
 from lqn_seg.errors import InputError
@@ -342,7 +343,7 @@ class Benchmark:
                 names,
                 {"text": text},
                 {name: recipe},
-                ClassifierConfig(views=self.config.views),
+                ClassifierConfig(views=self.config.views, threads=self.config.threads),
                 calibration,
             )
             for name, recipe in recipes.items()

@@ -78,8 +78,7 @@ def calibrate_teacher(
 
     def windows(file: Path) -> Tensor:
         image = torch.from_numpy(read_image(file)).movedim(2, 0)
-        layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
-        return layout.crops(image)
+        return layout_of(image, teacher, inference).crops(image)
 
     found = calibrate_on(teacher, files, windows, _BATCH, share)
     save_calibration(

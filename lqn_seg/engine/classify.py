@@ -17,6 +17,7 @@ from lqn_seg.classification.methods import CONTROLS, Adaptation
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
 from lqn_seg.classification.views import centre_view
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
 from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
@@ -25,7 +26,6 @@ from lqn_seg.engine.build import build_calibration, build_teacher, describe_teac
 from lqn_seg.engine.calibrate import calibrate_on
 from lqn_seg.engine.classification_config import adaptation
 from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
-from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.engine.sharded import make_writable
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
@@ -98,7 +98,8 @@ class Classification(DatasetRun):
         batch: int,
         calibration: Calibration | None,
     ) -> Classifier:
-        config = ClassifierConfig(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0), batch)
+        threads = cfg.MODEL.LQN.EVAL.THREADS
+        config = ClassifierConfig(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0), batch, threads)
         names = self.evaluator.classes
         return Classifier(self._teacher, names, self.text, methods, config, calibration)
 
@@ -132,17 +133,23 @@ class Classification(DatasetRun):
         """(H, W, 3) uint8 RGB image of a record under a condition."""
         return condition.apply(read_labelled_image(record), max(self.cfg.SEED, 0))
 
+    def fitted(self, method: str) -> int:
+        """To how many images a student was fitted and heard, each condition counting."""
+        lines = [line for condition in self.conditions for line in self.lines(condition, method)]
+        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
+
     def cost(self, name: str) -> tuple[Cost, float]:
         """What a method costs on one image on its own, and its milliseconds without views.
 
-        A student that the gauge might not ask for is asked for: the most there is.
+        A student that the gauge asked for in any image is asked for: the most that was paid.
 
         Raises:
             UncountedOperatorError: an operator that multiplies matrices has no rule.
         """
         image = self.image(self.conditions[-1], self.scored[0])
         alarmed = self._calibration.alarmed() if self._calibration is not None else None
-        alone = self._build(self.cfg, {name: self.classifier.methods[name]}, 1, alarmed)
+        calibration = alarmed if self.fitted(name) else self._calibration
+        alone = self._build(self.cfg, {name: self.classifier.methods[name]}, 1, calibration)
         alone([image])  # storage and tables that outlive an image are not the image's cost
         alone.reset()
         stats = alone([image])[0][name].stats

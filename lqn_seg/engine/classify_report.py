@@ -18,12 +18,12 @@ from tabulate import tabulate
 
 from lqn_seg.classification.methods import CONTROLS
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.engine import launch
 from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.classification_config import load_classification_cfg
 from lqn_seg.engine.classify import Classification, classifications
 from lqn_seg.engine.inference import CLEAN, Condition
-from lqn_seg.engine.launch import fixed_threads
 from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.report import count_images, failed_images, left_out, made
 from lqn_seg.engine.run import check_written, conclude, execute
@@ -294,7 +294,7 @@ class ClassificationReport:
             f"{about['device']}, {about['threads']} threads, teacher in "
             f"{self.classifier.teacher.precision}, students in {students};\nGMACs "
             "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
-            "ran alone, a student included\nwhether or not the gauge asked for it; % is that "
+            "ran alone, a student included\nif the gauge asked for one in any image; % is that "
             "image's share, views left out, of the speed of a large matrix product in the\nfastest "
             f"precision in use ({number(self.peak, '.3g')} GMACs/ms)"
         )
@@ -349,12 +349,11 @@ class ClassificationReport:
                 "TDA learns from the images before: its figures are those of this order of images. "
                 "All other rows do not depend on order or company"
             )
-        if unheard := self.classifier.unheard:
-            notes.append(
-                f"no calibration: {', '.join(map(title, unheard))} without restoring, and without "
-                "a student, the views of the teacher as it is; "
-                "tools/classify.py --calibrate DATASET makes one from clean images"
-            )
+        fits = {m: sum(run.fitted(m) for run in self.runs) for m in self.classifier.precisions}
+        if fits:
+            total = sum(len(run.conditions) * len(run.scored) for run in self.runs)
+            counts = ", ".join(f"{title(method)} {count}" for method, count in fits.items())
+            notes.append(f"students fitted, of {total} images: {counts}")
         return notes
 
     def sentence(self) -> str:
@@ -392,6 +391,7 @@ class ClassificationReport:
                 }
                 for run in self.runs
             },
+            "warnings": list(self.classifier.ineffective.values()),
             "prompts": self.cfg.CLASSIFICATION.PROMPTS,
             "shard": list(self.cfg.CLASSIFICATION.SHARD),
             "policy": {

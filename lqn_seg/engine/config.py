@@ -140,7 +140,7 @@ def add_lqn_config(cfg: CfgNode) -> None:
                 "MAX_FAILED": 0.5,
                 # CPU threads of a process, the same on every machine and for any number of
                 # processes: it decides the last bits of a result.
-                "THREADS": 1,
+                "THREADS": defaults.threads,
                 "PANEL_IMAGES": 3,
                 "PANEL_METHODS": (),
                 "BOOTSTRAP_SAMPLES": 2000,
@@ -262,6 +262,7 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     Raises:
         InputError: no method or preset has that name.
     """
+    check_name(name, "MODEL.LQN.METHODS")
     if "=" in name:
         return Comparator.parse(name)
     variant, _, recipe = name.partition("@")
@@ -275,6 +276,16 @@ def method_config(cfg: CfgNode, name: str) -> Method:
         return dataclasses.replace(config, fit=dataclasses.replace(config.fit, steps=0))
     config = with_variant(config, variant)
     return None if config.fit.variant == "teacher" else config
+
+
+def check_name(name: Any, key: str) -> None:
+    """Refuse what YAML made of a method's name: a number, a list.
+
+    Raises:
+        InputError: it is no text.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"{key}: a method is named by text, not by {name!r}")
 
 
 def methods(cfg: CfgNode) -> dict[str, Method]:
@@ -297,6 +308,7 @@ def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
         fit_per=lqn.FIT_PER,
         seed=max(cfg.SEED, 0),  # Detectron2's -1 asks for a random seed: nothing here is random
         batch=lqn.BATCH,
+        threads=lqn.EVAL.THREADS,
     )
 
 
@@ -445,6 +457,8 @@ def _check_keys(
 ) -> None:
     for key, value in loaded.items():
         _check_key([str(key)], cfg, where, above)
+        if value is None and cfg[key] is not None:
+            raise InputError(f"{where}: the key {'.'.join((*above, key))} has no value")
         if isinstance(value, dict):
             _check_keys(value, cfg[key], where, (*above, key))
 

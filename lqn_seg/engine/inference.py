@@ -22,6 +22,7 @@ from fvcore.common.config import CfgNode
 
 from lqn_seg import __version__
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
 from lqn_seg.data.images import read_image
@@ -30,7 +31,7 @@ from lqn_seg.engine import launch
 from lqn_seg.engine.ahead import ReadAhead
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
-from lqn_seg.engine.launch import fixed_threads, keep_memory
+from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.sharded import ShardedRun
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
@@ -57,7 +58,7 @@ class Model(Protocol):
     @property
     def precisions(self) -> dict[str, str]: ...
     @property
-    def unheard(self) -> list[str]: ...
+    def ineffective(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ class DatasetRun(ABC):
             "calibration": calibration_hash(self.model.calibration),
             "precision": self.model.precisions,
             "teacher": weights_hash(self.model.teacher.model),
+            "teacher input": repr(self.model.teacher.preprocessing),
             "version": __version__,
         }
 
@@ -288,9 +290,13 @@ class Evaluation(DatasetRun):
         chosen: Sequence[Condition] | None = None,
         strict: bool = False,
     ) -> None:
+        if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
+            dataset = dataset.with_instances()  # what is wrong there is said before the first image
         records = dataset.records(strict)[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
         metadata = dataset.metadata
-        self.segmenter = build_segmenter(cfg, metadata.thing_ids, metadata.num_classes)
+        self.segmenter = build_segmenter(
+            cfg, metadata.thing_ids, metadata.num_classes, class_names=metadata.class_names
+        )
         evaluators = build_evaluators(cfg, metadata)
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         super().__init__(
@@ -300,7 +306,8 @@ class Evaluation(DatasetRun):
     def _fingerprint(self) -> dict[str, Any]:
         return {
             "methods": {name: repr(method) for name, method in methods(self.cfg).items()},
-            "segmentation": repr(self.segmenter.config),
+            # Threads have a key of their own.
+            "segmentation": repr(dataclasses.replace(self.segmenter.config, threads=0)),
             "comparators": {
                 name: weights_hash(other.model)
                 for name, other in self.segmenter.comparators.items()

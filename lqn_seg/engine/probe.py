@@ -159,7 +159,7 @@ class Probe:
         self.keys: list[RandomKey] = []
         self.inside: list[tuple[int, int]] = []
         for image in images:
-            layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
+            layout = layout_of(image, teacher, inference)
             crops.append(layout.crops(image)[0])
             self.keys.append(image_key(seed, image, 0))
             whole = teacher.image_size
@@ -204,10 +204,15 @@ class Probe:
         layers = range(1, self.depth + 1)
         return [share(students.query_layer(k) - self.at(k), self.at(k)) for k in layers]
 
-    def visible(self, tokens: Tensor, index: int = 0) -> NDArray[np.float32]:
-        """(B, H, W, D) to one window's (h, w, D) without the rows and columns that are padding."""
+    def shown(self, index: int = 0) -> tuple[int, int]:
+        """Rows and columns of the grid of one window that are image."""
         size, grid = self.teacher.image_size, self.teacher.grid
         h, w = (math.ceil(i * g / s) for i, g, s in zip(self.inside[index], grid, size))
+        return h, w
+
+    def visible(self, tokens: Tensor, index: int = 0) -> NDArray[np.float32]:
+        """(B, H, W, D) to one window's (h, w, D) without the rows and columns that are padding."""
+        h, w = self.shown(index)
         return tokens[index, :h, :w].float().cpu().numpy()
 
     def picture(self, index: int = 0) -> NDArray[np.uint8]:

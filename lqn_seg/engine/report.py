@@ -16,6 +16,7 @@ import numpy as np
 from tabulate import tabulate
 
 from lqn_seg.core.config import LQNConfig, with_variant
+from lqn_seg.core.ineffective import paid_recipe
 from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.inference import CLEAN, DatasetRun, Evaluation
 from lqn_seg.engine.provenance import environment, json_numbers
@@ -63,7 +64,8 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     one of the mean size.
 
     Args:
-        stats: means over the images of `Prediction.stats`.
+        stats: means over the images of `Prediction.stats`; where ``blend`` is 0, no image's student
+            was asked, so that none was fitted.
     """
     if method in segmenter.comparators:
         return _comparator_gmacs(segmenter, method, stats)
@@ -74,7 +76,7 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
         return method_gmacs(
-            recipe,
+            paid_recipe(recipe, segmenter.calibration is not None, stats.get("blend", 1) > 0),
             shape,
             windows=windows,
             query_rows=segmenter.query_rows,
@@ -174,7 +176,9 @@ class Report:
         """Multiply-adds per image of each method, by stage, for one window or the mean number that
         was run; None where they cannot be counted. Counted when they are first asked for."""
         for method in self.methods:
-            stats = self.metrics[CLEAN][method]["lqn"]
+            stats = dict(self.metrics[CLEAN][method]["lqn"])
+            if "blend" in stats:
+                stats["blend"] = float(self.fitted(method) > 0)
             self._counted[method] = attempt(
                 f"the cost of {title(method)} could not be counted",
                 partial(count_gmacs, self.evaluation.segmenter, method, stats),
@@ -186,6 +190,21 @@ class Report:
     def _cost(self, method: str, stage: str) -> float:
         """GMACs; NaN where they are not known."""
         return (self.gmacs.get(method) or {}).get(stage, float("nan"))
+
+    def fitted(self, method: str) -> int:
+        """To how many images a student was fitted and heard, each condition counting."""
+        lines = [line for name in self.names for line in self.evaluation.lines(name, method)]
+        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
+
+    def _fits(self) -> str:
+        """How often each method with a student fitted one, in words; empty where none has any."""
+        total = len(self.names) * len(self.evaluation.scored)
+        counts = [
+            f"{title(method)} {self.fitted(method)}"
+            for method in self.methods
+            if method in self.evaluation.segmenter.precisions
+        ]
+        return f"students fitted, of {total} images: {', '.join(counts)}" if counts else ""
 
     def _differences(self) -> dict[str, dict[str, PairedDifference]]:
         """Headline metric minus the teacher's: method -> condition -> interval.
@@ -261,7 +280,8 @@ class Report:
             if count
         ]
         sentence = made({"sentence": self.sentence}, self.failed)
-        return [*made({"costs": self._cost_table}, self.failed), *failures, *sentence]
+        costs = made({"costs": self._cost_table}, self.failed)
+        return [*costs, *filter(None, [self._fits()]), *failures, *sentence]
 
     def _precisions(self) -> str:
         found = sorted(set(self.evaluation.segmenter.precisions.values()))
@@ -333,8 +353,8 @@ class Report:
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
             f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
             f"{self._precisions()}.\nMilliseconds are means over the conditions: a gauged student "
-            "is fitted where an image looks damaged (the GMACs are those of such an image)\n"
-            f"{shown}"
+            "is fitted where an image looks damaged (the GMACs are those of such an image, or none "
+            f"where there was none)\n{shown}"
         )
 
     def sentence(self) -> str:
@@ -385,6 +405,7 @@ class Report:
             "failed": failed_images(evaluation),
             "annotations_without_image": evaluation.dataset.problems,
             "fallbacks": self.fallbacks,
+            "warnings": list(evaluation.segmenter.ineffective.values()),
             "policy": {
                 "reset": "student, optimizer, scaler and random numbers are fresh for every image",
                 "order": "results do not depend on it",

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from lqn_seg.core.ineffective import shown
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
+from lqn_seg.engine.acquaintance import known_classes
 from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.build import describe_calibration, describe_teacher
 from lqn_seg.engine.config import load_cfg
@@ -121,8 +123,11 @@ def execute(runs: Sequence[DatasetRun]) -> None:
     Raises:
         KeyboardInterrupt: Ctrl-C; it says how much is done.
     """
+    warnings = shown(runs[0].model.ineffective.values())  # on the console, and there alone
     if launch.is_main():
         _announce(runs)
+        for sentence in warnings:
+            print(f"warning: {sentence}", flush=True)
     try:
         for run in runs:
             run.run()
@@ -146,17 +151,13 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
     )
     for run in runs:
         name = f"{run.dataset.metadata.name}: " if len(runs) > 1 else ""
+        who = "this run" if run.model.teacher.name == "CLIP" else "this teacher"
+        print(f"{name}{known_classes(run.dataset.metadata.class_names, who)}", flush=True)
         if run.is_subset:
             print(f"{name}SUBSET: {len(run.records)} of {run.total} images", flush=True)
         for problem in run.dataset.problems:
             print(f"{name}left out: {problem}", flush=True)
         print(f"{name}{run.progress()}; processes: {launch.size()}", flush=True)
-    if unheard := runs[0].model.unheard:
-        print(
-            f"no calibration: {', '.join(unheard)} without restoring, and without a student; "
-            "tools/calibrate.py makes one from clean images",
-            flush=True,
-        )
 
 
 def check_written(runs: Sequence[DatasetRun]) -> None:

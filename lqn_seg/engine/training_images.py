@@ -20,7 +20,7 @@ from lqn_seg.data.catalog import Dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.base import Preprocessing
 
 
 class TrainingImages:
@@ -35,11 +35,13 @@ class TrainingImages:
         dataset: Dataset,
         size: tuple[int, int],
         augmentation: AugmentationConfig | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.metadata = dataset.metadata
         self.records = dataset.records()
         self.size = size
         self.augmentation = augmentation or AugmentationConfig()
+        self.preprocessing = preprocessing or Preprocessing()
         self._decoded: dict[int, tuple[Pixels, Pixels, list[int]]] = {}
 
     def __len__(self) -> int:
@@ -88,7 +90,8 @@ class TrainingImages:
             flips: which of them to mirror.
             seed: crop and colours of image k are drawn from (*seed, k) alone.
         """
-        mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+        wanted = self.preprocessing
+        mean, std = np.array(wanted.mean, np.float32), np.array(wanted.std, np.float32)
         pixels, masks, classes = [], [], []
         for place, (index, flip) in enumerate(zip(indices, flips)):
             image, index_map, categories = self.read(index)

@@ -116,9 +116,13 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
     Raises:
         InputError: the images cannot even be listed.
     """
-    metadata, records = dataset.metadata, dataset.records()
+    dataset = dataset.with_instances()
+    metadata, records = dataset.metadata, dataset.records(strict=False)
+    if not records:
+        raise InputError(f"{metadata.name} has no image: {' '.join(dataset.problems[:1])}")
     chosen = records[: max_images or None]
-    found = Validation(metadata.name, 0, len(records), _duplicates(records))
+    problems = [*dataset.problems, *_duplicates(records)]
+    found = Validation(metadata.name, 0, len(records), problems)
     scorers = {kind: build_scorers(records[0], metadata) for kind in ("truth", "damaged")}
     with tempfile.TemporaryDirectory() as folder:
         references = build_references(records[0], metadata, Path(folder))

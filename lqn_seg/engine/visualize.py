@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from lqn_seg.core.config import LQNConfig, nearest
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
+from lqn_seg.core.ineffective import shown
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
+from lqn_seg.engine.acquaintance import UNLIKE, is_unlike, known_classes
 from lqn_seg.engine.build import (
     build_calibration,
     build_segmenter,
@@ -46,6 +48,7 @@ from lqn_seg.segmentation.methods import Method
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.visualization import figures
+from lqn_seg.visualization.captions import captioned
 from lqn_seg.visualization.panels import (
     Cell,
     Row,
@@ -138,9 +141,14 @@ class Studio:
         """Teacher, head and methods, other models among them."""
         known = self.metadata
         things, classes = (known.thing_ids, known.num_classes) if known else (frozenset(), None)
-        built = build_segmenter(self.cfg, things, classes, chosen)
+        names = known.class_names if known else ()
+        built = build_segmenter(self.cfg, things, classes, chosen, names)
         calibration = describe_calibration(self.cfg, built.calibration)
         print(f"{describe_teacher(self.cfg, built.teacher)}; {calibration}", flush=True)
+        for sentence in shown(built.ineffective.values()):
+            print(f"warning: {sentence}", flush=True)
+        if self.request.inputs:  # of one's own: anything may be on them
+            print(self.known, flush=True)
         return built
 
     def segmenter_of(self, methods: dict[str, Method]) -> Segmenter:
@@ -157,6 +165,20 @@ class Studio:
             return self.metadata.categories
         names = self.segmenter.teacher.model.config.id2label
         return tuple(Category(index, names[index], False) for index in sorted(names))
+
+    @property
+    def known(self) -> str:
+        """Which classes the teacher knows, in words."""
+        names = self.metadata.class_names if self.metadata else None
+        return known_classes(names or [category.name for category in self.categories])
+
+    def unlike(self, source: Source, segmenter: Segmenter | None = None) -> bool:
+        """Whether the teacher was calibrated on nothing like an image; the console says so too."""
+        of = segmenter or self.segmenter
+        found = is_unlike(of.teacher, of.calibration, source.tensor, self.config.inference)
+        if found:
+            say(strangeness(source))
+        return found
 
     def images(self) -> Iterator[Source]:
         """The request's images; one that cannot be read is named, and the others go on."""
@@ -334,6 +356,7 @@ def draw_steps(studio: Studio) -> list[Path]:
                 for p in found
             ]
             scores = [score for p in found if (score := studio.score(source, p)) is not None]
+            remark = f"\n{UNLIKE}" if studio.unlike(source) else ""
             stem = studio.stem("steps", source, source.condition, name)
             written += figures.draw_steps(
                 wanted,
@@ -342,7 +365,7 @@ def draw_steps(studio: Studio) -> list[Path]:
                 scores or None,
                 stem,
                 metric=studio.metric,
-                heading=f"{source.heading}: {title(name)} after each step of its fit",
+                heading=f"{source.heading}: {title(name)} after each step of its fit{remark}",
             )
             cells = zip(wanted, pictures)
             frames = [panel([Row([Cell(p, f"step {k} of {wanted[-1]}")])]) for k, p in cells]
@@ -364,17 +387,31 @@ def draw_panels(studio: Studio) -> list[Path]:
     for image in studio.images():
         damaged = [image.under(condition, studio.config.seed) for condition in conditions]
         predicted = [segmenter([source.tensor])[0] for source in damaged]
-        drawn = compare(studio, damaged, predicted)
+        strange = [studio.unlike(source, segmenter) for source in damaged]
+        drawn = compare(studio, damaged, predicted, strange)
         written += figures.save_picture(drawn, studio.stem("panel", image), image.name)
     return written
 
 
+def strangeness(source: Source) -> str:
+    """That the teacher was calibrated on nothing like an image, which is named."""
+    clean = source.condition.corruption == CLEAN
+    return f"{source.name if clean else source.heading}: {UNLIKE}"
+
+
 def compare(
-    studio: Studio, images: Sequence[Source], predicted: Sequence[dict[str, Prediction]]
+    studio: Studio,
+    images: Sequence[Source],
+    predicted: Sequence[dict[str, Prediction]],
+    unlike: Sequence[bool],
 ) -> NDArray[np.uint8]:
     """A panel, a row per image: ground truth if there is any, and the predictions by method.
 
-    With ground truth the scores are written, and how far each is from the first method's.
+    With ground truth the scores are written, and how far each is from the first method's; without,
+    which classes the teacher knows.
+
+    Args:
+        unlike: of each image, whether the teacher was calibrated on nothing like it.
     """
     seen = [
         Seen(
@@ -386,7 +423,10 @@ def compare(
         )
         for source, predictions in zip(images, predicted)
     ]
-    return comparison_panel(seen, studio.categories, studio.metric)
+    drawn = comparison_panel(seen, studio.categories, studio.metric)
+    strange = [strangeness(source) for source, far in zip(images, unlike) if far]
+    own = any(source.record is None for source in images)
+    return captioned(drawn, [studio.known] if own else [], strange)
 
 
 def draw_depth(studio: Studio) -> list[Path]:
@@ -438,7 +478,11 @@ def draw_gauge(studio: Studio) -> list[Path]:
             found = [gauge_reading(studio, calibration, source) for source in severities]
             readings[name] = [clean, *found]
         stem = studio.stem("gauge", image)
-        written += figures.draw_gauge(readings, calibration.undamaged, stem, image.name)
+        heading = image.name
+        if is_unlike(studio.teacher, calibration, image.tensor, studio.config.inference):
+            heading = strangeness(image)
+            say(heading)
+        written += figures.draw_gauge(readings, calibration.undamaged, stem, heading)
         numbers = {"undamaged": calibration.undamaged, "damage_and_share": readings}
         written.append(_write_json(stem, numbers))
     return written

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.fit import FittedStudents
+from lqn_seg.core.ineffective import shown
 from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.config import method_config
 from lqn_seg.engine.pictures import segmentation
@@ -80,6 +81,8 @@ class Job:
         self.gmacs: dict[str, dict[str, float]] = {}
         self.steps: dict[int, Prediction] = {}
         self.truth = studio.truth(source)
+        self.unlike = False
+        self.warnings: list[str] = []
         # What `status` says of each: it is asked often, and a score takes longer than a fit's step.
         self._numbers: dict[str, dict[str, Any]] = {}
         self._step_numbers: dict[int, dict[str, Any]] = {}
@@ -118,6 +121,10 @@ class Job:
 
     def _predict(self, name: str, method: str) -> None:
         segmenter = self.studio.segmenter_of({name: method_config(self.studio.cfg, method)})
+        self.warnings += segmenter.ineffective.values()
+        shown(segmenter.ineffective.values())  # the page does, not the console
+        if name == "teacher":
+            self.unlike = self.studio.unlike(self.source)
         (found,) = segmenter([self.source.tensor])
         self.gmacs[name] = attempt(
             f"the cost of {title(name)} could not be counted",
@@ -163,6 +170,9 @@ class Job:
             "file": f"{self.source.file_name}_{self.source.condition}_{self.preset}",
             "size": [height, width],
             "preset": self.preset,
+            "known": self.studio.known,
+            "unlike": self.unlike,
+            "warnings": list(self.warnings),
             "metric": self.studio.metric,
             "maps": self._maps(),
             "steps": self._steps(),
@@ -277,7 +287,7 @@ class Job:
         predictions: Mapping[str, Prediction] = dict(self.predictions)
         if len(predictions) < len(VARIANTS):
             raise InputError("the masks are not ready yet")
-        return png_bytes(compare(self.studio, [self.source], [dict(predictions)]))
+        return png_bytes(compare(self.studio, [self.source], [dict(predictions)], [self.unlike]))
 
 
 def _colored(values: NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -37,6 +37,7 @@ class SegmentationConfig:
             windows of an image, at their coordinates in the image, and shows it the whole image.
         seed: of every random number, with the CRC32 of the image's pixels and the window.
         batch: students fitted side by side. Changing it changes results within float rounding.
+        threads: CPU threads, likewise; set for each call, and given back after it.
     """
 
     semantic: bool = True
@@ -50,6 +51,7 @@ class SegmentationConfig:
     fit_per: Literal["window", "image"] = "window"
     seed: int = 0
     batch: int = 1
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.inference not in ("pad", "windows"):
@@ -83,6 +85,11 @@ class PixelControl:
     def gauged(self) -> bool:
         """Whether the gauge decides which images are changed."""
         return self.name in ("blur", "denoise")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs a calibration, without which it changes nothing."""
+        return self.gauged or self.name == "standardise"
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,9 @@ def _source(answer: Any) -> tuple[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(answer if is_function else type(answer)))
     except (OSError, TypeError):
-        return "", "a callable without a source file"
+        if inspect.isroutine(answer):
+            return "", "a callable without a source file"
+        source = ""  # of a class written in C: `partial`'s is in some Pythons, and not in others
     if not is_function:
         return source, f"an object ({type(answer).__name__})"
     if answer.__closure__:

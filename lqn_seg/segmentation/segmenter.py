@@ -24,8 +24,10 @@ from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.controls import ClosedFormField, FittedField
 from lqn_seg.core.fit import Classify, FittedStudents, Grid, StudentFitter
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
+from lqn_seg.core.ineffective import CALIBRATE, warn, why_ineffective
 from lqn_seg.core.kernel import centred
 from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
@@ -126,7 +128,7 @@ class Segmenter:
         thing_ids: contiguous ids of the classes that have instances.
         config: outputs and protocol.
         calibration: the teacher's clean ranges. Without it nothing is restored, and a gauged
-            method answers as the teacher does.
+            method answers as the teacher does: `ineffective` says so, and the first call warns.
         comparators: the models of those methods that are other models altogether.
 
     Raises:
@@ -222,6 +224,13 @@ class Segmenter:
         Raises:
             InputError: an image has another type or shape.
         """
+        warn(self.ineffective.values())
+        with fixed_threads(self.config.threads):
+            return self._predict(images, sizes)
+
+    def _predict(
+        self, images: Sequence[Tensor], sizes: Sequence[Size] | None
+    ) -> list[dict[str, Prediction]]:
         layouts = [self._layout(image) for image in images]
         sizes = sizes or [layout.image_size for layout in layouts]
         windows = [
@@ -283,15 +292,18 @@ class Segmenter:
         return {name: fitter.precision for name, fitter in self._fitters.items()}
 
     @property
-    def unheard(self) -> list[str]:
-        """Methods whose student is never asked, because there is no calibration to gauge by."""
-        if self.calibration is not None:
-            return []
-        return [
-            name
-            for name, method in self.methods.items()
-            if isinstance(method, LQNConfig) and method.adapt.gauged and name in self._fitters
-        ]
+    def ineffective(self) -> dict[str, str]:
+        """Methods that do nothing, or not all that they say, with the reason and the remedy."""
+        calibrated, found = self.calibration is not None, {}
+        for name, method in self.methods.items():
+            if isinstance(method, LQNConfig):
+                found[name] = why_ineffective(name, method, calibrated)
+            elif isinstance(method, PixelControl) and method.calibrated and not calibrated:
+                found[name] = (
+                    f"method {name} answers as its teacher does: without a calibration it changes "
+                    f"no pixel; {CALIBRATE}"
+                )
+        return {name: reason for name, reason in found.items() if reason}
 
     def _layout(self, image: Tensor) -> PaddedWindow | SlidingWindows:
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
@@ -299,8 +311,7 @@ class Segmenter:
                 f"an image must be a (3, height, width) uint8 tensor, got {image.dtype} "
                 f"{tuple(image.shape)}"
             )
-        size = (image.shape[1], image.shape[2])
-        return layout_of(size, self.teacher.image_size, self.config.inference)
+        return layout_of(image, self.teacher, self.config.inference)
 
     def _run_chunk(
         self, chunk: Sequence[_Window]

@@ -7,7 +7,7 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,11 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
 
 
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a PyTorch one, flat or under ``state_dict``.
+    """Tensors by name from a safetensors file or a PyTorch one.
+
+    Flat, under ``state_dict`` (Lightning), or under ``model`` (Detectron2).
+
+    Floating-point ones are float32, whatever they are stored in.
 
     PyTorch files are read with ``weights_only=True``: tensors and nothing that could be executed.
 
@@ -117,17 +121,25 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _in_float32(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise InputError(
             f"{key}: {path} could not be loaded: it is missing, damaged, or holds more than "
             f"tensors ({first_line(error)})"
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content if isinstance(content, dict) else None
+    if state and (isinstance(state.get("model"), dict) or "state_dict" in state):
+        state = state.get("state_dict", state.get("model"))
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{key}: {path} holds no state dict, flat or under 'state_dict'")
-    return state
+        raise InputError(
+            f"{key}: {path} holds no state dict, flat or under 'state_dict' or 'model'"
+        )
+    return _in_float32(state)
+
+
+def _in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
 
 
 def first_line(error: BaseException) -> str:

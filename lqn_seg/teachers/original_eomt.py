@@ -53,13 +53,23 @@ HEAD_NAMES = (
     (r"attn_mask_probs", r"attn_mask_probs"),
 )
 _BACKBONE = "encoder.backbone."
-_DROPPED = ("encoder.pixel_mean", "encoder.pixel_std", "criterion.empty_weight")
+_PIXELS = ("encoder.pixel_mean", "encoder.pixel_std")  # of the input, no part of the model
+_DROPPED = (*_PIXELS, "criterion.empty_weight")
 _HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
 
 
 def is_original(state: Mapping[str, Tensor]) -> bool:
     """Whether a file has the original release's names."""
     return any(_BACKBONE in name for name in state)
+
+
+def pixel_tensors(state: Mapping[str, Tensor]) -> State:
+    """Mean and deviation of the input that an original file holds, by their last two names."""
+    return {key: value for key, value in _short_names(state).items() if key in _PIXELS}
+
+
+def _short_names(state: Mapping[str, Tensor]) -> State:
+    return {re.sub(r"^network\.|_orig_mod\.", "", name): value for name, value in state.items()}
 
 
 def convert_original(
@@ -82,8 +92,7 @@ def convert_original(
     Raises:
         InputError: a key is missing, unknown or of another shape, or the size cannot be told.
     """
-    short = {re.sub(r"^network\.|_orig_mod\.", "", name): value for name, value in state.items()}
-    short = {name: value for name, value in short.items() if name not in _DROPPED}
+    short = {n: value for n, value in _short_names(state).items() if n not in _DROPPED}
     backbone = _without_prefix(short, _BACKBONE)
     head = rename(
         {name: value for name, value in short.items() if not name.startswith(_BACKBONE)},

@@ -49,6 +49,7 @@ def test_the_nodes_defaults_are_the_dataclasses():
         ("MODEL.LQN.QUERIES", "student", "queries"),
         ("MODEL.LQN.FIT_PER", "image", "fit_per"),
         ("MODEL.LQN.BATCH", 3, "batch"),
+        ("MODEL.LQN.EVAL.THREADS", 3, "threads"),
     ],
 )
 def test_a_key_changes_its_field_alone(key, value, field):
@@ -202,6 +203,20 @@ def test_a_wrong_file_is_named(tmp_path):
         load_cfg(str(tmp_path / "b.yaml"))
     with pytest.raises(InputError, match="auto, cpu, cuda or mps"):
         load_cfg(str(CONFIGS / "demo_lqn.yaml"), device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("MODEL: {LQN: {METHODS: null}}", r"a\.yaml: the key MODEL\.LQN\.METHODS has no value"),
+        ("MODEL: {LQN: {METHODS: [3]}}", r"MODEL\.LQN\.METHODS: .* not by 3"),
+        ("CLASSIFICATION: {METHODS: [[lqn]]}", r"CLASSIFICATION\.METHODS: .* not by \['lqn'\]"),
+    ],
+)
+def test_what_yaml_made_of_a_value_is_named(tmp_path, text, sentence):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        load_any_cfg(str(tmp_path / "a.yaml"))
 
 
 @pytest.mark.parametrize("load", [load_cfg, load_any_cfg, load_classification_cfg])

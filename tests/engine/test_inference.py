@@ -67,7 +67,12 @@ def test_the_whole_run(small_config, capsys):
     results = json.loads((output / "inference" / "results.json").read_text())
     assert results["images"] == 5 and results["subset_of"] is None
     assert results["metrics"]["clean"]["teacher"]["lqn"]["token_cos"] == pytest.approx(1)
-    assert results["gmacs"]["lqn"]["gmacs_fit"] > 0 == results["gmacs"]["teacher"]["gmacs_fit"]
+    # Without a calibration no student is asked: that is said, and no fit is paid for.
+    assert printed.count("warning: method lqn answers as its teacher does") == 1
+    assert results["warnings"] and results["warnings"][0] in printed
+    assert printed.index("warning: method lqn") < printed.index("PQ by condition")
+    assert "students fitted, of 10 images: LQN 0" in printed
+    assert results["gmacs"]["lqn"] == results["gmacs"]["teacher"]
     assert "copypaste: Task: panoptic_seg" in (output / "log.txt").read_text()
     for name in ("config.yaml", "metrics.json"):
         assert (output / name).is_file()
@@ -457,6 +462,15 @@ def test_a_teacher_of_other_classes_is_refused(cfg, tmp_path):
     cfg.MODEL.LQN.TEACHER.CONFIG = str(path)
     with pytest.raises(InputError, match=r"predicts 4 classes.*has 13"):
         Evaluation(cfg, get_dataset("demo_panoptic_val"))
+
+
+def test_a_fit_that_was_paid_is_counted(small_config, capsys):
+    """The recipe without a gauge fits a student to every image, and its cost is there."""
+    report = evaluate(str(small_config), ["MODEL.LQN.METHODS", '("teacher", "lqn@distill")'])
+    printed = capsys.readouterr().out
+    assert "students fitted, of 10 images: LQN, recipe: distill 10" in printed
+    assert "warning:" not in printed
+    assert report.gmacs["lqn@distill"]["gmacs_fit"] > 0
 
 
 def test_every_pass_of_the_teacher_is_counted(cfg):

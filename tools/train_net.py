@@ -8,6 +8,10 @@ Examples:
     python tools/train_net.py --eval-only --num-gpus 4 --config configs/demo_lqn.yaml --resume
     torchrun --standalone --nproc_per_node 4 tools/train_net.py --eval-only --config configs/...
     python tools/train_net.py --config configs/demo_teacher.yaml --resume
+
+An evaluation ends with status 0 if every image was scored or left out by name, and with 2 if more
+than MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input. A cost, table or
+picture that cannot be made of the scores is named, and no error.
 """
 
 from __future__ import annotations

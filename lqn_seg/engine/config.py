@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -136,7 +137,7 @@ def add_lqn_config(cfg: CfgNode) -> None:
                 "MAX_IMAGES": 0,
                 # Share of the images that may fail, each by name, before the command ends with an
                 # error; the others are scored all the same.
-                "MAX_FAILED": 0.1,
+                "MAX_FAILED": 0.5,
                 # CPU threads of a process, the same on every machine and for any number of
                 # processes: it decides the last bits of a result.
                 "THREADS": defaults.threads,
@@ -393,13 +394,16 @@ def _merge(
         raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
     try:
         _check_keys(loaded, cfg, path)
+        _make_fractions(loaded, cfg)
         cfg.merge_from_other_cfg(type(cfg)(loaded))
         for key in overrides[::2]:
             _check_key(key.split("."), cfg, "command line")
             if key.startswith(("MODEL.LQN.FIT.", "MODEL.LQN.STUDENT.")):
                 # Some may be a count or a fraction, a word or a tuple: `_given` checks their kind.
                 cfg.merge_from_list([key, None])
-        cfg.merge_from_list(list(overrides))
+        for key, value in zip(overrides[::2], overrides[1::2]):
+            whole = re.fullmatch(r"[+-]?\d+", str(value)) and type(_value_of(cfg, key)) is float
+            cfg.merge_from_list([key, float(value) if whole else value])
     except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError) as error:
         if isinstance(error, InputError):
             raise
@@ -457,6 +461,19 @@ def _check_keys(
             raise InputError(f"{where}: the key {'.'.join((*above, key))} has no value")
         if isinstance(value, dict):
             _check_keys(value, cfg[key], where, (*above, key))
+
+
+def _value_of(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)
+
+
+def _make_fractions(loaded: dict[str, Any], cfg: CfgNode) -> None:
+    """Let a whole number stand where a fraction may: 1 for 1.0."""
+    for key, value in loaded.items():
+        if isinstance(value, dict):
+            _make_fractions(value, cfg[key])
+        elif type(value) is int and type(cfg[key]) is float:
+            loaded[key] = float(value)
 
 
 def _check_key(parts: Sequence[str], cfg: CfgNode, where: str, above: tuple[str, ...] = ()) -> None:

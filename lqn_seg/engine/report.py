@@ -29,6 +29,7 @@ from lqn_seg.engine.wording import (
     short_name,
     table,
     title,
+    too_few,
 )
 from lqn_seg.evaluation.bootstrap import (
     FEWEST_IMAGES,
@@ -366,9 +367,8 @@ class Report:
             return ""
         method = "lqn" if "lqn" in own else own[-1]
         found, unit = self.differences[method], f" {self.key}"
-        few = f", too few for an interval ({FEWEST_IMAGES} are needed),"
-        text = f"On these {self.images} images{few if self.images < FEWEST_IMAGES else ''} "
-        text += f"{title(method)} "
+        these = "this one image" if self.images == 1 else f"these {self.images} images"
+        text = f"On {these} {title(method)} "
         text += comparison(found[CLEAN], self.images, "its teacher", "on clean images", unit)
         if self.corrupted:
             count = len(self.corrupted)
@@ -376,7 +376,8 @@ class Report:
             text += f" and {comparison(found[CORRUPTED], self.images, 'it', where, unit)}"
         ratio = self._cost(method, "gmacs_total") / self._cost("teacher", "gmacs_total")
         cost = f", at {number(ratio)} times the teacher's multiply-adds" if ratio == ratio else ""
-        return f"{text}{cost}."
+        few = f"; no interval: {too_few(self.images)}" if self.images < FEWEST_IMAGES else ""
+        return f"{text}{cost}{few}."
 
     def copypaste(self) -> str:
         """Detectron2's lines for grep, one block per method and task, clean images."""

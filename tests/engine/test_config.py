@@ -156,6 +156,7 @@ def test_beside_mask2former_in_either_order():
         (["MODEL.LQN.EVAL.SEVERITY", "6"], "at least 1 and at most 5, not 6"),
         (["MODEL.LQN.EVAL.CORRUPTIONS", "('frog',)"], "did you mean 'fog'"),
         (["MODEL.LQN.EVAL.MAX_IMAGES", "-1"], "at least 0"),
+        (["MODEL.LQN.EVAL.MAX_FAILED", "2"], "at least 0 and at most 1, not 2"),
         (["MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES", "0"], "at least 1"),
         (["MODEL.LQN.BATCH"], "has no value"),
         (["MODEL.LQN.BATCH", "many"], "config"),
@@ -331,3 +332,11 @@ def test_each_kind_of_data_set_has_its_semantic_evaluator():
     ):
         metadata = Metadata("x", (Category(0, "road", False),), evaluator_type)
         assert type(build_evaluators(cfg, metadata)["sem_seg"]) is kind
+
+
+def test_a_whole_number_may_stand_for_a_fraction(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("MODEL: {LQN: {EVAL: {MAX_FAILED: 1}}}\n")
+    assert load_cfg(str(path)).MODEL.LQN.EVAL.MAX_FAILED == 1.0
+    found = load_cfg(str(path), ["MODEL.LQN.EVAL.MAX_FAILED", "0", "MODEL.LQN.EVAL.SEVERITY", "2"])
+    assert repr(found.MODEL.LQN.EVAL.MAX_FAILED) == "0.0" and found.MODEL.LQN.EVAL.SEVERITY == 2

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from lqn_seg.engine.config import load_cfg, method_config
-from lqn_seg.engine.report import title
 from lqn_seg.engine.run import evaluate
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.comparators import Preprocessing, load_universal
 from lqn_seg.segmentation.methods import Comparator

@@ -290,7 +290,7 @@ def make_study(folder: Path) -> None:
 
 
 def read_study(folder: Path) -> None:
-    from lqn_seg.engine.study import load_study
+    from lqn_seg.engine.study_file import load_study
 
     load_study(str(folder / "study.yaml"))
 

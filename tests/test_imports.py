@@ -117,5 +117,12 @@ def test_what_is_mistyped_is_answered_without_torch(tool, said):
     assert result.stderr.count("\n") == 1
 
 
+def test_a_mistyped_study_is_answered_without_torch():
+    code = "import runpy; runpy.run_path('tools/study.py', run_name='__main__')"
+    result = run_python(code, "configs/study/quick.yaml", "METRIC", "PW", blocked="torch")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "did you mean 'PQ'?" in result.stderr
+
+
 def test_a_blocked_torch_would_be_seen():
     assert "torch" in run_python("import lqn_seg.core.fit", blocked="torch").stderr

@@ -24,18 +24,8 @@ from lqn_seg.engine.inference import CLEAN, Condition
 from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.report import CORRUPTED, STAGES, made
 from lqn_seg.engine.sharded import write_atomically
-from lqn_seg.engine.study import (
-    METRICS,
-    NONE,
-    Finished,
-    Study,
-    check_frozen,
-    load_study,
-    plan,
-    run_jobs,
-    study_hashes,
-    value_name,
-)
+from lqn_seg.engine.study import NONE, Finished, check_frozen, plan, run_jobs, study_hashes
+from lqn_seg.engine.study_file import METRICS, Study, load_study, value_name
 from lqn_seg.engine.wording import interval_heading, interval_text, number, short_name, title
 from lqn_seg.evaluation.bootstrap import (
     FEWEST_IMAGES,

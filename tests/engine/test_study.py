@@ -12,7 +12,8 @@ import yaml
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import study as study_module
 from lqn_seg.engine.inference import Evaluation
-from lqn_seg.engine.study import load_study, plan, study_hashes
+from lqn_seg.engine.study import plan, study_hashes
+from lqn_seg.engine.study_file import load_study
 from lqn_seg.engine.study_report import run_study
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import UncountedOperatorError

@@ -450,13 +450,13 @@ def run_study(
     with launch.together():
         study = load_study(path, overrides)
         dataset = get_dataset(study.dataset)
-        jobs = plan(study, len(dataset.records()))
+        jobs = plan(study, len(dataset.records(strict=False)))
         hashes = study_hashes(study, dataset)
         check_frozen(study, hashes)
     finished = run_jobs(jobs, dataset, resume, METRICS[study.metric][0], progress)
     if not launch.is_main():
         return None
-    report = StudyReport(study, finished, hashes, len(dataset.records()))
+    report = StudyReport(study, finished, hashes, len(dataset.records(strict=False)))
     print(f"\n{report.markdown()}")
     for written in report.write():
         print(f"written: {written}")

@@ -16,6 +16,7 @@ import argparse
 import copy
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import sys
@@ -409,6 +410,8 @@ def work(reader: Reader, valid: Path, numbers: list[int], seed: int, pipe: Any) 
     import torch
 
     torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere:  # libraries tell of every file
+        os.dup2(nowhere.fileno(), 2)
     for number in numbers:
         pipe.send((number, read_one(reader, valid, number, seed)))
     pipe.close()

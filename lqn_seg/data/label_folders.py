@@ -15,7 +15,7 @@ from lqn_seg.data.image_files import (
     is_hidden,
     is_junk,
 )
-from lqn_seg.data.images import describe_turn, upright_size
+from lqn_seg.data.images import describe_turn, read_orientation, upright_size
 from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record
 from lqn_seg.errors import InputError
 
@@ -97,9 +97,7 @@ def _listing(
     images = [p for p in found.images if p.name.startswith(prefixes or "")]
     if not images:
         named = f" whose name starts with {' or '.join(prefixes)}" if prefixes else ""
-        raise InputError(
-            f"folder {image_root} of {name} holds no {', '.join(IMAGE_SUFFIXES)} file{named}{hint}"
-        )
+        raise InputError(f"folder {image_root} of {name} holds no image file{named}{hint}")
     by_stem: dict[str, list[Path]] = {}
     for path in images:
         by_stem.setdefault(path.stem, []).append(path)
@@ -166,12 +164,11 @@ def _record(name: str, image_id: str, image: Path, label: Path) -> Record:
         raise InputError(f"image {image.name} of {name} has no label map {label}")
     size = upright_size(label)
     if size != (height, width):
-        turn = describe_turn(image)
-        stored = turn and size == (width, height)
+        stored = read_orientation(image) > 4 and size == (width, height)
         hint = ": its labels are those of the pixels as stored and must be turned too"
         raise InputError(
             f"label map {label} is {size[0]} x {size[1]} (height x width), but its image "
-            f"{image.name} is {height} x {width}{turn}{hint if stored else ''}"
+            f"{image.name} is {height} x {width}{describe_turn(image)}{hint if stored else ''}"
         )
     return {
         "file_name": str(image),

@@ -470,14 +470,14 @@ def run_study(
     with launch.together():
         study = load_study(path, overrides)
         dataset = get_dataset(study.dataset)
-        jobs = plan(study, len(dataset.records()))
+        jobs = plan(study, len(dataset.records(strict=False)))
         hashes = study_hashes(study, dataset)
         check_frozen(study, hashes)
     failed: list[str] = []
     finished = run_jobs(jobs, dataset, resume, METRICS[study.metric][0], progress, failed)
     if not launch.is_main():
         return None
-    report = StudyReport(study, finished, hashes, len(dataset.records()), failed)
+    report = StudyReport(study, finished, hashes, len(dataset.records(strict=False)), failed)
     for written in report.conclude():
         print(f"written: {written}")
     return report

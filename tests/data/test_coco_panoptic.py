@@ -16,7 +16,7 @@ from PIL import Image
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import dataset_names, get_dataset, register_coco_panoptic
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
-from lqn_seg.data.images import write_id_map
+from lqn_seg.data.images import read_label_map, write_id_map, write_label_map
 from lqn_seg.data.masks import decode
 from lqn_seg.errors import InputError
 
@@ -255,3 +255,23 @@ def test_real_coco_annotations_are_consistent() -> None:
         ids = dataset.metadata.read_panoptic(record)
         for segment in record["segments_info"]:
             assert (ids == segment["id"]).sum() == segment["area"]
+
+
+def test_the_256th_category_is_not_void(tmp_path: Path) -> None:
+    """Void pixels are ignored, category 255 of 300 is not."""
+    write_id_map(tmp_path / "0.png", np.array([[0, 1, 2]]))
+    segments = [{"id": 1, "category_id": 255, "area": 1}, {"id": 2, "category_id": 299, "area": 1}]
+    for segment in segments:
+        segment |= {"bbox": [0, 0, 1, 1], "iscrowd": 0}
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", "height": 1, "width": 3}],
+        "annotations": [{"image_id": 0, "file_name": "0.png", "segments_info": segments}],
+        "categories": [{"id": k, "name": str(k), "isthing": 0} for k in range(300)],
+    }
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    dataset = load_coco_panoptic("many", tmp_path, tmp_path, tmp_path / "panoptic.json")
+    assert dataset.metadata.ignore_label == 65535
+    labels = dataset.metadata.read_semantic(dataset.records()[0])
+    assert labels.tolist() == [[65535, 255, 299]]
+    write_label_map(tmp_path / "labels.png", labels)
+    assert read_label_map(tmp_path / "labels.png").tolist() == labels.tolist()

@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data import catalog
+from lqn_seg.data.catalog import get_dataset, register_label_folders
+from lqn_seg.data.images import read_image, write_label_map
 from lqn_seg.engine import inference, pictures
 from lqn_seg.engine import report as report_module
 from lqn_seg.engine.config import load_cfg
@@ -499,3 +501,73 @@ def test_panels_of_any_id_stay_in_their_folder_and_apart(cfg, tmp_path):
     assert {path.resolve() for path in written} == new
     assert {path.parent for path in new} == {tmp_path / "output" / "panels"}
     assert "IMG.1.png" in {path.name for path in new}
+
+
+def test_turned_photographs_are_scored_upright_or_left_out(
+    cfg, small_config, scenes_root, tmp_path, monkeypatch, capsys
+):
+    """Each scene cut to 64 x 96 and stored on its side: once with labels of the picture, once with
+    labels of the stored pixels. The first scores as the picture itself does."""
+    metadata = get_dataset("demo_panoptic_val").metadata
+    records = get_dataset("demo_panoptic_val").records()
+    orders = {"plain": (0, 0), "upright": (1, 0), "stored": (1, 1)}
+    monkeypatch.setattr(catalog, "_registered", {})
+    for name, (image_turns, label_turns) in orders.items():
+        for kind in ("images", "labels"):
+            (tmp_path / name / kind).mkdir(parents=True)
+        for record in records:
+            pixels = np.rot90(read_image(record["file_name"])[:64], image_turns)
+            labels = np.rot90(metadata.read_semantic(record)[:64], label_turns)
+            exif = Image.Exif()
+            exif[0x0112] = 6 if image_turns else 1
+            file = f"{record['image_id']}.png"
+            picture = Image.fromarray(np.ascontiguousarray(pixels))
+            picture.save(tmp_path / name / "images" / file, exif=exif)
+            write_label_map(tmp_path / name / "labels" / file, np.ascontiguousarray(labels))
+        folders = tmp_path / name / "images", tmp_path / name / "labels"
+        register_label_folders(name, *folders, metadata.class_names)
+    task = ["MODEL.MASK_FORMER.TEST.PANOPTIC_ON", "False"]
+    task += ["MODEL.MASK_FORMER.TEST.INSTANCE_ON", "False"]
+    task += ["MODEL.LQN.METHODS", "('teacher',)", "MODEL.LQN.EVAL.CORRUPTIONS", "()"]
+
+    def evaluated(name: str, **how: bool):
+        where = ["OUTPUT_DIR", str(tmp_path / f"out_{name}")]
+        return evaluate(str(small_config), [*task, *where, "DATASETS.TEST", f"('{name}',)"], **how)
+
+    scores = {n: evaluated(n).metrics["clean"]["teacher"]["sem_seg"] for n in ("plain", "upright")}
+    assert repr(scores["plain"]) == repr(scores["upright"])
+    capsys.readouterr()
+    with pytest.raises(InputError, match="no image can be evaluated: label map"):
+        evaluated("stored")
+    assert capsys.readouterr().err.count("must be turned too") == 5
+    (tmp_path / "stored" / "images" / "0.png").unlink()  # one that fits, and files that do not
+    for kind in ("images", "labels"):
+        shutil.copy(tmp_path / "plain" / kind / "0.png", tmp_path / "stored" / kind / "0.png")
+    (tmp_path / "stored" / "images" / "._0.png").touch()
+    report = evaluated("stored")
+    printed = capsys.readouterr().out
+    assert "stored, 1 images" in printed and "5 entries of the data set" in printed
+    assert printed.count("left out: ") == 5 and "._0.png" in printed
+    results = json.loads((report.evaluation.folder / "results.json").read_text())
+    assert results["images"] == 1 and len(results["not_listed"]) == 5
+    with pytest.raises(InputError, match="must be turned too"):
+        evaluated("stored", strict=True)
+
+
+def test_an_image_of_another_size_than_its_record_has_no_score(
+    small_config, scenes_root, tmp_path, monkeypatch
+):
+    root = tmp_path / "turned"
+    shutil.copytree(scenes_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    record = get_dataset("demo_panoptic_val").records()[1]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(record["file_name"]).crop((0, 0, 96, 60)).save(record["file_name"], exif=exif)
+    report = evaluate(str(small_config))
+    assert [r["image_id"] for r in report.evaluation.scored] == [0, 2, 3, 4]
+    (reason,) = {*report.evaluation.failures.values()}
+    assert "is 96 x 60 (height x width) with its EXIF orientation 6 applied" in reason
+    assert "its annotation says 96 x 96" in reason
+    with pytest.raises(InputError, match="EXIF orientation 6 applied"):
+        evaluate(str(small_config), strict=True)

@@ -54,6 +54,7 @@ _BAD_CHECKPOINT = (
     TypeError,
     RuntimeError,
     AttributeError,
+    LookupError,
     SafetensorError,
     StrictDataclassError,
 )

@@ -36,4 +36,4 @@ from lqn_seg.detectron2.evaluation import LQNEvaluator, LQNTrainer, evaluate  # 
 from lqn_seg.detectron2.meta_arch import EomtMetaArch, LQNTTTMetaArch, register  # noqa: E402
 
 __all__ = ["EomtMetaArch", "LQNEvaluator", "LQNTTTMetaArch", "LQNTrainer", "TeacherBackbone"]
-__all__ += ["add_lqn_config", "evaluate", "register", "setup_environment"]
+__all__ += ["add_lqn_config", "evaluate", "register"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
@@ -12,6 +14,8 @@ from lqn_seg.data.coco_panoptic import load_coco_panoptic
 from lqn_seg.data.derived import complete_records
 from lqn_seg.data.images import read_label_map, write_id_map
 from lqn_seg.data.label_folders import load_label_folders
+from lqn_seg.data.metadata import Dataset
+from lqn_seg.errors import InputError
 
 IDS = np.array([[0, 1, 1, 2], [3, 1, 1, 2], [3, 3, 300, 300]])
 
@@ -74,3 +78,18 @@ def test_label_folders_have_no_annotations(tmp_path):
     (record,) = complete_records(toy, tmp_path / "completed")
     assert set(record) == {"file_name", "image_id", "height", "width", "sem_seg_file_name"}
     assert (read_label_map(record["sem_seg_file_name"]) == IDS % 2).all()
+
+
+def test_label_maps_stay_in_their_folder_whatever_an_id_is(tmp_path):
+    toy = dataset(tmp_path)
+    ids = ["../up", "a/b", "a%2Fb", "a.b"]
+    records = [{**toy.records()[0], "image_id": name} for name in ids]
+    complete_records(Dataset(toy.metadata, lambda: records), tmp_path / "labels")
+    assert len(list((tmp_path / "labels").iterdir())) == 4
+
+
+def test_labels_that_detectron2_cannot_read_are_named(tmp_path):
+    toy = dataset(tmp_path)
+    many = replace(toy.metadata, categories=toy.metadata.categories * 100)
+    with pytest.raises(InputError, match=r"data set toy has labels up to 300; .* 8 bits"):
+        complete_records(Dataset(many, toy.load), tmp_path / "labels")

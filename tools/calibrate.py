@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
+    command.check_config(arguments)
     from lqn_seg.engine.calibrate import calibrate_teacher
 
     path = calibrate_teacher(

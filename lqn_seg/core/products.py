@@ -54,7 +54,8 @@ def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of (..., k) inputs and an (m, k) weight; not recorded for gradients where it is
     worth the look-up."""
     usual = (
-        inputs.device.type != "cpu"
+        torch.jit.is_tracing()  # a tracer knows no oneDNN product, and what it records must be F's
+        or inputs.device.type != "cpu"
         or inputs.dtype != weight.dtype
         or inputs.numel() * len(weight) < _WORTH_A_LOOK_UP
         or torch.is_autocast_enabled("cpu")
@@ -65,8 +66,9 @@ def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _one_by_one(left: Tensor, right: Tensor) -> bool:
-    work = left.shape[1] * left.shape[2] * right.shape[2]
-    return left.device.type == "cpu" and work >= _WORTH_A_LOOK_UP
+    if left.device.type != "cpu" or torch.jit.is_tracing():
+        return False
+    return left.shape[1] * left.shape[2] * right.shape[2] >= _WORTH_A_LOOK_UP
 
 
 def _by_one_dnn(inputs: Tensor) -> bool:

@@ -50,6 +50,8 @@ COCO_SPLITS = ("train", "val")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 # name -> the reader of its layout, and what that reader wants beside the name
 _registered: dict[str, tuple[Callable[..., Dataset], tuple[object, ...]]] = {}
+# Called after every registration; the Detectron2 plugin keeps its catalog in step.
+listeners: list[Callable[[], None]] = []
 
 
 def dataset_roots(root: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -225,6 +227,8 @@ def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, 
     ):
         raise InputError(f"the data set name {name!r} is already taken")
     _registered[name] = load, arguments
+    for listener in listeners:
+        listener()
 
 
 def _demo(split: str, name: str, root: str | os.PathLike[str] | None) -> Dataset:

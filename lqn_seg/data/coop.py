@@ -6,7 +6,6 @@ Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022): a spli
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from lqn_seg.data.image_files import enumeration
 from lqn_seg.data.labelled_images import labelled_metadata, same_names
 from lqn_seg.data.metadata import Dataset, Record
+from lqn_seg.data.schema import SplitFile, read_json
 from lqn_seg.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -113,22 +113,17 @@ def _split_file(path: Path) -> dict[str, Any]:
     """{split: [(path, label)], "names": {label: name}}."""
     if not path.is_file():
         raise InputError(f"the split file {path} does not exist: {HOW_TO_GET}")
+    content = read_json(path, SplitFile, "split file")
     names: dict[int, str] = {}
-    found: dict[str, Any] = {"names": names}
-    try:
-        content = json.loads(path.read_text())
-        for split in SPLITS:
-            found[split] = []
-            for file, label, text in content[split]:
-                found[split].append((str(file), int(label)))
-                if names.setdefault(int(label), str(text)) != str(text):
-                    raise ValueError(f"label {label} is {names[int(label)]!r} and {text!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the split file {path} is not CoOp's: lists of [path, label, class name] under "
-            f"{', '.join(SPLITS)} ({type(error).__name__}: {error})"
-        ) from error
-    return found
+    for split in SPLITS:
+        for i, (_, label, text) in enumerate(getattr(content, split)):
+            if names.setdefault(label, text) != text:
+                raise InputError(
+                    f"split file {path}: {split}[{i}] calls label {label} {text!r}, an entry "
+                    f"before it calls it {names[label]!r}"
+                )
+    rows = {split: [row[:2] for row in getattr(content, split)] for split in SPLITS}
+    return {**rows, "names": names}
 
 
 def _class_names(path: Path, content: dict[str, Any]) -> list[str]:

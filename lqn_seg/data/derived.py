@@ -1,12 +1,39 @@
-"""What Detectron2 wants of a record and the data set holds otherwise."""
+"""What Detectron2 wants of a data set and its records, and they hold otherwise."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from lqn_seg.data.images import write_label_map
-from lqn_seg.data.metadata import Dataset, Record
+from lqn_seg.data.metadata import Dataset, Metadata, Record
+from lqn_seg.errors import InputError
+
+_SAME_IN_BOTH = (
+    *("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"),
+    *("image_root", "panoptic_root", "panoptic_json", "evaluator_type", "ignore_label"),
+)
+
+
+def detectron2_facts(metadata: Metadata) -> dict[str, Any]:
+    """The facts of a data set by Detectron2's names, for its ``MetadataCatalog``.
+
+    ``stuff_classes`` are all names by contiguous id, as for Mask2Former. ``thing_classes`` are the
+    things alone where they come first, for COCOEvaluator takes nothing else, and otherwise all
+    names, for the visualiser looks names up by contiguous id.
+    """
+    things_first = metadata.thing_ids == frozenset(range(len(metadata.thing_ids)))
+    count = len(metadata.thing_ids) if things_first else metadata.num_classes
+    facts: dict[str, Any] = {key: getattr(metadata, key) for key in _SAME_IN_BOTH}
+    names, colors = list(metadata.class_names), [c.color for c in metadata.categories]
+    facts |= {"thing_classes": names[:count], "stuff_classes": names, "label_divisor": 1000}
+    if metadata.json_file:  # Detectron2's COCOEvaluator takes None for a file name
+        facts["json_file"] = metadata.json_file
+    if all(colors):
+        facts |= {"thing_colors": colors[:count], "stuff_colors": colors}
+    return facts
 
 
 def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[Record]:
@@ -18,15 +45,23 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
             write them at once.
 
     Raises:
-        InputError: a file of the data set is missing or malformed.
+        InputError: a file of the data set is missing or malformed, or a label needs over 8 bits.
     """
-    metadata, records = dataset.metadata, dataset.records()
+    metadata, records = dataset.metadata, dataset.with_instances().records()
+    if (highest := max(metadata.num_classes, metadata.ignore_label)) > 255:
+        raise InputError(
+            f"data set {metadata.name} has labels up to {highest}; Detectron2 reads label maps of "
+            "8 bits, 0 .. 255"
+        )
     Path(folder).mkdir(parents=True, exist_ok=True)
     for record in records:
-        has_instances = metadata.json_file or "segments_info" in record
-        record["annotations"] = metadata.read_instances(record) if has_instances else []
+        # No empty list where there are no things at all: Detectron2's loaders would leave out every
+        # image, as one without objects.
+        if metadata.thing_ids and (metadata.json_file or "segments_info" in record):
+            record["annotations"] = metadata.read_instances(record)
         if "segments_info" in record or "sem_seg_file_name" in record:
-            path = Path(folder, f"{record['image_id']}.png")
+            # One file an id, inside the folder, whatever characters an id has.
+            path = Path(folder, f"{quote(str(record['image_id']), safe='')}.png")
             write_label_map(path, metadata.read_semantic(record))
             record["sem_seg_file_name"] = str(path)
     return records

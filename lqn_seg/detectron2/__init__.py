@@ -7,6 +7,18 @@ cfg.merge_from_file("configs/demo_lqn.yaml")
 
 from __future__ import annotations
 
+import importlib
+
+
+def setup_environment() -> None:
+    """What $DETECTRON2_ENV_MODULE=lqn_seg.detectron2 runs, in every process that has Detectron2.
+
+    Scripts that know nothing of this package then have its models and data sets, and MODEL.LQN in
+    their `get_cfg()`. (First in this file: Detectron2 may ask for it while this file imports it.)
+    """
+    importlib.import_module("lqn_seg.detectron2.config").add_to_defaults()
+
+
 try:
     # Something inside it: an unrelated folder called `detectron2` can be imported as well.
     import detectron2.config  # noqa: F401
@@ -18,10 +30,10 @@ except ImportError as error:
         f"gives the same numbers without it ({error})"
     ) from error
 
-from lqn_seg.detectron2.backbone import TeacherBackbone
-from lqn_seg.detectron2.evaluation import LQNEvaluator, LQNTrainer, evaluate
-from lqn_seg.detectron2.meta_arch import LQNTTTMetaArch, register
-from lqn_seg.engine.config import add_lqn_config
+from lqn_seg.detectron2.backbone import TeacherBackbone  # noqa: E402
+from lqn_seg.detectron2.config import add_lqn_config  # noqa: E402
+from lqn_seg.detectron2.evaluation import LQNEvaluator, LQNTrainer, evaluate  # noqa: E402
+from lqn_seg.detectron2.meta_arch import EomtMetaArch, LQNTTTMetaArch, register  # noqa: E402
 
-__all__ = ["LQNEvaluator", "LQNTTTMetaArch", "LQNTrainer", "TeacherBackbone"]
+__all__ = ["EomtMetaArch", "LQNEvaluator", "LQNTTTMetaArch", "LQNTrainer", "TeacherBackbone"]
 __all__ += ["add_lqn_config", "evaluate", "register"]

@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
+from lqn_seg.detectron2.config import check_cfg
 from lqn_seg.engine.build import build_teacher
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.feature_maps import feature_maps
@@ -20,9 +21,10 @@ from lqn_seg.teachers.base import Teacher
 class TeacherBackbone(Backbone):
     """Block outputs of a frozen teacher (EoMT, or DINOv2) as ``layer1`` ... ``layerL``.
 
-    All maps have the stride of the teacher's patches and its width. The teacher knows one image
-    size, S x S: `size_divisibility` is S, so that Detectron2 pads to multiples of it, and an input
-    of several times S goes through as S x S tiles.
+    All maps have the stride p of the teacher's patches and its width. An image of any size goes
+    through, as tiles of the one size that the teacher knows: see `feature_maps`, which also pads,
+    whatever wraps the backbone (``FPN``, ``SimpleFeaturePyramid``, Mask2Former). A map of an h x w
+    image has ceil(h / p) x ceil(w / p) cells; Detectron2 pads h and w to multiples of p.
 
     Args:
         teacher: frozen.
@@ -38,10 +40,10 @@ class TeacherBackbone(Backbone):
     def __init__(
         self,
         teacher: Teacher[Any],
-        out_features: Sequence[str],
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        input_format: str,
+        out_features: Sequence[str] = (),
+        pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
+        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+        input_format: str = "BGR",
     ) -> None:
         super().__init__()
         if len(pixel_mean) != 3 or input_format not in ("RGB", "BGR"):
@@ -55,32 +57,34 @@ class TeacherBackbone(Backbone):
         self.teacher, self.flip = teacher, input_format == "BGR"
         self.teacher_model = teacher.model  # so that .to() and state_dict() see it
         self.layers = {name: layers[name] for name in out_features or layers}
-        normalisation = torch.tensor([pixel_mean, pixel_std], device=teacher.device)
-        self.register_buffer("normalisation", normalisation[..., None, None], persistent=False)
+        values = torch.tensor([list(pixel_mean), list(pixel_std)], device=teacher.device)
+        normalisation = (values.flip(1) if self.flip else values)[..., None, None]
+        self.register_buffer("normalisation", normalisation, persistent=False)
+
+    @property
+    def stride(self) -> int:
+        """Side of the teacher's patches, in pixels."""
+        return self.teacher.image_size[0] // self.teacher.grid[0]
 
     @property
     def size_divisibility(self) -> int:
-        """S: height and width of the input must be multiples of it."""
-        return max(self.teacher.image_size)
+        """The stride: of an image padded to it, maps and image lie exactly on each other."""
+        return self.stride
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every map."""
-        stride = self.teacher.image_size[0] // self.teacher.grid[0]
-        return dict.fromkeys(self.layers, ShapeSpec(channels=self.teacher.width, stride=stride))
+        return dict.fromkeys(
+            self.layers, ShapeSpec(channels=self.teacher.width, stride=self.stride)
+        )
 
     def train(self, mode: bool = True) -> TeacherBackbone:
         """The teacher is frozen and always in evaluation mode; ``train()`` changes nothing."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps (B, D, h / stride, w / stride) of normalised and padded images (B, 3, h, w).
-
-        Raises:
-            InputError: h or w is no multiple of the teacher's image size.
-        """
-        mean, std = self.normalisation
-        pixels = images * std + mean
-        maps = feature_maps(self.teacher, pixels.flip(1) if self.flip else pixels)
+        """Maps (B, D, ceil(h / stride), ceil(w / stride)) of normalised images (B, 3, h, w)."""
+        rgb = images.flip(1) if self.flip else images
+        maps = feature_maps(self.teacher, rgb, *self.normalisation)
         return {name: maps[index] for name, index in self.layers.items()}
 
 
@@ -90,6 +94,7 @@ def build_teacher_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TeacherBackb
     For a semantic FPN, MODEL.SEM_SEG_HEAD.COMMON_STRIDE must be the patch size divided by a power
     of two.
     """
+    check_cfg(cfg)
     model, features = cfg.MODEL, cfg.MODEL.LQN.BACKBONE.OUT_FEATURES
     return TeacherBackbone(
         build_teacher(cfg), features, model.PIXEL_MEAN, model.PIXEL_STD, cfg.INPUT.FORMAT

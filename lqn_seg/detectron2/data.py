@@ -2,74 +2,94 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2 import data
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from iopath.common.file_io import get_cache_dir
 
 from lqn_seg.data.catalog import Metadata, Record, dataset_names, get_dataset
-from lqn_seg.data.derived import complete_records
+from lqn_seg.data.derived import complete_records, detectron2_facts
 from lqn_seg.errors import InputError
 
-_SAME_IN_BOTH = (
-    *("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"),
-    *("image_root", "panoptic_root", "panoptic_json", "evaluator_type", "ignore_label"),
-)
 _registered: set[str] = set()
+_unfilled: set[str] = set()
+
+
+class LazyMetadata(data.Metadata):
+    """Detectron2's entry of one of our data sets, filled when it is first asked for something.
+
+    By then the data set's files may be there, which need not be so when it is registered. Where
+    they still are not, an attribute is missing, and the error says which file is.
+    """
+
+    def __getattr__(self, key: str) -> Any:
+        if self.name in _unfilled and not key.startswith("__"):
+            try:
+                entries = detectron2_facts(get_dataset(self.name).metadata)
+            except InputError as error:
+                raise AttributeError(str(error)) from None
+            _unfilled.discard(self.name)
+            self.__dict__.update({**entries, **vars(self)})
+        return getattr(self, key) if key in vars(self) else super().__getattr__(key)
+
+    def as_dict(self) -> dict[str, Any]:
+        self.get("evaluator_type")
+        return super().as_dict()
 
 
 def register_datasets() -> None:
-    """Put our data sets for segmentation into Detectron2's catalog, where no name is taken."""
+    """Put our data sets for segmentation into Detectron2's catalogs, where no name is taken."""
     for name in dataset_names(labelled=False):
         if name not in DatasetCatalog:
-            DatasetCatalog.register(name, functools.partial(load_records, name))
+            DatasetCatalog[name] = functools.partial(load_records, name)
             _registered.add(name)
-        if name in _registered:
-            with contextlib.suppress(InputError):  # not there yet; said when it is used
-                set_metadata(get_dataset(name).metadata)
+            if name not in MetadataCatalog:
+                MetadataCatalog[name] = LazyMetadata(name=name)
+                _unfilled.add(name)
 
 
-def class_table(cfg: CfgNode) -> tuple[frozenset[int], int]:
-    """Contiguous ids of the things, and the number of classes, of DATASETS.TEST[0].
+def give_way(name: str, func: Callable[[], list[Record]]) -> None:
+    """`DatasetCatalog.register`, but for the names that are ours: whoever comes later has them.
+
+    Mask2Former registers ADE20K's when it is imported, and would stop at a name that is taken.
+    """
+    if name in _registered:
+        _registered.discard(name)
+        _unfilled.discard(name)
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+    type(DatasetCatalog).register(DatasetCatalog, name, func)
+
+
+def class_table(datasets: Sequence[str]) -> tuple[frozenset[int], Sequence[str]]:
+    """Contiguous ids of the things, and the names of all classes, of the first data set.
 
     Raises:
         InputError: there is none, or it is unknown or lacks its files.
     """
-    if not cfg.DATASETS.TEST:
+    if not datasets:
         raise InputError("DATASETS.TEST is empty; its first data set says what the classes are")
-    name = cfg.DATASETS.TEST[0]
+    name = datasets[0]
     if name in _registered or name not in DatasetCatalog:
         metadata = get_dataset(name).metadata
-        return metadata.thing_ids, metadata.num_classes
+        return metadata.thing_ids, metadata.class_names
     theirs = MetadataCatalog.get(name)
     things = theirs.get("thing_dataset_id_to_contiguous_id", {})
-    return frozenset(things.values()), len(theirs.get("stuff_classes") or theirs.thing_classes)
+    return frozenset(things.values()), theirs.get("stuff_classes") or theirs.thing_classes
 
 
 def set_metadata(metadata: Metadata) -> None:
-    """Fill Detectron2's entry; one that was made for other files of the same name is replaced.
-
-    ``stuff_classes`` are all names by contiguous id, as for Mask2Former. ``thing_classes`` are the
-    things alone where they come first, for COCOEvaluator takes nothing else, and otherwise all
-    names, for the visualiser looks names up by contiguous id.
-    """
-    things_first = metadata.thing_ids == frozenset(range(len(metadata.thing_ids)))
-    count = len(metadata.thing_ids) if things_first else metadata.num_classes
-    entries: dict[str, Any] = {key: getattr(metadata, key) for key in _SAME_IN_BOTH}
-    names, colors = list(metadata.class_names), [c.color for c in metadata.categories]
-    entries |= {"thing_classes": names[:count], "stuff_classes": names, "label_divisor": 1000}
-    if metadata.json_file:  # Detectron2's COCOEvaluator takes None for a file name
-        entries["json_file"] = metadata.json_file
-    if all(colors):
-        entries |= {"thing_colors": colors[:count], "stuff_colors": colors}
-    json = metadata.panoptic_json
-    if MetadataCatalog.get(metadata.name).get("panoptic_json", json) != json:
+    """Fill Detectron2's entry; one that was made for other files of the same name is replaced."""
+    _unfilled.discard(metadata.name)
+    entries = detectron2_facts(metadata)
+    there = vars(MetadataCatalog.get(metadata.name))
+    if any(there.get(key, value) != value for key, value in entries.items()):
         MetadataCatalog.pop(metadata.name)
     MetadataCatalog.get(metadata.name).set(**entries)
 
@@ -78,14 +98,15 @@ def load_records(name: str) -> list[Record]:
     """`complete_records`, once a process; label maps go to Detectron2's cache ($FVCORE_CACHE)."""
     metadata = get_dataset(name).metadata
     set_metadata(metadata)
-    return [dict(record) for record in _load(name, metadata.panoptic_json)]
+    files = (metadata.image_root, metadata.sem_seg_root, metadata.panoptic_json)
+    return [dict(record) for record in _load(name, files)]
 
 
 @functools.cache
-def _load(name: str, panoptic_json: str | None) -> list[Record]:
-    where = zlib.crc32(os.fsencode(os.path.abspath(panoptic_json or name)))
+def _load(name: str, files: tuple[str | None, ...]) -> list[Record]:
+    where = zlib.crc32(os.fsencode(repr([file and os.path.abspath(file) for file in files])))
     folder = os.path.join(get_cache_dir(), "lqn_seg", f"{name}-{where:08x}")
     records = complete_records(get_dataset(name), folder)
-    for annotation in (thing for record in records for thing in record["annotations"]):
+    for annotation in (thing for record in records for thing in record.get("annotations", ())):
         annotation["bbox_mode"] = BoxMode.XYWH_ABS
     return records

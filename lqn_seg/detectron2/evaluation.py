@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -20,9 +21,10 @@ from detectron2.utils.logger import setup_logger
 
 from lqn_seg.command_line import is_launched
 from lqn_seg.data.catalog import Record, get_dataset
-from lqn_seg.detectron2.meta_arch import method_name, register
+from lqn_seg.detectron2.config import add_lqn_config
+from lqn_seg.detectron2.meta_arch import NOTHING_TO_TRAIN, LQNTTTMetaArch, method_name, register
 from lqn_seg.engine import launch
-from lqn_seg.engine.config import add_lqn_config, merge_cfg
+from lqn_seg.engine.config import merge_cfg
 from lqn_seg.engine.inference import build_evaluators, mean_stats
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.postprocess import mask_hash
@@ -36,12 +38,17 @@ class LQNEvaluator(DatasetEvaluator):
     For a data set of our catalog, on any number of processes. ``images`` holds, by image id, each
     task's statistics, ``lqn`` (the model's own) and ``mask_hash``; after :meth:`evaluate`, on the
     main process, those of all processes.
+
+    Args:
+        prefix: of the tasks' names in what :meth:`evaluate` returns, so that they stand beside
+            those of Detectron2's evaluators in ``DatasetEvaluators``, which refuses a name twice.
     """
 
-    def __init__(self, cfg: CfgNode, dataset_name: str) -> None:
-        dataset = get_dataset(dataset_name)
+    def __init__(self, cfg: CfgNode, dataset_name: str, prefix: str = "lqn/") -> None:
+        dataset, self.prefix = get_dataset(dataset_name), prefix
         self.evaluators = build_evaluators(cfg, dataset.metadata)
         self.records = {record["image_id"]: record for record in dataset.records()}
+        self.by_file = {Path(r["file_name"]).name: r for r in self.records.values()}
         self.images: dict[int | str, dict[str, Any]] = {}
 
     def reset(self) -> None:
@@ -50,13 +57,18 @@ class LQNEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[Record], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Score a batch, before Detectron2's COCOPanopticEvaluator rewrites it in place."""
         for given, output in zip(inputs, outputs, strict=True):
-            record = self.records[given["image_id"]]  # the mapper takes some fields away
+            # The mapper takes fields away, and other readers of the same files number otherwise.
+            record = self.records.get(given.get("image_id", "")) or self.by_file.get(
+                Path(given["file_name"]).name
+            )
+            if record is None:
+                raise InputError(f"{given['file_name']} is no image of the evaluator's data set")
             line: dict[str, Any] = {"lqn": output.get("lqn"), "mask_hash": mask_hash(output)}
             line |= {task: e.statistics(record, output) for task, e in self.evaluators.items()}
             self.images[record["image_id"]] = line
 
     def evaluate(self) -> Metrics | None:
-        """Metrics 0 .. 100 by task, and under ``lqn`` means; None but on the main process."""
+        """Metrics 0 .. 100 by ``lqn/<task>``, and means under ``lqn``; None in other processes."""
         comm.synchronize()  # waits as long as it takes; a gather gives up after half an hour
         parts = comm.gather(self.images)
         if not comm.is_main_process():
@@ -64,7 +76,10 @@ class LQNEvaluator(DatasetEvaluator):
         gathered = {key: line for part in parts for key, line in part.items()}
         self.images = {key: gathered[key] for key in self.records if key in gathered}
         lines = list(self.images.values())
-        results = {t: e.summarize([line[t] for line in lines]) for t, e in self.evaluators.items()}
+        results = {
+            f"{self.prefix}{task}": evaluator.summarize([line[task] for line in lines])
+            for task, evaluator in self.evaluators.items()
+        }
         stats = [line["lqn"] for line in lines if line["lqn"]]
         return {**results, "lqn": mean_stats(stats)} if stats else results
 
@@ -72,12 +87,19 @@ class LQNEvaluator(DatasetEvaluator):
 class LQNTrainer(DefaultTrainer):
     """DefaultTrainer that tests with our evaluators, on the data sets of our catalog.
 
-    It trains stock architectures on the frozen backbone; LQNTTTMetaArch has nothing to train.
+    It trains EomtMetaArch, or stock architectures on the frozen backbone. Its metrics have the
+    tasks' plain names.
     """
 
     @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: Any) -> Any:
+        if isinstance(model, LQNTTTMetaArch):
+            raise InputError(NOTHING_TO_TRAIN)
+        return super().build_optimizer(cfg, model)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> LQNEvaluator:
-        return LQNEvaluator(cfg, dataset_name)
+        return LQNEvaluator(cfg, dataset_name, prefix="")
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -121,9 +143,8 @@ def evaluate(
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
     log = logging.getLogger("detectron2.lqn_seg")  # below Detectron2's, whose handlers print it
     log.info("method %s on clean images; this engine cannot resume", method_name(cfg))
-    evaluator = LQNEvaluator(cfg, cfg.DATASETS.TEST[0])
-    with launch.fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
-        results = LQNTrainer.test(cfg, build_model(cfg), evaluator)
+    evaluator = LQNTrainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])
+    results = LQNTrainer.test(cfg, build_model(cfg), evaluator)
     if comm.is_main_process() and len(evaluator.images) < len(evaluator.records):
         log.info("SUBSET: %d of %d images", len(evaluator.images), len(evaluator.records))
     return results, {key: line["mask_hash"] for key, line in evaluator.images.items()}

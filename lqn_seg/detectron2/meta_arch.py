@@ -1,21 +1,33 @@
-"""``LQNTTTMetaArch`` for Detectron2, and the one explicit call that registers everything."""
+"""The meta-architectures for Detectron2, and the one explicit call that registers everything."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
 
+from lqn_seg.data.catalog import listeners
 from lqn_seg.detectron2.backbone import build_teacher_backbone
-from lqn_seg.detectron2.data import class_table, register_datasets
+from lqn_seg.detectron2.config import check_cfg
+from lqn_seg.detectron2.data import class_table, give_way, register_datasets
 from lqn_seg.engine.build import build_segmenter
-from lqn_seg.engine.config import method_config, resolve_device
+from lqn_seg.engine.config import method_config
+from lqn_seg.engine.eomt_training import mapped_targets
+from lqn_seg.engine.trainable_eomt import TrainableEomt, trainable_segmenter
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation import meta_arch
 from lqn_seg.segmentation.segmenter import Segmenter
+
+NOTHING_TO_TRAIN = (
+    "LQNTTTMetaArch has nothing to train, its teacher is frozen and its students are fitted to one "
+    "image each; MODEL.META_ARCHITECTURE EomtMetaArch trains the teacher"
+)
 
 
 class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
@@ -42,22 +54,81 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
                 f"MODEL.WEIGHTS must be empty, not {cfg.MODEL.WEIGHTS!r}: LQNTTTMetaArch loads its "
                 "teacher itself, from the directory or hub id in MODEL.LQN.TEACHER.WEIGHTS"
             )
-        resolve_device(cfg.MODEL.DEVICE)
+        check_cfg(cfg)
+        if cfg.DATASETS.TRAIN:  # a trainer says no more than that its list of parameters is empty
+            logging.getLogger("detectron2.lqn_seg").warning(NOTHING_TO_TRAIN)
         method = method_name(cfg)
-        segmenter = build_segmenter(cfg, *class_table(cfg), {method: method_config(cfg, method)})
+        things, names = class_table(cfg.DATASETS.TEST)
+        chosen = {method: method_config(cfg, method)}
+        segmenter = build_segmenter(cfg, things, len(names), chosen)
         return {"segmenter": segmenter, "input_format": cfg.INPUT.FORMAT}
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """As the base class; ``instances`` are ``detectron2.structures.Instances``."""
-        outputs = super().forward(batched_inputs)
-        for output in outputs:
-            if "instances" in output:
-                fields = vars(output["instances"]).copy()
-                # Detectron2's evaluator and visualiser ask for boxes.
-                boxes = BitMasks(fields["pred_masks"].cpu()).get_bounding_boxes()
-                fields["pred_boxes"] = boxes.to(fields["scores"].device)
-                output["instances"] = Instances(**fields)
-        return outputs
+        return [_with_instances(output) for output in super().forward(batched_inputs)]
+
+
+class EomtMetaArch(TrainableEomt):
+    """The teacher itself, for Detectron2 to train: losses in training mode, else its answers.
+
+    It starts from MODEL.LQN.TEACHER.WEIGHTS, or new from .CONFIG and MODEL.LQN.TRAIN.BACKBONE.
+    What Detectron2 saves is loaded by MODEL.WEIGHTS here, and by TEACHER.WEIGHTS everywhere else.
+    Any mapper that gives ``instances`` with masks, ``sem_seg`` or both will do; Detectron2's own
+    needs MODEL.MASK_ON True and INPUT.MASK_FORMAT bitmask for instances.
+
+    Args:
+        segmenter, input_format, pixel_weight: as of `TrainableEomt`.
+        max_iter: iterations of the training, over which masked attention is annealed.
+        ignore_label: of ``sem_seg``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        input_format: str = "RGB",
+        pixel_weight: float = 0.0,
+        max_iter: int = 1,
+        ignore_label: int = 255,
+    ) -> None:
+        super().__init__(segmenter, input_format, pixel_weight)
+        self.max_iter, self.ignore_label = max_iter, ignore_label
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor; the classes are those of the first data set that is named.
+
+        Raises:
+            InputError: no data set is named, or MODEL.DEVICE or the teacher does not fit.
+        """
+        check_cfg(cfg)
+        table = class_table((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        return {
+            "segmenter": trainable_segmenter(cfg, *table),
+            "input_format": cfg.INPUT.FORMAT,
+            "pixel_weight": cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT,
+            "max_iter": cfg.SOLVER.MAX_ITER,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        }
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Losses by name in training mode, else predictions as of `LQNTTTMetaArch`."""
+        if not self.training:
+            return [_with_instances(output) for output in self.predict(batched_inputs)]
+        things = self.segmenter.thing_ids
+        targets = [mapped_targets(inputs, things, self.ignore_label) for inputs in batched_inputs]
+        progress = get_event_storage().iter / self.max_iter if has_event_storage() else None
+        return self.losses(batched_inputs, targets, progress)
+
+
+def _with_instances(output: dict[str, Any]) -> dict[str, Any]:
+    """A prediction with Detectron2's own instances, and boxes, which its evaluator asks for."""
+    if "instances" in output:
+        fields = vars(output["instances"]).copy()
+        boxes = BitMasks(fields["pred_masks"].cpu()).get_bounding_boxes()
+        fields["pred_boxes"] = boxes.to(fields["scores"].device)
+        output["instances"] = Instances(**fields)
+    return output
 
 
 def method_name(cfg: CfgNode) -> str:
@@ -70,9 +141,14 @@ def register() -> None:
     """Fill Detectron2's registries and catalogs; safe to call again.
 
     Data sets whose files are not there yet are registered too, and say what is missing when they
-    are used. A name that Detectron2 itself knows (``ade20k_sem_seg_val``) is left alone.
+    are used; those that are registered later follow by themselves. A name that Detectron2 itself
+    knows (``ade20k_sem_seg_val``) is left alone, and one that another package registers later
+    (Mask2Former: ``ade20k_panoptic_val``) is then that package's.
     """
     if LQNTTTMetaArch.__name__ not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)
+        META_ARCH_REGISTRY.register(EomtMetaArch)
         BACKBONE_REGISTRY.register(build_teacher_backbone)
-    register_datasets()
+        DatasetCatalog.register = give_way
+        listeners.append(register_datasets)
+        register_datasets()

@@ -17,7 +17,7 @@ from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
 from lqn_seg.engine.config import load_cfg, segmentation_config
-from lqn_seg.engine.sharded import say
+from lqn_seg.engine.sharded import make_writable, say
 from lqn_seg.engine.usable import name_problems, usable_records
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import (
@@ -71,6 +71,9 @@ def calibrate_teacher(
         output = weights / FILE_NAME
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
+    if output.is_dir():
+        raise InputError(f"--output: {output} is a folder, expected a file")
+    make_writable(output.parent)
     share = QUANTILE if quantile is None else quantile
     if not 0 <= share < 0.5:
         raise InputError(f"--quantile must be in [0, 0.5), not {share}")
@@ -80,8 +83,7 @@ def calibrate_teacher(
 
     def windows(record: Record) -> Tensor:
         image = torch.from_numpy(read_labelled_image(record)).movedim(2, 0)
-        layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
-        return layout.crops(image)
+        return layout_of(image, teacher, inference).crops(image)
 
     found, count = calibrate_on(teacher, records, windows, _BATCH, share, strict)
     save_calibration(

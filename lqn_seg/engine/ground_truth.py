@@ -82,9 +82,7 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
     if "label" not in record:
         truth.notes += _orientation_notes(record, truth.size)
     if "segments_info" in record:
-        ids = metadata.read_panoptic(record)
-        truth.segments = ids, record["segments_info"]
-        truth.problems += _area_problems(record, ids)
+        truth.segments = metadata.read_panoptic(record), record["segments_info"]
     if has_instances(record, metadata):
         truth.instances = []
         for annotation in metadata.read_instances(record):
@@ -100,18 +98,6 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
         truth.labels = metadata.read_semantic(record)
         truth.notes += _train_id_notes(record, truth.labels)
     return truth
-
-
-def _area_problems(record: Record, ids: IdMap) -> list[str]:
-    """One sentence per segment whose `area` is not its number of pixels."""
-    values, counts = np.unique(ids, return_counts=True)
-    pixels = dict(zip(values.tolist(), counts.tolist()))
-    return [
-        f"segment {segment['id']} of image {record['image_id']} has {pixels[segment['id']]} pixels "
-        f"in {record['pan_seg_file_name']}, segments_info says area {segment['area']}"
-        for segment in record["segments_info"]
-        if segment.get("area", pixels[segment["id"]]) != pixels[segment["id"]]
-    ]
 
 
 def _orientation_notes(record: Record, size: tuple[int, int]) -> list[str]:

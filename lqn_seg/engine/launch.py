@@ -94,21 +94,6 @@ def together() -> Iterator[None]:
         raise kind(heard[0]) from complaint
 
 
-@contextmanager
-def fixed_threads(count: int) -> Iterator[None]:
-    """Compute with this many threads, whatever the machine, the launcher or $OMP_NUM_THREADS say.
-
-    How a sum is split over threads decides its last bits, and launchers set another number of
-    threads for several processes than for one.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def keep_memory() -> None:
     """Let the C library keep what this process frees, for the next that asks.
 

@@ -1,9 +1,4 @@
-"""Train an EoMT teacher: transformers' set-prediction loss, mask annealing, resumable.
-
-The loss is the one inside ``EomtForUniversalSegmentation`` (Hungarian matching, cross-entropy,
-point-sampled mask and dice losses). The masked attention that EoMT trains with is annealed block by
-block to zero, so that the finished teacher runs without it.
-"""
+"""Train an EoMT teacher on the native engine, resumable; its losses are in `eomt_training`."""
 
 from __future__ import annotations
 
@@ -24,17 +19,13 @@ from torch import Tensor, nn
 
 from lqn_seg.command_line import patient
 from lqn_seg.data.catalog import get_dataset
-from lqn_seg.engine.build import find_local
 from lqn_seg.engine.config import augmentation_config, get_cfg
+from lqn_seg.engine.eomt_training import anneal, eomt_losses, untrained_eomt
 from lqn_seg.engine.pixel_classifier import PixelClassifier
-from lqn_seg.engine.training_images import TrainingImages, pixel_labels
+from lqn_seg.engine.training_images import TrainingImages
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.dinov2 import start_from_dinov2
-from lqn_seg.teachers.eomt import read_eomt_config
-from lqn_seg.teachers.eomt_model import build_eomt, image_size_of
-
-# The annealing of block k of n runs over this part of the training, one block after the other.
-ANNEALING_START, ANNEALING_END = 0.15, 0.75
+from lqn_seg.teachers.eomt_model import image_size_of
+from lqn_seg.teachers.preprocessing import write_preprocessor
 
 
 @dataclass(frozen=True)
@@ -60,34 +51,11 @@ def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def annealed_mask_probabilities(progress: float, blocks: int) -> list[float]:
-    """Probability of masked attention per query block: 1, then a 0.9-power decay, then 0.
-
-    Args:
-        progress: fraction of the training that is done, 0..1.
-    """
-    span = (ANNEALING_END - ANNEALING_START) / blocks
-    starts = [ANNEALING_START + span * block for block in range(blocks)]
-    return [(1 - min(max((progress - start) / span, 0.0), 1.0)) ** 0.9 for start in starts]
-
-
 def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
     """Linear warm-up, then half a cosine down to zero."""
     if iteration < warmup:
         return (iteration + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(total - warmup, 1)))
-
-
-def sine_cosine_grid(rows: int, columns: int, width: int) -> Tensor:
-    """2-D sine-cosine position embeddings (rows * columns, width); learned from there on."""
-    quarter = width // 4
-    frequency = 1 / 100 ** (torch.arange(quarter) / quarter)
-    axes = [torch.arange(n)[:, None] * frequency for n in (rows, columns)]
-    row, column = (torch.cat([axis.sin(), axis.cos()], 1) for axis in axes)
-    grid = torch.cat(
-        [row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)], dim=2
-    )
-    return nn.functional.pad(grid.flatten(0, 1), (0, width - 4 * quarter))
 
 
 def build_optimizers(
@@ -119,17 +87,14 @@ class TeacherTrainer:
         self.output = Path(cfg.OUTPUT_DIR)
         dataset = get_dataset(cfg.DATASETS.TRAIN[0])
         torch.manual_seed(cfg.SEED)
-        config = read_eomt_config(find_local(cfg.MODEL.LQN.TEACHER.CONFIG))
-        names = [category.name for category in dataset.metadata.categories]
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: index for index, name in enumerate(names)}
-        self.model = build_eomt(config)
-        self._start(cfg.MODEL.LQN.TRAIN.BACKBONE)
+        self.model, self.preprocessing = untrained_eomt(cfg, dataset.metadata.class_names)
         # Depth-wise convolutions run several times faster in this layout on a CPU.
         self.model.upscale_block.to(memory_format=torch.channels_last)
         self.model.to(cfg.MODEL.DEVICE)
         self.augmentation = augmentation_config(cfg)
-        self.images = TrainingImages(dataset, image_size_of(config), self.augmentation)
+        self.images = TrainingImages(
+            dataset, image_size_of(self.model.config), self.augmentation, self.preprocessing
+        )
         self.pixel_weight: float = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT
         self.auxiliary = nn.ModuleList()  # trained and kept in checkpoints, but never exported
         if self.pixel_weight:
@@ -141,16 +106,6 @@ class TeacherTrainer:
         self.iteration = 0
         self.seconds = 0.0
         self.losses: list[float] = []
-
-    @torch.no_grad()
-    def _start(self, backbone: str) -> None:
-        """The ViT starts from DINOv2 where it is named, and else with a grid it can tell apart."""
-        if backbone:
-            start_from_dinov2(self.model, find_local(backbone))
-        elif self.model.config.model_type == "eomt":
-            rows, columns = self.model.grid_size
-            grid = sine_cosine_grid(rows, columns, self.model.config.hidden_size)
-            self.model.embeddings.position_embeddings.weight.copy_(grid)
 
     def recipe(self) -> str:
         """What two runs must share for one to go on from the other's checkpoint."""
@@ -218,13 +173,10 @@ class TeacherTrainer:
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Set-prediction loss of a batch, and the weighted per-pixel one where it is asked for."""
-        output = self.model(**batch)
-        loss = output.loss
-        if self.pixel_weight:
-            labels = pixel_labels(batch["mask_labels"], batch["class_labels"])
-            for classifier in self.auxiliary:
-                loss = loss + self.pixel_weight * classifier(output.last_hidden_state, labels)
-        return loss
+        used = self.auxiliary if self.pixel_weight else ()
+        return torch.stack(
+            list(eomt_losses(self.model, batch, used, self.pixel_weight).values())
+        ).sum()
 
     def step(self) -> float:
         """One iteration; returns its loss."""
@@ -232,10 +184,7 @@ class TeacherTrainer:
         factor = learning_rate_factor(self.iteration, solver.WARMUP_ITERS, solver.MAX_ITER)
         for optimizer, rate in zip(self.optimizers, self.base_rates):
             optimizer.param_groups[0]["lr"] = rate * factor
-        progress = self.iteration / solver.MAX_ITER
-        blocks = self.model.config.num_blocks
-        probabilities = annealed_mask_probabilities(progress, blocks)
-        self.model.attn_mask_probs.copy_(torch.tensor(probabilities))
+        anneal(self.model, self.iteration / solver.MAX_ITER)
         seed = (self.cfg.SEED, 2, self.iteration)
         batch = self.images.batch(*self.batch_indices(self.iteration), seed)
         # The matching and the point sampling draw random numbers: keyed, so a resume repeats them.
@@ -308,6 +257,7 @@ class TeacherTrainer:
         self.model.eval()
         self.model.attn_mask_probs.zero_()
         self.model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        write_preprocessor(folder, self.preprocessing, image_size_of(self.model.config))
         solver = self.cfg.SOLVER
         state = TrainingState(
             dataset=self.cfg.DATASETS.TRAIN[0],

@@ -23,7 +23,7 @@ from lqn_seg.data.metadata import Record
 from lqn_seg.engine.sharded import say
 from lqn_seg.engine.usable import usable_records
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.base import Preprocessing
 
 MOST_LEFT_OUT = 0.1  # of the images, before training stops
 FEW = 10  # images that may be left out of any data set
@@ -46,11 +46,13 @@ class TrainingImages:
         dataset: Dataset,
         size: tuple[int, int],
         augmentation: AugmentationConfig | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.metadata = dataset.metadata
         self.records = usable_records(dataset)
         self.size = size
         self.augmentation = augmentation or AugmentationConfig()
+        self.preprocessing = preprocessing or Preprocessing()
         self.left_out: dict[int, str] = {}
         self._decoded: dict[int, tuple[Pixels, Indices, list[int]]] = {}
 
@@ -133,7 +135,8 @@ class TrainingImages:
             flips: which of them to mirror.
             seed: crop and colours of image k are drawn from (*seed, k) alone.
         """
-        mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+        wanted = self.preprocessing
+        mean, std = np.array(wanted.mean, np.float32), np.array(wanted.std, np.float32)
         pixels, masks, classes = [], [], []
         for place, (index, flip) in enumerate(zip(indices, flips)):
             image, index_map, categories = self.read(self.readable(index))

@@ -116,7 +116,7 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
     Raises:
         InputError: the data set cannot even be looked at.
     """
-    dataset = dataset.listed()
+    dataset = dataset.with_instances().listed()
     metadata, records = dataset.metadata, dataset.records(strict=False)
     chosen = records[: max_images or None]
     problems = [*dataset.problems, *_duplicates(records)]

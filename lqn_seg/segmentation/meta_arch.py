@@ -54,21 +54,54 @@ class LQNTTTMetaArch(nn.Module):
             dicts with ``sem_seg`` (C, height, width), ``panoptic_seg`` (id map, segments_info) and
             ``instances``, as configured, and ``lqn``: times in ms and how close the answer was.
         """
-        images = [self._image(inputs["image"]) for inputs in batched_inputs]
-        sizes = [
-            (int(inputs.get("height", image.shape[1])), int(inputs.get("width", image.shape[2])))
-            for inputs, image in zip(batched_inputs, images)
-        ]
-        predictions = self.segmenter(images, sizes)
-        return [
-            {**prediction[self.method].output, "lqn": prediction[self.method].stats}
-            for prediction in predictions
-        ]
+        if torch.jit.is_tracing() and self.segmenter.methods[self.method] is not None:
+            raise InputError(
+                f"MODEL.LQN.METHOD {self.method} cannot be traced, for it fits a student to every "
+                "image; METHOD teacher can, and tools/analyze_flops.py --count counts the fit"
+            )
+        images = [read_input(inputs, self.input_format) for inputs in batched_inputs]
+        sizes = [_output_size(inputs, image) for inputs, image in zip(batched_inputs, images)]
+        found = [prediction[self.method] for prediction in self.segmenter(images, sizes)]
+        if torch.jit.is_tracing():  # which takes tensors alone
+            return [_tensors(one.output) for one in found]
+        return [{**one.output, "lqn": one.stats} for one in found]
 
-    def _image(self, image: Tensor) -> Tensor:
-        """uint8 RGB on the CPU, which the random key is computed from."""
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise InputError(f"'image' must be (3, height, width), got {tuple(image.shape)}")
-        if image.dtype != torch.uint8:
-            image = image.round().clamp(0, 255).to(torch.uint8)
-        return (image.flip(0) if self.input_format == "BGR" else image).cpu().contiguous()
+
+def read_input(inputs: Mapping[str, Any], input_format: str) -> Tensor:
+    """A Detectron2 dict's image as (3, h, w) uint8 RGB on the CPU, where its random key is made.
+
+    Raises:
+        InputError: the image is missing, has another shape, no pixels, or values that are not in
+            0..255: the model normalises them itself.
+    """
+    if "image" not in inputs:
+        raise InputError("an input of the model has no 'image', (3, height, width) in 0..255")
+    image: Tensor = inputs["image"]
+    name = f"'image' of {inputs['file_name']}" if "file_name" in inputs else "'image'"
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise InputError(f"{name} must be (3, height, width), got {tuple(image.shape)}")
+    if image.dtype != torch.uint8:
+        least, most = float(image.min()), float(image.max())
+        if not (least > -0.5 and most < 255.5) or 0 < most <= 1:
+            raise InputError(
+                f"{name} must hold 0..255, and holds {least:.4g} to {most:.4g}; the model scales "
+                "and normalises it itself"
+            )
+        image = image.round().to(torch.uint8)
+    return (image.flip(0) if input_format == "BGR" else image).cpu().contiguous()
+
+
+def _tensors(output: Mapping[str, Any]) -> dict[str, Any]:
+    """A prediction without the numbers that describe its panoptic segments."""
+    traced = dict(output)
+    if "panoptic_seg" in traced:
+        traced["panoptic_seg"] = (traced["panoptic_seg"][0], [])
+    return traced
+
+
+def _output_size(inputs: Mapping[str, Any], image: Tensor) -> tuple[int, int]:
+    """(height, width) that a prediction shall have: what is asked for, else the image's own."""
+    size = int(inputs.get("height", image.shape[1])), int(inputs.get("width", image.shape[2]))
+    if min(size) < 1:
+        raise InputError(f"'height' and 'width' of an input must be at least 1, not {size}")
+    return size

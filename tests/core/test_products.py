@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lqn_seg.core import products
-from lqn_seg.core.products import linear, product
+from lqn_seg.core.products import dense, linear, product
 
 # Small: torch.bmm. Large: student by student. The last one's outputs come in pieces.
 SIZES = [(5, 7, 3), (96, 160, 120), (300, 130, 131)]
@@ -83,3 +83,17 @@ def test_large_float32_products_go_to_one_dnn(monkeypatch):
     product(large.bfloat16(), large.bfloat16())
     product(large.double(), large.double())
     assert len(calls) == 2
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_tracer_records_pytorchs_own_products():
+    """It knows no oneDNN product: a flop counter would stop, and not count it if it did not."""
+    weight, bias, other = torch.randn(128, 128), torch.randn(128), torch.randn(2, 128, 128)
+
+    def layers(x):
+        return product(linear(dense(x, weight, bias), other, bias.expand(2, -1)), other)
+
+    traced = torch.jit.trace(layers, torch.randn(2, 128, 128))
+    assert "mkldnn" not in str(traced.graph)
+    inputs = torch.randn(2, 128, 128)
+    torch.testing.assert_close(traced(inputs), layers(inputs), atol=1e-2, rtol=1e-4)

@@ -57,20 +57,20 @@ def test_records_are_detectron2s(tmp_path: Path) -> None:
     assert record["pan_seg_file_name"] == str(tmp_path / "panoptic" / "x.png")
     assert (record["image_id"], record["height"], record["width"]) == (11, 3, 4)
     got = [(s["id"], s["category_id"], s["isthing"], s["iscrowd"]) for s in record["segments_info"]]
-    assert got == [(5, 1, True, 0), (300, 1, True, 1), (7, 2, False, 0)]
+    assert got == [(5, 0, True, 0), (300, 0, True, 1), (7, 1, False, 0)]
     record["segments_info"].clear()  # the caller's copy
     assert len(dataset.records()[0]["segments_info"]) == 3
 
 
-def test_contiguous_ids_are_indices_of_the_table(tmp_path: Path) -> None:
+def test_contiguous_ids_are_indices_of_the_table_sorted_by_id(tmp_path: Path) -> None:
     metadata = load_coco_panoptic("mine", *write(tmp_path, CONTENT)).metadata
-    assert metadata.class_names == metadata.stuff_classes == ("road", "car", "sky")
-    assert metadata.thing_ids == {1}
-    assert metadata.stuff_ids == {0, 2}
-    assert metadata.thing_dataset_id_to_contiguous_id == {4: 1}
-    assert metadata.stuff_dataset_id_to_contiguous_id == {90: 0, 4: 1, 17: 2}
-    assert metadata.categories[0].color == (1, 2, 3)
-    assert metadata.categories[1].color is None
+    assert metadata.class_names == metadata.stuff_classes == ("car", "sky", "road")
+    assert metadata.thing_ids == {0}
+    assert metadata.stuff_ids == {1, 2}
+    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0}
+    assert metadata.stuff_dataset_id_to_contiguous_id == {4: 0, 17: 1, 90: 2}
+    assert metadata.categories[2].color == (1, 2, 3)
+    assert metadata.categories[0].color is None
     assert (metadata.evaluator_type, metadata.ignore_label) == ("coco_panoptic_seg", 255)
 
 
@@ -81,7 +81,7 @@ def test_ground_truth(tmp_path: Path) -> None:
     # void is ignored, a crowd is of its category
     np.testing.assert_array_equal(
         dataset.metadata.read_semantic(record),
-        [[255, 1, 1, 1], [255, 1, 1, 1], [2, 2, 2, 1]],
+        [[255, 0, 0, 0], [255, 0, 0, 0], [1, 1, 1, 0]],
     )
 
 
@@ -92,7 +92,7 @@ def test_instances_come_from_the_map_or_from_the_json_that_is_named(tmp_path: Pa
         (a["category_id"], a["iscrowd"], a["area"], a["bbox"])
         for a in dataset.metadata.read_instances(record)
     ]
-    assert got == [(1, 0, 4, [1, 0, 2, 2]), (1, 1, 3, [3, 0, 1, 3])]
+    assert got == [(0, 0, 4, [1, 0, 2, 2]), (0, 1, 3, [3, 0, 1, 3])]
 
     square = {"image_id": 11, "category_id": 4, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
     square |= {"area": 3.5, "bbox": [0, 0, 2, 2]}
@@ -102,11 +102,12 @@ def test_instances_come_from_the_map_or_from_the_json_that_is_named(tmp_path: Pa
         "mine", *write(tmp_path, CONTENT), json_file=tmp_path / "instances.json"
     )
     (found,) = dataset.metadata.read_instances(record)
-    assert (found["category_id"], found["iscrowd"], found["area"]) == (1, 0, 3.5)
+    assert (found["category_id"], found["iscrowd"], found["area"]) == (0, 0, 3.5)
     expected = np.zeros((3, 4), bool)
     expected[:2, :2] = True
     np.testing.assert_array_equal(decode(found["segmentation"]), expected)
-    assert dataset.metadata.read_instances({**record, "image_id": 12}) == []
+    with pytest.raises(InputError, match=r"instances\.json lists no image with id 12"):
+        dataset.metadata.read_instances({**record, "image_id": 12})
 
 
 def test_label_maps_go_before_the_panoptic_map(tmp_path: Path) -> None:
@@ -134,8 +135,11 @@ MALFORMED: list[tuple[Change, str]] = [
     (lambda c: c["categories"][1].update(name="sky"), r"categories\[\].name 'sky' occurs twice"),
     (lambda c: c["images"][0].pop("id"), r"images\[0\] has no key 'id'"),
     (lambda c: c["images"].append(c["images"][0]), r"images\[\].id 11 occurs twice"),
-    (lambda c: c["images"][0].pop("width"), "image with id 11 has no key 'width'"),
-    (lambda c: c["annotations"].append(c["annotations"][0]), "image_id 11 is annotated twice"),
+    (lambda c: c["images"][0].pop("width"), r"images\[0\] has no key 'width'"),
+    (
+        lambda c: c["annotations"].append(c["annotations"][0]),
+        r"annotations\[\].image_id 11 occurs twice",
+    ),
     (lambda c: c["annotations"][0].pop("segments_info"), "has no key 'segments_info'"),
     (
         lambda c: c["annotations"][0]["segments_info"][1].update(category_id=5),

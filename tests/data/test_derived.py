@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pytest
+from PIL import Image
 from pycocotools import mask as mask_api
 
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
 from lqn_seg.data.derived import complete_records
 from lqn_seg.data.images import read_label_map, write_id_map
+from lqn_seg.data.label_folders import load_label_folders
+from lqn_seg.data.metadata import Dataset
+from lqn_seg.errors import InputError
 
 IDS = np.array([[0, 1, 1, 2], [3, 1, 1, 2], [3, 3, 300, 300]])
 
@@ -59,4 +65,31 @@ def test_a_set_without_things_has_no_annotations(tmp_path):
         category["isthing"] = 0
     (tmp_path / "panoptic.json").write_text(json.dumps(stuff))
     toy = load_coco_panoptic("toy", tmp_path, tmp_path, tmp_path / "panoptic.json")
-    assert complete_records(toy, tmp_path / "labels")[0]["annotations"] == []
+    (record,) = complete_records(toy, tmp_path / "labels")
+    assert "annotations" not in record  # an empty list would be an image without objects
+    assert record["sem_seg_file_name"].endswith("4.png")
+
+
+def test_label_folders_have_no_annotations(tmp_path):
+    for folder, pixels in (("images", IDS * 0), ("labels", IDS % 2)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / "a.png")
+    toy = load_label_folders("toy", tmp_path / "images", tmp_path / "labels", ["off", "on"])
+    (record,) = complete_records(toy, tmp_path / "completed")
+    assert set(record) == {"file_name", "image_id", "height", "width", "sem_seg_file_name"}
+    assert (read_label_map(record["sem_seg_file_name"]) == IDS % 2).all()
+
+
+def test_label_maps_stay_in_their_folder_whatever_an_id_is(tmp_path):
+    toy = dataset(tmp_path)
+    ids = ["../up", "a/b", "a%2Fb", "a.b"]
+    records = [{**toy.records()[0], "image_id": name} for name in ids]
+    complete_records(Dataset(toy.metadata, lambda: records), tmp_path / "labels")
+    assert len(list((tmp_path / "labels").iterdir())) == 4
+
+
+def test_labels_that_detectron2_cannot_read_are_named(tmp_path):
+    toy = dataset(tmp_path)
+    many = replace(toy.metadata, categories=toy.metadata.categories * 100)
+    with pytest.raises(InputError, match=r"data set toy has labels up to 300; .* 8 bits"):
+        complete_records(Dataset(many, toy.load), tmp_path / "labels")

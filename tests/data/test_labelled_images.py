@@ -167,8 +167,20 @@ def test_a_malformed_split_file_is_named(tmp_path):
     coop(tmp_path, "dtd", [["a.jpg", 0, "dotted"], ["b.jpg", 2, "woven"]])
     with pytest.raises(InputError, match="skips a label"):
         get_dataset("dtd_test", tmp_path)
-    (tmp_path / SETS["dtd"].split_file).write_text('{"train": 3}')
-    with pytest.raises(InputError, match="is not CoOp's"):
+    for rows, sentence in (
+        (3, "train must be a list, not 3"),
+        ([["a.jpg", "0", "dotted"]], r'train\[0\]\[1\] must be a whole number, not "0"'),
+        ([["a.jpg", 0.7, "dotted"]], r"train\[0\]\[1\] must be a whole number, not 0.7"),
+        ([["a.jpg", 0]], r"train\[0\] must be a list of length 3"),
+        ([["../a.jpg", 0, "dotted"]], r"train\[0\]\[0\] must be a relative path"),
+        ([["a.jpg", 0, "x"], ["b.jpg", 0, "y"]], r"train\[1\] calls label 0 'y', .* it 'x'"),
+    ):
+        content = {"train": rows, "val": [], "test": []}
+        (tmp_path / SETS["dtd"].split_file).write_text(json.dumps(content))
+        with pytest.raises(InputError, match=rf"split file .*json: {sentence}"):
+            get_dataset("dtd_test", tmp_path)
+    (tmp_path / SETS["dtd"].split_file).write_text('{"train": []}')
+    with pytest.raises(InputError, match=r"split file .*json has no list under the key 'val'"):
         get_dataset("dtd_test", tmp_path)
 
 
@@ -288,5 +300,5 @@ def test_coop_lists_that_contradict_themselves(tmp_path):
     assert "one name for several classes (pug, Pug)" in dataset.notes[0]
     content = {"train": [], "val": [], "test": [["a.jpg", 0, "pug"], ["b.jpg", 0, "boxer"]]}
     (tmp_path / SETS["pets"].split_file).write_text(json.dumps(content))
-    with pytest.raises(InputError, match="label 0 is 'pug' and 'boxer'"):
+    with pytest.raises(InputError, match="label 0 'boxer', an entry before it calls it 'pug'"):
         get_dataset("pets_test", tmp_path)

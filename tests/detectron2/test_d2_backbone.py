@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import timm
@@ -11,7 +12,9 @@ from safetensors.torch import save_file
 
 pytest.importorskip("detectron2.engine", reason="Detectron2 is not installed")
 
-from detectron2.modeling import SemanticSegmentor, build_backbone, build_model
+from detectron2.modeling import FPN, SemanticSegmentor, build_backbone, build_model
+from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
+from fvcore.nn import FlopCountAnalysis
 
 from lqn_seg.detectron2 import LQNTrainer, TeacherBackbone
 from lqn_seg.errors import InputError
@@ -68,8 +71,6 @@ def test_declared_shapes_are_the_real_ones(fpn_cfg):
 
 
 def test_what_does_not_fit_is_named(fpn_cfg):
-    with pytest.raises(InputError, match=r"multiples of 32 x 32 pixels.*not 32 x 40"):
-        build_backbone(fpn_cfg)(torch.zeros(1, 3, 32, 40))
     fpn_cfg.MODEL.LQN.BACKBONE.OUT_FEATURES = ("layer1", "layer4")
     with pytest.raises(InputError, match="'layer4', the teacher has layer1 to layer3"):
         build_backbone(fpn_cfg)
@@ -115,7 +116,42 @@ def test_dinov2_alone_is_a_backbone(fpn_cfg, tmp_path):
     fpn_cfg.MODEL.LQN.TEACHER.NAME = "dinov2"
     fpn_cfg.MODEL.LQN.TEACHER.WEIGHTS = str(tmp_path)
     backbone = build_backbone(fpn_cfg)
-    assert backbone.size_divisibility == 56
+    assert backbone.size_divisibility == 14
     assert {s.stride for s in backbone.output_shape().values()} == {14}
     maps = backbone(torch.zeros(1, 3, 56, 112))
     assert maps["layer3"].shape == (1, 32, 4, 8)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (50, 75), (20, 33)])
+def test_stock_wrappers_and_their_paddings_get_maps_of_their_image(fpn_cfg, size):
+    """FPN asks for its own divisibility, SimpleFeaturePyramid for none, and neither for ours."""
+    fpn_cfg.MODEL.LQN.BACKBONE.OUT_FEATURES = ("layer3",)
+    images, (height, width) = torch.randn(1, 3, *size), size
+    fpn = FPN(build_backbone(fpn_cfg), ["layer3"], 16)
+    assert fpn.size_divisibility == 8
+    (level,) = fpn(images).values()
+    assert level.shape == (1, 16, math.ceil(height / 8), math.ceil(width / 8))
+    pyramid = SimpleFeaturePyramid(build_backbone(fpn_cfg), "layer3", 16, (2.0, 1.0, 0.5))
+    levels = pyramid(images)
+    assert list(levels) == ["p2", "p3", "p4"] and pyramid.size_divisibility == 0
+    assert levels["p3"].shape[2:] == level.shape[2:]
+
+
+def test_a_teacher_that_is_not_square_stands_under_a_stock_head(fpn_cfg):
+    fpn_cfg.MODEL.LQN.TEACHER.IMAGE_SIZE = (16, 40)
+    model = build_model(fpn_cfg).eval()
+    assert model.backbone.size_divisibility == 8
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((50, 75), (16, 41))]
+    with torch.no_grad():
+        outputs = model([{"image": image} for image in images])
+    for image, output in zip(images, outputs):
+        assert output["sem_seg"].shape == (13, *image.shape[1:])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_backbone_gives_the_same_maps(fpn_cfg):
+    backbone, images = build_backbone(fpn_cfg), torch.randn(1, 3, 50, 64)
+    traced = torch.jit.trace(backbone, images, strict=False, check_trace=False)
+    for name, found in traced(images).items():
+        torch.testing.assert_close(found, backbone(images)[name], atol=1e-4, rtol=1e-4)
+    assert FlopCountAnalysis(backbone, images).by_operator()["linear"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,17 +12,25 @@ from PIL import Image
 
 pytest.importorskip("detectron2.data", reason="Detectron2 is not installed")
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import get_cfg
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.evaluation import SemSegEvaluator
 from pycocotools import mask as mask_api
 
 import lqn_seg.detectron2 as lqn
 from lqn_seg.data.ade20k import ADE20K_CLASSES
-from lqn_seg.data.catalog import dataset_names, get_dataset
+from lqn_seg.data.catalog import dataset_names, get_dataset, register_label_folders
 from lqn_seg.data.derived import complete_records
 from lqn_seg.data.masks import decode
-from lqn_seg.detectron2.data import set_metadata
+from lqn_seg.detectron2.data import LazyMetadata, class_table, set_metadata
+from lqn_seg.errors import InputError
 
 THINGS = [c for c in COCO_CATEGORIES if c["isthing"]]
 
@@ -97,8 +106,6 @@ def test_every_name_is_in_their_catalog_once_registered(data_root):
 
 def test_cityscapes_is_not_read_by_their_reader(tmp_path, monkeypatch):
     """Theirs imports a package that is not public; the trainer's loader must not go through it."""
-    from detectron2.config import get_cfg
-
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     images, truth = (
         tmp_path / "cityscapes" / k / "val" / "bonn" for k in ("leftImg8bit", "gtFine")
@@ -121,5 +128,112 @@ def test_cityscapes_is_not_read_by_their_reader(tmp_path, monkeypatch):
     scores = torch.zeros(19, 4, 8)
     scores[0] = 1
     evaluator.process([given], [{"sem_seg": scores}])
-    result = evaluator.evaluate()["sem_seg"]
+    result = evaluator.evaluate()["lqn/sem_seg"]
     assert result["IoU"] == result["mIoU"] == 100
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Four images of 40 x 60 with label maps of three classes."""
+    generator = np.random.default_rng(0)
+    for folder, shape, most in (("images", (40, 60, 3), 256), ("labels", (40, 60), 3)):
+        (tmp_path / folder).mkdir()
+        for k in range(4):
+            pixels = generator.integers(0, most, shape, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{k}.png")
+    return tmp_path / "images", tmp_path / "labels"
+
+
+def loaders_cfg(name):
+    cfg = get_cfg()
+    lqn.add_lqn_config(cfg)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TRAIN = 0, 2, (40,)
+    return cfg
+
+
+@pytest.mark.parametrize("register_first", [True, False])
+def test_label_folders_go_through_the_stock_loaders(folders, register_first):
+    """Whether they are registered before or after `lqn.register()`."""
+    name = f"my_folders_{register_first}"
+    if register_first:  # a data set that comes later follows by itself
+        lqn.register()
+    register_label_folders(name, *folders, ["sky", "road", "tree"])
+    lqn.register()
+    cfg = loaders_cfg(name)
+    batch = next(iter(build_detection_train_loader(cfg)))
+    assert [set(inputs["sem_seg"].unique().tolist()) for inputs in batch] == [{0, 1, 2}] * 2
+    assert all("instances" not in inputs for inputs in batch)
+    assert len(list(build_detection_test_loader(cfg, name))) == 4
+    evaluator = SemSegEvaluator(name)
+    evaluator.reset()
+    labels = folders[1]
+    for record in DatasetCatalog.get(name):
+        truth = np.array(Image.open(labels / f"{record['image_id']}.png"))
+        scores = torch.nn.functional.one_hot(torch.from_numpy(truth).long(), 3).permute(2, 0, 1)
+        evaluator.process([record], [{"sem_seg": scores.float()}])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
+    assert MetadataCatalog.get(name).stuff_classes == ["sky", "road", "tree"]
+
+
+def test_metadata_come_with_the_data_root_whenever_it_is_known(folders, tmp_path):
+    later = tmp_path / "later"
+    register_label_folders("comes_later", later / "images", later / "labels", ["a", "b", "c"])
+    lqn.register()
+    entry = MetadataCatalog.get("comes_later")
+    assert entry.get("stuff_classes") is None
+    with pytest.raises(AttributeError, match=r"later/images of comes_later does not exist"):
+        _ = entry.stuff_classes
+    folders[0].parent.joinpath("later").mkdir()
+    for folder in folders:
+        folder.rename(later / folder.name)
+    assert entry.stuff_classes == ["a", "b", "c"]  # of the same entry
+    assert MetadataCatalog.get("comes_later").as_dict()["evaluator_type"] == "sem_seg"
+
+
+def test_a_data_set_of_another_root_is_read_anew(tmp_path, monkeypatch):
+    lqn.register()
+    for root, count in (("one", 1), ("two", 2)):
+        for part in ("images", "labels"):
+            folder = tmp_path / root / "camvid" / part / "val"
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.new("L", (8, 4)).save(folder / f"{k}.png")
+        monkeypatch.delenv("LQN_SEG_REAL_DATA", raising=False)
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / root))
+        assert len(DatasetCatalog.get("camvid_sem_seg_val")) == count
+        found = MetadataCatalog.get("camvid_sem_seg_val").image_root
+        assert found == str(tmp_path / root / "camvid" / "images" / "val")
+
+
+def test_what_another_package_registers_later_is_its_own():
+    """Mask2Former registers ADE20K's names when it is imported, before or after us."""
+    lqn.register()
+    name = "ade20k_panoptic_train"
+    if "mask2former" not in sys.modules:
+        assert isinstance(MetadataCatalog.get(name), LazyMetadata)
+    DatasetCatalog.register(name, lambda: [{"file_name": "theirs"}])
+    MetadataCatalog.get(name).set(stuff_classes=["wall"], thing_dataset_id_to_contiguous_id={})
+    lqn.register()
+    assert DatasetCatalog.get(name) == [{"file_name": "theirs"}]
+    assert class_table((name,)) == (frozenset(), ["wall"])
+    with pytest.raises(AssertionError, match="already registered"):
+        DatasetCatalog.register(name, list)
+
+
+def test_data_sets_of_a_yaml_are_known_once_it_is_merged(folders, tmp_path):
+    cfg = get_cfg()
+    lqn.register()
+    lqn.add_lqn_config(cfg)
+    images, labels = folders
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        f"MODEL:\n  LQN:\n    DATASETS:\n    - NAME: of_a_yaml\n      IMAGE_DIR: {images}\n"
+        f"      LABEL_DIR: {labels}\n      CLASSES: [a, b, c]\nDATASETS: {{TRAIN: [of_a_yaml]}}\n"
+    )
+    assert "of_a_yaml" not in DatasetCatalog
+    cfg.merge_from_file(str(path))
+    assert len(DatasetCatalog.get("of_a_yaml")) == 4
+    path.write_text(path.read_text().replace("CLASSES: [a, b, c]", "KLASSES: [a]"))
+    with pytest.raises(InputError, match=r"MODEL\.LQN\.DATASETS\[0\] has no key CLASSES"):
+        cfg.merge_from_file(str(path))

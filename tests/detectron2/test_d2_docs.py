@@ -11,7 +11,7 @@ pytest.importorskip("detectron2.engine", reason="Detectron2 is not installed")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("page", ["docs/use.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/use.md", "docs/detectron2.md", "README.md"])
 def test_blocks_with_detectron2_run(page, like_the_repository, code_blocks, monkeypatch):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     sources = [source for _, source in code_blocks(ROOT / page) if "detectron2" in source]

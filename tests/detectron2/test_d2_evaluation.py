@@ -93,11 +93,15 @@ class Oracle(torch.nn.Module):
 
 def test_their_evaluators_and_ours_agree_on_an_imperfect_prediction(cfg, tmp_path):
     loader = build_detection_test_loader(cfg, NAME)
-    ours = inference_on_dataset(Oracle(), loader, LQNEvaluator(cfg, NAME))
+    ours = inference_on_dataset(Oracle(), loader, LQNEvaluator(cfg, NAME, prefix=""))
     alone = inference_on_dataset(Oracle(), loader, PanopticEvaluator(get_dataset(NAME).metadata))
     assert alone["panoptic_seg"] == pytest.approx(ours["panoptic_seg"], nan_ok=True)
     theirs = inference_on_dataset(Oracle(), loader, their_evaluators(tmp_path))
     assert_equal_metrics(ours, theirs)
+    both = DatasetEvaluators([LQNEvaluator(cfg, NAME), their_evaluators(tmp_path)])
+    together = inference_on_dataset(Oracle(), loader, both)
+    assert together.keys() == {f"lqn/{task}" for task in ours} | theirs.keys()
+    assert_equal_metrics(ours, {task: together[f"lqn/{task}"] for task in ours})
     for task, key in (("panoptic_seg", "PQ"), ("sem_seg", "mIoU"), ("segm", "AP")):
         assert 10 < ours[task][key] < 90  # neither nothing nor everything
 
@@ -176,3 +180,14 @@ def test_the_one_method_of_methods_counts(config_file):
 def test_two_data_sets_are_refused(config_file):
     with pytest.raises(InputError, match=r"DATASETS\.TEST must name exactly one"):
         evaluate(str(config_file), ["DATASETS.TEST", f"('{NAME}', 'demo_panoptic_train')"])
+
+
+def test_records_of_another_reader_are_found_by_their_files(cfg):
+    """Detectron2's Cityscapes says ``bonn_000000_000019_leftImg8bit.png`` for an id."""
+    evaluator, oracle = LQNEvaluator(cfg, NAME), Oracle()
+    record, *_ = get_dataset(NAME).records()
+    output = oracle.predict(record)
+    evaluator.process([{**record, "image_id": "theirs"}], [output])
+    assert list(evaluator.images) == [record["image_id"]]
+    with pytest.raises(InputError, match=r"elsewhere\.png is no image of"):
+        evaluator.process([{"file_name": "elsewhere.png"}], [output])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from detectron2.structures import Instances
+from detectron2.utils.analysis import FlopCountAnalysis, activation_count_operators
 from detectron2.utils.visualizer import Visualizer
 
 import lqn_seg.detectron2 as lqn
@@ -28,6 +33,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.segmentation.postprocess import mask_hash
 
 NAME = "demo_panoptic_val"
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -146,6 +152,7 @@ def test_bad_configurations_are_named(cfg):
         "DATASETS.TEST", ("demo_panoptic_vla",)
     )
     assert "13 classes" in message("DATASETS.TEST", ("ade20k_sem_seg_val",))
+    assert "the best one here is MODEL.DEVICE" in message("MODEL.DEVICE", "auto")
     if not torch.cuda.is_available():
         assert "this machine has none" in message("MODEL.DEVICE", "cuda")
 
@@ -175,3 +182,80 @@ def test_mask2formers_configuration_may_come_before_and_after(cfg, config_file, 
     assert mask_hash(build_model(both)(inputs(image))[0]) == mask_hash(
         build_model(cfg)(inputs(image))[0]
     )
+
+
+def test_a_script_that_knows_nothing_of_threads_gets_the_same_masks(cfg, image):
+    predictor, before = DefaultPredictor(cfg), torch.get_num_threads()
+    expected = predictor(image[:, :, ::-1])
+    torch.set_num_threads(3)
+    try:
+        found = predictor(image[:, :, ::-1])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert mask_hash(found) == mask_hash(expected)
+    assert torch.equal(found["sem_seg"], expected["sem_seg"])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_teacher_is_counted_and_a_fit_says_that_it_is_not(cfg, image):
+    cfg.MODEL.LQN.METHOD = "teacher"
+    model = build_model(cfg)
+    counted = FlopCountAnalysis(model, inputs(image)).by_operator()
+    # Six linear layers a block: 24 x 72 and 24 x 24 of attention, twice 24 x 96 of the MLP.
+    tokens = 2 * (16 + 2) + (16 + 2 + 12)  # two layers without the 12 queries and one with them
+    blocks = tokens * (24 * 72 + 24 * 24 + 2 * 24 * 96)
+    assert counted["linear"] >= blocks
+    assert activation_count_operators(model, inputs(image))["linear"] > 0
+    cfg.MODEL.LQN.METHOD = "lqn"
+    with pytest.raises(InputError, match=r"METHOD lqn cannot be traced"):
+        FlopCountAnalysis(build_model(cfg), inputs(image)).total()
+
+
+def run_python(code, **environment):
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    return said.stdout
+
+
+STOCK = """
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+cfg = get_cfg()
+cfg.merge_from_file({config!r})
+print(type(build_model(cfg)).__name__, len(DatasetCatalog.get("demo_panoptic_val")))
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import lqn_seg.detectron2\n"])
+def test_detectron2s_own_hook_serves_scripts_that_know_nothing_of_us(config_file, before):
+    script = before + STOCK.format(config=str(config_file))
+    said = run_python(script, DETECTRON2_ENV_MODULE="lqn_seg.detectron2")
+    assert said.split()[-2:] == ["LQNTTTMetaArch", "3"]
+
+
+RECEIVE = """
+import pickle
+cfg = pickle.load(open({path!r}, "rb"))
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.data import DatasetCatalog
+print("LQNTTTMetaArch" in META_ARCH_REGISTRY, "sent_along" in DatasetCatalog, cfg.is_frozen())
+"""
+
+
+def test_a_process_that_is_sent_a_configuration_knows_what_is_in_it(cfg, tmp_path):
+    entry = dict(NAME="sent_along", IMAGE_DIR="a", LABEL_DIR="b", CLASSES=["on", "off"])
+    cfg.merge_from_list(["MODEL.LQN.DATASETS", [entry]])
+    cfg.freeze()
+    (tmp_path / "cfg").write_bytes(pickle.dumps(cfg))
+    assert run_python(RECEIVE.format(path=str(tmp_path / "cfg"))) == "True True True\n"
+    copy = cfg.clone()
+    copy.defrost()
+    assert type(copy) is type(cfg) and copy == cfg

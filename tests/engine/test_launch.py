@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from lqn_seg.engine import launch
 from lqn_seg.engine.run import evaluate
@@ -185,14 +184,6 @@ def test_a_disk_that_is_full_for_one_process_leaves_the_main_one_all_results(tmp
 def test_several_machines_need_an_address():
     with pytest.raises(InputError, match="--dist-url must be tcp://HOST:PORT"):
         launch.start(["x.py"], 2, machines=2, machine=1)
-
-
-def test_threads_are_given_back():
-    before = torch.get_num_threads()
-    with pytest.raises(KeyError), launch.fixed_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise KeyError
-    assert torch.get_num_threads() == before
 
 
 COUNT_FAULTS = """

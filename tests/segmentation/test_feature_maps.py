@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
-from lqn_seg.errors import InputError
 from lqn_seg.segmentation.feature_maps import feature_maps
+from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.eomt import EomtTeacher
 
 
@@ -45,6 +47,35 @@ def test_every_tile_has_the_tokens_it_has_alone(teacher):
             assert torch.allclose(maps[..., rows, columns], expected, atol=1e-4)
 
 
-def test_a_size_in_between_is_refused(teacher):
-    with pytest.raises(InputError, match="multiples of 24 x 24 pixels, not 24 x 30"):
-        feature_maps(teacher, torch.zeros(1, 3, 24, 30))
+@pytest.mark.parametrize("size", [(24, 30), (7, 24), (25, 49), (16, 72)])
+def test_a_size_in_between_is_padded_as_detectron2_pads(teacher, size):
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in ([90.0, 100, 110], [50.0, 60, 9])
+    )
+    images = torch.randn(2, 3, *size)
+    height, width = (24 * math.ceil(side / 24) for side in size)
+    outside = torch.zeros(2, 3, height, width)  # zeros of the normalised image, bottom and right
+    outside[:, :, : size[0], : size[1]] = images
+    whole = feature_maps(teacher, outside * std + mean)
+    maps = feature_maps(teacher, images, mean, std)
+    rows, columns = (math.ceil(side / 8) for side in size)
+    assert maps.shape == (3, 2, 16, rows, columns)
+    torch.testing.assert_close(maps, whole[..., :rows, :columns], atol=1e-4, rtol=1e-4)
+
+
+def test_a_teacher_that_is_not_square_takes_any_size(teacher):
+    wide = teacher.resized((16, 40))
+    pixels = 255 * torch.rand(1, 3, 33, 41)
+    maps = feature_maps(wide, pixels)
+    assert maps.shape == (3, 1, 16, 5, 6)
+    field, _ = wide.encode(normalise(pixels[..., :16, :40] / 255, wide.pixel_mean, wide.pixel_std))
+    torch.testing.assert_close(
+        maps[:, 0, :, :2, :5], field[0].permute(0, 3, 1, 2), atol=1e-4, rtol=0
+    )
+
+
+def test_a_traced_teacher_gives_what_it_gave(teacher):
+    images = 255 * torch.rand(1, 3, 40, 30)
+    traced = torch.jit.trace(lambda x: feature_maps(teacher, x), images, check_trace=False)
+    other = 255 * torch.rand(1, 3, 40, 30)
+    torch.testing.assert_close(traced(other), feature_maps(teacher, other), atol=1e-4, rtol=1e-4)

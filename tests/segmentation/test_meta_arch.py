@@ -1,0 +1,82 @@
+"""The meta-architecture's door: what is an image, what is none, and what can be traced."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lqn_seg.core.fit import FitConfig, LQNConfig
+from lqn_seg.core.student import StudentConfig
+from lqn_seg.errors import InputError
+from lqn_seg.heads.eomt import EomtHead
+from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
+from lqn_seg.segmentation.postprocess import mask_hash
+from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
+from lqn_seg.teachers.eomt import load_eomt
+
+LQN = LQNConfig(
+    StudentConfig(input_size=32, stride=8, widths=(32, 32), position_dim=32, init="he"),
+    FitConfig(steps=2, positions_per_step=16, precision="float32"),
+)
+
+
+@pytest.fixture
+def build(teacher_folder):
+    def make(methods) -> Segmenter:
+        teacher, config = load_eomt(str(teacher_folder)), SegmentationConfig(instances=True)
+        return Segmenter(teacher, EomtHead(teacher.model), methods, frozenset(range(8)), config)
+
+    return make
+
+
+def image(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, 32, 32), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_teacher_can_be_traced_and_a_fit_says_that_it_cannot(build):
+    def scores(methods):
+        model = LQNTTTMetaArch(build(methods))
+        return lambda pixels: model([{"image": pixels}])[0]["sem_seg"]
+
+    pixels, teacher = image(0), scores({"teacher": None})
+    traced = torch.jit.trace(teacher, pixels)
+    torch.testing.assert_close(traced(pixels), teacher(pixels), atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match=r"METHOD lqn cannot be traced.*analyze_flops\.py"):
+        torch.jit.trace(scores({"lqn": LQN}), pixels)
+
+
+@pytest.mark.parametrize(
+    "pixels, said",
+    [
+        (torch.rand(3, 8, 8), r"0\.\.255, and holds"),
+        (torch.randn(3, 8, 8), r"0\.\.255, and holds -"),
+        (torch.full((3, 8, 8), math.nan), r"0\.\.255, and holds nan"),
+        (torch.full((3, 8, 8), 300), r"0\.\.255, and holds 300"),
+        (torch.ones(3, 8, 8, dtype=torch.bool), r"0\.\.255"),
+        (torch.zeros(3, 0, 8, dtype=torch.uint8), r"got \(3, 0, 8\)"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"got \(1, 8, 8\)"),
+    ],
+)
+def test_an_image_that_is_none_is_named(build, pixels, said):
+    model = LQNTTTMetaArch(build({"teacher": None}))
+    with pytest.raises(
+        InputError, match=f"'image' of a.png {'must' if 'got' in said else ''}.*{said}"
+    ):
+        model([{"image": pixels, "file_name": "a.png"}])
+
+
+def test_whole_numbers_of_any_type_are_the_same_image(build):
+    model, pixels = LQNTTTMetaArch(build({"teacher": None})), image(0)
+    expected = mask_hash(model([{"image": pixels}])[0])
+    for kind in (torch.float32, torch.float64, torch.int64, torch.int16):
+        assert mask_hash(model([{"image": pixels.to(kind)}])[0]) == expected
+    model([{"image": torch.zeros(3, 8, 8)}])  # black is black in any scale
+    assert model([]) == []
+    with pytest.raises(InputError, match="has no 'image'"):
+        model([{"height": 3}])
+    with pytest.raises(InputError, match="'height' and 'width'"):
+        model([{"image": pixels, "height": 0, "width": 4}])

@@ -97,7 +97,9 @@ def _listing(
     images = [p for p in found.images if p.name.startswith(prefixes or "")]
     if not images:
         named = f" whose name starts with {' or '.join(prefixes)}" if prefixes else ""
-        raise InputError(f"folder {image_root} of {name} holds no image file{named}{hint}")
+        raise InputError(
+            f"folder {image_root} of {name} holds no .jpg, .png or other image file{named}{hint}"
+        )
     by_stem: dict[str, list[Path]] = {}
     for path in images:
         by_stem.setdefault(path.stem, []).append(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from lqn_seg.data.masks import decode
 IdMap = NDArray[np.int32]
 Segments = Sequence[Mapping[str, Any]]
 Instances = list[tuple[NDArray[np.bool_], int, float]]  # mask (H, W), contiguous class, score
+
+MOST_DETECTIONS = 100  # of a class and image that COCO's AP takes
 
 
 @dataclass
@@ -43,6 +46,12 @@ class GroundTruth:
     labels: IdMap | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def beyond_ap(self) -> list[int]:
+        """Classes with more instances than AP takes predictions, of a class and image."""
+        counts = Counter(category for _, category, _ in self.instances or ())
+        return [category for category, count in counts.items() if count > MOST_DETECTIONS]
 
     def output(self, classes: int) -> dict[str, Any]:
         """It as a model's output; ignored pixels are predicted as class 0."""
@@ -94,10 +103,19 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
                 )
             elif not annotation["iscrowd"]:
                 truth.instances.append((mask, annotation["category_id"], 1.0))
+        truth.notes += _beyond_ap_notes(truth, metadata)
     if has_labels(record):
         truth.labels = metadata.read_semantic(record)
         truth.notes += _train_id_notes(record, truth.labels)
     return truth
+
+
+def _beyond_ap_notes(truth: GroundTruth, metadata: Metadata) -> list[str]:
+    return [
+        f"image {truth.image_id} has more than {MOST_DETECTIONS} instances of "
+        f"{metadata.class_names[category]}, and AP takes no more predictions: 100 cannot be reached"
+        for category in truth.beyond_ap
+    ]
 
 
 def _orientation_notes(record: Record, size: tuple[int, int]) -> list[str]:

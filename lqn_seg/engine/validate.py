@@ -62,6 +62,8 @@ class Validation:
         truth, damaged: metrics of the ground truth as prediction, and of its damaged copy.
         references: implementation -> task and its scores of the damaged copy.
         stored: metric -> our score of the stored prediction, and the reference's.
+        beyond_ap: an image has more instances than AP takes predictions, so that the ground truth
+            has less than 100.
         interrupted: Ctrl-C came before the last image.
     """
 
@@ -74,6 +76,7 @@ class Validation:
     damaged: Metrics = field(default_factory=dict)
     references: dict[str, tuple[str, dict[str, float]]] = field(default_factory=dict)
     stored: dict[str, tuple[float, float]] = field(default_factory=dict)
+    beyond_ap: bool = False
     interrupted: bool = False
 
     def text(self, most: int = 20) -> str:
@@ -135,6 +138,7 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
                 truth = _read(record, metadata, found)
                 if truth is None:
                     continue
+                found.beyond_ap |= bool(truth.beyond_ap)
                 copy = damage(truth, metadata)
                 for kind, given in (("truth", truth), ("damaged", copy)):
                     output = given.output(metadata.num_classes)
@@ -242,6 +246,7 @@ def disagreements(found: Validation) -> list[str]:
     problems = [
         f"ground truth as prediction scores {key} {value:.9f} ({task})"
         for task, metrics in found.truth.items()
+        if task != InstanceEvaluator.task or not found.beyond_ap
         for key, value in metrics.items()
         if not math.isnan(value) and not _equal(value, 100)
     ]

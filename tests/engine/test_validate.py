@@ -262,3 +262,29 @@ def test_class_folders_are_looked_at_too(scenes: Path, tmp_path: Path) -> None:
     found = check("pets")
     assert len(found.problems) == 1 and "b.png" in found.problems[0] and found.images == 3
     assert len(found.notes) == 1 and "without an image: empty" in found.notes[0]
+
+
+@pytest.mark.parametrize("count", [100, 101])
+def test_more_instances_than_ap_looks_at_are_no_problem(scenes: Path, count: int) -> None:
+    """COCO's AP takes 100 predictions of a class and image, so 101 true ones cannot have 100."""
+    path = scenes / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    annotation = content["annotations"][0]
+    thing = next(c["id"] for c in content["categories"] if c["isthing"])
+    ids = np.zeros((96, 96), np.int64)
+    annotation["segments_info"] = []
+    for k in range(count):
+        row, column = divmod(k, 16)
+        ids[8 * row : 8 * row + 5, 6 * column : 6 * column + 4] = k + 1
+        box = [6 * column, 8 * row, 4, 5]
+        segment = {"id": k + 1, "category_id": thing, "area": 20, "bbox": box, "iscrowd": 0}
+        annotation["segments_info"].append(segment)
+    write_id_map(scenes / "panoptic_val" / annotation["file_name"], ids)
+    path.write_text(json.dumps(content))
+    found = check(max_images=1)
+    assert found.problems == [] and found.truth["panoptic_seg"]["PQ"] == 100
+    if count == 100:
+        assert found.notes == [] and found.truth["segm"]["AP"] == pytest.approx(100)
+    else:
+        assert found.truth["segm"]["AP"] < 99.5
+        assert "has more than 100 instances of" in found.notes[0]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Edit, Preprocessing, Teacher
-from lqn_seg.teachers.files import first_line, use_cache_without_network
+from lqn_seg.teachers.files import first_line, read_json, use_cache_without_network
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.preprocessing import clip_values
 
@@ -310,6 +310,7 @@ def load_clip(
             raise InputError(
                 f"MODEL.LQN.TEACHER.CONFIG must be empty, not {name!r}: {weights} brings its own"
             )
+        read_json(local / "open_clip_config.json", "MODEL.LQN.TEACHER.WEIGHTS")
         source, pretrained = f"{_LOCAL}{weights}", None
     else:
         check_quick_gelu(name, weights)

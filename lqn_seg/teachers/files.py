@@ -26,6 +26,7 @@ from lqn_seg.errors import InputError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _PATIENCE = 5.0  # seconds until the model hub counts as out of reach
+_LARGEST = 1 << 20  # in a model's description: no width, depth or vocabulary is larger
 _UNREADABLE = (
     *(RuntimeError, OSError, EOFError, ValueError, KeyError),
     *(SafetensorError, pickle.UnpicklingError),
@@ -91,10 +92,10 @@ def _hub_answers() -> bool:
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
-    """A JSON object from a file.
+    """A JSON object from a file that describes a model.
 
     Raises:
-        InputError: the file cannot be read or holds something else.
+        InputError: the file cannot be read, holds something else, or a number that no model has.
     """
     try:
         content = json.loads(path.read_text())
@@ -104,7 +105,18 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{key}: {path} could not be loaded: it holds no JSON object")
+    _refuse_absurd(content, f"{key}: {path} could not be loaded")
     return content
+
+
+def _refuse_absurd(value: Any, where: str, name: str = "") -> None:
+    """Raise for a number that would have a model built for ever, or beyond any memory."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            _refuse_absurd(inner, where, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, int | float) and abs(value) > _LARGEST:
+        raise InputError(f"{where}: {name} is {value:g}, and no model has so many")
 
 
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:

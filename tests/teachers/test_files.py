@@ -6,6 +6,7 @@ import time
 import huggingface_hub.constants
 import pytest
 
+from lqn_seg.errors import InputError
 from lqn_seg.teachers import files
 
 
@@ -35,6 +36,16 @@ def test_a_hub_that_answers_stays_in_use(hub):
     hub.listen()
     files.use_cache_without_network()
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_a_number_that_no_model_has_is_named(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"vision_cfg": {"layers": 1e300}, "sizes": [3, 4294967296]}')
+    with pytest.raises(InputError, match=r"KEY: .*config\.json .*vision_cfg\.layers is 1e\+300"):
+        files.read_json(file, "KEY")
+    file.write_text('{"vision_cfg": {"layers": 12}, "sizes": [3, 4294967296]}')
+    with pytest.raises(InputError, match=r"sizes\.1 is 4\.29497e\+09"):
+        files.read_json(file, "KEY")
 
 
 def test_a_proxy_stands_for_the_hub(hub, monkeypatch):

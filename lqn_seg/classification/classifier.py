@@ -53,7 +53,7 @@ class ClassifierConfig:
     views: int = VIEWS
     seed: int = 0
     batch: int = 1
-    threads: int = 1
+    threads: int = field(default=1, repr=False)  # a run's fingerprint has it by its own name
 
 
 @dataclass

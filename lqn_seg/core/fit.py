@@ -574,7 +574,7 @@ class FittedStudents:
             )
             return drawn.float()
         address = ANCHOR if source == "anchor" else source
-        return constant(tuple(map(float, address)), fitter.device).expand(count, 3)
+        return constant(tuple(address), fitter.device, torch.float32).expand(count, 3)
 
     def _query(self, positions: Tensor, on_grid: bool = False) -> Tensor:
         """(B, Q, D) at (Q, 3) or (B, Q, 3) float32 positions.

@@ -22,10 +22,13 @@ _WARM_UPS = 2
 
 
 @lru_cache(maxsize=1024)
-def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+def constant(
+    values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
     """A few numbers as a tensor, sent to the device once. Not to be written to."""
+    # The type is asked for by name: a cache takes (0.0, 1.0) for (0, 1).
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device)
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 class Replay:

@@ -64,7 +64,9 @@ def axis_code(values: Tensor, features: int) -> Tensor:
     Pair k of K is (sin, cos) of value x 10000^(-k / K), k = 0..K-1.
     """
     pairs = features // 2
-    frequencies = constant(tuple(_BASE ** (-k / pairs) for k in range(pairs)), values.device)
+    frequencies = constant(
+        tuple(_BASE ** (-k / pairs) for k in range(pairs)), values.device, torch.float32
+    )
     angles = values.float().unsqueeze(-1) * frequencies
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
@@ -82,7 +84,7 @@ def encode_positions(positions: Tensor, position_dim: int, flag: int, axes: int 
 
 
 def _flag_code(flag: int, like: Tensor) -> Tensor:
-    code = constant((math.sin(flag), math.cos(flag)), like.device)
+    code = constant((math.sin(flag), math.cos(flag)), like.device, torch.float32)
     return code.expand(*like.shape, FLAG_FEATURES)
 
 

@@ -310,8 +310,7 @@ class Evaluation(DatasetRun):
     def _fingerprint(self) -> dict[str, Any]:
         return {
             "methods": {name: repr(method) for name, method in methods(self.cfg).items()},
-            # Threads have a key of their own.
-            "segmentation": repr(dataclasses.replace(self.segmenter.config, threads=0)),
+            "segmentation": repr(self.segmenter.config),
             "comparators": {
                 name: weights_hash(other.model)
                 for name, other in self.segmenter.comparators.items()

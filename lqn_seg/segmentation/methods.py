@@ -51,7 +51,7 @@ class SegmentationConfig:
     fit_per: Literal["window", "image"] = "window"
     seed: int = 0
     batch: int = 1
-    threads: int = 1
+    threads: int = field(default=1, repr=False)  # a run's fingerprint has it by its own name
 
     def __post_init__(self) -> None:
         if self.inference not in ("pad", "windows"):

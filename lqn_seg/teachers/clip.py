@@ -31,7 +31,10 @@ from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.preprocessing import clip_values
 
 _LOCAL = "local-dir:"
-_BAD_CHECKPOINT = (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError)
+_BAD_CHECKPOINT = (
+    *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError),
+    *(ArithmeticError, AssertionError),
+)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ _BAD_CHECKPOINT = (
     RuntimeError,
     AttributeError,
     LookupError,
+    ArithmeticError,
+    AssertionError,
     SafetensorError,
     StrictDataclassError,
 )

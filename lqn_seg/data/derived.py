@@ -48,7 +48,8 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
         InputError: a file of the data set is missing or malformed, or a label needs over 8 bits.
     """
     metadata, records = dataset.metadata, dataset.with_instances().records()
-    if (highest := max(metadata.num_classes, metadata.ignore_label)) > 255:
+    has_labels = any("segments_info" in r or "sem_seg_file_name" in r for r in records)
+    if has_labels and (highest := max(metadata.num_classes, metadata.ignore_label)) > 255:
         raise InputError(
             f"data set {metadata.name} has labels up to {highest}; Detectron2 reads label maps of "
             "8 bits, 0 .. 255"

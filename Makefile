@@ -2,24 +2,30 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint clean
 
-demo: $(INSTALLED)
+demo: $(VENV)/.demo
 	$(BIN)/python tools/train_net.py --eval-only --config configs/demo_lqn.yaml
 
-test: $(INSTALLED)
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
 
-$(INSTALLED): setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+# What is installed beside the package itself: nothing, or an extra of setup.py.
+$(VENV)/.demo: extra =
+$(VENV)/.test: extra = [test]
+$(VENV)/.dev: extra = [dev]
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: setup.py | $(VENV)
+	$(BIN)/python -m pip install --editable ".$(extra)"
 	touch $@
+
+$(VENV):
+	$(PYTHON) -m venv $(VENV)
 
 clean:
 	rm -rf $(VENV) output build *.egg-info

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lqn_seg.data.ade20k import ADE20K_CLASSES, ADE20K_STUFF, RAW_LABELS, SPLITS
+from lqn_seg.data.image_files import find_images
 from lqn_seg.data.images import read_image, read_label_map, write_id_map
 from lqn_seg.data.masks import encode
 from lqn_seg.data.preparation import prepare_splits
@@ -99,7 +100,7 @@ def write_panoptic(root: Path, split: str) -> Path:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"folder {folder} does not exist: {HOW_TO_GET}")
-    pictures = sorted(folders[0].glob("*.jpg"))
+    pictures = [p for p in find_images(folders[0]).images if p.suffix == ".jpg"]
     if not pictures:
         raise InputError(f"folder {folders[0]} holds no .jpg file: {HOW_TO_GET}")
     output = base / f"ade20k_panoptic_{split}"

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -28,21 +28,97 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{told} (default: {default})"
 
 
+# A key of a configuration: MODEL.LQN.FIT.STEPS, SEED, TEACHERS.small.WEIGHTS.
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[\w+-]+)*")
+# What looks like a key and is a file: DSC_0001.JPG.
+_FILE = re.compile(
+    r".*\.(jpe?g|png|bmp|gif|webp|tiff?|ya?ml|json|npy|safetensors|bin|pth?|st)", re.I
+)
+_PAIRS = "overrides are KEY VALUE pairs, as in MODEL.LQN.FIT.STEPS 50"
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose help is a docstring, and whose complaints are one sentence each."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         keywords.setdefault("formatter_class", _Help)
         super().__init__(*args, **keywords)
+        self._takes_overrides = False
+
+    def add_overrides(self) -> None:
+        """Take ``KEY VALUE`` pairs, wherever they stand, as ``overrides``."""
+        self.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override config keys")
+        self._takes_overrides = True
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, but an unknown option is found before its value is taken for something else."""
-        known = self._options()
-        for word in sys.argv[1:] if args is None else args:
+        """As ever, but an unknown option is found before its value is taken for something else, and
+        ``KEY VALUE`` pairs before an option takes them for values of its own."""
+        words, known = list(sys.argv[1:] if args is None else args), self._options()
+        for word in words:
             name = word.partition("=")[0]
             if name.startswith("--") and not any(option.startswith(name) for option in known):
                 self.error(f"unrecognized arguments: {name}")
-        return super().parse_known_args(args, namespace)
+        if not self._takes_overrides:
+            return super().parse_known_args(words, namespace)
+        words, pairs = self.split_overrides(words)
+        found, extras = super().parse_known_args(words, namespace)
+        for word in (*found.overrides, *extras):
+            if not word.startswith("-"):
+                self._refuse(word)
+        found.overrides = pairs
+        return found, extras
+
+    def split_overrides(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The words without ``KEY VALUE`` pairs, and the pairs.
+
+        What directly follows an option is its value, whatever it looks like; where an option takes
+        any number of values, a word that looks like a key ends them unless it is a file.
+        """
+        rest: list[str] = []
+        pairs: list[str] = []
+        left = list(words)
+        option: argparse.Action | None = None  # takes any number of values, more may follow
+        interrupted = False  # it did, until a pair came
+        while left:
+            word = left.pop(0)
+            if word.startswith("--"):
+                rest.append(word)
+                option, interrupted = self._option(word), False
+                for _ in range(_least(option) if "=" not in word else 0):
+                    if left and not left[0].startswith("--"):
+                        rest.append(left.pop(0))
+                option = option if option and option.nargs in ("+", "*") else None
+                continue
+            key, assigned, value = word.partition("=")
+            is_key = _KEY.fullmatch(key) and not _FILE.fullmatch(key)
+            if option and (os.path.exists(word) or ("=" in str(option.metavar) and assigned)):
+                is_key = None
+            if not is_key:
+                if interrupted:
+                    self._refuse(word)
+                rest.append(word)
+            elif assigned:
+                self.error(f"{_PAIRS}: write {key} {value or 'VALUE'}, not {word}")
+            elif not left or left[0].startswith("--"):
+                self.error(f"{_PAIRS}; {word} has no value")
+            else:
+                pairs += [word, left.pop(0)]
+                interrupted, option = interrupted or option is not None, None
+        return rest, pairs
+
+    def _refuse(self, word: str) -> NoReturn:
+        """Of a word that belongs to nothing."""
+        self.error(
+            f"{word!r} is no option and no KEY: {_PAIRS}, and several names in one option are "
+            "separated by commas"
+        )
+
+    def _option(self, word: str) -> argparse.Action | None:
+        """The option that a word names, by its beginning too."""
+        name = word.partition("=")[0]
+        known = self._option_string_actions
+        near = [option for option in known if option.startswith(name)]
+        return known.get(name) or (known[near[0]] if len(near) == 1 else None)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2; of a word that is unknown the nearest known one is suggested."""
@@ -60,6 +136,13 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action.choices, dict):
                 options += [o for p in action.choices.values() for o in p._option_string_actions]
         return options
+
+
+def _least(option: argparse.Action | None) -> int:
+    """How many words at least are an option's values."""
+    if option is None or option.nargs in ("*", "?"):
+        return 0
+    return option.nargs if isinstance(option.nargs, int) else 1
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -14,7 +14,8 @@ from lqn_seg.data.corruptions import CORRUPTIONS, corrupt
 from lqn_seg.data.images import read_image
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.heads.eomt import EomtHead
-from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
+from lqn_seg.segmentation.methods import SegmentationConfig
+from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.eomt import load_eomt
 
 DEMO = Path(__file__).parents[1] / "datasets"

@@ -68,19 +68,14 @@ def test_a_breach_would_be_seen():
     assert breaches("engine", "from detectron2.config import get_cfg") == {"detectron2.config"}
 
 
-BLOCK = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] == 'detectron2':
-            raise ImportError('blocked')
-sys.meta_path.insert(0, Blocker())
-"""
+BLOCK = "import sys; sys.modules['{}'] = None\n"  # as if it were not installed
 
 
-def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, *arguments: str, blocked: str = "detectron2"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", BLOCK + code, *arguments],
+        [sys.executable, "-c", BLOCK.format(blocked) + code, *arguments],
         capture_output=True,
         text=True,
         cwd=PACKAGE.parent,
@@ -98,3 +93,36 @@ def test_the_blocker_blocks():
     result = run_python("import lqn_seg.detectron2")
     assert result.returncode != 0
     assert "needs Detectron2, which is not installed here" in result.stderr
+
+
+MISTYPED = {
+    "no config file configs/demo_lqm.yaml": ("--config", "configs/demo_lqm.yaml"),
+    "no key MODEL.LQN.FIT.STPES; did you mean MODEL.LQN.FIT.STEPS?": (
+        *("--config", "configs/demo_lqn.yaml"),
+        *("MODEL.LQN.FIT.STPES", "3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("said", MISTYPED)
+@pytest.mark.parametrize(
+    "tool", ["train_net.py --eval-only", "train_net.py", "explore.py", "calibrate.py --images ."]
+)
+def test_what_is_mistyped_is_answered_without_torch(tool, said):
+    """Importing torch, and what stands on it, takes 5 seconds and more."""
+    file, *flags = tool.split()
+    code = f"import runpy; runpy.run_path('tools/{file}', run_name='__main__')"
+    result = run_python(code, *flags, *MISTYPED[said], blocked="torch")
+    assert (result.returncode, said in result.stderr) == (2, True), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_mistyped_study_is_answered_without_torch():
+    code = "import runpy; runpy.run_path('tools/study.py', run_name='__main__')"
+    result = run_python(code, "configs/study/quick.yaml", "METRIC", "PW", blocked="torch")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "did you mean 'PQ'?" in result.stderr
+
+
+def test_a_blocked_torch_would_be_seen():
+    assert "torch" in run_python("import lqn_seg.core.fit", blocked="torch").stderr

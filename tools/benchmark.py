@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lqn_seg.command_line import Parser, exit_status, names
+from lqn_seg.errors import InputError
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "core" / "reference.py"
 
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         report(arguments.read)
         return
     from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, write_numbers
+    from lqn_seg.engine.sharded import make_writable
 
     config = BenchmarkConfig(
         teacher=arguments.teacher,
@@ -89,14 +91,18 @@ def run(arguments: argparse.Namespace) -> None:
         views=arguments.views,
         sweep=not arguments.no_sweep,
     )
+    make_writable(arguments.output)
     benchmark = Benchmark(config, load_reference(), partial(print, flush=True))
     try:
         benchmark.run()
-    except KeyboardInterrupt:
-        if benchmark.results:
-            write_numbers(benchmark.results, arguments.output)
-            kept = f"what was measured until then is in {arguments.output}"
-            raise KeyboardInterrupt(kept) from None
+    except BaseException as end:
+        if not benchmark.results:
+            raise
+        kept = write_numbers(benchmark.results, arguments.output)
+        if isinstance(end, KeyboardInterrupt):
+            where = f"what was measured until then is in {arguments.output}"
+            raise KeyboardInterrupt(where) from None
+        print(f"written, as far as it was measured: {kept}")
         raise
     numbers = write_numbers(benchmark.results, arguments.output)
     print(f"written: {numbers}")
@@ -113,8 +119,12 @@ def report(numbers: Path) -> None:
     """Tables, and with sweeps the plot, of a ``benchmark.json``."""
     from lqn_seg.engine.benchmark_report import report_text, write_report
 
-    results = json.loads(numbers.read_text())
-    print(f"\n{report_text(results)}\n")
+    try:
+        results = json.loads(numbers.read_text())
+        text = report_text(results)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{numbers} is no benchmark.json that is whole ({error!r})") from error
+    print(f"\n{text}\n", flush=True)
     for path in write_report(results, numbers.parent):
         print(f"written: {path}")
 

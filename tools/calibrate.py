@@ -31,12 +31,16 @@ def parse_arguments() -> argparse.Namespace:
         type=float,
         help="of the images, left out at either end (default: QUANTILE of the library)",
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at the first image that cannot be read"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the weights")
     command.add_config_flags(parser)
     return parser.parse_args()
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
+    command.check_config(arguments)
     from lqn_seg.engine.calibrate import calibrate_teacher
 
     path = calibrate_teacher(
@@ -47,6 +51,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
         most=arguments.max,
         quantile=arguments.quantile,
         output=arguments.output,
+        strict=arguments.strict,
     )
     print(f"calibration: {path}")
 

@@ -12,7 +12,9 @@ Examples:
 Prints the tables and writes inference/results.json, every image's line, config.yaml and log.txt
 into OUTPUT_DIR. Methods: zero-shot, ensemble, apm, lqn-src, lqn, teacher (lqn's views, not adapted
 to), restore (no student), zero, mta, tps, gs-bias, tpt, tda; "lqn@paper" is another preset,
-"lqn:mean" another read-out (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both.
+"lqn:mean" another read-out (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both. The exit
+status is 0 if every image was scored or left out by name, and 2 if more than
+MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input.
 """
 
 from __future__ import annotations
@@ -42,31 +44,35 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
+    command.check_config(arguments)
     from lqn_seg.engine.classification_config import load_classification_cfg
     from lqn_seg.engine.classify import calibrate_clip
 
     cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)
-    print(f"calibration: {calibrate_clip(cfg, arguments.calibrate, arguments.max)}")
+    path = calibrate_clip(cfg, arguments.calibrate, arguments.max, arguments.strict)
+    print(f"calibration: {path}")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    chosen = repr(tuple(names(arguments.methods)))
+    methods = ["CLASSIFICATION.METHODS", chosen] if arguments.methods else []
+    command.check_config(arguments, *methods)
     if command.processes(arguments) > 1 and not is_launched():
         return command.start_processes(arguments)
     from lqn_seg.engine import launch
     from lqn_seg.engine.classify_report import classify
+    from lqn_seg.engine.run import check_failed
 
-    overrides = arguments.overrides
-    if arguments.methods:
-        chosen = repr(tuple(names(arguments.methods)))
-        overrides = [*overrides, "CLASSIFICATION.METHODS", chosen]
     with launch.joined():
-        classify(
+        report = classify(
             arguments.config_file,
-            overrides=overrides,
+            overrides=[*arguments.overrides, *methods],
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,
         )
+    if report is not None:
+        check_failed(report.runs)
     return 0
 
 

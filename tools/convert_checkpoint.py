@@ -3,7 +3,8 @@
 
 Reads the original release's files (pytorch_model.bin, flat or under state_dict, on DINOv2, or on
 DINOv3 as a difference to Meta's weights), strictly and without executing what is in them, and
-writes config.json and model.safetensors. Then both are run on one random image and must agree.
+writes config.json, preprocessor_config.json and model.safetensors. Then both are run on one random
+image and must agree.
 
 Examples:
     python tools/convert_checkpoint.py pytorch_model.bin eomt_large/
@@ -65,6 +66,7 @@ def convert(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine.inference import weights_hash
     from lqn_seg.heads.eomt import EomtHead
     from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
+    from lqn_seg.teachers.preprocessing import described, write_preprocessor
 
     output = Path(arguments.output)
     if output.exists():
@@ -86,18 +88,20 @@ def convert(arguments: argparse.Namespace) -> None:
         converted = Path(folder) / "model"
         with writing(output):
             teacher.model.save_pretrained(converted)
+            write_preprocessor(converted, teacher.preprocessing, teacher.image_size)
         again = load_eomt(str(converted))
         if not all(torch.equal(a, b) for a, b in zip(logits(teacher), logits(again))):
             raise InputError(f"OUTPUT: {output} would not give INPUT's logits")
         with writing(output):
             converted.rename(output)
     config = teacher.model.config
-    height, width = teacher.image_size
+    height, width = size = teacher.image_size
     print(
         f"{output}: {config.model_type}, {teacher.num_layers} layers of width {teacher.width}, "
         f"{height}x{width} px, {teacher.num_queries} queries, {config.num_labels} classes, "
         f"masked attention {'off' if not any(teacher.model.attn_mask_probs) else 'on'}, "
-        f"weights {weights_hash(teacher.model)}; same logits as INPUT, bit for bit"
+        f"weights {weights_hash(teacher.model)}; {described(teacher.preprocessing, size)}; same "
+        "logits as INPUT, bit for bit"
     )
 
 

@@ -41,8 +41,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    command.check_config(arguments)
     from lqn_seg.engine.diagnose import diagnose, write_diagnosis
+    from lqn_seg.engine.sharded import make_writable
 
+    make_writable(arguments.output)
     found: dict[str, FitDiagnosis] = {}
     try:
         for name, diagnosis in diagnose(

@@ -50,6 +50,7 @@ def named_teachers(words: list[str]) -> dict[str, str]:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until Ctrl-C, which is the way to end it."""
     teachers = named_teachers(arguments.teacher)
+    command.check_config(arguments)
     from lqn_seg.explorer.server import make_server, open_explorer
 
     explorer = open_explorer(arguments.config_file, teachers, arguments.device, arguments.overrides)

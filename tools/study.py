@@ -24,20 +24,24 @@ from lqn_seg.errors import InputError
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "studies", nargs="+", metavar="FILE", help="study files (.yaml), then KEY VALUE overrides"
+        "studies", nargs="+", metavar="FILE", help="study files (.yaml), and KEY VALUE overrides"
     )
     parser.add_argument("--resume", action="store_true", help="go on from what is in OUTPUT_DIR")
-    arguments = parser.parse_intermixed_args()
-    words = arguments.studies
-    files = [k for k, word in enumerate(words) if word.endswith((".yaml", ".yml"))]
-    first = next((k for k in range(len(words)) if k not in files), len(words))
-    arguments.studies, arguments.overrides = words[:first], words[first:]
+    words, overrides = parser.split_overrides(sys.argv[1:])
+    arguments = parser.parse_intermixed_args(words)
+    arguments.overrides = overrides
     return arguments
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if not arguments.studies:
-        raise InputError(f"{arguments.overrides[0]} is no study file: its name ends in .yaml")
+    for path in arguments.studies:
+        if not path.endswith((".yaml", ".yml")):
+            raise InputError(f"{path} is no study file, whose name ends in .yaml, and no KEY")
+    from lqn_seg.engine.config import load_cfg
+    from lqn_seg.engine.study_file import load_study
+
+    for path in arguments.studies:  # what is mistyped is found before torch is imported
+        load_cfg(load_study(path, arguments.overrides).config, device="cpu")
     from lqn_seg.engine import launch
     from lqn_seg.engine.study_report import run_study
 

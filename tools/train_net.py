@@ -8,6 +8,10 @@ Examples:
     python tools/train_net.py --eval-only --num-gpus 4 --config configs/demo_lqn.yaml --resume
     torchrun --standalone --nproc_per_node 4 tools/train_net.py --eval-only --config configs/...
     python tools/train_net.py --config configs/demo_teacher.yaml --resume
+
+An evaluation ends with status 0 if every image was scored or left out by name, and with 2 if more
+than MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input. A cost, table or
+picture that cannot be made of the scores is named, and no error.
 """
 
 from __future__ import annotations
@@ -63,12 +67,12 @@ def choose_engine(arguments: argparse.Namespace) -> str:
 
 def evaluate_natively(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine import launch
-    from lqn_seg.engine.run import evaluate
+    from lqn_seg.engine.run import check_failed, evaluate
 
     with launch.joined():
         if launch.is_main():
             print("engine: native", flush=True)
-        evaluate(
+        report = evaluate(
             arguments.config_file,
             overrides=arguments.overrides,
             device=arguments.device,
@@ -76,6 +80,8 @@ def evaluate_natively(arguments: argparse.Namespace) -> None:
             resume=arguments.resume,
             strict=arguments.strict,
         )
+    if report is not None:
+        check_failed([report.evaluation])
 
 
 def evaluate_in_detectron2(arguments: argparse.Namespace) -> None:
@@ -124,17 +130,20 @@ def detectron2_worker(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    command.check_config(arguments)
+    if command.processes(arguments) > 1 or is_launched():
+        raise InputError("a teacher is trained in one process: --num-gpus is for --eval-only")
     from lqn_seg.engine.config import load_cfg
     from lqn_seg.engine.train import TeacherTrainer
 
-    if command.processes(arguments) > 1 or is_launched():
-        raise InputError("a teacher is trained in one process: --num-gpus is for --eval-only")
     cfg = load_cfg(arguments.config_file, arguments.overrides, arguments.device)
     folder = TeacherTrainer(cfg).train(arguments.resume)
     print(f"teacher: {folder}")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    chosen = repr(tuple(names(arguments.methods)))
+    command.check_config(arguments, *(("MODEL.LQN.METHODS", chosen) if arguments.methods else ()))
     engine = choose_engine(arguments)
 
     def run() -> int | None:

@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def add_options(parser: argparse.ArgumentParser, name: str, methods: str) -> None:
+def add_options(parser: Parser, name: str, methods: str) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the files")
     if name == "curves":
         parser.add_argument(
@@ -117,6 +117,8 @@ def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 
 def draw(arguments: argparse.Namespace) -> int:
+    if "config_file" in arguments:
+        command.check_config(arguments)
     from lqn_seg.engine.visualize import FIGURES as DRAW
     from lqn_seg.engine.visualize import Studio
 

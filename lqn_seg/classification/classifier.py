@@ -17,11 +17,19 @@ from torch import Tensor
 
 from lqn_seg.classification.baselines.tda import Tda
 from lqn_seg.classification.features import Features
-from lqn_seg.classification.lqn import Adaptation, Adapter, Answer, Run
-from lqn_seg.classification.methods import CONTROLS, PLAIN, VIEWS, make_baseline
+from lqn_seg.classification.lqn import Adapter, Answer, Run
+from lqn_seg.classification.methods import (
+    CONTROLS,
+    NEED_VIEWS,
+    PLAIN,
+    VIEWS,
+    Adaptation,
+    make_baseline,
+)
 from lqn_seg.classification.views import centre_view, corner_view, random_views
 from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.core.ineffective import warn, why_ineffective
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.core.timing import Clock
@@ -93,7 +101,8 @@ class Classifier:
         methods: name -> a student's recipe, or None for what has none: the plain methods, the
             controls and the baselines.
         config: protocol.
-        calibration: the teacher's clean ranges.
+        calibration: the teacher's clean ranges. What cannot do without it is `ineffective`, and the
+            first call warns.
     """
 
     def __init__(
@@ -131,12 +140,18 @@ class Classifier:
         return {name: fitter.precision for name, fitter in fitters.items() if fitter is not None}
 
     @property
-    def unheard(self) -> list[str]:
-        """Methods whose student is never asked, because there is no calibration to gauge by."""
-        if self.calibration is not None:
-            return []
-        gauged = {name: a.adaptation.recipe.adapt.gauged for name, a in self.adapters.items()}
-        return [name for name, a in self.adapters.items() if gauged[name] and a.fitter is not None]
+    def ineffective(self) -> dict[str, str]:
+        """Methods that do nothing, or not all that they say, with the reason and the remedy."""
+        calibrated, found = self.calibration is not None, {}
+        for name, recipe in self.methods.items():
+            if recipe is not None:
+                found[name] = why_ineffective(name, recipe.recipe, calibrated)
+            elif name in NEED_VIEWS and self.config.views == 1:
+                found[name] = (
+                    f"method {name} answers as its teacher does: it compares views of an image, "
+                    "and CLASSIFICATION.VIEWS is 1"
+                )
+        return {name: reason for name, reason in found.items() if reason}
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Pixels]) -> list[dict[str, Prediction]]:
@@ -148,6 +163,7 @@ class Classifier:
         Raises:
             InputError: an image has another type or shape.
         """
+        warn(self.ineffective.values())
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise InputError(

@@ -1,15 +1,16 @@
 """How an image meets a CLIP: as the model's own preprocessing has it, and as crops of it.
 
-View 0 is resized (short side, bicubic) and cropped in the middle. The baselines' others are
-torchvision's RandomResizedCrop with its defaults (area 8-100%, aspect 3/4-4/3, bilinear) and a
-mirror image half of the time, the recipe that the test-time methods share. Random numbers depend on
-the image's pixels and the seed alone. The students' others are view 0's mirror image and its
-corners, both ways round: the ten views of Krizhevsky et al. (NIPS 2012), nothing random.
+View 0 is resized and cropped in the middle, or padded, as the checkpoint says. The baselines'
+others are torchvision's RandomResizedCrop with its defaults (area 8-100%, aspect 3/4-4/3, bilinear)
+and a mirror image half of the time, the recipe that the test-time methods share. Random numbers
+depend on the image's pixels and the seed alone. The students' others are view 0's mirror image and
+its corners, both ways round: the ten views of Krizhevsky et al. (NIPS 2012), nothing random.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # as torchvision: then the largest crop of an allowed aspect in the middle
 _VIEWS_DRAW, _MIRROR_DRAW = 16, 17  # of the counter-based random numbers; the core has the first
 CORNER_SIDE = 0.85  # of the view's side, of a crop in a corner
-CORNER_VIEWS = 10
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
@@ -35,11 +35,30 @@ def centre_view(image: NDArray[np.uint8], teacher: ClipTeacher) -> Tensor:
     """(H, W, 3) uint8 RGB to (3, S, S) uint8, as open_clip does before it normalises."""
     height, width = teacher.image_size
     picture = Image.fromarray(image)
-    mode = InterpolationMode(teacher.interpolation)
+    mode = InterpolationMode(teacher.preprocessing.interpolation)
     if teacher.resize_mode == "squash":
         return _to_tensor(V.resize(picture, [height, width], mode))
-    resized = V.resize(picture, [min(height, width)], mode)
+    if teacher.resize_mode == "longest":
+        picture = V.resize(picture, _scaled(picture, teacher.image_size, max), mode)
+        missing = [max(wanted - own, 0) for wanted, own in zip((width, height), picture.size)]
+        before, after = [n // 2 for n in missing], [(n + 1) // 2 for n in missing]
+        padded = V.pad(picture, [*before, *after], fill=teacher.fill_color)
+        return _to_tensor(V.center_crop(padded, [height, width]))
+    if height == width:
+        resized = V.resize(picture, [height], mode)
+    else:  # open_clip's is bicubic there, whatever the configuration says
+        size = _scaled(picture, teacher.image_size, min)
+        resized = V.resize(picture, size, InterpolationMode.BICUBIC)
     return _to_tensor(V.center_crop(resized, [height, width]))
+
+
+def _scaled(
+    picture: Image.Image, size: tuple[int, int], which: Callable[[list[float]], float]
+) -> list[int]:
+    """[height, width] of a picture, by the larger or the smaller ratio of its sides to ``size``."""
+    sides = picture.size[::-1]
+    ratio = which([own / wanted for own, wanted in zip(sides, size)])
+    return [max(round(side / ratio), 1) for side in sides]
 
 
 def random_views(

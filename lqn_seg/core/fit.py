@@ -13,14 +13,18 @@ Shapes: B students, L x H x W grid, D features, n positions per step, N steps, P
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lqn_seg.core.config import (
+    CONTROLS,
+    FitConfig,
+    LQNConfig,
+    positions_per_step,
+)
 from lqn_seg.core.graphs import Replay, constant
 from lqn_seg.core.kernel import guiding_tokens
 from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
@@ -34,184 +38,20 @@ from lqn_seg.core.positions import (
     placed,
     tabulate,
 )
-from lqn_seg.core.precision import DTYPES, PRECISIONS, own_precision, resolve_precision
+from lqn_seg.core.precision import DTYPES, own_precision, resolve_precision
 from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.sampling import Draw, positions_per_step, sample_apart, sample_positions
-from lqn_seg.core.student import StudentConfig, Students, image_patches
+from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
+from lqn_seg.core.student import Students, image_patches
 from lqn_seg.core.timing import Clock
 from lqn_seg.errors import InputError
 
 Grid = tuple[int, int, int]
 Classify = Callable[[Tensor], Tensor]
 
-# What stands in for a student as a control: nothing, a kernel smoother, kernel ridge regression.
-CONTROLS = ("restore", "kernel", "ridge")
-VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
-ALIASES = {"two-word": "lqn"}
-
 # Rows whose addresses are drawn at one go, and floats of hidden layer a query may hold at one go.
 _ROWS_AT_ONCE = 1 << 18
 _QUERY_FLOATS = 1 << 26
 _INITIAL_LOSS_SCALE = 2.0**16
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How a student is fitted; the defaults are the paper's.
-
-    Attributes:
-        variant: "lqn" (both losses), "lqn-src" (no source, no recirculation), "apm" (last layer
-            only, 2-D positions, no source), "teacher" (no student at all) or one of `CONTROLS`.
-            Change it by `with_variant`, which sets the student's inputs to match.
-        steps: N Adam updates.
-        learning_rate, betas, eps: Adam's.
-        alpha: weight of the recirculation loss.
-        positions_per_step: n, as a count (int), or as a fraction (float in (0, 1]) of the positions
-            in the fitted layers.
-        layers: 1-based layers to fit on; None for all, "last" for the last one. The others can
-            still be queried (depth extrapolation). "apm" fits the last one whatever it says.
-        sampling: "uniform" draws destination and sources independently; "segments" draws source 1,
-            source 2 and destination from three different segments (an ablation: somebody has to
-            segment the image first). Without recirculation nothing is drawn that could differ.
-        views: augmented views of the image that are fitted, itself the first (an ablation); step k
-            looks at view k mod `views`, so there should be as many steps.
-        target_norm: "layer" standardises the targets per layer and feature over the positions, and
-            undoes it at query time; "none" fits the teacher's own units.
-        objective: "l2" (binding), or instead the "entropy" of what a classifier says of the whole
-            last layer (an ablation); `positions_per_step` is then that layer's H x W.
-        readout_source: source of a query: "anchor" is (0, 0, 0), "random" draws one for each
-            position, (i, j, l) is that address.
-        precision: of the hidden layers' matrix products, over float32 weights: "float32",
-            "bfloat16", "float16" (with a loss scale of each student's own), or "auto", bfloat16
-            where the hardware has it and float32 elsewhere.
-    """
-
-    variant: str = "lqn"
-    steps: int = 15
-    learning_rate: float = 1e-4
-    alpha: float = 0.7
-    positions_per_step: int | float = 196
-    layers: tuple[int, ...] | Literal["last"] | None = None
-    sampling: Literal["uniform", "segments"] = "uniform"
-    views: int = 1
-    target_norm: Literal["none", "layer"] = "none"
-    objective: Literal["l2", "entropy"] = "l2"
-    readout_source: Literal["anchor", "random"] | tuple[float, float, float] = "anchor"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        nearest(self.variant, VARIANTS, "variant")
-        nearest(self.sampling, ("uniform", "segments"), "sampling")
-        nearest(self.target_norm, ("none", "layer"), "target_norm")
-        nearest(self.objective, ("l2", "entropy"), "objective")
-        nearest(self.precision, PRECISIONS, "precision")
-        if isinstance(self.readout_source, str):
-            nearest(self.readout_source, ("anchor", "random"), "readout_source")
-        elif len(self.readout_source) != 3:
-            raise InputError(f"readout_source must be an address (i, j, l): {self.readout_source}")
-        if isinstance(self.layers, str):
-            nearest(self.layers, ("last",), "layers")
-        if self.steps < 0:
-            raise InputError(f"steps must not be negative, got {self.steps}")
-        if not isinstance(self.views, int) or self.views < 1:
-            raise InputError(f"views must be a count of at least 1, got {self.views}")
-        if self.views > 1 and self.sampling == "segments":
-            raise InputError("sampling segments knows those of the image, not of other views of it")
-        positions_per_step(self.positions_per_step, (1, 1, 1))
-
-
-@dataclass(frozen=True)
-class AdaptConfig:
-    """What happens before the fit and after it; the defaults are the paper's: nothing.
-
-    Attributes:
-        restore: pull the teacher's tokens into the range of its clean images while it runs
-            (`lqn_seg.core.gauge`), where the teacher has been calibrated.
-        gauged: take of the student's answer only the share that the gauge says is noise in the
-            teacher's own (0..1; 0 without a calibration), the rest being the teacher's. Otherwise
-            the student's answer is the whole answer.
-    """
-
-    restore: bool = False
-    gauged: bool = False
-
-
-@dataclass(frozen=True)
-class LQNConfig:
-    """A student, how it is fitted, and what is done with its answer.
-
-    Raises:
-        InputError: the student's inputs are not those of the variant (`with_variant` sets both).
-    """
-
-    student: StudentConfig = field(default_factory=StudentConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    adapt: AdaptConfig = field(default_factory=AdaptConfig)
-
-    def __post_init__(self) -> None:
-        variant = self.fit.variant
-        expected = {"lqn": (True, 3), "lqn-src": (False, 3), "apm": (False, 2)}.get(variant)
-        if expected and expected != (self.student.source, self.student.axes):
-            raise InputError(
-                f"variant {variant!r} needs a student with source={expected[0]} and "
-                f"axes={expected[1]}; use with_variant(config, {variant!r})"
-            )
-
-
-def nearest(name: str, choices: Sequence[str], what: str) -> str:
-    """`name` if it is one of `choices`; otherwise an InputError that suggests the nearest one."""
-    if name in choices:
-        return name
-    close = get_close_matches(str(name).lower(), choices, n=1, cutoff=0.0)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise InputError(f"unknown {what} {name!r}: {hint}choices are {', '.join(choices)}")
-
-
-def with_variant(config: LQNConfig, name: str) -> LQNConfig:
-    """The same recipe as another variant ("two-word" is "lqn").
-
-    Raises:
-        InputError: no variant has that name.
-    """
-    name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
-    student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
-    adapt = replace(config.adapt, restore=True) if name == "restore" else config.adapt
-    return LQNConfig(student, replace(config.fit, variant=name), adapt)
-
-
-_SLIM = StudentConfig(widths=(4096, 2048, 1024))
-
-PRESETS: dict[str, LQNConfig] = {
-    # The paper's recipe to the letter: Table 4, N(0, 0.01^2), 15 steps of 1e-4, teacher's units.
-    "paper": LQNConfig(),
-    # The same without the two 4096 x 4096 layers: about the 25 M parameters the text speaks of.
-    "slim": LQNConfig(student=_SLIM),
-    # A recipe whose student learns its image: standardised targets, He initialisation, larger and
-    # more steps. It becomes the teacher again, and so gains nothing.
-    "distill": LQNConfig(
-        student=replace(_SLIM, init="he"),
-        fit=FitConfig(steps=250, learning_rate=1e-3, target_norm="layer"),
-    ),
-    # The one to switch on: the teacher's statistics restored, and a student of the last layer,
-    # guided by an early one, that is stopped early and heard as far as the last layer is noise.
-    # Without recirculation: it did not help, and it triples the passes (REPORT.md).
-    "default": LQNConfig(
-        student=StudentConfig(widths=(1024, 1024), init="he", guide=0.125),
-        fit=FitConfig(steps=40, learning_rate=1e-3, alpha=0.0, target_norm="layer", layers="last"),
-        adapt=AdaptConfig(restore=True, gauged=True),
-    ),
-}
-
-
-def preset(name: str) -> LQNConfig:
-    """The preset of that name.
-
-    Raises:
-        InputError: there is none; the nearest is suggested.
-    """
-    return PRESETS[nearest(name, tuple(PRESETS), "preset")]
 
 
 class Adam:

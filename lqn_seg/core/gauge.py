@@ -33,6 +33,14 @@ from lqn_seg.errors import InputError
 _LEAST_VARIANCE = 1e-6
 # Share of the clean images' damage that counts as undamaged.
 UNDAMAGED = 0.95
+# Share of the clean images' distance (`Acquaintance`) that counts as that of clean images. An image
+# is unlike anything calibrated on where its own is above UNLIKE times that, and UNLIKE_DAMAGE times
+# its damage, for heavy noise, too, moves tokens.
+NEAR = 0.99
+UNLIKE = 1.05
+UNLIKE_DAMAGE = 0.7
+# So is one of more damage than any corruption does: 2.0 at most at severity 5.
+MOST_DAMAGE = 2.5
 # Depth, as a share, of the layer whose tokens say which positions are alike: early, where noise has
 # not spread over positions yet.
 RESIDUAL_GUIDE = 0.125
@@ -83,6 +91,15 @@ class LayerRange:
             restored = dense(parts, self.basis) + self.centre
         return restored.to(tokens.dtype), damage
 
+    def distances(self, tokens: Tensor) -> Tensor:
+        """(B, H, W) how far tokens (B, H, W, D) lie from clean ones: the mean, over directions that
+        carry signal, of the squared component in units of its variance over clean tokens. Clean
+        tokens have about 1 on average."""
+        parts, _, _ = self.components(tokens)
+        spread = (self.mean[1] - self.mean[0]) / 4  # of the images' means, about their middle
+        variance = (2 * self.deviation.mean(0)).exp() + spread.square()
+        return ((parts - self.mean.mean(0)).square() / variance)[..., self.signal].mean(-1)
+
     @property
     def signal(self) -> Tensor:
         """(D,) bool, the directions that carry signal."""
@@ -98,6 +115,8 @@ class Calibration:
         layers: layer (0 = patch embedding) -> range.
         undamaged: `UNDAMAGED` quantile of the damage of the clean images.
         residual: median of their `residual`.
+        distance: `NEAR` quantile of their `Acquaintance.distance`; infinite where it was not
+            measured.
         pixels: (2, 2) lower and upper quantile of an image's mean, and of the logarithm of its
             deviation, in 0..1: for the control that changes pixels.
     """
@@ -106,6 +125,7 @@ class Calibration:
     undamaged: float
     residual: float
     pixels: Tensor
+    distance: float = math.inf
 
     def to(self, device: torch.device | str) -> Calibration:
         """The same on a device."""
@@ -113,7 +133,7 @@ class Calibration:
             layer: LayerRange(*(tensor.to(device) for tensor in vars(clean).values()))
             for layer, clean in self.layers.items()
         }
-        return Calibration(moved, self.undamaged, self.residual, self.pixels.to(device))
+        return replace(self, layers=moved, pixels=self.pixels.to(device))
 
     def alarmed(self) -> Calibration:
         """The same ranges, for a gauge to which every image is damaged through and through."""
@@ -145,6 +165,48 @@ class Restorer:
     def damaged(self) -> Tensor:
         """(B,) bool, more damage than `UNDAMAGED` of the clean images show."""
         return self.damage > self.calibration.undamaged
+
+
+class Acquaintance(Restorer):
+    """A restorer that also says how far from clean images an image's content is.
+
+    Restoring moves an image's statistics into the clean range, whatever the image shows; its single
+    tokens stay where they are. Measured on the demo's teacher: the distance is 0.7 (0.9 at most) of
+    64 clean scenes, 0.4 to 0.8 (1.1 at most) of scenes under six corruptions, up to 1.8 of noise,
+    whose damage is up to 1.6, and 1.3 of photographs (COCO), whose damage is 0.2. `unlike` is said
+    of none of the 64, of none of 252 scenes at severities 1, 3 and 5, and of 59% of 128
+    photographs; for the demo's CLIP of 1 in 64, none (under noise up to a third) and 80%.
+    """
+
+    def __init__(self, calibration: Calibration) -> None:
+        super().__init__(calibration)
+        self._distances: list[Tensor] = []
+
+    def __call__(self, layer: int, tokens: Tensor) -> Tensor:
+        """As `Restorer`'s."""
+        restored = super().__call__(layer, tokens)
+        clean = self.calibration.layers.get(layer)
+        if clean is not None and layer > min(self.calibration.layers):
+            self._distances.append(clean.distances(restored))
+        return restored
+
+    def distance(self, inside: tuple[int, int]) -> Tensor:
+        """(B,) of the typical token: the median over positions, averaged over calibrated layers.
+
+        Args:
+            inside: rows and columns of the grid that are image, not padding.
+        """
+        rows, columns = inside
+        typical = [d[:, :rows, :columns].flatten(1).median(1).values for d in self._distances]
+        return torch.stack(typical).mean(0) if typical else torch.zeros_like(self.damage)
+
+    def unlike(self, inside: tuple[int, int]) -> Tensor:
+        """(B,) bool, farther from clean images than they are among themselves and its damage
+        explains, or damaged beyond all corruptions; none is where the calibration has not measured
+        the distance."""
+        most = UNLIKE * self.calibration.distance + UNLIKE_DAMAGE * self.damage
+        beyond = (self.damage > MOST_DAMAGE) & math.isfinite(self.calibration.distance)
+        return (self.distance(inside) > most) | beyond
 
 
 def residual(fields: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lqn_seg.core.config import FLAG_FEATURES, axis_features
 from lqn_seg.core.graphs import constant
-from lqn_seg.errors import InputError
 
 # Where a grid's rows (H,) and its columns (W,) lie, if not at 1..H and 1..W: windows of an image
 # that lie side by side in a grid overlap in the image. Off the grid, 0 stays 0.
@@ -33,7 +33,6 @@ ANCHOR = (0, 0, 0)
 SOURCE_FLAG = 0
 DESTINATION_FLAG = 1
 _BASE = 10000.0
-_FLAG_FEATURES = 2
 
 
 def grid_positions(
@@ -56,23 +55,6 @@ def placed(positions: Tensor, places: Places | None) -> Tensor:
         below = where[axis].floor().clamp(0, len(known) - 2).long()
         where[axis] = torch.lerp(known[below], known[below + 1], where[axis] - below)
     return torch.stack((*where, layer), dim=-1)
-
-
-def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
-    """How the d_p - 2 features of the coordinate code fall to i, j (and l): whole sin-cos pairs,
-    the same number for every axis, the remainder to the last.
-
-    Raises:
-        InputError: `position_dim` is odd, or leaves an axis without a pair.
-    """
-    if position_dim % 2:
-        raise InputError(f"position_dim must be even (sin-cos pairs), got {position_dim}")
-    pairs = (position_dim - _FLAG_FEATURES) // 2
-    if pairs < axes:
-        least = 2 * axes + _FLAG_FEATURES
-        raise InputError(f"position_dim must be at least {least} for {axes} axes: {position_dim}")
-    each = pairs // axes
-    return (2 * each,) * (axes - 1) + (2 * (pairs - each * (axes - 1)),)
 
 
 def axis_code(values: Tensor, features: int) -> Tensor:
@@ -101,7 +83,7 @@ def encode_positions(positions: Tensor, position_dim: int, flag: int, axes: int 
 
 def _flag_code(flag: int, like: Tensor) -> Tensor:
     code = constant((math.sin(flag), math.cos(flag)), like.device)
-    return code.expand(*like.shape, _FLAG_FEATURES)
+    return code.expand(*like.shape, FLAG_FEATURES)
 
 
 class AddressTable(NamedTuple):
@@ -158,7 +140,7 @@ def _table(values: list[Tensor], position_dim: int) -> AddressTable:
     code = torch.block_diag(*(axis_code(axis, width) for axis, width in zip(values, widths)))
     roles = []
     for flag in (SOURCE_FLAG, DESTINATION_FLAG):
-        flags = code.new_zeros(len(code), _FLAG_FEATURES)
+        flags = code.new_zeros(len(code), FLAG_FEATURES)
         flags[: len(values[0])] = _flag_code(flag, values[0])
         roles.append(torch.cat((code, flags), dim=1))
     return AddressTable(*roles)

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from lqn_seg.core.config import PRECISIONS
 from lqn_seg.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PRECISIONS = ("auto", *DTYPES)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

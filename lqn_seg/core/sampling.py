@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lqn_seg.core.graphs import constant
 from lqn_seg.core.random import CounterRandom
-from lqn_seg.errors import InputError
 
 
 class Draw(IntEnum):
@@ -27,26 +26,6 @@ class Draw(IntEnum):
     WEIGHTS = 3
     READOUT = 4
     VIEW = 5
-
-
-def positions_per_step(amount: int | float, grid: tuple[int, int, int]) -> int:
-    """Number of positions a step visits.
-
-    Args:
-        amount: an int is that many; a float in (0, 1] is that fraction of the L x H x W positions.
-        grid: (L, H, W), L counting only the layers that are fitted.
-
-    Raises:
-        InputError: a count below 1 or a fraction outside (0, 1].
-    """
-    if isinstance(amount, float):
-        if not 0.0 < amount <= 1.0:
-            raise InputError(f"positions_per_step: a fraction must be in (0, 1], got {amount}")
-        layers, rows, columns = grid
-        return max(1, round(amount * layers * rows * columns))
-    if amount < 1:
-        raise InputError(f"positions_per_step: a count must be at least 1, got {amount}")
-    return amount
 
 
 def sample_positions(

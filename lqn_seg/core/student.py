@@ -15,80 +15,22 @@ Shapes: B students, n queries, R table rows, d_p = position_dim, d_c = feature_d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lqn_seg.core.positions import AddressTable, axis_features
+from lqn_seg.core.config import StudentConfig
+from lqn_seg.core.positions import AddressTable
 from lqn_seg.core.products import linear, product
 from lqn_seg.core.random import CounterRandom
 from lqn_seg.core.sampling import Draw
-from lqn_seg.errors import InputError
 
 # Floats to which every parameter is aligned in the flat buffer: 64 bytes, a cache line.
 _ALIGNMENT = 16
 _CHANNELS = 3
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """Architecture of a student; the defaults are Table 4's.
-
-    Attributes:
-        input_size: side s of the student's own (square) input image, in pixels.
-        stride: kernel and stride of the one convolution filter.
-        widths: hidden widths.
-        position_dim: d_p, features of a location: coordinate code and flag.
-        source: whether the student reads a source location (LQN) or only a destination (LQN-[src]).
-        combine: the two locations side by side ("concatenate") or summed ("add", an ablation).
-        axes: 3 for (i, j, l), 2 for (i, j) (APM).
-        guide: depth, as a share of the teacher's layers, of the layer whose token at the same
-            position the student reads too; 0 reads none.
-        init: "normal", the paper's N(0, 0.01^2) for every weight matrix, or "he", He's normal
-            initialisation with a last layer ten times smaller. Biases start at zero.
-    """
-
-    input_size: int = 448
-    stride: int = 14
-    widths: tuple[int, ...] = (4096, 4096, 4096, 2048, 1024)
-    position_dim: int = 768
-    source: bool = True
-    combine: Literal["concatenate", "add"] = "concatenate"
-    axes: Literal[2, 3] = 3
-    guide: float = 0.0
-    init: Literal["normal", "he"] = "normal"
-
-    def __post_init__(self) -> None:
-        if self.stride < 1 or self.input_size < self.stride or self.input_size % self.stride:
-            raise InputError(
-                f"student: input_size {self.input_size} must be a multiple of stride {self.stride}"
-            )
-        if not self.widths or min(self.widths) < 1:
-            raise InputError(f"student: widths must be positive, and at least one: {self.widths}")
-        if not 0 <= self.guide <= 1:
-            raise InputError(f"student: guide must be a share of the depth, got {self.guide}")
-        for name, value, choices in (
-            ("combine", self.combine, ("concatenate", "add")),
-            ("axes", self.axes, (2, 3)),
-            ("init", self.init, ("normal", "he")),
-        ):
-            if value not in choices:
-                raise InputError(f"student: {name} must be one of {choices}, got {value!r}")
-        axis_features(self.position_dim, self.axes)
-
-    @property
-    def image_features(self) -> int:
-        """h/s * w/s, the length of the flattened convolution."""
-        return (self.input_size // self.stride) ** 2
-
-    @property
-    def locations(self) -> int:
-        """How many blocks of d_p features the first layer reads."""
-        return 2 if self.source and self.combine == "concatenate" else 1
 
 
 def parameter_count(config: StudentConfig, feature_dim: int) -> int:

@@ -1,6 +1,7 @@
 """Random crops and colours for training; every draw comes from the generator that is handed in.
 
-Shapes: images (H, W, 3) uint8 RGB, index maps (H, W) uint8 with ``UNLABELLED`` where nothing is.
+Shapes: images (H, W, 3) uint8 RGB, index maps (H, W) of integers with ``UNLABELLED`` where nothing
+is.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from PIL import Image
 
 from lqn_seg.errors import InputError
 
-UNLABELLED = 255
+UNLABELLED = 0
 # ITU-R BT.601 luma, Pillow's and torchvision's grey.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 Pixels = NDArray[np.uint8]
+Indices = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class AugmentationConfig:
 
 def random_crop(
     image: Pixels,
-    index_map: Pixels,
+    index_map: Indices,
     side: int,
     scale: tuple[float, float],
     rng: np.random.Generator,
-) -> tuple[Pixels, Pixels]:
+) -> tuple[Pixels, Indices]:
     """Resize by a random factor and cut a random square of ``side`` pixels, image and map alike.
 
     Where the resized image is smaller than the square it is placed at random inside it; the rest is
@@ -92,9 +94,10 @@ def random_crop(
     rows, top = _place(height, side, rng)
     columns, left = _place(width, side, rng)
     pixels = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    labels = Image.fromarray(index_map).resize((width, height), Image.Resampling.NEAREST)
+    numbers = index_map.astype(np.int32)  # of the modes that Pillow has, the one that fits any
+    labels = Image.fromarray(numbers).resize((width, height), Image.Resampling.NEAREST)
     cropped = np.zeros((side, side, 3), np.uint8)
-    cropped_map = np.full((side, side), UNLABELLED, np.uint8)
+    cropped_map = np.full((side, side), UNLABELLED, np.int32)
     part = np.asarray(pixels)[rows, columns]
     inside = slice(top, top + part.shape[0]), slice(left, left + part.shape[1])
     cropped[inside] = part

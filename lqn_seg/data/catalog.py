@@ -135,9 +135,9 @@ def register_label_folders(
 ) -> None:
     """Make image and label folders of one's own, for semantic segmentation, known under a name.
 
-    The labels of `image_dir/x.jpg` (or .jpeg, .png) are `label_dir/x.png`: one channel of the
-    image's size that holds indices into `classes`. Nothing is read until `get_dataset(name)`.
-    Registering the same name with the same arguments again is allowed.
+    The labels of `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) are `label_dir/x.png`: one channel
+    of the upright image's size that holds indices into `classes`. Nothing is read until
+    `get_dataset(name)`. Registering the same name with the same arguments again is allowed.
 
     Args:
         name: what `DATASETS.TRAIN` or `DATASETS.TEST` calls it.
@@ -199,16 +199,25 @@ def register_entries(entries: Sequence[Mapping[str, Any]]) -> None:
         register(**{key.lower(): value for key, value in entry.items()})
 
 
-def register_image_folder(name: str, root: str | os.PathLike[str]) -> None:
-    """Make ``root/<class>/*.jpg`` (or .png ...) of one's own, for classification, known by name.
+def register_image_folder(
+    name: str, root: str | os.PathLike[str], classes: Mapping[str, str] | None = None
+) -> None:
+    """Make ``root/<class>/**`` of one's own, for classification, known by name.
 
-    A class is called like its folder, with spaces for underscores. Nothing is read until
-    `get_dataset(name)`. Registering the same name with the same folder again is allowed.
+    Nothing is read until `get_dataset(name)`. Registering the same name with the same arguments
+    again is allowed.
+
+    Args:
+        name: what `DATASETS.TEST` calls it.
+        root: holds a folder for each class.
+        classes: folder -> class name, in the order of the labels. By default a class is called like
+            its folder, with spaces for underscores, and a WordNet id like ImageNet's class.
 
     Raises:
         InputError: the name is taken by another data set.
     """
-    _register(name, load_image_folder, (os.fspath(root),))
+    table = None if classes is None else dict(classes)
+    _register(name, load_image_folder, (os.fspath(root), table))
 
 
 def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, ...]) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cityscapesscripts.helpers.labels import labels as LABELS
 
-from lqn_seg.data.label_folders import label_record
-from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
+from lqn_seg.data.image_files import ImageFiles, is_hidden, is_junk
+from lqn_seg.data.label_folders import list_pairs, without_image
+from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata
 from lqn_seg.errors import InputError
 
 IGNORE = 255
@@ -35,8 +36,7 @@ def load_cityscapes_sem_seg(name: str, split: str, root: Path) -> Dataset:
         root: the folder with `leftImg8bit/<split>/<city>/` and `gtFine/<split>/<city>/`.
 
     Raises:
-        InputError: on `records()`: no image is found, or an image has no label map or one of
-            another size.
+        InputError: on `records()`: no image is found.
     """
     evaluated = {label.trainId: label for label in LABELS if not label.ignoreInEval}
     categories = (evaluated[i] for i in range(len(evaluated)))
@@ -51,19 +51,23 @@ def load_cityscapes_sem_seg(name: str, split: str, root: Path) -> Dataset:
         image_root=str(image_dir),
         sem_seg_root=str(label_dir),
     )
-    return Dataset(metadata, partial(_records, name, image_dir, label_dir))
+    return Dataset(metadata, partial(_listing, name, image_dir, label_dir))
 
 
-def _records(name: str, image_dir: Path, label_dir: Path) -> list[Record]:
-    suffix = "_leftImg8bit.png"
-    images = sorted(image_dir.glob(f"*/*{suffix}"))
+def _listing(name: str, image_dir: Path, label_dir: Path) -> Listing:
+    suffix, label_suffix = "_leftImg8bit.png", "_gtFine_labelIds.png"
+    found = [p for p in sorted(image_dir.glob(f"*/*{suffix}")) if not is_junk(p.parent)]
+    images = [path for path in found if not is_hidden(path)]
     if not images:
         raise InputError(
             f"folder {image_dir} of {name} holds no <city>/*{suffix} file: {HOW_TO_GET}"
         )
-    records = []
+    pairs = []
     for image in images:
         frame = image.name.removesuffix(suffix)
-        label = label_dir / image.parent.name / f"{frame}_gtFine_labelIds.png"
-        records.append(label_record(name, frame, image, label))
-    return records
+        pairs.append((frame, image, label_dir / image.parent.name / f"{frame}{label_suffix}"))
+    hidden = ImageFiles((), tuple(path for path in found if is_hidden(path)))
+    known = {label for _, _, label in pairs}
+    alone = [p for p in sorted(label_dir.glob(f"*/*{label_suffix}")) if p not in known]
+    problems = [*hidden.problems(f"folder {image_dir} of {name}"), *without_image(name, alone)]
+    return list_pairs(name, pairs, problems)

@@ -1,93 +1,249 @@
-"""What COCO's JSON files have in common, read with one sentence per malformed entry."""
+"""What COCO's JSON files have in common: images by id, the table of categories, instances."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from lqn_seg.data.masks import check, compress
+from lqn_seg.data.schema import (
+    UNSET,
+    CategoryEntry,
+    Id,
+    Image,
+    InstanceAnnotation,
+    InstancesFile,
+    Raw,
+    Segmentation,
+    parse,
+    parse_color,
+    read_json,
+)
 from lqn_seg.errors import InputError
 
 
-def load_json(path: Path) -> Mapping[str, Any]:
-    """Read a file that must have the lists `images`, `annotations` and `categories`.
+@dataclass(frozen=True)
+class Category:
+    """One row of a data set's table.
+
+    Attributes:
+        id: the data set's own id, not necessarily contiguous.
+        name: readable name.
+        isthing: whether instances of it are counted one by one.
+        color: RGB 0 .. 255, or None where the data set gives none.
+    """
+
+    id: int
+    name: str
+    isthing: bool
+    color: tuple[int, int, int] | None = None
+
+
+def read_categories(
+    entries: Sequence[CategoryEntry], path: Path, things_only: bool = False
+) -> tuple[Category, ...]:
+    """The table under `categories`, sorted by id: a contiguous id is an index into it.
+
+    Detectron2 sorts too, whatever the file's order, and so do the tables that published weights
+    were trained with. `isthing` is not looked at where every category is a thing.
 
     Raises:
-        InputError: it is missing, is no JSON, or lacks one of the three.
+        InputError: an entry lacks `isthing`, or an id or a name occurs twice.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"annotation file {path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"annotation file {path} is not valid JSON ({error})") from None
-    except OSError as error:
-        raise InputError(f"annotation file {path} cannot be read ({error.strerror})") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise InputError(f"annotation file {path} has no list under the key {key!r}")
-    for key in ("annotations", "categories"):
-        if not content[key]:
-            raise InputError(f"annotation file {path} lists nothing under the key {key!r}")
-    return content
+    categories = []
+    for i, entry in enumerate(entries):
+        if entry.isthing is UNSET and not things_only:
+            raise InputError(f"annotation file {path}: categories[{i}] has no key 'isthing'")
+        isthing = things_only or entry.isthing == 1
+        categories.append(Category(entry.id, entry.name, isthing, parse_color(entry.color)))
+    for field in ("id", "name"):
+        check_unique(
+            [getattr(category, field) for category in categories], f"categories[].{field}", path
+        )
+    return tuple(sorted(categories, key=lambda category: category.id))
 
 
-def get(entry: Any, key: str, where: str, path: Path) -> Any:
-    """`entry[key]`, or one sentence that names the file and the entry."""
-    if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"annotation file {path}: {where} has no key {key!r}")
-    return entry[key]
+def check_unique(values: Iterable[Any], what: str, path: Path) -> None:
+    """Raises:
+    InputError: a value occurs twice.
+    """
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            raise InputError(f"annotation file {path}: {what} {value!r} occurs twice")
+        seen.add(value)
 
 
-def images_by_id(content: Mapping[str, Any], path: Path) -> dict[Any, dict[str, Any]]:
+def images_by_id(images: Sequence[Image], path: Path) -> dict[Id, Image]:
     """The entries of `images` by their id.
 
     Raises:
-        InputError: an entry has no id, or two have the same.
+        InputError: two have the same id, or some ids are numbers and others text.
     """
-    images: dict[Any, dict[str, Any]] = {}
-    for i, entry in enumerate(content["images"]):
-        image_id = get(entry, "id", f"images[{i}]", path)
-        if image_id in images:
-            raise InputError(f"annotation file {path}: images[].id {image_id!r} occurs twice")
-        images[image_id] = entry
-    return images
+    check_unique((image.id for image in images), "images[].id", path)
+    for i, image in enumerate(images):
+        if type(image.id) is not type(images[0].id):
+            raise InputError(
+                f"annotation file {path}: images[{i}].id is {image.id!r} and images[0].id is "
+                f"{images[0].id!r}: ids must be all numbers or all text"
+            )
+    return {image.id: image for image in images}
 
 
-def read_instance_annotations(
-    path: str | os.PathLike[str], table: Mapping[int, int], name: str
-) -> dict[Any, list[dict[str, Any]]]:
-    """Annotations of a COCO instances file by image id.
+def require_file_names(images: Sequence[Image], path: Path) -> None:
+    """Raises:
+    InputError: an entry of `images` has no `file_name`.
+    """
+    for i, image in enumerate(images):
+        if image.file_name is UNSET:
+            raise InputError(f"annotation file {path}: images[{i}] has no key 'file_name'")
 
-    Args:
-        table: own id of a thing -> contiguous id.
-        name: the data set's, for the sentences.
 
-    Returns:
-        image id -> annotations: "category_id" (contiguous), "segmentation" (as stored), "area",
-        "bbox" and "iscrowd".
+def without_image(
+    image_ids: Sequence[Id], images: Mapping[Id, Image], path: Path
+) -> dict[int, str]:
+    """A sentence for every annotation whose image is not listed, by its place.
 
     Raises:
-        InputError: the file is missing or malformed, or a category is not among the data set's.
+        InputError: an image id is text where the images' ids are numbers, or the other way round.
+    """
+    kind = type(next(iter(images), image_ids[0]))
+    found = {}
+    for i, image_id in enumerate(image_ids):
+        if type(image_id) is not kind:
+            words = "numbers" if kind is int else "text"
+            raise InputError(
+                f"annotation file {path}: annotations[{i}].image_id is {image_id!r}, but the ids "
+                f"of 'images' are {words}"
+            )
+        if image_id not in images:
+            found[i] = (
+                f"annotation file {path}: annotations[{i}] has image_id {image_id!r}, which no "
+                "entry of 'images' has"
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What a COCO instances file says, checked.
+
+    Attributes:
+        path: of the file.
+        images: by id.
+        annotations: by image id.
+        table: own id of a thing -> contiguous id.
+        problems: a sentence for every annotation whose image is not listed.
+    """
+
+    path: Path
+    images: Mapping[Id, Image]
+    annotations: Mapping[Id, Sequence[InstanceAnnotation]]
+    table: Mapping[int, int]
+    problems: tuple[str, ...]
+
+    def of_image(self, image_id: Id, height: int, width: int) -> list[dict[str, Any]]:
+        """The annotations of an image.
+
+        Returns:
+            "category_id" (contiguous), "segmentation" (compressed RLE), "area" (pixels), "bbox" (x,
+            y, width, height) and "iscrowd" of each.
+
+        Raises:
+            InputError: the file does not list the image, or with another size.
+        """
+        image = self.images.get(image_id)
+        if image is None:
+            raise InputError(f"annotation file {self.path} lists no image with id {image_id!r}")
+        if (image.height, image.width) != (height, width):
+            raise InputError(
+                f"annotation file {self.path}: image {image_id!r} is {image.height} x "
+                f"{image.width} (height x width), its record says {height} x {width}"
+            )
+        return [
+            {
+                "category_id": self.table[annotation.category_id],
+                "segmentation": compress(
+                    _SEGMENTATION.decode(annotation.segmentation), height, width
+                ),
+                "area": annotation.area,
+                "bbox": list(annotation.bbox),
+                "iscrowd": int(annotation.iscrowd or 0),
+            }
+            for annotation in self.annotations.get(image_id, ())
+        ]
+
+
+def read_instances(
+    path: str | os.PathLike[str], categories: Sequence[Category], name: str
+) -> Instances:
+    """Read a COCO instances file as ground truth of a data set.
+
+    Args:
+        categories: the data set's.
+        name: the data set's, for the sentences.
+
+    Raises:
+        InputError: the file is missing or malformed, a mask is none of its image's size, or the
+            categories are not the data set's.
     """
     path = Path(path)
-    by_image: dict[Any, list[dict[str, Any]]] = {}
-    for i, annotation in enumerate(load_json(path)["annotations"]):
-        where = f"annotations[{i}]"
-        keys = ("image_id", "category_id", "segmentation", "area", "bbox")
-        image_id, category, *rest = (get(annotation, key, where, path) for key in keys)
-        if category not in table:
+    content = read_json(path, InstancesFile)
+    _check_table(
+        read_categories(content.categories, path, things_only=True), categories, path, name
+    )
+    return check_instances(content, path, categories, name)
+
+
+def check_instances(
+    content: InstancesFile, path: Path, categories: Sequence[Category], name: str
+) -> Instances:
+    """See `read_instances`."""
+    table = {category.id: i for i, category in enumerate(categories) if category.isthing}
+    images = images_by_id(content.images, path)
+    ids = [annotation.id for annotation in content.annotations if annotation.id is not UNSET]
+    check_unique(ids, "annotations[].id", path)
+    image_ids = [annotation.image_id for annotation in content.annotations]
+    problems = without_image(image_ids, images, path)
+    by_image: dict[Id, list[InstanceAnnotation]] = {}
+    for i, annotation in enumerate(content.annotations):
+        if annotation.category_id not in table:
             raise InputError(
-                f"annotation file {path}: {where}.category_id {category!r} is not among the things "
-                f"of {name}"
+                f"annotation file {path}: annotations[{i}].category_id {annotation.category_id} is "
+                f"not among the things of {name}"
             )
-        by_image.setdefault(image_id, []).append(
-            {
-                "category_id": table[category],
-                **dict(zip(keys[2:], rest, strict=True)),
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-            }
-        )
-    return by_image
+        if i not in problems:
+            image = images[annotation.image_id]
+            _check_mask(annotation.segmentation, image, f"annotations[{i}].segmentation", path)
+            by_image.setdefault(annotation.image_id, []).append(annotation)
+    return Instances(path, images, by_image, table, tuple(problems.values()))
+
+
+_SEGMENTATION = msgspec.json.Decoder(Segmentation)
+
+
+def _check_mask(segmentation: Raw, image: Image, where: str, path: Path) -> None:
+    found = parse(segmentation, _SEGMENTATION, f"annotation file {path}", where)
+    try:
+        check(found, image.height, image.width)
+    except ValueError as error:
+        raise InputError(f"annotation file {path}: {where}{error}") from None
+
+
+def _check_table(
+    found: Sequence[Category], categories: Sequence[Category], path: Path, name: str
+) -> None:
+    """The categories of an instances file against those of the data set it belongs to."""
+    names = {category.id: category.name for category in categories}
+    for category in found:
+        if names.get(category.id) != category.name:
+            theirs = f"calls it {names[category.id]!r}" if category.id in names else "has none"
+            raise InputError(
+                f"annotation file {path}: the category with id {category.id} is "
+                f"{category.name!r}, and {name} {theirs}"
+            )

@@ -8,8 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lqn_seg.data.coco_json import get, images_by_id, load_json
-from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
+from lqn_seg.data.coco_json import (
+    check_unique,
+    images_by_id,
+    read_categories,
+    require_file_names,
+    without_image,
+)
+from lqn_seg.data.metadata import Dataset, Metadata, Record
+from lqn_seg.data.schema import (
+    UNSET,
+    Id,
+    Image,
+    PanopticAnnotation,
+    PanopticFile,
+    Segment,
+    read_json,
+)
 from lqn_seg.errors import InputError
 
 
@@ -26,8 +41,8 @@ def load_coco_panoptic(
 ) -> Dataset:
     """Open a data set in COCO panoptic layout (https://cocodataset.org/#format-data).
 
-    The table of categories is the JSON's; the contiguous id is the index in it. The JSON is read
-    and checked here; image and PNG files are read when they are used.
+    The table of categories is the JSON's, sorted by id; the contiguous id is the index in it. The
+    JSON is read and checked here; image and PNG files are read when they are used.
 
     An annotation whose image is not listed is one of the data set's `problems`.
 
@@ -42,10 +57,10 @@ def load_coco_panoptic(
             outside the table. The sentence names file and field.
     """
     path = Path(panoptic_json)
-    content = load_json(path)
+    content = read_json(path, PanopticFile)
     metadata = Metadata(
         name=name,
-        categories=read_categories(content, path),
+        categories=read_categories(content.categories, path),
         evaluator_type=evaluator_type,
         label_table=label_table,
         image_root=os.fspath(image_dir),
@@ -54,100 +69,61 @@ def load_coco_panoptic(
         sem_seg_root=None if label_dir is None else os.fspath(label_dir),
         json_file=None if json_file is None else os.fspath(json_file),
     )
-    problems = _without_image(content, path)
-    _records(content, path, metadata)  # a malformed entry is named now, not in mid-run
-    return Dataset(metadata, partial(_records, content, path, metadata), problems)
+    require_file_names(content.images, path)
+    images = images_by_id(content.images, path)
+    image_ids = [annotation.image_id for annotation in content.annotations]
+    problems = without_image(image_ids, images, path)
+    check_unique(image_ids, "annotations[].image_id", path)
+    for i, annotation in enumerate(content.annotations):
+        _check_segments(annotation.segments_info, f"annotations[{i}].segments_info", path, metadata)
+    listed = [annotation for i, annotation in enumerate(content.annotations) if i not in problems]
+    load = partial(_records, listed, images, metadata)
+    return Dataset(metadata, load, tuple(problems.values()))
 
 
-def read_categories(
-    content: Mapping[str, Any], path: Path, things_only: bool = False
-) -> tuple[Category, ...]:
-    """The table under `categories`; without `isthing` where every category is a thing.
-
-    Raises:
-        InputError: an entry lacks a key, or an id or a name occurs twice.
-    """
-    categories = []
-    for i, entry in enumerate(content["categories"]):
-        where = f"categories[{i}]"
-        color = entry.get("color") if isinstance(entry, dict) else None
-        categories.append(
-            Category(
-                id=get(entry, "id", where, path),
-                name=get(entry, "name", where, path),
-                isthing=things_only or bool(get(entry, "isthing", where, path)),
-                color=None if color is None else (int(color[0]), int(color[1]), int(color[2])),
+def _check_segments(segments: list[Segment], where: str, path: Path, metadata: Metadata) -> None:
+    """Ids that are listed once, and categories of the table."""
+    check_unique((segment.id for segment in segments), f"{where}[].id", path)
+    for j, segment in enumerate(segments):
+        if segment.category_id not in metadata.dataset_id_to_contiguous_id:
+            raise InputError(
+                f"annotation file {path}: {where}[{j}].category_id {segment.category_id} is not "
+                "among the ids of 'categories'"
             )
-        )
-    for field in ("id", "name"):
-        values = [getattr(category, field) for category in categories]
-        if len(set(values)) < len(values):
-            twice = next(value for value in values if values.count(value) > 1)
-            raise InputError(f"annotation file {path}: categories[].{field} {twice!r} occurs twice")
-    return tuple(categories)
 
 
-def _without_image(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """A sentence for every annotation whose image is not listed."""
-    known = {get(entry, "id", f"images[{i}]", path) for i, entry in enumerate(content["images"])}
-    problems = []
-    for i, annotation in enumerate(content["annotations"]):
-        image_id = get(annotation, "image_id", f"annotations[{i}]", path)
-        if image_id not in known:
-            problems.append(
-                f"annotation file {path}: annotations[{i}] has image_id {image_id!r}, which no "
-                "entry of 'images' has"
-            )
-    return tuple(problems)
-
-
-def _records(content: Mapping[str, Any], path: Path, metadata: Metadata) -> list[Record]:
+def _records(
+    annotations: list[PanopticAnnotation], images: Mapping[Id, Image], metadata: Metadata
+) -> list[Record]:
     """Detectron2's dictionaries, in the order of the annotations."""
-    images = images_by_id(content, path)
     records: list[Record] = []
-    seen: set[Any] = set()
-    for i, annotation in enumerate(content["annotations"]):
-        where = f"annotations[{i}]"
-        image_id = get(annotation, "image_id", where, path)
-        if image_id not in images:
-            continue
-        if image_id in seen:
-            raise InputError(f"annotation file {path}: image_id {image_id!r} is annotated twice")
-        seen.add(image_id)
-        image, image_at = images[image_id], f"the image with id {image_id!r}"
-        image_name = get(image, "file_name", image_at, path)
-        panoptic_name = get(annotation, "file_name", where, path)
-        segments = get(annotation, "segments_info", where, path)
+    for annotation in annotations:
+        image = images[annotation.image_id]
         record = {
-            "file_name": os.path.join(metadata.image_root or "", image_name),
-            "image_id": image_id,
-            "height": int(get(image, "height", image_at, path)),
-            "width": int(get(image, "width", image_at, path)),
-            "pan_seg_file_name": os.path.join(metadata.panoptic_root or "", panoptic_name),
-            "segments_info": [
-                _segment(segment, f"{where}.segments_info[{j}]", path, metadata)
-                for j, segment in enumerate(segments)
-            ],
+            "file_name": os.path.join(metadata.image_root or "", str(image.file_name)),
+            "image_id": image.id,
+            "height": image.height,
+            "width": image.width,
+            "pan_seg_file_name": os.path.join(metadata.panoptic_root or "", annotation.file_name),
+            "segments_info": [_segment(segment, metadata) for segment in annotation.segments_info],
         }
         if metadata.sem_seg_root is not None:
-            record["sem_seg_file_name"] = os.path.join(metadata.sem_seg_root, panoptic_name)
+            record["sem_seg_file_name"] = os.path.join(metadata.sem_seg_root, annotation.file_name)
         records.append(record)
     return records
 
 
-def _segment(entry: Any, where: str, path: Path, metadata: Metadata) -> dict[str, Any]:
+def _segment(segment: Segment, metadata: Metadata) -> dict[str, Any]:
     """A segment with its category as contiguous id, as Detectron2 hands it on."""
-    category_id = get(entry, "category_id", where, path)
-    if category_id not in metadata.dataset_id_to_contiguous_id:
-        raise InputError(
-            f"annotation file {path}: {where}.category_id {category_id!r} is not among the ids of "
-            "'categories'"
-        )
-    contiguous = metadata.dataset_id_to_contiguous_id[category_id]
-    return {
-        **entry,
-        "id": int(get(entry, "id", where, path)),
+    contiguous = metadata.dataset_id_to_contiguous_id[segment.category_id]
+    record: dict[str, Any] = {
+        "id": segment.id,
         "category_id": contiguous,
         "isthing": contiguous in metadata.thing_ids,
-        "iscrowd": int(entry.get("iscrowd", 0)),
+        "iscrowd": int(segment.iscrowd or 0),
     }
+    if segment.area is not UNSET:
+        record["area"] = segment.area
+    if segment.bbox is not UNSET:
+        record["bbox"] = list(segment.bbox)
+    return record

@@ -6,14 +6,16 @@ Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022): a spli
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lqn_seg.data.labelled_images import labelled_metadata
+from lqn_seg.data.image_files import enumeration
+from lqn_seg.data.labelled_images import labelled_metadata, same_names
 from lqn_seg.data.metadata import Dataset, Record
+from lqn_seg.data.schema import SplitFile, read_json
 from lqn_seg.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -89,32 +91,39 @@ def load_coop(name: str, root: Path, key: str, split: str = "test") -> Dataset:
         content = _split_file(root / described.split_file)
         rows = content[split]
         classes = _class_names(root / described.split_file, content)
-    records: list[Record] = [
-        {"file_name": str(images / path), "image_id": path, "label": label} for path, label in rows
-    ]
+    records: dict[str, Record] = {
+        path: {"file_name": str(images / path), "image_id": path, "label": label}
+        for path, label in reversed(rows)  # the first that is listed counts
+    }
     metadata = labelled_metadata(name, classes, images)
-    return Dataset(metadata, lambda: [dict(record) for record in records])
+    return Dataset(
+        metadata,
+        lambda: [dict(record) for record in reversed(records.values())],
+        _listed_twice(name, [path for path, _ in rows]),
+        tuple(same_names(classes)),
+    )
+
+
+def _listed_twice(name: str, paths: Sequence[str]) -> tuple[str, ...]:
+    twice = [path for path, times in Counter(paths).items() if times > 1]
+    return (f"the split of {name} lists {enumeration(twice)} twice",) if twice else ()
 
 
 def _split_file(path: Path) -> dict[str, Any]:
     """{split: [(path, label)], "names": {label: name}}."""
     if not path.is_file():
         raise InputError(f"the split file {path} does not exist: {HOW_TO_GET}")
+    content = read_json(path, SplitFile, "split file")
     names: dict[int, str] = {}
-    found: dict[str, Any] = {"names": names}
-    try:
-        content = json.loads(path.read_text())
-        for split in SPLITS:
-            found[split] = []
-            for file, label, text in content[split]:
-                found[split].append((str(file), int(label)))
-                names[int(label)] = str(text)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the split file {path} is not CoOp's: lists of [path, label, class name] under "
-            f"{', '.join(SPLITS)} ({type(error).__name__}: {error})"
-        ) from error
-    return found
+    for split in SPLITS:
+        for i, (_, label, text) in enumerate(getattr(content, split)):
+            if names.setdefault(label, text) != text:
+                raise InputError(
+                    f"split file {path}: {split}[{i}] calls label {label} {text!r}, an entry "
+                    f"before it calls it {names[label]!r}"
+                )
+    rows = {split: [row[:2] for row in getattr(content, split)] for split in SPLITS}
+    return {**rows, "names": names}
 
 
 def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
@@ -126,7 +135,10 @@ def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
 
 
 def _aircraft_rows(folder: Path, split: str) -> list[tuple[str, int]]:
-    labels = {text: label for label, text in enumerate(_lines(folder / "variants.txt"))}
+    variants = _lines(folder / "variants.txt")
+    labels = {text: label for label, text in enumerate(variants)}
+    if len(labels) < len(variants):
+        raise InputError(f"{folder / 'variants.txt'} names a variant twice")
     path, rows = folder / f"images_variant_{split}.txt", []
     for line in _lines(path):
         number, _, variant = line.partition(" ")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 from lqn_seg.data.labelled_images import load_image_folder
 from lqn_seg.data.metadata import Dataset
+from lqn_seg.data.wordnet import class_folders
 
 # name -> folder of the class folders, and timm's name of the classes it is scored over
 VARIANTS = {
@@ -26,26 +25,6 @@ C_CORRUPTIONS = (
     *("speckle_noise", "gaussian_blur", "spatter", "saturate"),
 )
 HOW_TO_GET = "get it from its authors; datasets/README.md says where its folders go"
-
-
-@lru_cache(maxsize=4)
-def class_folders(classes: str) -> dict[str, str]:
-    """WordNet id -> class name, in the order of the labels.
-
-    Args:
-        classes: "imagenet", or "imagenet_a" or "imagenet_r" for the 200 that these sets hold (and
-            are scored over).
-    """
-    from open_clip import IMAGENET_CLASSNAMES  # seconds, which no other data set shall wait for
-
-    names = dict(zip(_wnids("imagenet"), IMAGENET_CLASSNAMES, strict=True))
-    return {wnid: names[wnid] for wnid in _wnids(classes)}
-
-
-def _wnids(classes: str) -> list[str]:
-    """timm ships these lists."""
-    file = files("timm.data") / "_info" / f"{classes}_synsets.txt"
-    return file.read_text().split()
 
 
 def load_imagenet(name: str, root: Path) -> Dataset:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
+from lqn_seg.data.image_files import (
+    IMAGE_SUFFIXES,
+    ImageFiles,
+    enumeration,
+    find_images,
+    is_hidden,
+    is_junk,
+)
+from lqn_seg.data.images import describe_turn, read_orientation, upright_size
+from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record
 from lqn_seg.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SUFFIX = ".png"  # of label maps
 
 
 def load_label_folders(
@@ -28,8 +35,10 @@ def load_label_folders(
 ) -> Dataset:
     """Open image and label folders as a data set for semantic segmentation.
 
-    The image `image_dir/x.jpg` (or .jpeg, .png) has its labels in `label_dir/x.png`: one channel,
-    (H, W) like the image, a class's place in `classes` or `ignore_label` at every pixel.
+    The image `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) has its labels in `label_dir/x.png`:
+    one channel, (H, W) like the upright image, a class's place in `classes` or `ignore_label` at
+    every pixel. An image without a label map or with one of another size, a label map without an
+    image and what else does not fit is one of the data set's `problems`.
 
     Args:
         name: the data set's name.
@@ -41,8 +50,7 @@ def load_label_folders(
 
     Raises:
         InputError: a folder is missing or `classes` or `ignore_label` make no sense; on `records()`
-            also where no image is found, an image has no label map, two images share a name, or an
-            image and its label map differ in size. The sentence names the file.
+            also where no image is found.
     """
     hint = f": {how_to_get}" if how_to_get else ""
     for folder in (Path(image_dir), Path(label_dir)):
@@ -59,7 +67,7 @@ def load_label_folders(
         sem_seg_root=os.fspath(label_dir),
     )
     return Dataset(
-        metadata, partial(_records, name, Path(image_dir), Path(label_dir), tuple(prefixes), hint)
+        metadata, partial(_listing, name, Path(image_dir), Path(label_dir), tuple(prefixes), hint)
     )
 
 
@@ -81,42 +89,86 @@ def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> None:
         )
 
 
-def _records(
+def _listing(
     name: str, image_root: Path, label_root: Path, prefixes: tuple[str, ...], hint: str
-) -> list[Record]:
-    images = sorted(
-        path
-        for path in image_root.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.name.startswith(prefixes or "")
-    )
+) -> Listing:
+    found = find_images(image_root)
+    hidden = [p for p in found.hidden if p.name.lstrip("._").startswith(prefixes or "")]
+    images = [p for p in found.images if p.name.startswith(prefixes or "")]
     if not images:
         named = f" whose name starts with {' or '.join(prefixes)}" if prefixes else ""
-        raise InputError(
-            f"folder {image_root} of {name} holds no {', '.join(IMAGE_SUFFIXES)} file{named}{hint}"
-        )
-    records: dict[str, Record] = {}
-    for image in images:
-        if image.stem in records:
-            raise InputError(f"folder {image_root} of {name} holds two images named {image.stem}")
-        label = label_root / f"{image.stem}.png"
-        records[image.stem] = label_record(name, image.stem, image, label)
-    return list(records.values())
+        raise InputError(f"folder {image_root} of {name} holds no image file{named}{hint}")
+    by_stem: dict[str, list[Path]] = {}
+    for path in images:
+        by_stem.setdefault(path.stem, []).append(path)
+    pairs = [
+        (stem, same[0], label_root / f"{stem}{_SUFFIX}")
+        for stem, same in by_stem.items()
+        if len(same) == 1
+    ]
+    problems = [
+        f"folder {image_root} of {name} holds two images named {stem} "
+        f"({enumeration([path.name for path in same])}), and there is one label map for both"
+        for stem, same in by_stem.items()
+        if len(same) > 1
+    ]
+    labels = [
+        path
+        for path in sorted(label_root.iterdir())
+        if path.suffix == _SUFFIX and path.name.startswith(prefixes or "")
+    ]
+    problems += ImageFiles((), tuple(hidden)).problems(f"folder {image_root} of {name}")
+    problems += without_image(name, [p for p in labels if p.stem not in by_stem])
+    return list_pairs(name, pairs, problems, _not_searched(image_root))
 
 
-def label_record(name: str, image_id: str, image: Path, label: Path) -> Record:
+def _not_searched(image_root: Path) -> list[str]:
+    folders = [p for p in sorted(image_root.iterdir()) if p.is_dir() and not is_junk(p)]
+    filled = [p.name for p in folders if p.suffix not in IMAGE_SUFFIXES and find_images(p).images]
+    if not filled:
+        return []
+    return [f"folder {image_root}: the images in its folders {enumeration(filled)} are not read"]
+
+
+def without_image(name: str, labels: Sequence[Path]) -> list[str]:
+    """One sentence where there are label maps without an image."""
+    files = [str(path) for path in labels if not is_hidden(path)]
+    return [f"no image of {name} for the label map {enumeration(files)}"] if files else []
+
+
+def list_pairs(
+    name: str,
+    pairs: Iterable[tuple[str, Path, Path]],
+    problems: Iterable[str] = (),
+    notes: Iterable[str] = (),
+) -> Listing:
+    """The records of those (image id, image, label map) of data set `name` that fit together."""
+    records, misfits = [], []
+    for image_id, image, label in pairs:
+        try:
+            records.append(_record(name, image_id, image, label))
+        except InputError as error:
+            misfits.append(str(error))
+    return Listing(records, (*misfits, *problems), tuple(notes))
+
+
+def _record(name: str, image_id: str, image: Path, label: Path) -> Record:
     """Detectron2's dictionary of an image of data set `name` and its label map.
 
     Raises:
-        InputError: the label map is missing or of another size than its image, or one of the two
-            is no image.
+        InputError: the label map is missing or of another size than its upright image, or one of
+            the two is no image.
     """
+    height, width = upright_size(image)
     if not label.is_file():
         raise InputError(f"image {image.name} of {name} has no label map {label}")
-    width, height = _size(image)
-    if _size(label) != (width, height):
+    size = upright_size(label)
+    if size != (height, width):
+        stored = read_orientation(image) > 4 and size == (width, height)
+        hint = ": its labels are those of the pixels as stored and must be turned too"
         raise InputError(
-            f"label map {label} is {' x '.join(map(str, _size(label)))} (width x height), but "
-            f"its image {image.name} is {width} x {height}"
+            f"label map {label} is {size[0]} x {size[1]} (height x width), but its image "
+            f"{image.name} is {height} x {width}{describe_turn(image)}{hint if stored else ''}"
         )
     return {
         "file_name": str(image),
@@ -125,12 +177,3 @@ def label_record(name: str, image_id: str, image: Path, label: Path) -> Record:
         "width": width,
         "sem_seg_file_name": str(label),
     }
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header alone: a listing of 2000 images decodes none."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError):
-        raise InputError(f"file {path} is not an image that Pillow can read") from None

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lqn_seg.data.images import read_image
-from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
+from lqn_seg.data.image_files import ImageFiles, enumeration, find_images, is_junk
+from lqn_seg.data.images import read_record
+from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record
+from lqn_seg.data.wordnet import name_wnids
 from lqn_seg.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 EVALUATOR_TYPE = "classification"
 
 
@@ -27,10 +29,10 @@ def read_labelled_image(record: Mapping[str, Any]) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB image of a record.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or not of the record's size.
     """
     if "row" not in record:
-        return read_image(record["file_name"])
+        return read_record(record)
     return np.array(open_array(record["file_name"])[record["row"]])
 
 
@@ -61,6 +63,23 @@ def labelled_metadata(name: str, classes: Sequence[str], root: Path) -> Metadata
     return Metadata(name, categories, EVALUATOR_TYPE, image_root=os.fspath(root))
 
 
+def same_names(classes: Sequence[str]) -> list[str]:
+    """A sentence where several classes have one name; a text tower knows names alone."""
+    words = [_words(label) for label in classes]
+    shared = list(dict.fromkeys(label for label, w in zip(classes, words) if words.count(w) > 1))
+    if not shared:
+        return []
+    return [
+        f"one name for several classes ({enumeration(shared)}): zero-shot cannot tell them apart, "
+        "and the first of them counts"
+    ]
+
+
+def _words(label: str) -> str:
+    """What a tokenizer makes of a class name: neither letter case nor spaces count."""
+    return " ".join(label.casefold().split())
+
+
 def load_image_folder(
     name: str,
     root: str | os.PathLike[str],
@@ -68,46 +87,98 @@ def load_image_folder(
     share: tuple[float, float] = (0.0, 1.0),
     how_to_get: str = "",
 ) -> Dataset:
-    """Open ``root/<class folder>/*`` as a data set.
+    """Open ``root/<class folder>/**`` as a data set.
 
     Args:
         name: the data set's name.
         folders: class folder -> class name, in the order of the labels. By default every folder is
-            a class, in the order of the names, and is called like its folder with spaces for "_".
+            a class, in the order of the names, and is called like its folder with spaces for "_",
+            or like ImageNet's class where it is a WordNet id (n01440764).
         share: of each class's sorted images, from and to; (0, 1) takes all.
         how_to_get: where the files come from; ends the sentence where they are missing.
 
     Raises:
-        InputError: the folder is missing or holds no class folder; on `records()` also where it
-            holds no image at all.
+        InputError: the folder is missing or holds no class folder, or class folders have one name,
+            or a name that stands for no class; on `records()` also where it holds no image at all.
     """
     root = Path(root)
     hint = f": {how_to_get}" if how_to_get else ""
     if not root.is_dir():
         raise InputError(f"folder {root} of {name} does not exist{hint}")
+    notes: list[str] = []
     if folders is None:
-        found = sorted(path.name for path in root.iterdir() if path.is_dir())
-        if not found:
-            raise InputError(f"folder {root} of {name} holds no class folders{hint}")
-        folders = {folder: folder.replace("_", " ") for folder in found}
+        folders, notes = _name_folders(name, root, hint)
     chosen = dict(folders)
+    metadata = labelled_metadata(name, list(chosen.values()), root)
+    load = partial(_listing, name, root, chosen, share, hint)
+    return Dataset(metadata, load, notes=(*notes, *same_names(metadata.class_names)))
 
-    def records() -> list[Record]:
-        listed = [
-            {"file_name": str(path), "image_id": f"{folder}/{path.name}", "label": label}
-            for label, folder in enumerate(chosen)
-            for path in _images(root / folder, share)
+
+def _name_folders(name: str, root: Path, hint: str) -> tuple[dict[str, str], list[str]]:
+    """Class folder -> class name, and notes on what the names are."""
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_junk(path))
+    if not found:
+        raise InputError(f"folder {root} of {name} holds no class folders{hint}")
+    if {folder.casefold() for folder in found} <= _SPLITS:
+        raise InputError(
+            f"folder {root} of {name} holds splits ({', '.join(found)}) and no classes: name one "
+            "of them"
+        )
+    table = name_wnids(found)
+    if unknown := [wnid for wnid, label in table.items() if not label]:
+        raise InputError(
+            f"folder {root} of {name} holds WordNet ids that ImageNet has no class for "
+            f"({enumeration(unknown)}): say what they are called (register_image_folder's classes)"
+        )
+    names = {folder: table.get(folder) or folder.replace("_", " ") for folder in found}
+    first: dict[str, str] = {}
+    for folder in found:
+        other = first.setdefault(_words(names[folder]), folder)
+        if other != folder and not {folder, other} <= table.keys():
+            raise InputError(
+                f"folders {other!r} and {folder!r} of {root} are both the class "
+                f"{names[folder]!r} of {name}"
+            )
+    notes = [f"{len(table)} class folders are WordNet ids: they have ImageNet's names"]
+    numbers = [f"the class folders of {root} are numbers, and so are the classes' names"]
+    is_numbered = all(folder.isdigit() for folder in found)
+    return names, [*(notes if table else ()), *(numbers if is_numbered else ())]
+
+
+def _listing(
+    name: str, root: Path, folders: Mapping[str, str], share: tuple[float, float], hint: str
+) -> Listing:
+    records: list[Record] = []
+    hidden: list[Path] = []
+    empty, nested = [], []
+    for label, folder in enumerate(folders):
+        found = find_images(root / folder, below=True)
+        first, last = (round(end * len(found.images)) for end in share)
+        hidden += found.hidden
+        if not found.images and (root / folder).is_dir():
+            empty.append(folder)
+        if any(path.parent != root / folder for path in found.images):
+            nested.append(folder)
+        records += [
+            {"file_name": str(path), "image_id": path.relative_to(root).as_posix(), "label": label}
+            for path in found.images[first:last]
         ]
-        if not listed:
-            raise InputError(f"folder {root} of {name} holds no images{hint}")
-        return listed
-
-    return Dataset(labelled_metadata(name, list(chosen.values()), root), records)
-
-
-def _images(folder: Path, share: tuple[float, float]) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    first, last = (round(end * len(paths)) for end in share)
-    return paths[first:last]
+    if not records:
+        raise InputError(f"folder {root} of {name} holds no images{hint}")
+    others = [p.name for p in sorted(root.iterdir()) if p.is_dir() and not is_junk(p)]
+    notes = {
+        "class folders without an image": empty,
+        "class folders that are not there": [f for f in folders if not (root / f).is_dir()],
+        "class folders whose images lie in folders of their own, and count": nested,
+        "folders that are no class and are left out": [f for f in others if f not in folders],
+    }
+    loose = [path.name for path in find_images(root).images if path.is_file()]
+    where = f"folder {root} of {name}"
+    problems = ImageFiles((), tuple(hidden)).problems(where)
+    if loose:
+        problems.append(f"{where} holds images outside the class folders: {enumeration(loose)}")
+    return Listing(
+        records,
+        tuple(problems),
+        tuple(f"{where}: {what}: {enumeration(names)}" for what, names in notes.items() if names),
+    )

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lqn_seg.data.coco_json import read_instance_annotations
+from lqn_seg.data.coco_json import Category, Instances, read_instances
 from lqn_seg.data.images import read_id_map, read_label_map
-from lqn_seg.data.masks import compress, encode
+from lqn_seg.data.masks import encode
 from lqn_seg.errors import InputError
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Category:
-    """One row of a data set's table.
-
-    Attributes:
-        id: the data set's own id, not necessarily contiguous.
-        name: readable name.
-        isthing: whether instances of it are counted one by one.
-        color: RGB 0 .. 255, or None where the data set gives none.
-    """
-
-    id: int
-    name: str
-    isthing: bool
-    color: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +27,8 @@ class Metadata:
         categories: the table; things and stuff may be mixed.
         evaluator_type: the word of Detectron2 or Mask2Former for how it is evaluated:
             "coco_panoptic_seg", "ade20k_panoptic_seg", "coco", "sem_seg" or "cityscapes_sem_seg".
-        ignore_label: the semantic label of pixels that do not count.
+        ignore_label: the semantic label of pixels that do not count; 65535 in place of one that is
+            a category's.
         label_table: what label k of a semantic file means, a contiguous id or `ignore_label`; None
             where the files hold contiguous ids.
         image_root, panoptic_root, panoptic_json, sem_seg_root: where the files lie, if there.
@@ -61,6 +45,10 @@ class Metadata:
     panoptic_json: str | None = None
     sem_seg_root: str | None = None
     json_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if 0 <= self.ignore_label < self.num_classes:  # 255, of more than 255 categories
+            object.__setattr__(self, "ignore_label", 65535)
 
     @property
     def num_classes(self) -> int:
@@ -118,23 +106,31 @@ class Metadata:
 
         Raises:
             InputError: the record has no `pan_seg_file_name` or `segments_info`, the file cannot be
-                read, its size is not the record's, or its ids are not those of `segments_info`.
+                read, its size is not the record's, or its ids or their areas are not those of
+                `segments_info`.
         """
         path = _field(record, "pan_seg_file_name")
         ids = read_id_map(path)
         _check_size(ids, record, path)
-        listed = {int(segment["id"]) for segment in _field(record, "segments_info")}
-        drawn = set(np.unique(ids).tolist()) - {0}
-        if drawn - listed:
+        listed = {int(s["id"]): s for s in _field(record, "segments_info")}
+        values, counts = np.unique(ids, return_counts=True)
+        drawn = {k: n for k, n in zip(values.tolist(), counts.tolist(), strict=True) if k}
+        if extra := drawn.keys() - listed.keys():
             raise InputError(
-                f"panoptic map {path} holds segment id {min(drawn - listed)}, which the field "
+                f"panoptic map {path} holds segment id {min(extra)}, which the field "
                 f"segments_info of image {record.get('image_id')} does not list"
             )
-        if listed - drawn:
+        if missing := listed.keys() - drawn.keys():
             raise InputError(
                 f"the field segments_info of image {record.get('image_id')} lists segment id "
-                f"{min(listed - drawn)}, which has no pixel in panoptic map {path}"
+                f"{min(missing)}, which has no pixel in panoptic map {path}"
             )
+        for key, pixels in drawn.items():  # PQ believes the area, as panopticapi does
+            if listed[key].get("area", pixels) != pixels:
+                raise InputError(
+                    f"segment {key} of image {record.get('image_id')} has {pixels} pixels in "
+                    f"{path}, segments_info says area {listed[key]['area']}"
+                )
         return ids
 
     def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
@@ -183,19 +179,11 @@ class Metadata:
             (pixels), "bbox" (x, y, width, height) and "iscrowd" of each.
 
         Raises:
-            InputError: `json_file` is malformed, or as `read_panoptic`.
+            InputError: `json_file` is malformed or does not list the image, or as `read_panoptic`.
         """
         if self.json_file is not None:
             size = int(_field(record, "height")), int(_field(record, "width"))
-            found = self._instances.get(record["image_id"], ())
-            try:
-                return [{**a, "segmentation": compress(a["segmentation"], *size)} for a in found]
-            except ValueError as error:
-                raise InputError(
-                    f"annotation file {self.json_file}: an annotation of image "
-                    f"{record['image_id']} has a segmentation that is no mask of {size[0]} x "
-                    f"{size[1]} (height x width): {error}"
-                ) from None
+            return self.instances.of_image(record["image_id"], *size)
         things = [s for s in _field(record, "segments_info") if s["category_id"] in self.thing_ids]
         ids = self.read_panoptic(record) if things else None
         return [
@@ -208,10 +196,28 @@ class Metadata:
         ]
 
     @cached_property
-    def _instances(self) -> dict[Any, list[dict[str, Any]]]:
-        """Annotations of `json_file` by image id; read when the first image asks for its own."""
-        table = self.thing_dataset_id_to_contiguous_id
-        return read_instance_annotations(self.json_file or "", table, self.name)
+    def instances(self) -> Instances:
+        """What `json_file` says; read when it is first asked for.
+
+        Raises:
+            InputError: it is malformed, or its categories are not those of the table.
+        """
+        return read_instances(self.json_file or "", self.categories, self.name)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a look at the files found.
+
+    Attributes:
+        records: of the images that can be used, as far as a look can tell.
+        problems: sentences that name what is left out.
+        notes: sentences on what is odd but harmless.
+    """
+
+    records: list[Record]
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,25 +232,59 @@ class Dataset:
         metadata: its facts.
         load: makes the list.
         problems: a sentence for every entry that is no image and cannot be listed (an annotation
-            of an image that is not there).
+            of an image that is not there); those that show only when files are looked at are there
+            after `listed`.
+        notes: sentences on what is odd but harmless.
     """
 
     metadata: Metadata
-    load: Callable[[], list[Record]]
+    load: Callable[[], list[Record] | Listing]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def listed(self) -> Dataset:
+        """The data set with its files looked at, once: all `problems` and `notes` are known.
+
+        Raises:
+            InputError: there is nothing to list.
+        """
+        found = self.load()
+        if not isinstance(found, Listing):
+            found = Listing(found)
+        return replace(
+            self,
+            load=lambda: [dict(record) for record in found.records],
+            problems=(*self.problems, *found.problems),
+            notes=(*self.notes, *found.notes),
+        )
 
     def records(self, strict: bool = True) -> list[Record]:
         """List the images; the dictionaries are the caller's to change.
 
         Args:
-            strict: whether `problems` are an error; if not, the caller reports them.
+            strict: whether `problems` are an error; if not, what they name is left out, and the
+                caller reports them (of a data set that is `listed`).
 
         Raises:
             InputError: the first of the problems, or a file is missing or malformed.
         """
         if strict and self.problems:
             raise InputError(self.problems[0])
-        return self.load()
+        found = self.load()
+        if not isinstance(found, Listing):
+            return found
+        if strict and found.problems:
+            raise InputError(found.problems[0])
+        return found.records
+
+    def with_instances(self) -> Dataset:
+        """The data set with its `json_file` read and checked; what is wrong there is a problem too.
+
+        Raises:
+            InputError: as `Metadata.instances`.
+        """
+        more = self.metadata.instances.problems if self.metadata.json_file else ()
+        return replace(self, problems=tuple(dict.fromkeys((*self.problems, *more))))
 
 
 def _field(record: Mapping[str, Any], key: str) -> Any:

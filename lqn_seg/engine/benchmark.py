@@ -23,17 +23,20 @@ import torch
 from torch import Tensor
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.lqn import Adaptation, usual_views
-from lqn_seg.core.fit import LQNConfig, preset, visited_positions, with_variant
+from lqn_seg.classification.methods import Adaptation, usual_views
+from lqn_seg.core.config import LQNConfig, preset, with_variant
+from lqn_seg.core.fit import visited_positions
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.kernel import share
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
 from lqn_seg.core.threads import fixed_threads
+from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.benchmark_teachers import build_subject
 from lqn_seg.engine.benchmark_ways import ApmsWay, PlainWay, Run, Scene
 from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.provenance import environment, json_numbers
+from lqn_seg.engine.sharded import make_writable, write_atomically
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import fit_bytes, fit_gmacs, readout_gmacs
 from lqn_seg.evaluation.speed import (
@@ -270,7 +273,11 @@ class Benchmark:
             "times": {"fit": asdict(fit), "readout": asdict(readout)},
             "gmacs": gmacs,
             "gmacs_literal": fit_gmacs(config, grid, width, literal=True),
-            "peak_mib": run.peak_bytes() / 2**20,
+            "peak_mib": attempt(
+                f"the memory of {variant} {precision} could not be counted",
+                lambda: run.peak_bytes() / 2**20,
+                float("nan"),
+            ),
             "bytes": fit_bytes(config, width, lowered=precision != "float32"),
         }
         self.say(
@@ -457,10 +464,14 @@ class Benchmark:
 
 
 def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:
-    """``benchmark.json`` in a folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """``benchmark.json`` in a folder.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    make_writable(folder)
     numbers = folder / "benchmark.json"
-    numbers.write_text(json.dumps(json_numbers(results), indent=1) + "\n")
+    write_atomically(numbers, json.dumps(json_numbers(results), indent=1) + "\n")
     return numbers
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from lqn_seg.engine.wording import number
 from lqn_seg.visualization.benchmark import draw_benchmark
 
 Results = Mapping[str, Any]
@@ -31,7 +32,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     text.write_text(f"{report_text(results)}\n")
     written = [text]
     if results["sweeps"]:
-        written += draw_benchmark(results, folder / "benchmark.png")
+        written += draw_benchmark(results, folder / "benchmark")
     return written
 
 
@@ -87,7 +88,7 @@ def _methods(results: Results) -> str:
     formats = ("", *(".1f",) * (len(headers) - 2), ".1e")
     first = results["methods"][0] if results["methods"] else {"steps": 0, "positions": 0}
     title = f"students ({first['method']}: {first['steps']} steps, {first['positions']} positions)"
-    return f"{title}\n{tabulate(rows, headers, floatfmt=formats)}"
+    return f"{title}\n{tabulate(rows, headers, floatfmt=formats, missingval='-')}"
 
 
 def _references(results: Results) -> str:
@@ -142,7 +143,10 @@ def _sweeps(results: Results) -> str:
         times = ", ".join(f"{ms:.1f}" for ms in sweep["ms"])
         what = name.removesuffix(f"_{sweep['stage']}").replace("_", " ")
         rows.append(
-            [sweep["stage"], what, sizes, times, sweep["exponent"], sweep["exponent_gmacs"]]
+            [
+                *(sweep["stage"], what, sizes, times),
+                *(number(sweep[key], ".2f") for key in ("exponent", "exponent_gmacs")),
+            ]
         )
     headers = ["stage", "against", "sizes", "ms", "exponent\nof time", "exponent\nof GMACs"]
     return "cost against size: cost ~ size^exponent\n" + tabulate(rows, headers, floatfmt=".2f")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
-from lqn_seg.core.fit import nearest
+from lqn_seg.core.config import nearest
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import ClipShape, EomtShape, clip_gmacs, eomt_gmacs
 from lqn_seg.teachers.base import Teacher

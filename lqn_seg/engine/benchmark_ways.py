@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lqn_seg.core.fit import FittedStudents, LQNConfig, StudentFitter
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fit import FittedStudents, StudentFitter
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, sample_positions
 from lqn_seg.engine.benchmark_teachers import Subject

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 
-from lqn_seg.core.fit import nearest
+from lqn_seg.core.config import nearest
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.engine.config import methods, segmentation_config
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.calibration import FILE_NAME, load_calibration
-from lqn_seg.segmentation.comparators import Comparator, load_universal
-from lqn_seg.segmentation.segmenter import Method, Segmenter
+from lqn_seg.segmentation.comparators import load_universal
+from lqn_seg.segmentation.methods import Comparator, Method
+from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.dinov2 import load_dinov2
 from lqn_seg.teachers.eomt import ABSOLUTE, EomtTeacher, load_eomt
+from lqn_seg.teachers.preprocessing import described
 
 TEACHERS = ("eomt", "dinov2", "clip")
 
@@ -77,6 +83,7 @@ def build_segmenter(
     thing_ids: frozenset[int],
     num_classes: int | None = None,
     chosen: Mapping[str, Method] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Segmenter:
     """Teacher, head and methods of a configuration.
 
@@ -84,9 +91,11 @@ def build_segmenter(
         thing_ids: contiguous ids of the data set's things.
         num_classes: of the data set; the teacher must have as many.
         chosen: methods by name; by default all that the configuration names.
+        class_names: of the data set by contiguous id; a model that names its classes must have them
+            in the same order (`check_class_order`).
 
     Raises:
-        InputError: the teacher cannot be loaded or has another number of classes.
+        InputError: the teacher cannot be loaded or has another number or order of classes.
     """
     teacher = build_teacher(cfg)
     if not isinstance(teacher, EomtTeacher):
@@ -100,6 +109,10 @@ def build_segmenter(
             f"MODEL.LQN.TEACHER.WEIGHTS: the teacher predicts {head.num_classes} classes, the data "
             f"set {', '.join(cfg.DATASETS.TEST) or '(none)'} has {num_classes}"
         )
+    data_set = f"the data set {', '.join(cfg.DATASETS.TEST)}"
+    check_class_order(
+        teacher.model, class_names, "MODEL.LQN.TEACHER.WEIGHTS: the teacher", data_set
+    )
     chosen = methods(cfg) if chosen is None else chosen
     sides = cfg.MODEL.LQN.COMPARATOR
     comparators = {
@@ -113,6 +126,8 @@ def build_segmenter(
         for name, method in chosen.items()
         if isinstance(method, Comparator)
     }
+    for name, other in comparators.items():
+        check_class_order(other.model, class_names, f"MODEL.LQN.METHODS: {name}", data_set)
     return Segmenter(
         teacher,
         head,
@@ -122,6 +137,45 @@ def build_segmenter(
         build_calibration(cfg, teacher),
         comparators,
     )
+
+
+def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str) -> None:
+    """Hold the class names that came with a model's weights against the data set's.
+
+    Spelling differs from file to file ("tv", "television receiver"), so the names that both have
+    are compared. Where all names, or most of them, stand in other places, every score would be
+    wrong. Where a few do, one name may mean two classes: a warning names them.
+
+    Args:
+        model: has `config.id2label`, whose "LABEL_7" and the like are no names.
+        names: of the data set, by contiguous id; () compares nothing.
+        who, data_set: what the sentence calls the two.
+
+    Raises:
+        InputError: the same names stand in another order.
+    """
+    theirs = {int(k): _plain(name) for k, name in model.config.id2label.items()}
+    if all(re.fullmatch(r"label_\d+", name) for name in theirs.values()):
+        return
+    ours = {_plain(name): index for index, name in enumerate(names)}
+    places = {name: index for index, name in theirs.items()}
+    common = ours.keys() & places.keys()
+    moved = sorted((ours[name], name) for name in common if ours[name] != places[name])
+    if not moved:
+        return
+    index, name = moved[0]
+    sentence = (
+        f"{who} and {data_set} order their classes differently: {name!r} is class {places[name]} "
+        f"of the one and {index} of the other; {len(moved)} of {len(common)} common names "
+        "stand elsewhere (where the model's are wrong, mend id2label in its config.json)"
+    )
+    if ours.keys() == places.keys() or 2 * len(moved) > len(common):
+        raise InputError(sentence)
+    warnings.warn(sentence, stacklevel=2)
+
+
+def _plain(name: str) -> str:
+    return str(name).strip().casefold().replace("_", " ")
 
 
 def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None:
@@ -144,9 +198,31 @@ def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
     source = " ".join(filter(None, (named.CONFIG, named.WEIGHTS)))
     return (
         f"teacher: {named.NAME} from {source if named.WEIGHTS else 'random weights'} on "
-        f"{cfg.MODEL.DEVICE} in {teacher.precision}, {teacher.num_layers} layers of {rows} x "
-        f"{columns} tokens"
+        f"{cfg.MODEL.DEVICE} in {weights_dtype(teacher.model)}, {teacher.num_layers} layers of "
+        f"{rows} x {columns} tokens; {describe_input(cfg, teacher)}"
     )
+
+
+def describe_input(cfg: CfgNode, teacher: Teacher[Any]) -> str:
+    """What is done to pixels before the teacher sees them, in words for the log."""
+    said = teacher.preprocessing
+    text = described(said, teacher.image_size)
+    if mode := getattr(teacher, "resize_mode", ""):
+        return text.replace(said.interpolation, f"{said.interpolation} by the {mode} side", 1)
+    if said.inference and said.inference != cfg.MODEL.LQN.INFERENCE:
+        text += (
+            f"; {said.source} was written for {said.inference}, but MODEL.LQN.INFERENCE is "
+            f"{cfg.MODEL.LQN.INFERENCE}"
+        )
+    return text
+
+
+def weights_dtype(model: torch.nn.Module) -> str:
+    """What most of a model's weights are in: "float32", "bfloat16" or "float16"."""
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        counts[parameter.dtype] += parameter.numel()
+    return str(counts.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def describe_calibration(cfg: CfgNode, calibration: Calibration | None) -> str:

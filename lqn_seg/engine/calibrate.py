@@ -11,10 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lqn_seg.core.gauge import Calibration
-from lqn_seg.data.catalog import get_dataset
-from lqn_seg.data.images import read_image
+from lqn_seg.data.catalog import Dataset, get_dataset
+from lqn_seg.data.image_files import find_images
+from lqn_seg.data.labelled_images import read_labelled_image
+from lqn_seg.data.metadata import Record
 from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
 from lqn_seg.engine.config import load_cfg, segmentation_config
+from lqn_seg.engine.sharded import make_writable, say
+from lqn_seg.engine.usable import name_problems, usable_records
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import (
     FILE_NAME,
@@ -26,7 +30,6 @@ from lqn_seg.segmentation.calibration import (
 from lqn_seg.segmentation.windows import layout_of
 from lqn_seg.teachers.base import Teacher
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _BATCH = 8
 T = TypeVar("T")
 
@@ -39,6 +42,7 @@ def calibrate_teacher(
     most: int = 0,
     quantile: float | None = None,
     output: Path | None = None,
+    strict: bool = False,
 ) -> Path:
     """Calibrate on clean images, cut into windows as the configuration evaluates.
 
@@ -47,6 +51,7 @@ def calibrate_teacher(
         most: use the first so many images by name; 0 is all.
         quantile: share of the windows left out at either end of each range.
         output: file to write; by default beside the teacher's local weights.
+        strict: stop at the first image that cannot be read, which is otherwise named and left out.
 
     Returns:
         The file that was written.
@@ -57,7 +62,8 @@ def calibrate_teacher(
     cfg = load_cfg(config_file, overrides, device)
     if most < 0:
         raise InputError(f"--max must not be negative, not {most}")
-    files = _image_files(images)[: most or None]
+    source = get_dataset(images) if isinstance(images, str) else images
+    records = calibration_records(source, strict)[: most or None]
     weights = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if output is None:
         if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not weights.is_dir():
@@ -65,6 +71,9 @@ def calibrate_teacher(
         output = weights / FILE_NAME
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
+    if output.is_dir():
+        raise InputError(f"--output: {output} is a folder, expected a file")
+    make_writable(output.parent)
     share = QUANTILE if quantile is None else quantile
     if not 0 <= share < 0.5:
         raise InputError(f"--quantile must be in [0, 0.5), not {share}")
@@ -72,17 +81,16 @@ def calibrate_teacher(
     print(describe_teacher(cfg, teacher), flush=True)
     inference = segmentation_config(cfg).inference
 
-    def windows(file: Path) -> Tensor:
-        image = torch.from_numpy(read_image(file)).movedim(2, 0)
-        layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
-        return layout.crops(image)
+    def windows(record: Record) -> Tensor:
+        image = torch.from_numpy(read_labelled_image(record)).movedim(2, 0)
+        return layout_of(image, teacher, inference).crops(image)
 
-    found = calibrate_on(teacher, files, windows, _BATCH, share)
+    found, count = calibrate_on(teacher, records, windows, _BATCH, share, strict)
     save_calibration(
         output,
         found,
         {
-            "images": len(files),
+            "images": count,
             "from": Path(images).name,
             "quantile": share,
             "inference": inference,
@@ -97,32 +105,69 @@ def calibrate_on(
     windows: Callable[[T], Tensor],
     batch: int,
     quantile: float,
-) -> Calibration:
-    """`calibrate`, with a bar.
+    strict: bool = False,
+) -> tuple[Calibration, int]:
+    """`calibrate`, with a bar; images that cannot be read are named, counted and left out.
 
     Args:
-        windows: (N, 3, h, w) uint8 teacher inputs that a source holds.
+        windows: (N, 3, h, w) uint8 teacher inputs that a source holds; raises `InputError` where it
+            cannot be read.
         batch: how many the teacher gets at a time.
         quantile: see `calibrate`.
+        strict: raise that error.
+
+    Returns:
+        The calibration, and how many sources it was made from.
+
+    Raises:
+        InputError: fewer than two sources can be read.
     """
+    left_out: set[int] = set()
+
+    def read(number: int) -> list[Tensor]:
+        if number in left_out:  # in every pass the same ones
+            return []
+        try:
+            return [*windows(sources[number])]
+        except InputError as error:
+            if strict:
+                raise
+            left_out.add(number)
+            say(f"left out: {error}")
+            return []
+
     with tqdm(total=PASSES * len(sources), desc=f"{PASSES} passes", unit="image") as bar:
 
         def batches() -> Iterator[Tensor]:
             waiting: list[Tensor] = []
-            for number, source in enumerate(sources, 1):
+            for number in range(len(sources)):
                 bar.update()
-                waiting.extend(windows(source))
-                while len(waiting) >= batch or (waiting and number == len(sources)):
+                waiting.extend(read(number))
+                is_last = number == len(sources) - 1
+                while len(waiting) >= batch or (waiting and is_last):
                     yield torch.stack(waiting[:batch]).to(teacher.device).float() / 255
                     waiting = waiting[batch:]
 
-        return calibrate(teacher, batches, quantile)
+        found = calibrate(teacher, batches, quantile)
+    if left_out:
+        say(f"{len(left_out)} of {len(sources)} images LEFT OUT")
+    return found, len(sources) - len(left_out)
 
 
-def _image_files(images: Path | str) -> list[Path]:
-    if isinstance(images, str):
-        return [Path(record["file_name"]) for record in get_dataset(images).records()]
-    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise InputError(f"--images: there is no image below {images}")
-    return files
+def calibration_records(source: Path | Dataset, strict: bool = False) -> list[Record]:
+    """Records of the images below a folder, or of a data set.
+
+    Args:
+        strict: whether it is an error that something there cannot be listed, which is otherwise
+            named and left out.
+
+    Raises:
+        InputError: there is no image.
+    """
+    if isinstance(source, Dataset):
+        return usable_records(source, strict)
+    found = find_images(source, below=True)
+    name_problems(found.problems(f"folder {source}"), strict)
+    if not found.images:
+        raise InputError(f"--images: there is no image below {source}")
+    return [{"file_name": str(file)} for file in found.images]

@@ -13,11 +13,17 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from lqn_seg.classification.lqn import WITHOUT_STUDENT, Adaptation, usual_views
-from lqn_seg.classification.methods import BASELINES, PLAIN, VIEWS
-from lqn_seg.classification.prompts import PROMPTS
-from lqn_seg.core.fit import CONTROLS, VARIANTS, nearest, with_variant
-from lqn_seg.engine.config import check_evaluation, get_cfg, lqn_config, merge_cfg
+from lqn_seg.classification.methods import (
+    BASELINES,
+    PLAIN,
+    PROMPTS,
+    VIEWS,
+    WITHOUT_STUDENT,
+    Adaptation,
+    usual_views,
+)
+from lqn_seg.core.config import CONTROLS, VARIANTS, nearest, with_variant
+from lqn_seg.engine.config import check_evaluation, check_name, get_cfg, lqn_config, merge_cfg
 from lqn_seg.errors import InputError
 
 _STUDENTS = tuple(name for name in VARIANTS if name not in ("teacher", *CONTROLS))
@@ -98,6 +104,7 @@ def adaptation(cfg: CfgNode, name: str) -> Adaptation | None:
     Raises:
         InputError: no method, preset or read-out has that name.
     """
+    check_name(name, "CLASSIFICATION.METHODS")
     rest, _, readout = name.partition(":")
     variant, _, recipe = rest.partition("@")
     nearest(variant, (*METHODS, "two-word"), "method in CLASSIFICATION.METHODS")

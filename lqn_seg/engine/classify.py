@@ -13,19 +13,20 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.lqn import Adaptation
-from lqn_seg.classification.methods import CONTROLS
+from lqn_seg.classification.methods import CONTROLS, Adaptation
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
 from lqn_seg.classification.views import centre_view
 from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
+from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
-from lqn_seg.engine.calibrate import calibrate_on
+from lqn_seg.engine.calibrate import calibrate_on, calibration_records
 from lqn_seg.engine.classification_config import adaptation
 from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
+from lqn_seg.engine.sharded import make_writable
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
 from lqn_seg.evaluation.cost import Cost, measure
@@ -68,6 +69,7 @@ class Classification(DatasetRun):
         self.text = self._text(cfg, dataset, "ensemble" in methods)
         self.classifier = self._build(cfg, methods, cfg.MODEL.LQN.BATCH, self._calibration)
         evaluators = {self.evaluator.task: self.evaluator}
+        dataset = dataset.listed()
         records = _chosen(cfg, dataset.records(strict))
         super().__init__(
             cfg, dataset, records, self.classifier, evaluators, None, folder, resume, strict
@@ -132,23 +134,28 @@ class Classification(DatasetRun):
         """(H, W, 3) uint8 RGB image of a record under a condition."""
         return condition.apply(read_labelled_image(record), max(self.cfg.SEED, 0))
 
-    def costs(self) -> dict[str, tuple[Cost, float]]:
-        """What each method costs on one image on its own, and its milliseconds without views.
+    def fitted(self, method: str) -> int:
+        """To how many images a student was fitted and heard, each condition counting."""
+        lines = [line for condition in self.conditions for line in self.lines(condition, method)]
+        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
 
-        A student that the gauge might not ask for is asked for: the most there is.
+    def cost(self, name: str) -> tuple[Cost, float]:
+        """What a method costs on one image on its own, and its milliseconds without views.
+
+        A student that the gauge asked for in any image is asked for: the most that was paid.
+
+        Raises:
+            UncountedOperatorError: an operator that multiplies matrices has no rule.
         """
         image = self.image(self.conditions[-1], self.scored[0])
-        found = {}
         alarmed = self._calibration.alarmed() if self._calibration is not None else None
-        for name, recipe in self.classifier.methods.items():
-            alone = self._build(self.cfg, {name: recipe}, 1, alarmed)
-            alone([image])  # storage and tables that outlive an image are not the image's cost
-            alone.reset()
-            stats = alone([image])[0][name].stats
-            alone.reset()
-            cost = measure(lambda alone=alone: alone([image]))  # type: ignore[misc]
-            found[name] = cost, stats["teacher_ms"] + stats["method_ms"]
-        return found
+        calibration = alarmed if self.fitted(name) else self._calibration
+        alone = self._build(self.cfg, {name: self.classifier.methods[name]}, 1, calibration)
+        alone([image])  # storage and tables that outlive an image are not the image's cost
+        alone.reset()
+        stats = alone([image])[0][name].stats
+        alone.reset()
+        return measure(lambda: alone([image])), stats["teacher_ms"] + stats["method_ms"]
 
 
 def classifications(
@@ -164,7 +171,7 @@ def classifications(
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST must name at least one data set of labelled images")
-    datasets = [_labelled(name) for name in cfg.DATASETS.TEST]
+    datasets = [_labelled(name) for name in dict.fromkeys(cfg.DATASETS.TEST)]
     if _LEARNING & set(cfg.CLASSIFICATION.METHODS) and (resume or launch.size() > 1):
         raise InputError(
             "tda learns from the images before, so one process must see them all: run it with "
@@ -177,7 +184,8 @@ def classifications(
         names = dict.fromkeys(("zero-shot", *CONTROLS, *cfg.CLASSIFICATION.METHODS))
         methods = {name: None if name in CONTROLS else adaptation(cfg, name) for name in names}
         folder = Path(cfg.OUTPUT_DIR) / "inference"
-        folders = [folder / d.metadata.name if len(datasets) > 1 else folder for d in datasets]
+        within = file_names(d.metadata.name for d in datasets).values()
+        folders = [folder / name for name in within] if len(datasets) > 1 else [folder]
         return {
             dataset.metadata.name: Classification(
                 cfg, dataset, teacher, calibration, methods, place, resume, strict
@@ -222,11 +230,12 @@ def _labelled(name: str) -> Dataset:
     return dataset
 
 
-def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
+def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0, strict: bool = False) -> Path:
     """Calibrate a configuration's teacher on a data set's clean images; labels are not read.
 
     Args:
         most: use so many images, spread over the data set; 0 is all.
+        strict: stop at the first image that cannot be read, which is otherwise named and left out.
 
     Returns:
         The file, beside the teacher's local weights, where every run finds it.
@@ -237,13 +246,15 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0) -> Path:
     folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
         raise InputError("the teacher's weights must be in a local folder to be calibrated there")
-    teacher, records = build_clip(cfg), _spread(_labelled(dataset).records(), most)
+    make_writable(folder)
+    records = _spread(calibration_records(_labelled(dataset), strict), most)
+    teacher = build_clip(cfg)
 
     def windows(record: Record) -> Tensor:
         return centre_view(read_labelled_image(record), teacher)[None]
 
     print(describe_teacher(cfg, teacher), flush=True)
-    found = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE)
-    about = {"images": len(records), "from": dataset, "quantile": QUANTILE}
+    found, count = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE, strict)
+    about = {"images": count, "from": dataset, "quantile": QUANTILE}
     save_calibration(folder / FILE_NAME, found, about)
     return folder / FILE_NAME

@@ -1,10 +1,14 @@
-"""From the lines of a classification run to tables, ``results.json`` and one honest sentence."""
+"""From the lines of a classification run to ``results.json``, tables and one honest sentence.
+
+As in `lqn_seg.engine.report` scores come first, and whatever else fails does so alone.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +20,30 @@ from lqn_seg.classification.methods import CONTROLS
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.engine import launch
+from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.classification_config import load_classification_cfg
 from lqn_seg.engine.classify import Classification, classifications
 from lqn_seg.engine.inference import CLEAN, Condition
 from lqn_seg.engine.provenance import environment, json_numbers
-from lqn_seg.engine.report import (
-    count_images,
-    failed_images,
-    interval_text,
-    left_out,
-    verdict,
-)
-from lqn_seg.engine.run import check_written, execute
+from lqn_seg.engine.report import count_images, failed_images, left_out, made
+from lqn_seg.engine.run import check_written, conclude, execute
 from lqn_seg.engine.sharded import write_atomically
-from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
+from lqn_seg.engine.wording import (
+    comparison,
+    interval_heading,
+    interval_text,
+    number,
+    table,
+    too_few,
+)
+from lqn_seg.evaluation.bootstrap import (
+    FEWEST_IMAGES,
+    PairedDifference,
+    paired_interval,
+    resampled_totals,
+)
 from lqn_seg.evaluation.classification import BINS
+from lqn_seg.evaluation.cost import Cost
 from lqn_seg.evaluation.speed import peak_gmacs_per_ms
 
 BASELINE = "zero-shot"
@@ -52,6 +65,8 @@ TITLES = {
     "tda": "TDA (history)",
 }
 STAGES = ("views", "teacher", "method")
+_COUNTS = ("forward_gmacs", "backward_gmacs", "peak_mib", "roofline")
+_NAN = float("nan")
 
 
 def title(method: str) -> str:
@@ -80,10 +95,14 @@ class Stream:
 
 
 class ClassificationReport:
-    """Everything that is printed and written about finished runs, one for each data set."""
+    """Everything that is printed and written about finished runs, one for each data set.
+
+    Attributes:
+        failed: a sentence for each part that could not be made.
+    """
 
     def __init__(self, runs: Sequence[Classification]) -> None:
-        self.runs, self.first = list(runs), runs[0]
+        self.runs, self.first, self.failed = list(runs), runs[0], list[str]()
         self.cfg, self.classifier = self.first.cfg, self.first.classifier
         self.recipes = self.classifier.methods
         self.methods = list(self.recipes)
@@ -102,6 +121,14 @@ class ClassificationReport:
             self.groups[CORRUPTED] = damaged
         if len(clean) > 1:
             self.groups[AVERAGE] = clean
+        self.focus = self._focus()
+        self.differences: dict[str, dict[str, PairedDifference]] = {}
+        self.lead: dict[str, dict[str, PairedDifference]] = {}
+        attempt("the intervals could not be found", self._compare, None, self.failed)
+        self._counted: dict[str, tuple[Cost, float] | None] = {}
+
+    def _compare(self) -> None:
+        """Find `differences`, to the baseline, and `lead`, of the focus over the other methods."""
         # Of each group that has the same images under every condition, resampled once per method.
         self._resampled = {
             method: {
@@ -112,17 +139,43 @@ class ClassificationReport:
             for method in self.methods
         }
         self.differences = {m: self._minus(m, BASELINE) for m in self.methods if m != BASELINE}
-        self.focus = self._focus()
         # What that method has over each other one, those of the table above excepted.
         self.lead = {
             method: self._minus(self.focus, method)
             for method in self.methods
             if self.focus and method not in (self.focus, BASELINE, *CONTROLS)
         }
-        self.costs = self.first.costs()
+
+    @cached_property
+    def costs(self) -> dict[str, tuple[Cost, float] | None]:
+        """`Classification.cost` of each method, None where it cannot be counted; they run when they
+        are first asked for."""
+        with fixed_threads(self.cfg.MODEL.LQN.EVAL.THREADS):
+            for method in self.methods:
+                self._counted[method] = attempt(
+                    f"the cost of {title(method)} could not be counted",
+                    partial(self.first.cost, method),
+                    None,
+                    self.failed,
+                )
+        return self._counted
+
+    @cached_property
+    def peak(self) -> float:
+        """The device's GMACs per millisecond in the fastest precision in use; NaN if unknown."""
         teacher = self.classifier.teacher
         used = {teacher.precision, *self._precisions()}
-        self.peak = max(peak_gmacs_per_ms(teacher.device, precision) for precision in used)
+
+        def fastest() -> float:
+            return max(peak_gmacs_per_ms(teacher.device, precision) for precision in used)
+
+        with fixed_threads(self.cfg.MODEL.LQN.EVAL.THREADS):
+            complaint = "the device's speed could not be measured"
+            return attempt(complaint, fastest, float("nan"), self.failed)
+
+    def images(self, group: str) -> int:
+        """How many images a group's differences are of."""
+        return min(len(stream.run.scored) for stream in self.groups[group])
 
     def _accuracies(self, method: str, streams: Sequence[Stream]) -> NDArray[np.float64]:
         """(1 + samples,) top-1 accuracy on one data set's images, and on each resample of them."""
@@ -156,26 +209,36 @@ class ClassificationReport:
 
     def text(self) -> str:
         """The tables and the sentence, as they are printed."""
-        parts = [self._heading()]
-        parts.append(f"top-1 accuracy\n{self._score_table('acc1')}")
-        parts.append(f"top-5 accuracy\n{self._score_table('acc5')}")
-        parts.append(
-            f"expected calibration error ({BINS} bins; lower is better)\n{self._score_table('ECE')}"
-        )
-        parts.append(
-            f"top-1 accuracy minus {BASELINE}'s, with its 95% interval (paired bootstrap over "
-            f"images)\n{self._difference_table(self.differences)}"
-        )
-        if self.lead:
-            parts.append(
-                f"top-1 accuracy of {title(self.focus)} minus that of each other method, likewise\n"
-                f"{self._difference_table(self.lead)}"
+        return "\n\n".join([*self.score_parts, *self.cost_parts])
+
+    @cached_property
+    def score_parts(self) -> list[str]:
+        """What is printed of the scores, table by table."""
+        makers: dict[str, Callable[[], str]] = {
+            name: partial(self._score_table, name, key)
+            for name, key in (
+                ("top-1 accuracy", "acc1"),
+                ("top-5 accuracy", "acc5"),
+                (f"expected calibration error ({BINS} bins; lower is better)", "ECE"),
             )
-        parts.append(f"{self._cost_heading()}\n{self._cost_table()}")
-        parts.extend(self._notes())
-        parts.extend(text for run in self.runs for text in left_out(run))
-        parts.append(self.sentence())
-        return "\n\n".join(parts)
+        }
+        few = min(map(self.images, self.groups))
+        if self.differences:
+            name = f"top-1 accuracy minus {BASELINE}'s, {interval_heading(few)}"
+            makers[name] = partial(self._difference_table, name, self.differences)
+        if self.lead:
+            name = (
+                f"top-1 accuracy of {title(self.focus)} minus that of each other method, likewise"
+            )
+            makers[name] = partial(self._difference_table, name, self.lead)
+        return [self._heading(), *made(makers, self.failed)]
+
+    @cached_property
+    def cost_parts(self) -> list[str]:
+        """What is printed of the costs, what is to be known of the figures, and the sentence."""
+        notes = [*self._notes(), *(text for run in self.runs for text in left_out(run))]
+        sentence = made({"sentence": self.sentence}, self.failed)
+        return [*made({"costs": self._cost_table}, self.failed), *notes, *sentence]
 
     def _heading(self) -> str:
         counts = [
@@ -189,14 +252,14 @@ class ClassificationReport:
             f"{own.PROMPTS}; {own.VIEWS} views; corruptions at severity {severity}"
         )
 
-    def _score_table(self, key: str) -> str:
+    def _score_table(self, name: str, key: str) -> str:
         groups = list(self.groups)
         rows: list[list[Any]] = [
             [title(m), *(self.value(group, m, key) for group in groups)] for m in self.methods
         ]
         if key == "acc1":
             rows.extend(self._published_rows())
-        return tabulate(rows, ["", *map(_short, groups)], floatfmt=".1f")
+        return f"{name}\n{table(rows, ['', *map(_short, groups)], '.1f')}"
 
     def _published_rows(self) -> list[list[Any]]:
         """Other people's figures on the same data set and teacher, marked as such."""
@@ -212,14 +275,16 @@ class ClassificationReport:
             for name in names
         ]
 
-    @staticmethod
-    def _difference_table(differences: Mapping[str, Mapping[str, PairedDifference]]) -> str:
+    def _difference_table(
+        self, name: str, differences: Mapping[str, Mapping[str, PairedDifference]]
+    ) -> str:
         groups = list(next(iter(differences.values())))
         rows = [
-            [title(method), *(interval_text(found[group]) for group in groups)]
+            [title(method), *(interval_text(found[g], self.images(g)) for g in groups)]
             for method, found in differences.items()
         ]
-        return tabulate(rows, ["", *map(_short, groups)], stralign="right")
+        heads = ["", *map(_short, groups)]
+        return f"{name}\n{tabulate(rows, heads, stralign='right', disable_numparse=True)}"
 
     def _cost_heading(self) -> str:
         about = environment(self.cfg.MODEL.LQN.EVAL.THREADS)
@@ -229,9 +294,9 @@ class ClassificationReport:
             f"{about['device']}, {about['threads']} threads, teacher in "
             f"{self.classifier.teacher.precision}, students in {students};\nGMACs "
             "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
-            "ran alone, a student included\nwhether or not the gauge asked for it; % is that "
+            "ran alone, a student included\nif the gauge asked for one in any image; % is that "
             "image's share, views left out, of the speed of a large matrix product in the\nfastest "
-            f"precision in use ({self.peak:.3g} GMACs/ms)"
+            f"precision in use ({number(self.peak, '.3g')} GMACs/ms)"
         )
 
     def _precisions(self) -> set[str]:
@@ -243,30 +308,30 @@ class ClassificationReport:
         return float(np.mean([self.metrics[s][method]["lqn"][f"{stage}_ms"] for s in streams]))
 
     def cost_lines(self) -> dict[str, dict[str, float]]:
-        """Each method's cost, by name and unit."""
+        """Each method's cost, by name and unit; NaN where it is not counted."""
         lines = {}
         for method in self.methods:
-            cost, busy = self.costs[method]
             times = {f"{s}_ms": self._ms(method, s) for s in STAGES}
-            gmacs = cost.forward_gmacs + cost.backward_gmacs
-            lines[method] = {
-                **times,
-                "total_ms": sum(times.values()),
-                "forward_gmacs": cost.forward_gmacs,
-                "backward_gmacs": cost.backward_gmacs,
-                "peak_mib": cost.peak_bytes / 2**20,
-                "roofline": 100 * gmacs / max(busy, 1e-9) / self.peak,
-            }
+            times["total_ms"] = sum(times.values())
+            lines[method] = times | dict.fromkeys(_COUNTS, _NAN)
+            if counted := self._counted.get(method):
+                cost, busy = counted
+                gmacs = cost.forward_gmacs + cost.backward_gmacs
+                roofline = 100 * gmacs / max(busy, 1e-9) / self.peak
+                values = (cost.forward_gmacs, cost.backward_gmacs, cost.peak_bytes / 2**20)
+                lines[method] |= zip(_COUNTS, (*values, roofline))
         return lines
 
     def _cost_table(self) -> str:
+        _ = self.costs  # counted now
         rows = [[title(method), *line.values()] for method, line in self.cost_lines().items()]
         heads = [
             *(f"ms {stage}" for stage in (*STAGES, "total")),
             *("GMACs forward", "GMACs backward", "MiB peak", "% of peak"),
         ]
         head = ["", *(h.replace(" ", "\n", 1) for h in heads)]
-        return tabulate(rows, head, floatfmt=["", *[".1f"] * 4, ".3f", ".3f", ".1f", ".0f"])
+        shown = table(rows, head, [*[".1f"] * 4, ".3f", ".3f", ".1f", ".0f"])
+        return f"{self._cost_heading()}\n{shown}"
 
     def _notes(self) -> list[str]:
         notes = []
@@ -284,24 +349,29 @@ class ClassificationReport:
                 "TDA learns from the images before: its figures are those of this order of images. "
                 "All other rows do not depend on order or company"
             )
-        if unheard := self.classifier.unheard:
-            notes.append(
-                f"no calibration: {', '.join(map(title, unheard))} without restoring, and without "
-                "a student, the views of the teacher as it is; "
-                "tools/classify.py --calibrate DATASET makes one from clean images"
-            )
+        fits = {m: sum(run.fitted(m) for run in self.runs) for m in self.classifier.precisions}
+        if fits:
+            total = sum(len(run.conditions) * len(run.scored) for run in self.runs)
+            counts = ", ".join(f"{title(method)} {count}" for method, count in fits.items())
+            notes.append(f"students fitted, of {total} images: {counts}")
         return notes
 
     def sentence(self) -> str:
         """What the table shows about `focus`, in one sentence without flattery."""
-        if not self.focus:
+        if self.focus not in self.differences:
             return ""
-        parts = [
-            f"{verdict(found)} {BASELINE} on {_short(group)} ({interval_text(found)})"
+        shown = {
+            group: found
             for group, found in self.differences[self.focus].items()
             if group == CORRUPTED or group.endswith(CLEAN)
+        }
+        parts = [
+            comparison(found, self.images(group), BASELINE, f"on {_short(group)}")
+            for group, found in shown.items()
         ]
-        return f"{title(self.focus)} {', and '.join(parts)}, in points of top-1 accuracy."
+        few = min(map(self.images, shown))
+        note = f"; no interval: {too_few(few)}" if few < FEWEST_IMAGES else ""
+        return f"{title(self.focus)} {', and '.join(parts)}, in points of top-1 accuracy{note}."
 
     # ---- files -----------------------------------------------------------------------------------
 
@@ -321,6 +391,7 @@ class ClassificationReport:
                 }
                 for run in self.runs
             },
+            "warnings": list(self.classifier.ineffective.values()),
             "prompts": self.cfg.CLASSIFICATION.PROMPTS,
             "shard": list(self.cfg.CLASSIFICATION.SHARD),
             "policy": {
@@ -332,8 +403,19 @@ class ClassificationReport:
             "focus": self.focus,
             "focus_minus": _as_dicts(self.lead),
             "costs": self.cost_lines(),
+            "report_failures": self.failed,
             "sentence": self.sentence(),
         }
+
+    def write_results(self) -> Path:
+        """``inference/results.json``, with the costs that are counted.
+
+        Raises:
+            InputError: there is no room, or the place cannot be written to.
+        """
+        path = Path(self.cfg.OUTPUT_DIR) / "inference" / "results.json"
+        write_atomically(path, json.dumps(json_numbers(self.results()), indent=1) + "\n")
+        return path
 
     def write(self) -> Path:
         """``inference/results.json``, ``config.yaml`` and ``log.txt``.
@@ -341,11 +423,10 @@ class ClassificationReport:
         Raises:
             InputError: there is no room, or the place cannot be written to.
         """
-        output = Path(self.cfg.OUTPUT_DIR)
-        path = output / "inference" / "results.json"
-        write_atomically(path, json.dumps(json_numbers(self.results()), indent=1) + "\n")
+        output, text = Path(self.cfg.OUTPUT_DIR), self.text()
+        path = self.write_results()
         write_atomically(output / "config.yaml", self.cfg.dump())
-        write_atomically(output / "log.txt", f"{self.text()}\n")
+        write_atomically(output / "log.txt", f"{text}\n")
         return path
 
 
@@ -388,7 +469,6 @@ def classify(
         return None
     with fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
         report = ClassificationReport(runs)
-    print(f"\n{report.text()}\n")
-    print(f"results: {report.write()}")
+    conclude(report)
     check_written(runs)
     return report

@@ -9,11 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from lqn_seg.command_line import Parser
+
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo_lqn.yaml"
 
 
-def add_config_flags(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
-    """``--config-file``, ``--device`` and trailing ``KEY VALUE`` pairs."""
+def add_config_flags(parser: Parser, default: Path | None = None) -> None:
+    """``--config-file``, ``--device`` and ``KEY VALUE`` pairs."""
     parser.add_argument(
         "--config-file",
         required=default is None,
@@ -22,9 +24,7 @@ def add_config_flags(parser: argparse.ArgumentParser, default: Path | None = Non
         help="YAML configuration" + (" (default: the demo's)" if default else ""),
     )
     parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
-    parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override config keys"
-    )
+    parser.add_overrides()
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,20 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
+
+
+def check_config(arguments: argparse.Namespace, *more: str) -> None:
+    """Find what is mistyped before torch is imported, which takes seconds.
+
+    Args:
+        more: ``KEY VALUE`` pairs that other flags stand for.
+
+    Raises:
+        InputError: the file is missing or malformed, or a key or value is wrong.
+    """
+    from lqn_seg.engine.config import load_any_cfg
+
+    load_any_cfg(arguments.config_file, [*arguments.overrides, *more], "cpu")
 
 
 def processes(arguments: argparse.Namespace) -> int:

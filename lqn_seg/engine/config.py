@@ -10,35 +10,40 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from lqn_seg.core.fit import (
+from lqn_seg.core.config import (
     ALIASES,
     VARIANTS,
     AdaptConfig,
     FitConfig,
     LQNConfig,
+    StudentConfig,
     nearest,
     preset,
     with_variant,
 )
-from lqn_seg.core.student import StudentConfig
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.comparators import Comparator
-from lqn_seg.segmentation.segmenter import Method, SegmentationConfig
-from lqn_seg.segmentation.token_methods import Answer, TokenMethod
-from lqn_seg.segmentation.views import PIXEL_CONTROLS, PixelControl
+from lqn_seg.segmentation.methods import (
+    PIXEL_CONTROLS,
+    Answer,
+    Comparator,
+    Method,
+    PixelControl,
+    SegmentationConfig,
+    TokenMethod,
+)
 
 UNTRAINED = "untrained"  # the control of 0 steps: a fresh student, never fitted
 METHODS = (*VARIANTS, *ALIASES, UNTRAINED, *PIXEL_CONTROLS)
@@ -130,6 +135,9 @@ def add_lqn_config(cfg: CfgNode) -> None:
                 "CORRUPTIONS": (),
                 "SEVERITY": 3,
                 "MAX_IMAGES": 0,
+                # Share of the images that may fail, each by name, before the command ends with an
+                # error; the others are scored all the same.
+                "MAX_FAILED": 0.5,
                 # CPU threads of a process, the same on every machine and for any number of
                 # processes: it decides the last bits of a result.
                 "THREADS": defaults.threads,
@@ -254,6 +262,7 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     Raises:
         InputError: no method or preset has that name.
     """
+    check_name(name, "MODEL.LQN.METHODS")
     if "=" in name:
         return Comparator.parse(name)
     variant, _, recipe = name.partition("@")
@@ -267,6 +276,16 @@ def method_config(cfg: CfgNode, name: str) -> Method:
         return dataclasses.replace(config, fit=dataclasses.replace(config.fit, steps=0))
     config = with_variant(config, variant)
     return None if config.fit.variant == "teacher" else config
+
+
+def check_name(name: Any, key: str) -> None:
+    """Refuse what YAML made of a method's name: a number, a list.
+
+    Raises:
+        InputError: it is no text.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"{key}: a method is named by text, not by {name!r}")
 
 
 def methods(cfg: CfgNode) -> dict[str, Method]:
@@ -375,21 +394,24 @@ def _merge(
         raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
     try:
         _check_keys(loaded, cfg, path)
+        _make_fractions(loaded, cfg)
         cfg.merge_from_other_cfg(type(cfg)(loaded))
         for key in overrides[::2]:
             _check_key(key.split("."), cfg, "command line")
             if key.startswith(("MODEL.LQN.FIT.", "MODEL.LQN.STUDENT.")):
                 # Some may be a count or a fraction, a word or a tuple: `_given` checks their kind.
                 cfg.merge_from_list([key, None])
-        cfg.merge_from_list(list(overrides))
+        for key, value in zip(overrides[::2], overrides[1::2]):
+            whole = re.fullmatch(r"[+-]?\d+", str(value)) and type(_value_of(cfg, key)) is float
+            cfg.merge_from_list([key, float(value) if whole else value])
     except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
     if "MODEL.LQN.METHOD" in overrides and "MODEL.LQN.METHODS" not in overrides:
         cfg.MODEL.LQN.METHODS = ()  # one method was asked for by hand
-    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
     check(cfg)
+    cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
 
 
 def check_cfg(cfg: CfgNode) -> None:
@@ -419,6 +441,7 @@ def check_evaluation(cfg: CfgNode) -> None:
     for key, least, most in (
         ("SEVERITY", 1, 5),
         ("MAX_IMAGES", 0, None),
+        ("MAX_FAILED", 0, 1),
         ("THREADS", 1, None),
         ("PANEL_IMAGES", 0, None),
         ("BOOTSTRAP_SAMPLES", 1, None),
@@ -434,8 +457,23 @@ def _check_keys(
 ) -> None:
     for key, value in loaded.items():
         _check_key([str(key)], cfg, where, above)
+        if value is None and cfg[key] is not None:
+            raise InputError(f"{where}: the key {'.'.join((*above, key))} has no value")
         if isinstance(value, dict):
             _check_keys(value, cfg[key], where, (*above, key))
+
+
+def _value_of(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)
+
+
+def _make_fractions(loaded: dict[str, Any], cfg: CfgNode) -> None:
+    """Let a whole number stand where a fraction may: 1 for 1.0."""
+    for key, value in loaded.items():
+        if isinstance(value, dict):
+            _make_fractions(value, cfg[key])
+        elif type(value) is int and type(cfg[key]) is float:
+            loaded[key] = float(value)
 
 
 def _check_key(parts: Sequence[str], cfg: CfgNode, where: str, above: tuple[str, ...] = ()) -> None:
@@ -457,6 +495,10 @@ def resolve_device(name: str, asked: bool = True) -> str:
         InputError: a device was asked for that this machine does not have, or that does not exist.
     """
     kind = name.split(":")[0]
+    if kind == "cpu":
+        return name
+    import torch  # takes seconds, and a mistyped configuration is answered without it
+
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),

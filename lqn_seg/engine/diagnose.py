@@ -85,4 +85,4 @@ def write_diagnosis(found: Mapping[str, FitDiagnosis], folder: Path) -> list[Pat
     results = {name: asdict(diagnosis) for name, diagnosis in found.items()}
     numbers = folder / "fit.json"
     numbers.write_text(json.dumps(results, indent=1) + "\n")
-    return [numbers, draw_fit(results, folder / "fit.png")]
+    return [numbers, draw_fit(results, folder / "fit")[0]]

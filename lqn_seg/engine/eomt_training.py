@@ -19,6 +19,7 @@ from lqn_seg.engine.build import find_local
 from lqn_seg.engine.training_images import pixel_labels
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow
+from lqn_seg.teachers.base import Preprocessing
 from lqn_seg.teachers.dinov2 import start_from_dinov2
 from lqn_seg.teachers.eomt import read_eomt_config
 from lqn_seg.teachers.eomt_model import build_eomt
@@ -57,11 +58,14 @@ def sine_cosine_grid(rows: int, columns: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> Any:
+def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> tuple[Any, Preprocessing]:
     """A new EoMT of the shape in MODEL.LQN.TEACHER.CONFIG, for these classes.
 
     Its ViT starts from the DINOv2 of MODEL.LQN.TRAIN.BACKBONE where that is named, and else with a
     grid that it can tell apart.
+
+    Returns:
+        the model, and what its input will be: mean and deviation are the DINOv2's.
 
     Raises:
         InputError: a file is missing or does not fit.
@@ -72,12 +76,13 @@ def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> Any:
     model = build_eomt(config)
     backbone = cfg.MODEL.LQN.TRAIN.BACKBONE
     if backbone:
-        start_from_dinov2(model, find_local(backbone))
-    elif config.model_type == "eomt":
+        said = start_from_dinov2(model, find_local(backbone))
+        return model, Preprocessing(said.mean, said.std, source=said.source)
+    if config.model_type == "eomt":
         rows, columns = model.grid_size
         grid = sine_cosine_grid(rows, columns, config.hidden_size)
         model.embeddings.position_embeddings.weight.copy_(grid)
-    return model
+    return model, Preprocessing()
 
 
 def eomt_losses(

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.data.catalog import Metadata, Record
-from lqn_seg.data.images import read_image, read_label_map
+from lqn_seg.data.images import read_label_map, read_orientation
+from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.masks import decode
 
 IdMap = NDArray[np.int32]
@@ -76,17 +77,12 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
     Raises:
         InputError: a file is missing, damaged, of another size, or disagrees with the JSON.
     """
-    truth = GroundTruth(record["image_id"], (int(record["height"]), int(record["width"])))
-    pixels = read_image(record["file_name"]).shape[:2]
-    if pixels != truth.size:
-        truth.problems.append(
-            f"image {record['file_name']} is {pixels[0]} x {pixels[1]} (height x width), its "
-            f"annotation says {truth.size[0]} x {truth.size[1]}"
-        )
+    height, width = read_labelled_image(record).shape[:2]
+    truth = GroundTruth(record["image_id"], (height, width))
+    if "label" not in record:
+        truth.notes += _orientation_notes(record, truth.size)
     if "segments_info" in record:
-        ids = metadata.read_panoptic(record)
-        truth.segments = ids, record["segments_info"]
-        truth.problems += _area_problems(record, ids)
+        truth.segments = metadata.read_panoptic(record), record["segments_info"]
     if has_instances(record, metadata):
         truth.instances = []
         for annotation in metadata.read_instances(record):
@@ -104,15 +100,14 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
     return truth
 
 
-def _area_problems(record: Record, ids: IdMap) -> list[str]:
-    """One sentence per segment whose `area` is not its number of pixels."""
-    values, counts = np.unique(ids, return_counts=True)
-    pixels = dict(zip(values.tolist(), counts.tolist()))
+def _orientation_notes(record: Record, size: tuple[int, int]) -> list[str]:
+    """An image that EXIF turns without another size could have labels of either orientation."""
+    orientation = read_orientation(record["file_name"])
+    if orientation == 1 or (orientation > 4 and size[0] != size[1]):
+        return []
     return [
-        f"segment {segment['id']} of image {record['image_id']} has {pixels[segment['id']]} pixels "
-        f"in {record['pan_seg_file_name']}, segments_info says area {segment['area']}"
-        for segment in record["segments_info"]
-        if segment.get("area", pixels[segment["id"]]) != pixels[segment["id"]]
+        f"image {record['file_name']} has the EXIF orientation {orientation}: its labels must be "
+        "those of the upright picture, which its size cannot tell"
     ]
 
 

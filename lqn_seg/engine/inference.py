@@ -25,13 +25,15 @@ from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
-from lqn_seg.data.images import read_image
+from lqn_seg.data.images import read_record
+from lqn_seg.data.input_hash import input_hash
 from lqn_seg.engine import launch
 from lqn_seg.engine.ahead import ReadAhead
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
 from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.sharded import ShardedRun
+from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
 from lqn_seg.evaluation.cityscapes import semantic_evaluator
@@ -57,7 +59,7 @@ class Model(Protocol):
     @property
     def precisions(self) -> dict[str, str]: ...
     @property
-    def unheard(self) -> list[str]: ...
+    def ineffective(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class DatasetRun(ABC):
         evaluators: by task.
         chosen: conditions in place of the configuration's.
         folder: receives the results.
-        resume: go on from what is in the folder.
+        resume: go on from what is in the folder. An image whose files or annotation have changed
+            since is evaluated again; where it lies is not asked.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
 
@@ -143,18 +146,26 @@ class DatasetRun(ABC):
         listed = dataset.records(strict=False)
         self.total = len(listed)
         if not records:
+            if launch.is_main():
+                name_problems(dataset.problems)
             raise InputError(f"no image can be evaluated: {dataset.problems[0]}")
         self.conditions = conditions(cfg) if chosen is None else list(chosen)
         self._by_name = {str(condition): condition for condition in self.conditions}
         names = list(self._by_name)
         fingerprint = self._common_fingerprint(listed) | self._fingerprint()
-        self.shards = ShardedRun(folder, fingerprint, names, resume, strict)
+        self.shards = ShardedRun(
+            folder, fingerprint, names, resume, strict, self._input_hash, may_change=("records",)
+        )
+        if resume:
+            self.shards.forget_changed(records)
         self.fingerprint = fingerprint
         self._ahead: ReadAhead[Any] = ReadAhead()
 
     def _common_fingerprint(self, listed: list[Record]) -> dict[str, Any]:
+        metadata = self.dataset.metadata
         return {
-            "dataset": self.dataset.metadata.name,
+            "dataset": metadata.name,
+            "classes": _digest(repr((metadata.categories, metadata.label_table))),
             "records": _digest(json.dumps(listed, default=str)),
             "device": self.model.teacher.device.type,
             "threads": self.cfg.MODEL.LQN.EVAL.THREADS,
@@ -162,8 +173,13 @@ class DatasetRun(ABC):
             "calibration": calibration_hash(self.model.calibration),
             "precision": self.model.precisions,
             "teacher": weights_hash(self.model.teacher.model),
+            "teacher input": repr(self.model.teacher.preprocessing),
             "version": __version__,
         }
+
+    def _input_hash(self, record: Record) -> str:
+        """What tells a record from the same one with another image, label or annotation."""
+        return input_hash(record, self.dataset.metadata, InstanceEvaluator.task in self.evaluators)
 
     @abstractmethod
     def _fingerprint(self) -> dict[str, Any]:
@@ -277,9 +293,14 @@ class Evaluation(DatasetRun):
         chosen: Sequence[Condition] | None = None,
         strict: bool = False,
     ) -> None:
+        if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
+            dataset = dataset.with_instances()  # what is wrong there is said before the first image
+        dataset = dataset.listed()
         records = dataset.records(strict)[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
         metadata = dataset.metadata
-        self.segmenter = build_segmenter(cfg, metadata.thing_ids, metadata.num_classes)
+        self.segmenter = build_segmenter(
+            cfg, metadata.thing_ids, metadata.num_classes, class_names=metadata.class_names
+        )
         evaluators = build_evaluators(cfg, metadata)
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         super().__init__(
@@ -289,7 +310,8 @@ class Evaluation(DatasetRun):
     def _fingerprint(self) -> dict[str, Any]:
         return {
             "methods": {name: repr(method) for name, method in methods(self.cfg).items()},
-            "segmentation": repr(self.segmenter.config),
+            # Threads have a key of their own.
+            "segmentation": repr(dataclasses.replace(self.segmenter.config, threads=0)),
             "comparators": {
                 name: weights_hash(other.model)
                 for name, other in self.segmenter.comparators.items()
@@ -309,7 +331,7 @@ class Evaluation(DatasetRun):
 
     def image(self, condition: Condition, record: Record) -> torch.Tensor:
         """(3, h, w) uint8 RGB image of a record under a condition."""
-        pixels = condition.apply(read_image(record["file_name"]), self.segmenter.config.seed)
+        pixels = condition.apply(read_record(record), self.segmenter.config.seed)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def _method_line(self, record: Record, prediction: Prediction) -> dict[str, Any]:

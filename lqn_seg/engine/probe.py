@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,11 +16,14 @@ from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lqn_seg.core.fit import FittedStudents, LQNConfig, StudentFitter
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fit import FittedStudents, StudentFitter
 from lqn_seg.core.kernel import share
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.data.catalog import get_dataset
-from lqn_seg.data.images import read_image
+from lqn_seg.data.file_names import file_name
+from lqn_seg.data.image_files import find_images
+from lqn_seg.data.images import read_image, read_record
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.inference import Condition
 from lqn_seg.errors import InputError
@@ -27,24 +31,26 @@ from lqn_seg.evaluation import speed
 from lqn_seg.segmentation.windows import PaddedWindow, layout_of
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher, normalise
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-
 
 @dataclass(frozen=True)
 class Source:
     """An image to look at.
 
     Attributes:
-        name: for file names and headings.
+        name: for headings.
         pixels: (h, w, 3) uint8 RGB.
         record: of the data set it is from, with its ground truth; None for a user's own.
         condition: what was done to it.
+        file_name: begins the names of its figures; no other image of the request has it.
+        origin: the whole path that it was read from.
     """
 
     name: str
     pixels: NDArray[np.uint8]
     record: Record | None = None
     condition: Condition = field(default_factory=Condition)
+    file_name: str = "image"
+    origin: str = ""
 
     def under(self, condition: Condition, seed: int = 0) -> Source:
         """The same image, damaged."""
@@ -70,7 +76,7 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = find_images(path).images
             if not inside:
                 raise InputError(f"--input: the folder {path} holds no image")
             files += inside
@@ -88,27 +94,38 @@ def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callabl
         InputError: a path does not exist, or there is no data set to take an image from.
     """
     if inputs:
-        found: list[Callable[[], Source]] = []
-        taken: set[str] = set()
-        for file in image_files(inputs):
-            name = file.stem if file.stem not in taken else f"{file.stem}_{len(taken)}"
-            taken.add(name)  # a.jpg and a.png, or the same name in two folders
-            found.append(partial(own_image, file, name))
-        return found
+        files = list(dict.fromkeys(map(Path.resolve, image_files(inputs))))
+        return [partial(own_image, file, name) for file, name in _figure_names(files).items()]
     if not cfg.DATASETS.TEST:
         raise InputError("--input is needed: the configuration names no DATASETS.TEST")
-    records = get_dataset(cfg.DATASETS.TEST[0]).records()[: max(count, 1)]
+    records = get_dataset(cfg.DATASETS.TEST[0]).records(strict=False)[: max(count, 1)]
     return [partial(scene, record) for record in records]
 
 
-def own_image(file: Path, name: str) -> Source:
-    """A user's image."""
-    return Source(name, read_image(file))
+def own_image(file: Path, figure: str) -> Source:
+    """A user's image; `figure` begins the names of its figures."""
+    return Source(file.stem, read_image(file), file_name=figure, origin=str(file))
+
+
+def _figure_names(files: Sequence[Path]) -> dict[Path, str]:
+    """What a user's files are called in the names of figures: two of one name by their paths."""
+    alike = Counter(file.stem.casefold() for file in files)
+    return {
+        file: file_name(file.stem, str(file) if alike[file.stem.casefold()] > 1 else "")
+        for file in files
+    }
 
 
 def scene(record: Record) -> Source:
     """A data set's image."""
-    return Source(f"scene {record['image_id']}", read_image(record["file_name"]), record)
+    key, path = record["image_id"], record["file_name"]
+    return Source(
+        f"scene {key}",
+        read_record(record),
+        record,
+        file_name=f"scene-{file_name(key)}",
+        origin=f"{Path(path).resolve()} {key}",
+    )
 
 
 class Probe:
@@ -141,7 +158,7 @@ class Probe:
         self.keys: list[RandomKey] = []
         self.inside: list[tuple[int, int]] = []
         for image in images:
-            layout = layout_of((image.shape[1], image.shape[2]), teacher.image_size, inference)
+            layout = layout_of(image, teacher, inference)
             crops.append(layout.crops(image)[0])
             self.keys.append(image_key(seed, image, 0))
             whole = teacher.image_size
@@ -186,10 +203,15 @@ class Probe:
         layers = range(1, self.depth + 1)
         return [share(students.query_layer(k) - self.at(k), self.at(k)) for k in layers]
 
-    def visible(self, tokens: Tensor, index: int = 0) -> NDArray[np.float32]:
-        """(B, H, W, D) to one window's (h, w, D) without the rows and columns that are padding."""
+    def shown(self, index: int = 0) -> tuple[int, int]:
+        """Rows and columns of the grid of one window that are image."""
         size, grid = self.teacher.image_size, self.teacher.grid
         h, w = (math.ceil(i * g / s) for i, g, s in zip(self.inside[index], grid, size))
+        return h, w
+
+    def visible(self, tokens: Tensor, index: int = 0) -> NDArray[np.float32]:
+        """(B, H, W, D) to one window's (h, w, D) without the rows and columns that are padding."""
+        h, w = self.shown(index)
         return tokens[index, :h, :w].float().cpu().numpy()
 
     def picture(self, index: int = 0) -> NDArray[np.uint8]:

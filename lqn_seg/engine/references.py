@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,12 @@ class Pycocotools(Reference):
         from pycocotools.cocoeval import COCOeval
 
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(self.metadata.json_file)
+            truth = COCO()
+            truth.dataset = json.loads(Path(self.metadata.json_file or "").read_text())
+            # Keys that a file may lack, or pycocotools reads as "no match" (id 0).
+            for i, annotation in enumerate(truth.dataset["annotations"]):
+                annotation |= {"id": i + 1, "iscrowd": int(annotation.get("iscrowd") or 0)}
+            truth.createIndex()
             found = truth.loadRes(self.results) if self.results else COCO()
             evaluation = COCOeval(truth, found, "segm")
             evaluation.params.imgIds = self.image_ids
@@ -137,7 +143,7 @@ class Cityscapesscripts(Reference):
         self.pairs: list[tuple[str, str]] = []
 
     def add(self, record: Record, prediction: GroundTruth) -> None:
-        path = self.folder / f"{record['image_id']}.png"
+        path = self.folder / f"{len(self.pairs)}.png"
         Image.fromarray(train_to_label_ids()[prediction.labels]).save(path)
         self.pairs.append((str(path), str(record["sem_seg_file_name"])))
 

@@ -1,56 +1,48 @@
-"""From the lines of an evaluation to tables, ``results.json``, one honest sentence and pictures."""
+"""From the lines of an evaluation to ``results.json``, tables and one honest sentence.
+
+Scores come first, and are written. Intervals, costs and tables are made from what is there: each
+may fail alone, with a sentence, and a cost that cannot be counted is "-", and null in JSON.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tabulate import tabulate
 
-from lqn_seg.core.fit import LQNConfig, with_variant
-from lqn_seg.data.catalog import Category
-from lqn_seg.engine.inference import CLEAN, Condition, DatasetRun, Evaluation
+from lqn_seg.core.config import LQNConfig, with_variant
+from lqn_seg.core.ineffective import paid_recipe
+from lqn_seg.engine.attempt import attempt
+from lqn_seg.engine.inference import CLEAN, DatasetRun, Evaluation
 from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.sharded import write_atomically
-from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
+from lqn_seg.engine.wording import (
+    comparison,
+    interval_heading,
+    interval_text,
+    number,
+    short_name,
+    table,
+    title,
+    too_few,
+)
+from lqn_seg.evaluation.bootstrap import (
+    FEWEST_IMAGES,
+    PairedDifference,
+    paired_interval,
+    resampled_totals,
+)
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
-from lqn_seg.segmentation.segmenter import Prediction, Segmenter
-from lqn_seg.segmentation.views import PixelControl
-from lqn_seg.visualization.panels import (
-    DIFFERENCE_LEGEND,
-    Segmentation,
-    comparison_row,
-    legend_entries,
-    panel,
-    save_png,
-)
+from lqn_seg.segmentation.methods import PixelControl
+from lqn_seg.segmentation.segmenter import Segmenter
 
-TITLES = {
-    "teacher": "EoMT (teacher)",
-    "apm": "APM",
-    "lqn-src": "LQN-[src]",
-    "lqn": "LQN",
-    "restore": "restored, no student",
-    "kernel": "kernel smoother",
-    "ridge": "kernel ridge",
-    "flip": "two views (flip)",
-    "blur": "blurred pixels",
-    "denoise": "denoised pixels",
-    "standardise": "standardised pixels",
-    "larger": "larger input",
-    "untrained": "untrained student (0 steps)",
-    "mask2former": "Mask2Former",
-    "maskformer": "MaskFormer",
-    "oneformer": "OneFormer",
-}
 CORRUPTED = "mean of corruptions"
 HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}
 # Columns of the quality tables: task, key.
@@ -64,16 +56,6 @@ STAGES = ("teacher", "fit", "readout", "head")
 NAMED = 10  # failures that are printed; results.json has them all
 
 
-def title(method: str) -> str:
-    """A method's name as people write it: ``lqn@paper`` is "LQN, recipe: paper"."""
-    label, is_comparator, _ = method.partition("=")
-    if is_comparator:
-        return TITLES.get(label, label)
-    variant, _, recipe = method.partition("@")
-    name = TITLES.get(variant, variant)
-    return f"{name}, recipe: {recipe}" if recipe else name
-
-
 def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -> dict[str, float]:
     """Multiply-adds per image of one of a segmenter's methods, by stage: `method_gmacs`.
 
@@ -82,7 +64,8 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     one of the mean size.
 
     Args:
-        stats: means over the images of `Prediction.stats`.
+        stats: means over the images of `Prediction.stats`; where ``blend`` is 0, no image's student
+            was asked, so that none was fitted.
     """
     if method in segmenter.comparators:
         return _comparator_gmacs(segmenter, method, stats)
@@ -93,7 +76,7 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
         return method_gmacs(
-            recipe,
+            paid_recipe(recipe, segmenter.calibration is not None, stats.get("blend", 1) > 0),
             shape,
             windows=windows,
             query_rows=segmenter.query_rows,
@@ -127,10 +110,17 @@ def left_out(run: DatasetRun) -> list[str]:
     more = [f"... and {len(found) - NAMED} more"] if len(found) > NAMED else []
     images = len(run.records) - len(run.scored)
     head = (
-        f"LEFT OUT of every number: {images} images that failed, {len(problems)} annotations "
-        "without an image"
+        f"LEFT OUT of every number: {images} images that failed, {len(problems)} entries of "
+        "the data set that could not be listed"
     )
     return ["\n".join([head, *(f"  {text}" for text in [*found[:NAMED], *more])])]
+
+
+def made(makers: Mapping[str, Callable[[], str]], failed: list[str]) -> list[str]:
+    """Tables and sentences by name, without those that cannot be made and those that are empty."""
+    complaint = "what is printed under the name '{}' could not be made"
+    texts = (attempt(complaint.format(name), make, "", failed) for name, make in makers.items())
+    return [text for text in texts if text]
 
 
 def failed_images(run: DatasetRun) -> list[dict[str, Any]]:
@@ -154,10 +144,15 @@ def _comparator_gmacs(
 
 
 class Report:
-    """Everything that is printed, written and drawn about a finished evaluation."""
+    """Everything that is printed and written about a finished evaluation.
+
+    Attributes:
+        failed: a sentence for each part that could not be made.
+    """
 
     def __init__(self, evaluation: Evaluation) -> None:
-        self.evaluation = evaluation
+        self.evaluation, self.failed = evaluation, list[str]()
+        self.images = len(evaluation.scored)
         self.cfg = evaluation.cfg
         self.methods = list(evaluation.segmenter.methods)
         self.names = [str(condition) for condition in evaluation.conditions]
@@ -168,14 +163,48 @@ class Report:
             name: {method: evaluation.metrics(name, method) for method in self.methods}
             for name in self.names
         }
-        self.gmacs = {method: self._gmacs(method) for method in self.methods}
         self.fallbacks = {method: self._fallbacks(method) for method in self.methods}
         self.environment = environment(self.cfg.MODEL.LQN.EVAL.THREADS)
-        self.differences = self._differences()
+        none: dict[str, dict[str, PairedDifference]] = {}
+        self.differences = attempt(
+            "the intervals could not be found", self._differences, none, self.failed
+        )
+        self._counted: dict[str, dict[str, float] | None] = {}
 
-    def _gmacs(self, method: str) -> dict[str, float]:
-        """Multiply-adds per image; one window each, or the mean number that was run."""
-        return count_gmacs(self.evaluation.segmenter, method, self.metrics[CLEAN][method]["lqn"])
+    @cached_property
+    def gmacs(self) -> dict[str, dict[str, float] | None]:
+        """Multiply-adds per image of each method, by stage, for one window or the mean number that
+        was run; None where they cannot be counted. Counted when they are first asked for."""
+        for method in self.methods:
+            stats = dict(self.metrics[CLEAN][method]["lqn"])
+            if "blend" in stats:
+                stats["blend"] = float(self.fitted(method) > 0)
+            self._counted[method] = attempt(
+                f"the cost of {title(method)} could not be counted",
+                partial(count_gmacs, self.evaluation.segmenter, method, stats),
+                None,
+                self.failed,
+            )
+        return self._counted
+
+    def _cost(self, method: str, stage: str) -> float:
+        """GMACs; NaN where they are not known."""
+        return (self.gmacs.get(method) or {}).get(stage, float("nan"))
+
+    def fitted(self, method: str) -> int:
+        """To how many images a student was fitted and heard, each condition counting."""
+        lines = [line for name in self.names for line in self.evaluation.lines(name, method)]
+        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
+
+    def _fits(self) -> str:
+        """How often each method with a student fitted one, in words; empty where none has any."""
+        total = len(self.names) * len(self.evaluation.scored)
+        counts = [
+            f"{title(method)} {self.fitted(method)}"
+            for method in self.methods
+            if method in self.evaluation.segmenter.precisions
+        ]
+        return f"students fitted, of {total} images: {', '.join(counts)}" if counts else ""
 
     def _differences(self) -> dict[str, dict[str, PairedDifference]]:
         """Headline metric minus the teacher's: method -> condition -> interval.
@@ -222,39 +251,37 @@ class Report:
 
     def text(self) -> str:
         """The tables and the sentence, as they are printed."""
+        return "\n\n".join([*self.score_parts, *self.cost_parts])
+
+    @cached_property
+    def score_parts(self) -> list[str]:
+        """What is printed of the scores, table by table."""
         test = self.cfg.MODEL.MASK_FORMER.TEST
         evaluation = self.evaluation
-        parts = [f"{evaluation.dataset.metadata.name}, {count_images(evaluation)}, scores 0-100"]
+        head = f"{evaluation.dataset.metadata.name}, {count_images(evaluation)}, scores 0-100"
         if test.PANOPTIC_ON:  # no other output knows them
-            parts[0] += f"; thresholds {test.OBJECT_MASK_THRESHOLD} / {test.OVERLAP_THRESHOLD}"
-        parts += left_out(evaluation)
+            head += f"; thresholds {test.OBJECT_MASK_THRESHOLD} / {test.OVERLAP_THRESHOLD}"
+        makers: dict[str, Callable[[], str]] = {}
         for group in [CLEAN, *([CORRUPTED] if self.corrupted else [])]:
-            severity = self.cfg.MODEL.LQN.EVAL.SEVERITY
-            extra = "" if group == CLEAN else f" ({len(self.corrupted)}, severity {severity})"
-            parts.append(f"{group}{extra}\n{self._quality_table(group)}")
+            makers[group] = partial(self._quality_table, group)
         if self.corrupted:
-            parts.append(f"{self.key} by condition\n{self._condition_table()}")
+            makers[f"{self.key} by condition"] = self._condition_table
         if self.differences:
-            parts.append(
-                f"{self.key} minus the teacher's, with its 95% interval (paired bootstrap over "
-                f"images)\n{self._difference_table()}"
-            )
-        parts.append(
-            "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
-            f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
-            f"{self._precisions()}.\nMilliseconds are means over the conditions: a gauged student "
-            "is fitted where an image looks damaged (the GMACs are those of such an image)\n"
-            f"{self._cost_table()}"
-        )
-        parts += [
-            f"{title(method)}: {number} fits failed (non-finite loss or out of memory); the "
+            makers["differences"] = self._difference_table
+        return [head, *left_out(evaluation), *made(makers, self.failed)]
+
+    @cached_property
+    def cost_parts(self) -> list[str]:
+        """What is printed of the costs, and the sentence, which names one."""
+        failures = [
+            f"{title(method)}: {count} fits failed (non-finite loss or out of memory); the "
             "teacher's prediction stands in for them"
-            for method, number in self.fallbacks.items()
-            if number
+            for method, count in self.fallbacks.items()
+            if count
         ]
-        if sentence := self.sentence():
-            parts.append(sentence)
-        return "\n\n".join(parts)
+        sentence = made({"sentence": self.sentence}, self.failed)
+        costs = made({"costs": self._cost_table}, self.failed)
+        return [*costs, *filter(None, [self._fits()]), *failures, *sentence]
 
     def _precisions(self) -> str:
         found = sorted(set(self.evaluation.segmenter.precisions.values()))
@@ -269,8 +296,10 @@ class Report:
             [title(method), *(self.value(group, method, task, key) for task, key in columns)]
             for method in self.methods
         ]
-        formats = ["", *(".3f" if key == "token_cos" else ".1f" for _, key in columns)]
-        return tabulate(rows, ["", *(key for _, key in columns)], floatfmt=formats)
+        forms = [".3f" if key == "token_cos" else ".1f" for _, key in columns]
+        severity = self.cfg.MODEL.LQN.EVAL.SEVERITY
+        extra = "" if group == CLEAN else f" ({len(self.corrupted)}, severity {severity})"
+        return f"{group}{extra}\n{table(rows, ['', *(key for _, key in columns)], forms)}"
 
     def _condition_table(self) -> str:
         rows = [
@@ -280,18 +309,21 @@ class Report:
             ]
             for method in self.methods
         ]
-        return tabulate(rows, ["", *(short_name(name) for name in self.names)], floatfmt=".1f")
+        heads = ["", *(short_name(name) for name in self.names)]
+        return f"{self.key} by condition\n{table(rows, heads, '.1f')}"
 
     def _difference_table(self) -> str:
         groups = [*self.names, *([CORRUPTED] if self.corrupted else [])]
         rows = [
             [
                 short_name(group),
-                *(interval_text(self.differences[m][group]) for m in self.differences),
+                *(interval_text(self.differences[m][group], self.images) for m in self.differences),
             ]
             for group in groups
         ]
-        return tabulate(rows, ["", *map(title, self.differences)], stralign="right")
+        heads = ["", *map(title, self.differences)]
+        shown = tabulate(rows, heads, stralign="right", disable_numparse=True)
+        return f"{self.key} minus the teacher's, {interval_heading(self.images)}\n{shown}"
 
     def _mean_ms(self, method: str, stage: str) -> float:
         """Over all conditions: how much a gauged method does depends on the image."""
@@ -302,12 +334,11 @@ class Report:
         rows = []
         for method in self.methods:
             times = [self._mean_ms(method, stage) for stage in STAGES]
-            costs = self.gmacs[method]
+            counted = (*STAGES, "total", "paper_convention")
             rows.append(
                 [
                     title(method),
-                    *(costs[f"gmacs_{stage}"] for stage in (*STAGES, "total")),
-                    costs["gmacs_paper_convention"],
+                    *(self._cost(method, f"gmacs_{stage}") for stage in counted),
                     *times,
                     sum(times),
                 ]
@@ -317,7 +348,14 @@ class Report:
             *(f"ms {s}" for s in STAGES),
         ]
         head = ["", *(h.replace(" ", "\n") for h in (*heads, "ms total"))]
-        return tabulate(rows, head, floatfmt=["", *[".2f"] * 6, *[".1f"] * 5])
+        shown = table(rows, head, [*[".2f"] * 6, *[".1f"] * 5])
+        return (
+            "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
+            f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
+            f"{self._precisions()}.\nMilliseconds are means over the conditions: a gauged student "
+            "is fitted where an image looks damaged (the GMACs are those of such an image, or none "
+            f"where there was none)\n{shown}"
+        )
 
     def sentence(self) -> str:
         """What the table shows about the last full method, in one sentence and without flattery.
@@ -328,19 +366,18 @@ class Report:
         if not own:
             return ""
         method = "lqn" if "lqn" in own else own[-1]
-        clean = self.differences[method][CLEAN]
-        text = (
-            f"On these {len(self.evaluation.scored)} images {title(method)} {verdict(clean)} its "
-            f"teacher on clean images ({interval_text(clean)} {self.key})"
-        )
+        found, unit = self.differences[method], f" {self.key}"
+        these = "this one image" if self.images == 1 else f"these {self.images} images"
+        text = f"On {these} {title(method)} "
+        text += comparison(found[CLEAN], self.images, "its teacher", "on clean images", unit)
         if self.corrupted:
-            damaged = self.differences[method][CORRUPTED]
-            text += (
-                f" and {verdict(damaged)} it on the mean of {len(self.corrupted)} corruptions "
-                f"({interval_text(damaged)} {self.key})"
-            )
-        ratio = self.gmacs[method]["gmacs_total"] / self.gmacs["teacher"]["gmacs_total"]
-        return f"{text}, at {ratio:.1f} times the teacher's multiply-adds."
+            count = len(self.corrupted)
+            where = f"on the mean of {count} corruption{'s' * (count > 1)}"
+            text += f" and {comparison(found[CORRUPTED], self.images, 'it', where, unit)}"
+        ratio = self._cost(method, "gmacs_total") / self._cost("teacher", "gmacs_total")
+        cost = f", at {number(ratio)} times the teacher's multiply-adds" if ratio == ratio else ""
+        few = f"; no interval: {too_few(self.images)}" if self.images < FEWEST_IMAGES else ""
+        return f"{text}{cost}{few}."
 
     def copypaste(self) -> str:
         """Detectron2's lines for grep, one block per method and task, clean images."""
@@ -350,7 +387,8 @@ class Report:
                 main = {k: v for k, v in values.items() if "-" not in k}
                 lines.append(f"copypaste: Task: {task} ({method})")
                 lines.append("copypaste: " + ",".join(main))
-                lines.append("copypaste: " + ",".join(f"{v:.4f}" for v in main.values()))
+                figures = (number(v, ".4f") if v == v else "nan" for v in main.values())
+                lines.append("copypaste: " + ",".join(figures))
         return "\n".join(lines)
 
     # ---- files -----------------------------------------------------------------------------------
@@ -362,24 +400,26 @@ class Report:
             "environment": self.environment,
             **evaluation.fingerprint,
             "seed": evaluation.segmenter.config.seed,
-            "images": len(evaluation.scored),
+            "images": self.images,
             "subset_of": evaluation.total if evaluation.is_subset else None,
             "failed": failed_images(evaluation),
-            "annotations_without_image": evaluation.dataset.problems,
+            "not_listed": evaluation.dataset.problems,
             "fallbacks": self.fallbacks,
+            "warnings": list(evaluation.segmenter.ineffective.values()),
             "policy": {
                 "reset": "student, optimizer, scaler and random numbers are fresh for every image",
                 "order": "results do not depend on it",
             },
             "metrics": self.metrics,
-            "gmacs": self.gmacs,
+            "gmacs": {method: self._counted.get(method) for method in self.methods},
+            "report_failures": self.failed,
             "differences_to_teacher": {
                 self.key: {
                     method: {group: d._asdict() for group, d in by_group.items()}
                     for method, by_group in self.differences.items()
                 }
             },
-            "sentence": self.sentence(),
+            "sentence": self.sentence() if self._counted else "",
             "per_image": {
                 name: {method: self._per_image(name, method) for method in self.methods}
                 for name in self.names
@@ -407,15 +447,24 @@ class Report:
             for k, (record, line) in enumerate(zip(self.evaluation.scored, lines))
         ]
 
+    def write_results(self) -> Path:
+        """``inference/results.json``, with the costs that are counted.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.evaluation.folder / "results.json"
+        write_atomically(path, json.dumps(json_numbers(self.results()), indent=1) + "\n")
+        return path
+
     def write(self) -> Path:
         """``inference/results.json``, ``metrics.json``, ``config.yaml`` and ``log.txt``.
 
         Raises:
             InputError: one of them cannot be written.
         """
-        output = Path(self.cfg.OUTPUT_DIR)
-        path = self.evaluation.folder / "results.json"
-        write_atomically(path, json.dumps(json_numbers(self.results()), indent=1) + "\n")
+        output, text = Path(self.cfg.OUTPUT_DIR), self.text()
+        path = self.write_results()
         flat = {
             f"{method}/{name}/{task}/{key}": value
             for name, by_method in self.metrics.items()
@@ -426,143 +475,5 @@ class Report:
         }
         write_atomically(output / "metrics.json", json.dumps(json_numbers(flat)) + "\n")
         write_atomically(output / "config.yaml", self.cfg.dump())
-        write_atomically(output / "log.txt", f"{self.text()}\n\n{self.copypaste()}\n")
+        write_atomically(output / "log.txt", f"{text}\n\n{self.copypaste()}\n")
         return path
-
-    def draw_panels(self) -> Path | None:
-        """A picture per image, a row per condition: truth, methods, and where they differ."""
-        evaluation, wanted = self.evaluation, self.cfg.MODEL.LQN.EVAL
-        chosen = [m for m in wanted.PANEL_METHODS or ("teacher", "apm", "lqn") if m in self.methods]
-        if not wanted.PANEL_IMAGES or self.task != "panoptic_seg" or len(chosen) < 2:
-            return None
-        full = evaluation.segmenter
-        segmenter = Segmenter(
-            full.teacher,
-            full.head,
-            {method: full.methods[method] for method in chosen},
-            full.thing_ids,
-            full.config,
-            full.calibration,
-            {m: model for m, model in full.comparators.items() if m in chosen},
-        )
-        folder = Path(self.cfg.OUTPUT_DIR) / "panels"
-        path = None
-        for record in evaluation.scored[: wanted.PANEL_IMAGES]:
-            path = save_png(
-                self._panel(segmenter, record, chosen), folder / f"{record['image_id']}.png"
-            )
-        return path.parent if path else None
-
-    def _panel(
-        self, segmenter: Segmenter, record: Mapping[str, Any], chosen: Sequence[str]
-    ) -> np.ndarray:
-        evaluation, metadata = self.evaluation, self.evaluation.dataset.metadata
-        truth = Segmentation(metadata.read_panoptic(record), record["segments_info"])
-        evaluator = evaluation.evaluators["panoptic_seg"]
-
-        def quality(prediction: Prediction) -> float:
-            return evaluator.summarize([evaluator.statistics(record, prediction.output)])["PQ"]
-
-        shown = panel_conditions(evaluation.conditions)
-        images = [evaluation.image(condition, dict(record)) for condition in shown]
-        seen = [
-            Seen(
-                image.permute(1, 2, 0).numpy(),
-                {method: predictions[method] for method in chosen},
-                truth,
-                quality,
-                condition.words,
-            )
-            for condition, image, predictions in zip(shown, images, segmenter(images))
-        ]
-        return comparison_panel(seen, metadata.categories, "PQ")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An image and what methods made of it: a row of a panel.
-
-    Attributes:
-        pixels: (h, w, 3) uint8.
-        predictions: by method.
-        truth: ground truth, where there is any.
-        score: of a prediction; None without ground truth.
-        label: of the row.
-    """
-
-    pixels: np.ndarray
-    predictions: Mapping[str, Prediction]
-    truth: Segmentation | None
-    score: Callable[[Prediction], float | None]
-    label: str
-
-
-def comparison_panel(
-    seen: Sequence[Seen], categories: Sequence[Category], metric: str
-) -> NDArray[np.uint8]:
-    """A row per image: ground truth if there is any, the predictions, and where the last one
-    differs from the first; scores are written, and how far each is from the first method's."""
-    rows, drawn = [], []
-    for image in seen:
-        maps = {title(name): segmentation(p.output) for name, p in image.predictions.items()}
-        scores = {title(name): image.score(p) for name, p in image.predictions.items()}
-        names = list(maps)
-        rows.append(
-            comparison_row(
-                image.pixels,
-                image.truth,
-                maps,
-                categories,
-                reference=names[0],
-                compared=names[-1],
-                label=image.label,
-                figures=score_texts(scores, metric),
-            )
-        )
-        drawn += [*maps.values(), *([image.truth] if image.truth else [])]
-    return panel(rows, [*legend_entries(drawn, categories), *DIFFERENCE_LEGEND])
-
-
-def segmentation(output: dict[str, Any]) -> Segmentation:
-    """A panoptic map to draw; semantic output becomes one segment per class."""
-    if "panoptic_seg" in output:
-        ids, segments = output["panoptic_seg"]
-        return Segmentation(ids.cpu().numpy(), segments)
-    ids = (output["sem_seg"].argmax(0).cpu().numpy() + 1).astype(np.int32)
-    return Segmentation(ids, one_each(ids))
-
-
-def one_each(ids: NDArray[np.int32]) -> list[dict[str, Any]]:
-    """A segment per class of a map of classes + 1, 0 = void."""
-    present = [int(i) for i in np.unique(ids) if i]
-    return [{"id": i, "category_id": i - 1, "isthing": False} for i in present]
-
-
-def panel_conditions(conditions: Sequence[Condition]) -> list[Condition]:
-    """Clean and the two corruptions that look least alike: noise and fog where they are there."""
-    preferred = [c for c in conditions if c.corruption in (CLEAN, "gaussian_noise", "fog")]
-    return preferred if len(preferred) > 1 else list(conditions[:3])
-
-
-def score_texts(scores: Mapping[str, float | None], metric: str) -> dict[str, str]:
-    """ "PQ 61" for the first, "PQ 64 (+3)" for the others; nothing without ground truth."""
-    first, *_ = scores.values()
-    texts = {}
-    for k, (name, score) in enumerate(scores.items()):
-        if score is not None and first is not None:
-            texts[name] = f"{metric} {score:.0f}" + (f" ({score - first:+.0f})" if k else "")
-    return texts
-
-
-def short_name(name: str) -> str:
-    return name.rsplit("-", 1)[0].replace("_", " ")
-
-
-def interval_text(difference: PairedDifference) -> str:
-    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
-
-
-def verdict(difference: PairedDifference) -> str:
-    if difference.low > 0:
-        return "is better than"
-    return "is worse than" if difference.high < 0 else "cannot be told apart from"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
+from lqn_seg.core.ineffective import shown
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
+from lqn_seg.engine.acquaintance import known_classes
+from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.build import describe_calibration, describe_teacher
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import DatasetRun, Evaluation
+from lqn_seg.engine.pictures import draw_panels
 from lqn_seg.engine.report import Report
 from lqn_seg.errors import InputError
 
@@ -35,7 +40,9 @@ def evaluate(
         strict: stop at the first image that fails, or when the disk is full.
 
     Returns:
-        the report, in the main process.
+        the report, in the main process. What cannot be made of the scores (a cost, a table, a
+        picture) is named on stderr and in ``report.failed``, and is no error; `check_failed` says
+        whether too many images were left out.
 
     Raises:
         InputError: something from outside is missing or wrong, or there is no room for results.
@@ -53,18 +60,61 @@ def evaluate(
 
 
 def _conclude(evaluation: Evaluation) -> Report:
-    """Print, write and draw what was found."""
+    """Write, print and draw what was found: the scores first, for what follows may fail."""
     report = Report(evaluation)
-    print(f"\n{report.text()}\n")
-    if len(report.methods) == 1:
-        print(f"{report.copypaste()}\n")
-    print(f"results: {report.write()}")
-    panels = report.draw_panels()
-    if panels is not None:
-        first = sorted(Path(panels).glob("*.png"))[0]
-        print(f"pictures: {first}")
+    conclude(report, [report.copypaste()] if len(report.methods) == 1 else [])
+    if panels := draw_panels(evaluation, report.failed):
+        print(f"pictures: {panels[0]}")
     check_written([evaluation])
     return report
+
+
+class AnyReport(Protocol):
+    """Of any kind of run."""
+
+    @property
+    def failed(self) -> list[str]: ...
+    @property
+    def score_parts(self) -> list[str]: ...
+    @property
+    def cost_parts(self) -> list[str]: ...
+    def write_results(self) -> Path: ...
+    def write(self) -> Path: ...
+
+
+def conclude(report: AnyReport, more: Sequence[str] = ()) -> None:
+    """Write a report's scores, print its tables, count and print its costs, and write all.
+
+    Raises:
+        InputError: a file cannot be written; everything is printed all the same.
+    """
+    attempt("the scores are not written yet", report.write_results, None, report.failed)
+    print()
+    for part in (*report.score_parts, *report.cost_parts, *more):
+        print(f"{part}\n", flush=True)
+    print(f"results: {report.write()}", flush=True)
+
+
+def check_failed(runs: Sequence[DatasetRun]) -> None:
+    """Refuse to call a run complete that left out too much: more than ``MODEL.LQN.EVAL.MAX_FAILED``
+    of its images, or of its annotations.
+
+    Raises:
+        InputError: a data set lacks more; what could be scored is printed and written.
+    """
+    for run in runs:
+        most, failed = run.cfg.MODEL.LQN.EVAL.MAX_FAILED, len(run.records) - len(run.scored)
+        problems = len(run.dataset.problems)
+        for count, total, what in (
+            (failed, len(run.records), "images failed"),
+            (problems, run.total + problems, "entries of the data set could not be listed"),
+        ):
+            if count > most * total:
+                raise InputError(
+                    f"{run.dataset.metadata.name}: {count} of {total} {what}, more than "
+                    f"MODEL.LQN.EVAL.MAX_FAILED allows ({most:g} of them); the numbers above are "
+                    "without them"
+                )
 
 
 def execute(runs: Sequence[DatasetRun]) -> None:
@@ -73,8 +123,11 @@ def execute(runs: Sequence[DatasetRun]) -> None:
     Raises:
         KeyboardInterrupt: Ctrl-C; it says how much is done.
     """
+    warnings = shown(runs[0].model.ineffective.values())  # on the console, and there alone
     if launch.is_main():
         _announce(runs)
+        for sentence in warnings:
+            print(f"warning: {sentence}", flush=True)
     try:
         for run in runs:
             run.run()
@@ -98,17 +151,15 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
     )
     for run in runs:
         name = f"{run.dataset.metadata.name}: " if len(runs) > 1 else ""
+        who = "this run" if run.model.teacher.name == "CLIP" else "this teacher"
+        print(f"{name}{known_classes(run.dataset.metadata.class_names, who)}", flush=True)
         if run.is_subset:
             print(f"{name}SUBSET: {len(run.records)} of {run.total} images", flush=True)
         for problem in run.dataset.problems:
             print(f"{name}left out: {problem}", flush=True)
+        for note in run.dataset.notes:
+            print(f"{name}note: {note}", flush=True)
         print(f"{name}{run.progress()}; processes: {launch.size()}", flush=True)
-    if unheard := runs[0].model.unheard:
-        print(
-            f"no calibration: {', '.join(unheard)} without restoring, and without a student; "
-            "tools/calibrate.py makes one from clean images",
-            flush=True,
-        )
 
 
 def check_written(runs: Sequence[DatasetRun]) -> None:

@@ -9,15 +9,16 @@ from those lines, whoever wrote them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import sys
+import tempfile
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ Key = int | str
 Record = dict[str, Any]
 Result = dict[str, Any]
 Work = Callable[[str, Sequence[Record]], Iterable[Result]]
+STAMP = "input_hash"
 _LINE = re.compile(r'\{"crc32": (\d+), "images": (\[.*\])\}')
+_NAMED = 5  # images that are named where some have changed
 _QUIET = 30.0  # seconds between two lines of progress in a file
 
 
@@ -69,6 +72,9 @@ class ShardedRun:
         groups: names of what is done with every image (conditions).
         resume: go on from the results in the folder; otherwise they are removed.
         strict: stop at the first image that fails, or when the disk is full.
+        stamp: what a record's results are of; kept with them. See `forget_changed`.
+        may_change: keys of the fingerprint that all processes must have in common, but not a run
+            and the one that it goes on from.
 
     Raises:
         InputError: the folder cannot be used, or holds a run of another fingerprint and ``resume``
@@ -82,8 +88,12 @@ class ShardedRun:
         groups: Sequence[str],
         resume: bool = False,
         strict: bool = False,
+        stamp: Callable[[Record], str] | None = None,
+        may_change: Sequence[str] = (),
     ) -> None:
         self.folder, self.groups, self.strict = folder, list(groups), strict
+        self.stamp, self.may_change = stamp, set(may_change)
+        self._stale: set[tuple[Key, str]] = set()  # (image id, stamp) of results that do not count
         self.unwritten: list[tuple[str, str]] = []  # (group, line) that found no room on the disk
         self.complaint = ""  # why not
         self._kept: dict[str, Kept] | None = None
@@ -107,9 +117,9 @@ class ShardedRun:
         except ValueError:
             stored = {}
         stored = stored if isinstance(stored, dict | None) else {}
-        if resume and stored not in (None, fingerprint):
-            keys = sorted({*fingerprint, *stored})
-            others = [key for key in keys if fingerprint.get(key) != stored.get(key)]
+        keys = sorted({*fingerprint, *(stored or ())} - self.may_change)
+        others = [key for key in keys if fingerprint.get(key) != (stored or {}).get(key)]
+        if resume and stored is not None and others:
             raise InputError(
                 f"{self.folder} holds results of another configuration, teacher, data set or "
                 f"machine (it differs in: {', '.join(others)}): choose another OUTPUT_DIR, or "
@@ -133,13 +143,53 @@ class ShardedRun:
             )
 
     def _read(self, group: str) -> Kept:
-        """All that any process, of this run or one before it, has kept of a group."""
+        """All that any process, of this run or one before it, has kept of a group and that counts.
+
+        What comes later counts, and files come by their names: whether a result is of an image as
+        it is now, only its stamp can say.
+        """
         kept = Kept()
+        for entries in self._stored(group):
+            kept.add(e for e in entries if (e["image_id"], e.get(STAMP, "")) not in self._stale)
+        return kept
+
+    def _stored(self, group: str) -> Iterator[list[Result]]:
         for path in sorted(self.folder.glob(f"{group}.*.jsonl")):
             with path.open(errors="replace") as file:
-                for text in file:
-                    kept.add(parse_line(text))
-        return kept
+                yield from map(parse_line, file)
+
+    def forget_changed(self, records: Sequence[Record]) -> list[Key]:
+        """Let no result count that is of other content than its record has now.
+
+        Every process has to call it; each looks at its share of the records.
+
+        Returns:
+            Ids of the images that have to be done again, which is said.
+        """
+        stamps: dict[Key, set[str]] = {}
+        for group in self.groups:
+            for entry in itertools.chain.from_iterable(self._stored(group)):
+                if "failed" not in entry:
+                    stamps.setdefault(entry["image_id"], set()).add(entry.get(STAMP, ""))
+        known = [record for record in records if record["image_id"] in stamps]
+        mine = [
+            (record["image_id"], self._stamped(record).get(STAMP, ""))
+            for record in known[launch.rank() :: launch.size()]
+        ]
+        now = dict(itertools.chain.from_iterable(launch.gather(mine)))
+        before = [set(self._read(group).results) for group in self.groups]
+        self._stale = {(key, stamp) for key in now for stamp in stamps[key] - {now[key]}}
+        after = [set(self._read(group).results) for group in self.groups]
+        lost = set().union(*(b - a for b, a in zip(before, after)))
+        changed = [record["image_id"] for record in known if record["image_id"] in lost]
+        if changed and launch.is_main():
+            more = ", ..." if len(changed) > _NAMED else ""
+            say(
+                f"changed since they were evaluated (image, label or annotation), so evaluated "
+                f"again: {len(changed)} of {len(records)} images "
+                f"({', '.join(map(str, changed[:_NAMED]))}{more})"
+            )
+        return changed
 
     @property
     def kept(self) -> dict[str, Kept]:
@@ -217,7 +267,7 @@ class ShardedRun:
         self._kept = None
         mine = todo[launch.rank() :: launch.size()]
         with _bar(sum(len(chunk) for _, chunk in mine), progress) as bar:
-            for (group, chunk), following in zip_longest(mine, mine[1:]):
+            for (group, chunk), following in itertools.zip_longest(mine, mine[1:]):
                 bar.set_description(f"{group:<20}", refresh=False)
                 if announce is not None and following is not None:
                     announce(*following)
@@ -228,11 +278,17 @@ class ShardedRun:
         self.complaint = next((complaint for _, complaint in others if complaint), "")
         self._check_complete(records)
 
+    def _stamped(self, record: Record) -> dict[str, str]:
+        return {} if self.stamp is None else {STAMP: self.stamp(record)}
+
     def _attempt(self, work: Work, group: str, chunk: Sequence[Record]) -> list[Result]:
         """A chunk's entries; an image that cannot be done takes none of its company with it."""
         try:
-            results = zip(chunk, work(group, chunk), strict=True)
-            return [{"image_id": record["image_id"], **result} for record, result in results]
+            stamps = [self._stamped(record) for record in chunk]
+            return [
+                {"image_id": record["image_id"], **stamp, **result}
+                for record, stamp, result in zip(chunk, stamps, work(group, chunk), strict=True)
+            ]
         except Exception as error:
             if self.strict or _device_is_lost(error):
                 raise
@@ -294,6 +350,20 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {path} ({error.strerror})") from error
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder, and find now, and not when the work is done, that it cannot be written to.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror})") from error
 
 
 def say(text: str) -> None:

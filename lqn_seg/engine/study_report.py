@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,24 @@ from tabulate import tabulate
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
+from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.inference import CLEAN, Condition
 from lqn_seg.engine.provenance import environment, json_numbers
-from lqn_seg.engine.report import (
-    CORRUPTED,
-    STAGES,
-    interval_text,
-    short_name,
-    title,
-)
+from lqn_seg.engine.report import CORRUPTED, STAGES, made
 from lqn_seg.engine.sharded import write_atomically
-from lqn_seg.engine.study import (
-    METRICS,
-    NONE,
-    Finished,
-    Study,
-    check_frozen,
-    load_study,
-    plan,
-    run_jobs,
-    study_hashes,
-    value_name,
+from lqn_seg.engine.study import NONE, Finished, check_frozen, plan, run_jobs, study_hashes
+from lqn_seg.engine.study_file import METRICS, Study, load_study, value_name
+from lqn_seg.engine.wording import interval_heading, interval_text, number, short_name, title
+from lqn_seg.evaluation.bootstrap import (
+    FEWEST_IMAGES,
+    PairedDifference,
+    paired_interval,
+    resampled_totals,
 )
-from lqn_seg.evaluation.bootstrap import PairedDifference, paired_interval, resampled_totals
 
 # Statistics with columns of their own, or that say nothing about a method.
 _SHOWN = {*(f"{stage}_ms" for stage in STAGES), "fallback", "windows"}
-_DECIMALS = {"score": 1, "ms": 1, "gmacs": 2, "statistic": 3}
+_FORMS = {"score": ".1f", "ms": ".1f", "gmacs": ".2f", "statistic": ".3f"}
 
 
 class StudyTable:
@@ -103,6 +94,15 @@ class StudyTable:
         columns = self.groups[group]
         a, b = (self.quality[m][:, :, columns].mean((1, 2)) for m in (method, other))
         return paired_interval(a, b)
+
+    @property
+    def units(self) -> int:
+        """How many images, or blocks of neighbours, the bootstrap resamples."""
+        return self.images // self.study.block
+
+    def difference_text(self, method: str, other: str, group: str) -> str:
+        """`difference` in words; without an interval where there are too few `units`."""
+        return interval_text(self.difference(method, other, group), self.units)
 
     def statistic(self, method: str, key: str, names: Sequence[str]) -> float:
         """Mean of one of `Prediction.stats` over images, seeds and conditions that have it."""
@@ -173,19 +173,13 @@ class StudyTable:
         ]
         if self.compared:
             parts += [
-                f"{metric} minus that of {title(study.baseline)}, with its 95% interval",
-                self._grid(
-                    self.compared,
-                    lambda m, g: interval_text(self.difference(m, study.baseline, g)),
-                ),
+                f"{metric} minus that of {title(study.baseline)}, {interval_heading(self.units)}",
+                self._grid(self.compared, lambda m, g: self.difference_text(m, study.baseline, g)),
             ]
         if self.controls:
             parts += [
-                f"{metric} of {title(study.focus)} minus that of each other method, with its 95% "
-                "interval",
-                self._grid(
-                    self.controls, lambda m, g: interval_text(self.difference(study.focus, m, g))
-                ),
+                f"{metric} of {title(study.focus)} minus that of each other method, likewise",
+                self._grid(self.controls, lambda m, g: self.difference_text(study.focus, m, g)),
             ]
         parts += [
             "Cost per image: milliseconds (mean over all conditions), GMACs (multiply-add = 1, "
@@ -208,7 +202,7 @@ class StudyTable:
 
     def _score_text(self, method: str, group: str) -> str:
         score, spread = self.score(method, group), self.spread(method, group)
-        return _number(score, "score") + (f" ± {spread:.1f}" if spread == spread else "")
+        return _number(score, "score") + (f" ± {number(spread)}" if spread == spread else "")
 
     def _cost_table(self) -> str:
         keys, rows = self.statistic_keys(), []
@@ -270,6 +264,7 @@ class StudyTable:
             else None,
             "seeds": self.seeds,
             "images": self.images,
+            "has_intervals": self.units >= FEWEST_IMAGES,
             "overrides": [list(pair) for pair in study.runs[self.run].overrides],
             "methods": by_method,
             "focus_minus": {m: self._differences(study.focus, m) for m in self.controls},
@@ -280,7 +275,7 @@ class StudyTable:
 
 
 def _number(value: float, kind: str) -> str:
-    return "-" if value != value else f"{value:.{_DECIMALS[kind]}f}"
+    return number(value, _FORMS[kind])
 
 
 class StudyReport:
@@ -291,12 +286,19 @@ class StudyReport:
         finished: all jobs.
         hashes: as `study_hashes`.
         total: images in the data set.
+        failed: what could not be made so far: a sentence each.
     """
 
     def __init__(
-        self, study: Study, finished: Sequence[Finished], hashes: dict[str, str], total: int
+        self,
+        study: Study,
+        finished: Sequence[Finished],
+        hashes: dict[str, str],
+        total: int,
+        failed: list[str] | None = None,
     ) -> None:
         self.study, self.hashes, self.total = study, hashes, total
+        self.failed = [] if failed is None else failed
         self.environment = environment(finished[0].job.cfg.MODEL.LQN.EVAL.THREADS)
         by_seed: dict[tuple[str, int, int | None], list[Finished]] = {}
         for found in finished:
@@ -336,9 +338,9 @@ class StudyReport:
                 "method whose gauge decides answers as its teacher does "
                 "(tools/calibrate.py makes one)."
             )
-        if study.sweep:
-            head.append(self._sweep_table())
-        return "\n\n".join([*head, *(table.markdown() for table in self.tables)]) + "\n"
+        makers = {"the sweep": self._sweep_table} if study.sweep else {}
+        makers |= {table.heading(): table.markdown for table in self.tables}
+        return "\n\n".join([*head, *made(makers, self.failed)]) + "\n"
 
     def curves(self) -> Iterator[tuple[str, str, list[StudyTable]]]:
         """Of a sweep: (title, method, its tables in the order of the values)."""
@@ -364,11 +366,10 @@ class StudyReport:
                     value = sweep.values[table.value]
                     difference = "-"
                     if method != study.baseline:
-                        found = table.difference(method, study.baseline, group)
-                        difference = interval_text(found)
+                        difference = table.difference_text(method, study.baseline, group)
                     # Published scores are of the whole method, on images as they are.
                     ours = method == study.focus and group == CLEAN
-                    theirs = [f"{score:.1f}" for v, score in sweep.paper if ours and v == value]
+                    theirs = [number(score) for v, score in sweep.paper if ours and v == value]
                     rows.append(
                         [
                             where,
@@ -411,21 +412,40 @@ class StudyReport:
                 "paper": [list(pair) for pair in study.sweep.paper],
                 "paper_label": study.sweep.paper_label,
             },
-            "tables": [table.results() for table in self.tables],
+            "tables": [found for found in map(self._table_results, self.tables) if found],
+            "report_failures": self.failed,
         }
 
-    def write(self) -> list[Path]:
-        """``results.json``, ``table.md`` and ``plot.png`` in the study's folder."""
+    def _table_results(self, table: StudyTable) -> dict[str, Any]:
+        complaint = f"there are no numbers of {table.heading()}"
+        none: dict[str, Any] = {}
+        return attempt(complaint, table.results, none, self.failed)
+
+    def conclude(self) -> list[Path]:
+        """Write ``results.json``, print the tables and write them as ``table.md``, and draw
+        ``plot.png``; tables and plot may fail alone.
+
+        Returns:
+            What was written.
+
+        Raises:
+            InputError: there is no room, or the folder cannot be written to; the tables are printed
+                all the same.
+        """
         from lqn_seg.visualization.curves import draw_study, draw_sweep
 
         folder = Path(self.study.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / name for name in ("results.json", "table.md", "plot.png")]
+        numbers, tables = folder / "results.json", folder / "table.md"
         results = json_numbers(self.results())
-        write_atomically(paths[0], json.dumps(results, indent=1) + "\n")
-        write_atomically(paths[1], self.markdown())
-        (draw_sweep if self.study.sweep else draw_study)(results, paths[2])
-        return paths
+        text = f"{json.dumps(results, indent=1)}\n"
+        early = "the numbers are not written yet"
+        attempt(early, partial(write_atomically, numbers, text), None, self.failed)
+        print(f"\n{self.markdown()}", flush=True)
+        write_atomically(numbers, text)
+        write_atomically(tables, self.markdown())
+        draw = partial(draw_sweep if self.study.sweep else draw_study, results, folder / "plot")
+        none: list[Path] = []
+        return [numbers, tables, *attempt("the plot could not be drawn", draw, none, self.failed)]
 
 
 def _severities(found: Finished) -> list[int | None]:
@@ -450,14 +470,14 @@ def run_study(
     with launch.together():
         study = load_study(path, overrides)
         dataset = get_dataset(study.dataset)
-        jobs = plan(study, len(dataset.records()))
+        jobs = plan(study, len(dataset.records(strict=False)))
         hashes = study_hashes(study, dataset)
         check_frozen(study, hashes)
-    finished = run_jobs(jobs, dataset, resume, METRICS[study.metric][0], progress)
+    failed: list[str] = []
+    finished = run_jobs(jobs, dataset, resume, METRICS[study.metric][0], progress, failed)
     if not launch.is_main():
         return None
-    report = StudyReport(study, finished, hashes, len(dataset.records()))
-    print(f"\n{report.markdown()}")
-    for written in report.write():
+    report = StudyReport(study, finished, hashes, len(dataset.records(strict=False)), failed)
+    for written in report.conclude():
         print(f"written: {written}")
     return report

@@ -25,6 +25,7 @@ from lqn_seg.engine.pixel_classifier import PixelClassifier
 from lqn_seg.engine.training_images import TrainingImages
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt_model import image_size_of
+from lqn_seg.teachers.preprocessing import write_preprocessor
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ class TeacherTrainer:
         self.output = Path(cfg.OUTPUT_DIR)
         dataset = get_dataset(cfg.DATASETS.TRAIN[0])
         torch.manual_seed(cfg.SEED)
-        self.model = untrained_eomt(cfg, dataset.metadata.class_names)
+        self.model, self.preprocessing = untrained_eomt(cfg, dataset.metadata.class_names)
         # Depth-wise convolutions run several times faster in this layout on a CPU.
         self.model.upscale_block.to(memory_format=torch.channels_last)
         self.model.to(cfg.MODEL.DEVICE)
         self.augmentation = augmentation_config(cfg)
-        self.images = TrainingImages(dataset, image_size_of(self.model.config), self.augmentation)
+        self.images = TrainingImages(
+            dataset, image_size_of(self.model.config), self.augmentation, self.preprocessing
+        )
         self.pixel_weight: float = cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT
         self.auxiliary = nn.ModuleList()  # trained and kept in checkpoints, but never exported
         if self.pixel_weight:
@@ -254,10 +257,11 @@ class TeacherTrainer:
         self.model.eval()
         self.model.attn_mask_probs.zero_()
         self.model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        write_preprocessor(folder, self.preprocessing, image_size_of(self.model.config))
         solver = self.cfg.SOLVER
         state = TrainingState(
             dataset=self.cfg.DATASETS.TRAIN[0],
-            images=len(self.images),
+            images=len(self.images) - len(self.images.left_out),
             iterations=self.iteration,
             batch_size=solver.IMS_PER_BATCH,
             learning_rate=solver.BASE_LR,

@@ -29,9 +29,12 @@ from lqn_seg.command_line import patient
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine.build import find_local
+from lqn_seg.engine.sharded import say
+from lqn_seg.engine.usable import usable_records
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import normalise
-from lqn_seg.teachers.eomt import IMAGENET_MEAN, IMAGENET_STD, load_eomt
+from lqn_seg.teachers.base import Preprocessing, normalise
+from lqn_seg.teachers.eomt import load_eomt
+from lqn_seg.teachers.files import read_json
 
 MAX_LOGIT_SCALE = 100.0
 INTERRUPTED = "interrupted"  # a folder for what was not trained to the end
@@ -59,8 +62,9 @@ class ClipTrainer:
         seed = max(cfg.SEED, 0)
         torch.manual_seed(seed)
         self.model: Any = open_clip.model.CLIP(**self.model_cfg).to(self.device)
+        self.preprocessing = Preprocessing()
         if cfg.MODEL.WEIGHTS:
-            start_from_eomt(self.model, find_local(cfg.MODEL.WEIGHTS))
+            self.preprocessing = start_from_eomt(self.model, find_local(cfg.MODEL.WEIGHTS))
         self.tokenizer = open_clip.SimpleTokenizer(
             context_length=self.model_cfg["text_cfg"]["context_length"]
         )
@@ -71,7 +75,7 @@ class ClipTrainer:
             for template in templates("train")
         ]
         size = self.model.visual.image_size[0]
-        self.images, self.labels = _load(dataset.records(), size)
+        self.images, self.labels = _load(usable_records(dataset), size)
         self.random = torch.Generator().manual_seed(seed)
         self._centre()
 
@@ -103,7 +107,7 @@ class ClipTrainer:
         is_whole = len(losses) == solver.MAX_ITER
         folder = Path(self.cfg.OUTPUT_DIR) / ("" if is_whole else INTERRUPTED)
         self._forget_unseen_words()
-        save_clip(folder, model, self.model_cfg)
+        save_clip(folder, model, self.model_cfg, self.preprocessing)
         about = {
             "dataset": self.cfg.DATASETS.TRAIN[0],
             "images": len(self.labels),
@@ -130,11 +134,15 @@ class ClipTrainer:
         visual = self.model.visual.eval()
         proj, visual.proj = visual.proj, None
         sample = torch.arange(0, len(self.labels), max(1, len(self.labels) // images))[:images]
-        pixels = self.images[sample].to(self.device).float() / 255
-        deviation, mean = torch.std_mean(visual(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)), 0)
+        pixels = self._input(self.images[sample].to(self.device).float() / 255)
+        deviation, mean = torch.std_mean(visual(pixels), 0)
         visual.proj = proj
         visual.ln_post.weight /= deviation
         visual.ln_post.bias.sub_(mean).div_(deviation)
+
+    def _input(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) in 0..1 as the tower takes them."""
+        return normalise(images, self.preprocessing.mean, self.preprocessing.std)
 
     def _schedule(self, step: int) -> float:
         """Linear warm-up, then a cosine down to nothing."""
@@ -146,7 +154,7 @@ class ClipTrainer:
         count = self.solver.IMS_PER_BATCH
         chosen = torch.randint(len(self.labels), (count,), generator=self.random)
         images = augment(self.images[chosen].to(self.device).float() / 255, self.random)
-        images = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+        images = self._input(images)
         present, place = self.labels[chosen].unique(return_inverse=True)
         drawn = torch.randint(len(self.captions), (len(present),), generator=self.random)
         pairs = zip(drawn.tolist(), present.tolist())
@@ -176,10 +184,13 @@ class ClipTrainer:
 
 
 @torch.no_grad()
-def start_from_eomt(model: Any, weights: str) -> None:
+def start_from_eomt(model: Any, weights: str) -> Preprocessing:
     """Copy an EoMT's patch embedding and first layers into a CLIP's image tower.
 
     Of a larger grid the positions in the middle are taken; register tokens are left out.
+
+    Returns:
+        What the EoMT says of its input.
 
     Raises:
         InputError: the EoMT cannot be loaded, or the tower is not the same kind of ViT: the same
@@ -225,6 +236,7 @@ def start_from_eomt(model: Any, weights: str) -> None:
             own.load_state_dict(other.state_dict())
         block.ls_1.gamma.copy_(layer.layer_scale1.lambda1)
         block.ls_2.gamma.copy_(layer.layer_scale2.lambda1)
+    return eomt.preprocessing
 
 
 def augment(images: Tensor, random: torch.Generator) -> Tensor:
@@ -242,16 +254,25 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _load(records: list[dict[str, Any]], size: int) -> tuple[Tensor, Tensor]:
-    """All images (N, 3, size, size) uint8 and labels (N,), in memory."""
+    """All images (N, 3, size, size) uint8 and labels (N,), in memory; without those that cannot be
+    read, which are named."""
     images = np.empty((len(records), size, size, 3), np.uint8)
-    for row, record in enumerate(records):
-        pixels = read_labelled_image(record)
+    labels: list[int] = []
+    for record in records:
+        try:
+            pixels = read_labelled_image(record)
+        except InputError as error:
+            say(f"left out: {error}")
+            continue
         if pixels.shape[:2] != (size, size):
             resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
             pixels = np.asarray(resized)
-        images[row] = pixels
-    labels = torch.tensor([record["label"] for record in records])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
+        images[len(labels)] = pixels
+        labels.append(record["label"])
+    if not labels:
+        raise InputError("no image can be trained on: none of them can be read")
+    kept = torch.from_numpy(images[: len(labels)])
+    return kept.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
 def _groups(model: torch.nn.Module, solver: CfgNode) -> list[dict[str, Any]]:
@@ -274,15 +295,21 @@ def _groups(model: torch.nn.Module, solver: CfgNode) -> list[dict[str, Any]]:
     ]
 
 
-def save_clip(folder: Path, model: torch.nn.Module, model_cfg: dict[str, Any]) -> None:
+def save_clip(
+    folder: Path,
+    model: torch.nn.Module,
+    model_cfg: dict[str, Any],
+    preprocessing: Preprocessing | None = None,
+) -> None:
     """Write a folder that open_clip reads: half-precision weights, and the model's shape."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
+    wanted = preprocessing or Preprocessing()
     preprocess = {
         "size": model_cfg["vision_cfg"]["image_size"],
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "mean": wanted.mean,
+        "std": wanted.std,
     }
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
@@ -296,10 +323,7 @@ def read_model_cfg(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise InputError(f"MODEL.LQN.TEACHER.CONFIG: there is no file {path or '(empty)'}")
-    try:
-        content = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} is not JSON ({error})") from error
+    content = read_json(Path(path), "MODEL.LQN.TEACHER.CONFIG")
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if key not in content:
             raise InputError(f"MODEL.LQN.TEACHER.CONFIG: {path} lacks open_clip's key {key!r}")

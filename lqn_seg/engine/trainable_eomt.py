@@ -112,6 +112,7 @@ def trainable_segmenter(
     """
     if cfg.MODEL.LQN.TEACHER.WEIGHTS:
         return build_segmenter(cfg, thing_ids, len(class_names), _ALONE)
-    model = untrained_eomt(cfg, class_names).to(cfg.MODEL.DEVICE)
-    teacher, head = EomtTeacher(model), EomtHead(model)
+    model, preprocessing = untrained_eomt(cfg, class_names)
+    model.to(cfg.MODEL.DEVICE)
+    teacher, head = EomtTeacher(model, preprocessing=preprocessing), EomtHead(model)
     return Segmenter(teacher, head, _ALONE, thing_ids, segmentation_config(cfg))

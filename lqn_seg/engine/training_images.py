@@ -12,22 +12,33 @@ from torch import Tensor
 from lqn_seg.data.augmentation import (
     UNLABELLED,
     AugmentationConfig,
+    Indices,
     Pixels,
     jitter_colors,
     random_crop,
 )
 from lqn_seg.data.catalog import Dataset
-from lqn_seg.data.images import read_image
+from lqn_seg.data.images import read_record
 from lqn_seg.data.metadata import Record
+from lqn_seg.engine.sharded import say
+from lqn_seg.engine.usable import usable_records
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from lqn_seg.teachers.base import Preprocessing
+
+MOST_LEFT_OUT = 0.1  # of the images, before training stops
+FEW = 10  # images that may be left out of any data set
 
 
 class TrainingImages:
-    """Images and segment masks of a data set, decoded once and kept as uint8.
+    """Images and segment masks of a data set, decoded once and kept as small integers.
 
-    A panoptic data set has one mask per segment, a semantic one one mask per class in the image;
-    pixels of its ignore label are in none.
+    A panoptic data set has one mask per segment that is no crowd, a semantic one one mask per class
+    in the image; pixels of its ignore label are in none. What cannot be listed or read, or does not
+    fit its annotation, is named and left out: the next image takes its place.
+
+    Attributes:
+        records: of the images that could be listed.
+        left_out: why an image is left out, by its place among them.
     """
 
     def __init__(
@@ -35,47 +46,83 @@ class TrainingImages:
         dataset: Dataset,
         size: tuple[int, int],
         augmentation: AugmentationConfig | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.metadata = dataset.metadata
-        self.records = dataset.records()
+        self.records = usable_records(dataset)
         self.size = size
         self.augmentation = augmentation or AugmentationConfig()
-        self._decoded: dict[int, tuple[Pixels, Pixels, list[int]]] = {}
+        self.preprocessing = preprocessing or Preprocessing()
+        self.left_out: dict[int, str] = {}
+        self._decoded: dict[int, tuple[Pixels, Indices, list[int]]] = {}
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, index: int) -> tuple[Pixels, Pixels, list[int]]:
-        """Image (h, w, 3) uint8, segment indices (h, w) uint8, and each segment's class.
+    def read(self, index: int) -> tuple[Pixels, Indices, list[int]]:
+        """Image (h, w, 3) uint8, segment indices (h, w), and each segment's class.
+
+        Segment k has the index k + 1; ``UNLABELLED`` is where there is none.
 
         Raises:
-            InputError: a file is damaged, or the image is not of the teacher's size and no crop is
-                asked for.
+            InputError: a file is damaged or does not fit its annotation, or the image is not of the
+                teacher's size and no crop is asked for.
         """
+        image, index_map, categories = self._decode(index)
+        if image.shape[:2] != self.size and not self.augmentation.crop:
+            raise InputError(
+                f"{self.records[index]['file_name']} is {image.shape[0]}x{image.shape[1]} pixels; "
+                f"the teacher is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN.CROP "
+                "True takes images of any size)"
+            )
+        return image, index_map, categories
+
+    def readable(self, index: int) -> int:
+        """``index``, or where that image has to be left out the next one that need not be.
+
+        Raises:
+            InputError: more than `MOST_LEFT_OUT` of the images would be.
+        """
+        for other in (k % len(self) for k in range(index, index + len(self))):
+            if other in self.left_out:
+                continue
+            try:
+                self._decode(other)
+            except InputError as error:
+                self._leave_out(other, error)
+            else:
+                return other
+        raise InputError(f"no image can be trained on: {next(iter(self.left_out.values()))}")
+
+    def _leave_out(self, index: int, error: InputError) -> None:
+        say(f"left out: image {self.records[index]['image_id']}: {error}")
+        self.left_out[index] = str(error)
+        if len(self.left_out) > max(MOST_LEFT_OUT * len(self), FEW):
+            raise InputError(
+                f"{len(self.left_out)} of {len(self)} images of {self.metadata.name} cannot be "
+                f"trained on, more than {MOST_LEFT_OUT:.0%}; the first: "
+                f"{next(iter(self.left_out.values()))}"
+            )
+
+    def _decode(self, index: int) -> tuple[Pixels, Indices, list[int]]:
         if index not in self._decoded:
             record = self.records[index]
-            image = read_image(record["file_name"])
-            if image.shape[:2] != self.size and not self.augmentation.crop:
-                raise InputError(
-                    f"{record['file_name']} is {image.shape[0]}x{image.shape[1]} pixels; the "
-                    f"teacher is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN.CROP "
-                    "True takes images of any size)"
-                )
-            self._decoded[index] = image, *self._segments(record)
+            self._decoded[index] = read_record(record), *self._segments(record)
         return self._decoded[index]
 
-    def _segments(self, record: Record) -> tuple[Pixels, list[int]]:
-        """Segment indices (h, w) uint8, ``UNLABELLED`` where there is none, and their classes."""
+    def _segments(self, record: Record) -> tuple[Indices, list[int]]:
+        """Segment indices (h, w) from 1 on, and the segments' classes."""
         if "segments_info" in record:
             ids = self.metadata.read_panoptic(record)
-            segments = [(info["id"], info["category_id"]) for info in record["segments_info"]]
+            listed = [info for info in record["segments_info"] if not info.get("iscrowd", 0)]
+            segments = [(info["id"], info["category_id"]) for info in listed]
         else:
             ids = self.metadata.read_semantic(record)
             present = set(np.unique(ids).tolist()) - {self.metadata.ignore_label}
             segments = [(label, label) for label in sorted(present)]
-        index_map = np.full(ids.shape, UNLABELLED, np.uint8)
-        for position, (segment, _) in enumerate(segments):
-            index_map[ids == segment] = position
+        index_map = np.full(ids.shape, UNLABELLED, np.min_scalar_type(len(segments)))
+        for number, (segment, _) in enumerate(segments, start=1):
+            index_map[ids == segment] = number
         return index_map, [category for _, category in segments]
 
     def batch(
@@ -88,10 +135,11 @@ class TrainingImages:
             flips: which of them to mirror.
             seed: crop and colours of image k are drawn from (*seed, k) alone.
         """
-        mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+        wanted = self.preprocessing
+        mean, std = np.array(wanted.mean, np.float32), np.array(wanted.std, np.float32)
         pixels, masks, classes = [], [], []
         for place, (index, flip) in enumerate(zip(indices, flips)):
-            image, index_map, categories = self.read(index)
+            image, index_map, categories = self.read(self.readable(index))
             if flip:
                 image, index_map = image[:, ::-1], index_map[:, ::-1]
             rng = np.random.default_rng([*seed, place])
@@ -100,9 +148,9 @@ class TrainingImages:
                 image, index_map = random_crop(image, index_map, self.size[0], scale, rng)
             image = jitter_colors(image, self.augmentation, rng)
             pixels.append(((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1))
-            drawn = np.flatnonzero(np.bincount(index_map.ravel(), minlength=256)[:UNLABELLED])
+            drawn = np.setdiff1d(index_map, [UNLABELLED])
             masks.append(torch.from_numpy(index_map == drawn[:, None, None]).float())
-            classes.append(torch.tensor([categories[position] for position in drawn]).long())
+            classes.append(torch.tensor([categories[number - 1] for number in drawn]).long())
         return {
             "pixel_values": torch.from_numpy(np.stack(pixels)),
             "mask_labels": masks,

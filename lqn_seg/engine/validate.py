@@ -114,11 +114,15 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
         progress: whether to draw a bar.
 
     Raises:
-        InputError: the images cannot even be listed.
+        InputError: the data set cannot even be looked at.
     """
-    metadata, records = dataset.metadata, dataset.records()
+    dataset = dataset.with_instances().listed()
+    metadata, records = dataset.metadata, dataset.records(strict=False)
     chosen = records[: max_images or None]
-    found = Validation(metadata.name, 0, len(records), _duplicates(records))
+    problems = [*dataset.problems, *_duplicates(records)]
+    found = Validation(metadata.name, 0, len(records), problems, list(dataset.notes))
+    if not records:
+        return found
     scorers = {kind: build_scorers(records[0], metadata) for kind in ("truth", "damaged")}
     with tempfile.TemporaryDirectory() as folder:
         references = build_references(records[0], metadata, Path(folder))
@@ -164,9 +168,11 @@ def _duplicates(records: Iterable[Record]) -> list[str]:
     for key in ("image_id", "file_name"):
         seen: set[Any] = set()
         for record in records:
-            if record[key] in seen:
+            # Many images lie in one array.
+            value = (record[key], record.get("row")) if key == "file_name" else record[key]
+            if value in seen:
                 problems.append(f"{key} {record[key]!r} occurs twice")
-            seen.add(record[key])
+            seen.add(value)
     return problems
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lqn_seg.core.fit import LQNConfig, nearest
+from lqn_seg.core.config import LQNConfig, nearest
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
+from lqn_seg.core.ineffective import shown
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS
+from lqn_seg.data.file_names import file_name
+from lqn_seg.engine.acquaintance import UNLIKE, is_unlike, known_classes
 from lqn_seg.engine.build import (
     build_calibration,
     build_segmenter,
@@ -30,6 +32,7 @@ from lqn_seg.engine.build import (
 )
 from lqn_seg.engine.config import load_any_cfg, method_config, segmentation_config
 from lqn_seg.engine.inference import CLEAN, Condition, build_evaluators
+from lqn_seg.engine.pictures import Seen, comparison_panel, one_each, segmentation
 from lqn_seg.engine.probe import (
     Probe,
     Source,
@@ -38,12 +41,14 @@ from lqn_seg.engine.probe import (
     readers,
     student_method,
 )
-from lqn_seg.engine.report import Seen, comparison_panel, one_each, segmentation, title
-from lqn_seg.engine.sharded import say
+from lqn_seg.engine.sharded import say, write_atomically
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.segmenter import Method, Prediction, Segmenter
+from lqn_seg.segmentation.methods import Method
+from lqn_seg.segmentation.segmenter import Prediction, Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.visualization import figures
+from lqn_seg.visualization.captions import captioned
 from lqn_seg.visualization.panels import (
     Cell,
     Row,
@@ -61,6 +66,7 @@ from lqn_seg.visualization.token_maps import (
 
 # Steps after which the prediction is looked at, as shares of all steps.
 _STOPS = (0, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 1)
+ORIGINS = "origins.json"  # in the output folder: which path each name stands for
 
 
 @dataclass(frozen=True)
@@ -135,9 +141,14 @@ class Studio:
         """Teacher, head and methods, other models among them."""
         known = self.metadata
         things, classes = (known.thing_ids, known.num_classes) if known else (frozenset(), None)
-        built = build_segmenter(self.cfg, things, classes, chosen)
+        names = known.class_names if known else ()
+        built = build_segmenter(self.cfg, things, classes, chosen, names)
         calibration = describe_calibration(self.cfg, built.calibration)
         print(f"{describe_teacher(self.cfg, built.teacher)}; {calibration}", flush=True)
+        for sentence in shown(built.ineffective.values()):
+            print(f"warning: {sentence}", flush=True)
+        if self.request.inputs:  # of one's own: anything may be on them
+            print(self.known, flush=True)
         return built
 
     def segmenter_of(self, methods: dict[str, Method]) -> Segmenter:
@@ -154,6 +165,20 @@ class Studio:
             return self.metadata.categories
         names = self.segmenter.teacher.model.config.id2label
         return tuple(Category(index, names[index], False) for index in sorted(names))
+
+    @property
+    def known(self) -> str:
+        """Which classes the teacher knows, in words."""
+        names = self.metadata.class_names if self.metadata else None
+        return known_classes(names or [category.name for category in self.categories])
+
+    def unlike(self, source: Source, segmenter: Segmenter | None = None) -> bool:
+        """Whether the teacher was calibrated on nothing like an image; the console says so too."""
+        of = segmenter or self.segmenter
+        found = is_unlike(of.teacher, of.calibration, source.tensor, self.config.inference)
+        if found:
+            say(strangeness(source))
+        return found
 
     def images(self) -> Iterator[Source]:
         """The request's images; one that cannot be read is named, and the others go on."""
@@ -219,10 +244,25 @@ class Studio:
         """What `score` is."""
         return "PQ" if self.config.panoptic else "mIoU"
 
-    def stem(self, kind: str, *parts: object) -> Path:
-        """A file in the output folder, without suffix."""
-        words = [re.sub(r"[^\w.-]+", "-", str(part)) for part in (kind, *parts)]
-        return self.request.output / "_".join(words)
+    def stem(self, kind: str, image: Source, *parts: object) -> Path:
+        """A file in the output folder, without suffix; another image's figures never take it."""
+        name = self.claim(image.file_name, image.origin)
+        return self.request.output / "_".join([kind, name, *map(file_name, parts)])
+
+    def claim(self, name: str, origin: str) -> str:
+        """A name for an origin's figures: another one where an earlier command has used it in this
+        folder for another origin, which ``origins.json`` there says."""
+        path, key = self.request.output / ORIGINS, name.casefold()
+        try:
+            known = json.loads(path.read_text())
+        except (OSError, ValueError):
+            known = {}
+        known = known if isinstance(known, dict) else {}
+        if known.setdefault(key, origin) != origin:
+            return file_name(name, origin)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(known, indent=1) + "\n")
+        return name
 
 
 def draw_tokens(studio: Studio) -> list[Path]:
@@ -251,7 +291,7 @@ def draw_tokens(studio: Studio) -> list[Path]:
                 colors[: len(layers)],
                 colors[len(layers) :],
                 [position_error(s, t) for s, t in zip(student, teacher)],
-                studio.stem("tokens", source.name, source.condition, name),
+                studio.stem("tokens", source, source.condition, name),
                 name=title(name),
                 heading=f"{source.heading}: tokens in one shared {what}",
             )
@@ -265,7 +305,7 @@ def draw_error(studio: Studio) -> list[Path]:
     for source in studio.sources():
         probe = studio.probe(source)
         curves = {title(name): probe.errors(probe.fit(recipe)) for name, recipe in recipes.items()}
-        stem = studio.stem("error", source.name, source.condition)
+        stem = studio.stem("error", source, source.condition)
         written += figures.draw_layer_errors(curves, stem, source.heading)
         written.append(_write_json(stem, curves))
     return written
@@ -316,7 +356,8 @@ def draw_steps(studio: Studio) -> list[Path]:
                 for p in found
             ]
             scores = [score for p in found if (score := studio.score(source, p)) is not None]
-            stem = studio.stem("steps", source.name, source.condition, name)
+            remark = f"\n{UNLIKE}" if studio.unlike(source) else ""
+            stem = studio.stem("steps", source, source.condition, name)
             written += figures.draw_steps(
                 wanted,
                 pictures,
@@ -324,11 +365,11 @@ def draw_steps(studio: Studio) -> list[Path]:
                 scores or None,
                 stem,
                 metric=studio.metric,
-                heading=f"{source.heading}: {title(name)} after each step of its fit",
+                heading=f"{source.heading}: {title(name)} after each step of its fit{remark}",
             )
             cells = zip(wanted, pictures)
             frames = [panel([Row([Cell(p, f"step {k} of {wanted[-1]}")])]) for k, p in cells]
-            written.append(figures.save_gif(frames, stem.with_name(f"{stem.name}.gif")))
+            written.append(figures.save_gif(frames, figures.with_ending(stem, ".gif")))
     return written
 
 
@@ -346,17 +387,31 @@ def draw_panels(studio: Studio) -> list[Path]:
     for image in studio.images():
         damaged = [image.under(condition, studio.config.seed) for condition in conditions]
         predicted = [segmenter([source.tensor])[0] for source in damaged]
-        drawn = compare(studio, damaged, predicted)
-        written += figures.save_picture(drawn, studio.stem("panel", image.name), image.name)
+        strange = [studio.unlike(source, segmenter) for source in damaged]
+        drawn = compare(studio, damaged, predicted, strange)
+        written += figures.save_picture(drawn, studio.stem("panel", image), image.name)
     return written
 
 
+def strangeness(source: Source) -> str:
+    """That the teacher was calibrated on nothing like an image, which is named."""
+    clean = source.condition.corruption == CLEAN
+    return f"{source.name if clean else source.heading}: {UNLIKE}"
+
+
 def compare(
-    studio: Studio, images: Sequence[Source], predicted: Sequence[dict[str, Prediction]]
+    studio: Studio,
+    images: Sequence[Source],
+    predicted: Sequence[dict[str, Prediction]],
+    unlike: Sequence[bool],
 ) -> NDArray[np.uint8]:
     """A panel, a row per image: ground truth if there is any, and the predictions by method.
 
-    With ground truth the scores are written, and how far each is from the first method's.
+    With ground truth the scores are written, and how far each is from the first method's; without,
+    which classes the teacher knows.
+
+    Args:
+        unlike: of each image, whether the teacher was calibrated on nothing like it.
     """
     seen = [
         Seen(
@@ -368,7 +423,10 @@ def compare(
         )
         for source, predictions in zip(images, predicted)
     ]
-    return comparison_panel(seen, studio.categories, studio.metric)
+    drawn = comparison_panel(seen, studio.categories, studio.metric)
+    strange = [strangeness(source) for source, far in zip(images, unlike) if far]
+    own = any(source.record is None for source in images)
+    return captioned(drawn, [studio.known] if own else [], strange)
 
 
 def draw_depth(studio: Studio) -> list[Path]:
@@ -384,7 +442,7 @@ def draw_depth(studio: Studio) -> list[Path]:
             where = (
                 f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
             )
-            stem = studio.stem("depth", source.name, name)
+            stem = studio.stem("depth", source, name)
             written += figures.draw_depth_times(
                 teacher_ms,
                 student_ms,
@@ -419,8 +477,12 @@ def draw_gauge(studio: Studio) -> list[Path]:
             severities = [image.under(Condition(name, k), studio.config.seed) for k in range(1, 6)]
             found = [gauge_reading(studio, calibration, source) for source in severities]
             readings[name] = [clean, *found]
-        stem = studio.stem("gauge", image.name)
-        written += figures.draw_gauge(readings, calibration.undamaged, stem, image.name)
+        stem = studio.stem("gauge", image)
+        heading = image.name
+        if is_unlike(studio.teacher, calibration, image.tensor, studio.config.inference):
+            heading = strangeness(image)
+            say(heading)
+        written += figures.draw_gauge(readings, calibration.undamaged, stem, heading)
         numbers = {"undamaged": calibration.undamaged, "damage_and_share": readings}
         written.append(_write_json(stem, numbers))
     return written
@@ -454,7 +516,7 @@ def draw_reconstruct(studio: Studio) -> list[Path]:
         written += figures.draw_reconstruction(
             probe.picture(),
             found,
-            studio.stem("reconstruct", source.name, source.condition),
+            studio.stem("reconstruct", source, source.condition),
             f"{source.heading}: pixels predicted by students fitted to them",
         )
     return written
@@ -474,11 +536,10 @@ def draw_curves(studio: Studio) -> list[Path]:
     try:
         results = json.loads(path.read_text())
         draw = draw_sweep if results["sweep"] else draw_study
-        stem = studio.stem("curves", path.parent.name)
-        draw(results, stem.with_name(f"{stem.name}.png"))
+        name = studio.claim(file_name(path.parent.name), str(path.resolve()))
+        return draw(results, request.output / f"curves_{name}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--results: {path} is no results.json of a study ({error!r})") from error
-    return [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
 
 
 FIGURES: dict[str, Callable[[Studio], list[Path]]] = {
@@ -499,6 +560,6 @@ def _evenly(depth: int, count: int) -> list[int]:
 
 
 def _write_json(stem: Path, numbers: Any) -> Path:
-    path = stem.with_name(f"{stem.name}.json")
+    path = figures.with_ending(stem, ".json")
     path.write_text(json.dumps(numbers, indent=1) + "\n")
     return path

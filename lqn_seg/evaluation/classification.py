@@ -10,6 +10,7 @@ distance between accuracy and mean probability, weighted by images.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class ClassificationEvaluator(ImageEvaluator):
     def __init__(self, metadata: DatasetMetadata) -> None:
         super().__init__(metadata)
         self.classes = metadata.class_names
+        self._keys = distinct(self.classes)
 
     def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
         """One image's contribution: JSON-able, pure.
@@ -60,7 +62,8 @@ class ClassificationEvaluator(ImageEvaluator):
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """``acc1``, ``acc5``, ``mACC`` (mean of the classes'), ``ECE`` and ``ACC-<class>``, 0..100.
 
-        NaN for a class without an image and, without any image, for everything.
+        Where classes share a name, as two pairs of ImageNet's do, their numbers follow it. NaN for
+        a class without an image and, without any image, for everything.
         """
         totals = self.stack(statistics).sum(0)[None]
         hits, seen = np.split(totals[0], 2)
@@ -72,7 +75,7 @@ class ClassificationEvaluator(ImageEvaluator):
             "acc5": float(acc5),
             "mACC": float(np.nanmean(by_class)) if (seen > 0).any() else float("nan"),
             "ECE": expected_calibration_error(statistics),
-            **{f"ACC-{name}": float(value) for name, value in zip(self.classes, by_class)},
+            **{f"ACC-{name}": float(value) for name, value in zip(self._keys, by_class)},
         }
 
     def stack(self, statistics: Sequence[Statistics]) -> NDArray[np.float64]:
@@ -89,6 +92,16 @@ class ClassificationEvaluator(ImageEvaluator):
         hits, seen = np.split(totals, 2, axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return 100 * hits.sum(-1) / seen.sum(-1)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names as keys: one that several classes have is followed by the class's number.
+
+    >>> distinct(["missile", "cat", "missile"])
+    ['missile (0)', 'cat', 'missile (2)']
+    """
+    times = Counter(names)
+    return [f"{name} ({k})" if times[name] > 1 else name for k, name in enumerate(names)]
 
 
 def expected_calibration_error(statistics: Sequence[Statistics], bins: int = BINS) -> float:

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from lqn_seg.core.fit import Grid, LQNConfig, StudentFitter
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fit import Grid, StudentFitter
 from lqn_seg.evaluation.flops import FLOP_RULES, plain_attention, refuse_uncounted
 
 # PyTorch's counter has rules for most products of matrices; these are of a matrix with a vector.

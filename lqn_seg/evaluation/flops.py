@@ -29,12 +29,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
-from lqn_seg.core.fit import LQNConfig, visited_positions
+from lqn_seg.core.config import LQNConfig, StudentConfig
+from lqn_seg.core.fit import visited_positions
 from lqn_seg.core.gauge import calibrated_layers
 from lqn_seg.core.products import ONE_DNN_LINEAR
-from lqn_seg.core.student import StudentConfig, first_inputs, parameter_count
+from lqn_seg.core.student import first_inputs, parameter_count
 from lqn_seg.errors import InputError
 
 # --- closed forms: the teacher and its head -------------------------------------------------------
@@ -492,10 +497,23 @@ def _linear_flops(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
     return 2 * prod(inputs) * weight[0]
 
 
-# What PyTorch's counter has no rule for, from shapes; a multiply-add is two there.
-FLOP_RULES: dict[Any, Callable[..., int]] = (
-    {ONE_DNN_LINEAR: _linear_flops} if ONE_DNN_LINEAR is not None else {}
-)
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+# From shapes, a multiply-add is two, as in PyTorch's own registry, which has rules for attention on
+# the CPU in some releases and none in others (2.14).
+FLOP_RULES: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    **({ONE_DNN_LINEAR: _linear_flops} if ONE_DNN_LINEAR is not None else {}),
+}
 
 
 @dataclass(frozen=True)

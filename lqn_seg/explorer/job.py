@@ -21,12 +21,17 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from numpy.typing import NDArray
 
-from lqn_seg.core.fit import FittedStudents, LQNConfig
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fit import FittedStudents
+from lqn_seg.core.ineffective import shown
+from lqn_seg.engine.attempt import attempt
 from lqn_seg.engine.config import method_config
+from lqn_seg.engine.pictures import segmentation
 from lqn_seg.engine.probe import Probe, Source, share, student_method
 from lqn_seg.engine.provenance import json_numbers
-from lqn_seg.engine.report import count_gmacs, segmentation, title
+from lqn_seg.engine.report import count_gmacs
 from lqn_seg.engine.visualize import Studio, after, compare, steps_of, stops
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.segmenter import Prediction
 from lqn_seg.visualization.figures import png_bytes
@@ -76,6 +81,8 @@ class Job:
         self.gmacs: dict[str, dict[str, float]] = {}
         self.steps: dict[int, Prediction] = {}
         self.truth = studio.truth(source)
+        self.unlike = False
+        self.warnings: list[str] = []
         # What `status` says of each: it is asked often, and a score takes longer than a fit's step.
         self._numbers: dict[str, dict[str, Any]] = {}
         self._step_numbers: dict[int, dict[str, Any]] = {}
@@ -114,8 +121,16 @@ class Job:
 
     def _predict(self, name: str, method: str) -> None:
         segmenter = self.studio.segmenter_of({name: method_config(self.studio.cfg, method)})
+        self.warnings += segmenter.ineffective.values()
+        shown(segmenter.ineffective.values())  # the page does, not the console
+        if name == "teacher":
+            self.unlike = self.studio.unlike(self.source)
         (found,) = segmenter([self.source.tensor])
-        self.gmacs[name] = count_gmacs(segmenter, name, found[name].stats)
+        self.gmacs[name] = attempt(
+            f"the cost of {title(name)} could not be counted",
+            partial(count_gmacs, segmenter, name, found[name].stats),
+            {},
+        )
         self._numbers[name] = self._described(name, found[name])
         self.predictions[name] = found[name]
 
@@ -152,8 +167,12 @@ class Job:
             "progress": 1.0 if done else made / self._total,
             "eta_s": eta,
             "image": self.source.heading,
+            "file": f"{self.source.file_name}_{self.source.condition}_{self.preset}",
             "size": [height, width],
             "preset": self.preset,
+            "known": self.studio.known,
+            "unlike": self.unlike,
+            "warnings": list(self.warnings),
             "metric": self.studio.metric,
             "maps": self._maps(),
             "steps": self._steps(),
@@ -268,7 +287,7 @@ class Job:
         predictions: Mapping[str, Prediction] = dict(self.predictions)
         if len(predictions) < len(VARIANTS):
             raise InputError("the masks are not ready yet")
-        return png_bytes(compare(self.studio, [self.source], [dict(predictions)]))
+        return png_bytes(compare(self.studio, [self.source], [dict(predictions)], [self.unlike]))
 
 
 def _colored(values: NDArray[np.floating]) -> NDArray[np.uint8]:

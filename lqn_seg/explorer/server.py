@@ -20,8 +20,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from lqn_seg.core.fit import PRESETS, nearest
+from lqn_seg.core.config import PRESETS, nearest
 from lqn_seg.data.corruptions import CORRUPTIONS
+from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import read_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.inference import CLEAN, Condition
@@ -182,6 +183,7 @@ def read_upload(content: bytes, name: str) -> Source:
     Raises:
         InputError: it is too large, damaged or no image; the name it came under is in the sentence.
     """
+    figure = file_name(name or "image")
     name = re.sub(r"[^\w. -]+", "_", name)[:80] or "image"
     if not content:
         raise InputError(f"{name} is empty (0 bytes)")
@@ -205,7 +207,7 @@ def read_upload(content: bytes, name: str) -> Source:
                 raise InputError(str(error).replace(file.name, name)) from None
     image = Image.fromarray(pixels)
     image.thumbnail((SHOWN, SHOWN))
-    return Source(Path(name).stem, np.array(image))
+    return Source(Path(name).stem, np.array(image), file_name=figure)
 
 
 def _remember(kept: OrderedDict[str, T], value: T, lock: threading.Lock) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lqn_seg.core.gauge import (
+    NEAR,
     UNDAMAGED,
+    Acquaintance,
     Calibration,
     LayerRange,
     RangeBuilder,
-    Restorer,
     calibrated_layers,
     quantiles,
     residual,
@@ -31,6 +33,7 @@ FILE_NAME = "calibration.safetensors"
 QUANTILE = 0.02
 PASSES = 3  # over the images
 _READINGS = ("undamaged", "residual")
+_DISTANCE = "distance"  # a reading that older files do not have
 _FIELDS = ("centre", "basis", "mean", "deviation", "gain")
 Batches = Callable[[], Iterable[Tensor]]
 
@@ -74,15 +77,17 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
     pixel_range = quantiles(torch.cat(pixels), (quantile, 1 - quantile))
     ranges = Calibration(layers, 0.0, 0.0, pixel_range).to(teacher.device)
-    damage, residuals = [], []
+    damage, residuals, distances = [], [], []
     for crops in batches():
-        restorer = Restorer(ranges)
+        restorer = Acquaintance(ranges)
         residuals.append(residual(_run(teacher, crops, restorer)))
         damage.append(restorer.damage)
+        distances.append(restorer.distance(teacher.grid))
     return replace(
         ranges,
         undamaged=quantiles(torch.cat(damage), (UNDAMAGED,)).item(),
         residual=torch.cat(residuals).median().item(),
+        distance=quantiles(torch.cat(distances), (NEAR,)).item(),
     )
 
 
@@ -100,6 +105,8 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
     }
     tensors["pixels"] = calibration.pixels.contiguous().cpu()
     readings = {key: getattr(calibration, key) for key in _READINGS}
+    if math.isfinite(calibration.distance):
+        readings[_DISTANCE] = calibration.distance
     save_file(tensors, path, {"calibration": json.dumps({**about, **readings})})
 
 
@@ -121,6 +128,7 @@ def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
             for number in numbers
         }
         readings = {key: float(about[key]) for key in _READINGS}
+        readings[_DISTANCE] = float(about.get(_DISTANCE, math.inf))
         calibration = Calibration(layers, pixels=tensors["pixels"], **readings)
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise InputError(f"MODEL.LQN.CALIBRATION: {path} is no calibration ({error})") from error

@@ -27,35 +27,21 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
 from lqn_seg.errors import InputError
+from lqn_seg.segmentation.methods import Comparator
 from lqn_seg.segmentation.windows import Size, resize_image, resize_scores
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.files import find_file, first_line, read_json
+from lqn_seg.teachers.preprocessing import (
+    FILE_NAME,
+    flag,
+    interpolation_of,
+    normalisation_of,
+    read_preprocessor,
+    size_of,
+    whole,
+)
 
 KINDS = ("mask2former", "maskformer", "oneformer")
-_PREPROCESSOR = "preprocessor_config.json"
-
-
-@dataclass(frozen=True)
-class Comparator:
-    """A method that is another model: ``label=weights``, a directory or hub id of transformers'."""
-
-    label: str
-    weights: str
-
-    @classmethod
-    def parse(cls, name: str) -> Comparator:
-        """From a method's name.
-
-        Raises:
-            InputError: the label or the weights are missing.
-        """
-        label, _, weights = name.partition("=")
-        if not label or not weights:
-            raise InputError(
-                f"MODEL.LQN.METHODS: {name!r} must be a label, =, and a directory or hub id, such "
-                "as mask2former=facebook/mask2former-swin-large-ade-semantic"
-            )
-        return cls(label, weights)
 
 
 @dataclass(frozen=True)
@@ -68,6 +54,7 @@ class Preprocessing:
         fixed: (height, width) that images are stretched to instead; None for never.
         divisor: both sides are zero-padded, after normalisation, to a multiple of it.
         mean, std: for pixels in 0..1.
+        interpolation: Pillow's name of the filter that images are resized with.
     """
 
     short: int = 800
@@ -76,24 +63,35 @@ class Preprocessing:
     divisor: int = 1
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Preprocessing:
-        """From transformers' ``preprocessor_config.json``, of any age."""
-        size = content.get("size", {})
-        if isinstance(size, int):
-            size = {"shortest_edge": size, "longest_edge": content.get("max_size", 0)}
-        fixed = (int(size["height"]), int(size["width"])) if "height" in size else None
-        short, longest = size.get("shortest_edge", cls.short), size.get("longest_edge", cls.longest)
-        if not content.get("do_resize", True):
+    def of(cls, content: Mapping[str, Any], where: str = FILE_NAME) -> Preprocessing:
+        """From transformers' ``preprocessor_config.json``, of any age.
+
+        Raises:
+            InputError: a value is malformed; ``where``, the file, and the key are named.
+        """
+        size, given = size_of(content, where), isinstance(content.get("size"), dict)
+        fixed = (size["height"], size["width"]) if "height" in size else None
+        short, longest = size.get("shortest_edge", cls.short), size.get("longest_edge", 0)
+        if not given:
+            usual = 0 if size else cls.longest
+            longest = whole(content, "max_size", usual, where)
+        elif "longest_edge" not in content["size"]:
+            longest = cls.longest
+        if not flag(content, "do_resize", True, where):
             short, longest, fixed = 0, 0, None
+        older = whole(content, "size_divisibility", 1, where)
+        mean, std = normalisation_of(content, where)
         return cls(
-            short=int(short),
-            longest=int(longest or 0),
+            short=short,
+            longest=longest,
             fixed=fixed,
-            divisor=int(content.get("size_divisor", content.get("size_divisibility", 1)) or 1),
-            mean=tuple(content.get("image_mean", cls.mean)),
-            std=tuple(content.get("image_std", cls.std)),
+            divisor=whole(content, "size_divisor", older, where) or 1,
+            mean=mean,
+            std=std,
+            interpolation=interpolation_of(content, where),
         )
 
     def size(self, image_size: Size) -> Size:
@@ -111,7 +109,8 @@ class Preprocessing:
     def __call__(self, image: Tensor) -> tuple[Tensor, Size]:
         """(3, h, w) uint8 to an input (1, 3, H, W), and (rows, columns) of it that are image."""
         inside = self.size((image.shape[1], image.shape[2]))
-        pixels = normalise(resize_image(image, inside)[None].float() / 255, self.mean, self.std)
+        resized = resize_image(image, inside, self.interpolation)
+        pixels = normalise(resized[None].float() / 255, self.mean, self.std)
         bottom, right = (math.ceil(side / self.divisor) * self.divisor - side for side in inside)
         return F.pad(pixels, (0, right, 0, bottom)), inside
 
@@ -202,7 +201,11 @@ def load_universal(
     try:
         config = AutoConfig.from_pretrained(weights)
         model, report = AutoModelForUniversalSegmentation.from_pretrained(
-            weights, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            weights,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
         raise InputError(f"{key} could not be loaded ({first_line(error)})") from error
@@ -214,8 +217,8 @@ def load_universal(
         raise InputError(
             f"{key} predicts {config.num_labels} classes, the data set has {num_classes}"
         )
-    file = find_file(weights, (_PREPROCESSOR,), key)
-    preprocessing = Preprocessing.of(read_json(file, key) if file else {"size_divisor": 32})
+    content, file = read_preprocessor(weights, key) or ({"size_divisor": 32}, FILE_NAME)
+    preprocessing = Preprocessing.of(content, f"{key}: {file}")
     if short:
         preprocessing = replace(preprocessing, short=short, longest=longest, fixed=None)
     tokens = _task_tokens(weights, config, key) if kind == "oneformer" else {}

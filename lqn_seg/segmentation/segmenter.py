@@ -13,30 +13,37 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lqn_seg.core.augment import augmented_views
+from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.controls import ClosedFormField, FittedField
-from lqn_seg.core.fit import Classify, FittedStudents, Grid, LQNConfig, StudentFitter
+from lqn_seg.core.fit import Classify, FittedStudents, Grid, StudentFitter
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
+from lqn_seg.core.ineffective import CALIBRATE, warn, why_ineffective
 from lqn_seg.core.kernel import centred
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
-from lqn_seg.segmentation.comparators import Comparator, UniversalModel
+from lqn_seg.segmentation.comparators import UniversalModel
+from lqn_seg.segmentation.methods import (
+    Method,
+    PixelControl,
+    SegmentationConfig,
+    TokenMethod,
+)
 from lqn_seg.segmentation.postprocess import (
     instance_inference,
     panoptic_inference,
     semantic_inference,
 )
-from lqn_seg.segmentation.token_methods import TokenMethod
-from lqn_seg.segmentation.views import PixelControl, larger_size
+from lqn_seg.segmentation.views import change_pixels, larger_size
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
     Size,
@@ -47,55 +54,7 @@ from lqn_seg.segmentation.windows import (
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import EomtContext, EomtTeacher
 
-# None is the teacher itself.
-Method = LQNConfig | PixelControl | Comparator | TokenMethod | None
 Fitter = StudentFitter | ClosedFormField
-
-
-@dataclass(frozen=True)
-class SegmentationConfig:
-    """What is predicted, and how an image meets the teacher.
-
-    Attributes:
-        semantic, instances, panoptic: which outputs are made.
-        inference: ``pad`` fits the image into one window, ``windows`` slides one along its long
-            side (EoMT's protocol for semantic segmentation, the only output it can make).
-        object_mask_threshold, overlap_threshold: of the panoptic output.
-        top_k: instances kept per image.
-        queries: whose query tokens the head reads, the ``teacher``'s or the ``student``'s.
-        fit_per: ``window`` fits a student to each window; ``image`` fits one to the tokens of all
-            windows of an image, at their coordinates in the image, and shows it the whole image.
-        seed: of every random number, with the CRC32 of the image's pixels and the window.
-        batch: students fitted side by side. Changing it changes results within float rounding.
-        threads: CPU threads, likewise; set for each call, and given back after it.
-    """
-
-    semantic: bool = True
-    instances: bool = False
-    panoptic: bool = True
-    inference: Literal["pad", "windows"] = "pad"
-    object_mask_threshold: float = 0.8
-    overlap_threshold: float = 0.8
-    top_k: int = 100
-    queries: Literal["teacher", "student"] = "teacher"
-    fit_per: Literal["window", "image"] = "window"
-    seed: int = 0
-    batch: int = 1
-    threads: int = field(default=1, repr=False)  # a run's fingerprint has it by its own name
-
-    def __post_init__(self) -> None:
-        if self.inference not in ("pad", "windows"):
-            raise InputError(f"INFERENCE must be pad or windows, not {self.inference!r}")
-        if self.queries not in ("teacher", "student"):
-            raise InputError(f"QUERIES must be teacher or student, not {self.queries!r}")
-        if self.fit_per not in ("window", "image"):
-            raise InputError(f"FIT_PER must be window or image, not {self.fit_per!r}")
-        if self.fit_per == "image" and self.queries == "student":
-            raise InputError("FIT_PER image knows the teacher's queries only, not QUERIES student")
-        if self.inference == "windows" and (self.instances or self.panoptic):
-            raise InputError("INFERENCE windows makes semantic output only; panoptic needs pad")
-        if self.batch < 1:
-            raise InputError(f"BATCH must be at least 1, not {self.batch}")
 
 
 @dataclass
@@ -169,7 +128,7 @@ class Segmenter:
         thing_ids: contiguous ids of the classes that have instances.
         config: outputs and protocol.
         calibration: the teacher's clean ranges. Without it nothing is restored, and a gauged
-            method answers as the teacher does.
+            method answers as the teacher does: `ineffective` says so, and the first call warns.
         comparators: the models of those methods that are other models altogether.
 
     Raises:
@@ -265,6 +224,7 @@ class Segmenter:
         Raises:
             InputError: an image has another type or shape.
         """
+        warn(self.ineffective.values())
         with fixed_threads(self.config.threads):
             return self._predict(images, sizes)
 
@@ -332,15 +292,18 @@ class Segmenter:
         return {name: fitter.precision for name, fitter in self._fitters.items()}
 
     @property
-    def unheard(self) -> list[str]:
-        """Methods whose student is never asked, because there is no calibration to gauge by."""
-        if self.calibration is not None:
-            return []
-        return [
-            name
-            for name, method in self.methods.items()
-            if isinstance(method, LQNConfig) and method.adapt.gauged and name in self._fitters
-        ]
+    def ineffective(self) -> dict[str, str]:
+        """Methods that do nothing, or not all that they say, with the reason and the remedy."""
+        calibrated, found = self.calibration is not None, {}
+        for name, method in self.methods.items():
+            if isinstance(method, LQNConfig):
+                found[name] = why_ineffective(name, method, calibrated)
+            elif isinstance(method, PixelControl) and method.calibrated and not calibrated:
+                found[name] = (
+                    f"method {name} answers as its teacher does: without a calibration it changes "
+                    f"no pixel; {CALIBRATE}"
+                )
+        return {name: reason for name, reason in found.items() if reason}
 
     def _layout(self, image: Tensor) -> PaddedWindow | SlidingWindows:
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
@@ -348,8 +311,7 @@ class Segmenter:
                 f"an image must be a (3, height, width) uint8 tensor, got {image.dtype} "
                 f"{tuple(image.shape)}"
             )
-        size = (int(image.shape[1]), int(image.shape[2]))  # a tracer's are tensors
-        return layout_of(size, self.teacher.image_size, self.config.inference)
+        return layout_of(image, self.teacher, self.config.inference)
 
     def _run_chunk(
         self, chunk: Sequence[_Window]
@@ -430,7 +392,7 @@ class Segmenter:
 
     def _changed(self, control: PixelControl, crops: Tensor) -> Tensor:
         """Pixels as a control wants them; a gauged one leaves undamaged images alone."""
-        changed = control.apply(crops, self.calibration)
+        changed = change_pixels(control, crops, self.calibration)
         if control.gauged:
             damaged = self._damaged(crops)
             changed = torch.where(damaged[:, None, None, None], changed, crops)

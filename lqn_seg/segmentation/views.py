@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from lqn_seg.core.gauge import Calibration
+from lqn_seg.segmentation.methods import PixelControl
 
-PIXEL_CONTROLS = ("blur", "denoise", "standardise", "flip", "larger")
 LARGER = 1.25  # side of the larger input, in the teacher's own
 BLUR_SIGMA = 0.7  # pixels at a side of 96, as below
 DENOISE_STRENGTH = 15.0  # of 255
 _REFERENCE_SIDE = 96
 
 
-@dataclass(frozen=True)
-class PixelControl:
-    """The teacher on other pixels.
-
-    Attributes:
-        name: "blur" (Gaussian) or "denoise" (non-local means), where the gauge finds the image
-            damaged; "standardise" (contrast and brightness back into the clean range), "flip"
-            (last-layer tokens averaged over the image and its mirror image, a second pass) or
-            "larger" (the teacher at `LARGER` times its input's side), always.
-    """
-
-    name: str
-
-    @property
-    def gauged(self) -> bool:
-        """Whether the gauge decides which images are changed."""
-        return self.name in ("blur", "denoise")
-
-    def apply(self, crops: Tensor, calibration: Calibration | None) -> Tensor:
-        """(B, 3, h, w) pixels in 0..1, changed ("flip" and "larger" are other passes)."""
-        if self.name == "standardise":
-            return crops if calibration is None else _standardise(crops, calibration.pixels)
-        if not self.gauged:
-            return crops
-        images = (255 * crops).round().byte().movedim(1, 3).cpu().numpy()
-        change = _blur if self.name == "blur" else _denoise
-        changed = np.stack([change(np.ascontiguousarray(image)) for image in images])
-        return torch.from_numpy(changed).movedim(3, 1).to(crops.device).float() / 255
+def change_pixels(control: PixelControl, crops: Tensor, calibration: Calibration | None) -> Tensor:
+    """(B, 3, h, w) pixels in 0..1, changed ("flip" and "larger" are other passes)."""
+    if control.name == "standardise":
+        return crops if calibration is None else _standardise(crops, calibration.pixels)
+    if not control.gauged:
+        return crops
+    images = (255 * crops).round().byte().movedim(1, 3).cpu().numpy()
+    change = _blur if control.name == "blur" else _denoise
+    changed = np.stack([change(np.ascontiguousarray(image)) for image in images])
+    return torch.from_numpy(changed).movedim(3, 1).to(crops.device).float() / 255
 
 
 def larger_size(size: tuple[int, int], patch: int) -> tuple[int, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,26 @@ ContextT = TypeVar("ContextT")
 Edit = Callable[[int, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become a teacher's input.
+
+    Attributes:
+        mean, std: of three channels, for pixels in 0..1.
+        interpolation: Pillow's name of the filter that images are resized with.
+        resize: "keep" the aspect ratio, "stretch" an image to the teacher's size, or "none".
+        inference: "pad" or "windows" where the checkpoint was made for one of them; "" otherwise.
+        source: the file or tensor that says so; "" where nothing does.
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    resize: Literal["keep", "stretch", "none"] = "keep"
+    inference: Literal["", "pad", "windows"] = ""
+    source: str = ""
+
+
 class Teacher(Protocol[ContextT]):
     """A frozen ViT: images to a token field and whatever else its frozen rest needs.
 
@@ -33,6 +54,8 @@ class Teacher(Protocol[ContextT]):
         image_size: (height, width) in pixels that :meth:`encode` takes.
         pixel_mean, pixel_std: normalisation of the teacher's input, for pixels in 0..1.
         precision: of its matrix products: "float32", "bfloat16" or "float16".
+        preprocessing: what its checkpoint says of its input, ``pixel_mean`` and ``pixel_std``
+            included.
     """
 
     name: ClassVar[str]
@@ -45,6 +68,7 @@ class Teacher(Protocol[ContextT]):
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     precision: str = "float32"
+    preprocessing: Preprocessing = Preprocessing()
 
     @property
     def device(self) -> torch.device: ...

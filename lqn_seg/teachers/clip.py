@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Edit, Teacher
+from lqn_seg.teachers.base import Edit, Preprocessing, Teacher
+from lqn_seg.teachers.files import first_line, use_cache_without_network
 from lqn_seg.teachers.modules import accelerate, lower_weights
+from lqn_seg.teachers.preprocessing import clip_values
 
 _LOCAL = "local-dir:"
 _BAD_CHECKPOINT = (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError)
@@ -54,14 +56,26 @@ class ClipTeacher(Teacher[ClipContext]):
         model: an open_clip model whose vision tower is open_clip's own ViT.
         tokenizer: texts to (C, T) token ids.
         precision: of the matrix products: "float32", "bfloat16" or "float16".
+        source: what says how its pixels are prepared, for messages.
+
+    Attributes:
+        resize_mode: open_clip's: "shortest" or "longest" side to the input's, or "squash".
+        fill_color: of what "longest" leaves empty, 0..255.
 
     Raises:
-        InputError: the vision tower is another kind (a ResNet, a timm model, attention pooling).
+        InputError: the vision tower is another kind (a ResNet, a timm model, attention pooling), or
+            what its ``preprocess_cfg`` says is malformed.
     """
 
     name = "CLIP"
 
-    def __init__(self, model: nn.Module, tokenizer: Any, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        precision: str = "float32",
+        source: str = "open_clip's preprocess_cfg",
+    ) -> None:
         visual = getattr(model, "visual", None)
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
             kind = type(visual).__name__ if visual is not None else type(model).__name__
@@ -80,11 +94,14 @@ class ClipTeacher(Teacher[ClipContext]):
         self.joint_width: int = visual.output_dim
         self.grid: tuple[int, int] = visual.grid_size
         self.image_size: tuple[int, int] = visual.image_size
-        preprocess = getattr(visual, "preprocess_cfg", {})
-        self.pixel_mean = tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN))
-        self.pixel_std = tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD))
-        self.resize_mode: str = preprocess.get("resize_mode", "shortest")
-        self.interpolation: str = preprocess.get("interpolation", "bicubic")
+        said = clip_values(getattr(visual, "preprocess_cfg", {}), source)
+        self.resize_mode: str = said["resize_mode"]
+        self.fill_color: int = said["fill_color"]
+        short = Path(source).name if os.path.sep in source else source
+        self.preprocessing = Preprocessing(
+            said["mean"], said["std"], said["interpolation"], source=short
+        )
+        self.pixel_mean, self.pixel_std = self.preprocessing.mean, self.preprocessing.std
 
     @property
     def device(self) -> torch.device:
@@ -267,7 +284,11 @@ def load_clip(
             a local weight file or one of open_clip's tags ("openai", "laion2b_s32b_b79k") for the
             architecture ``name``.
         name: open_clip's name of the architecture, such as "ViT-B-16-quickgelu", "ViT-H-14".
-        precision: as of :class:`ClipTeacher`, or "auto"; the image tower is lowered to it.
+        precision: as of :class:`ClipTeacher`, or "auto"; the image tower is lowered to it, whatever
+            the weights are stored in.
+
+    How images become its input is what ``preprocess_cfg`` in that ``open_clip_config.json`` says,
+    or open_clip's for the tag.
 
     Raises:
         InputError: a file is missing or does not fit, the name or tag is unknown, weights trained
@@ -289,10 +310,12 @@ def load_clip(
         source, pretrained = f"{_LOCAL}{weights}", None
     else:
         check_quick_gelu(name, weights)
+        use_cache_without_network()
         source, pretrained = name, weights
     try:
         with _quiet():
             model = open_clip.create_model(source, pretrained, device=device, pretrained_text=False)
+        model = model.float()
         tokenizer = open_clip.get_tokenizer(source)
     except _BAD_CHECKPOINT as error:
         how = "its config or weights are damaged or do not fit each other"
@@ -303,9 +326,13 @@ def load_clip(
             )
         raise InputError(
             f"MODEL.LQN.TEACHER.WEIGHTS: {name or weights} ({pretrained or 'local'}) could not be "
-            f"loaded: {how} ({_first_line(error)})"
+            f"loaded: {how} ({first_line(error)})"
         ) from error
-    teacher = ClipTeacher(model, tokenizer, resolve_precision(precision, torch.device(device)))
+    named = resolve_precision(precision, torch.device(device))
+    said_by = f"open_clip's preprocess_cfg of {name} {weights}"
+    if local.is_dir():
+        said_by = f"MODEL.LQN.TEACHER.WEIGHTS: {local / 'open_clip_config.json'}"
+    teacher = ClipTeacher(model, tokenizer, named, said_by)
     # Not the texts': open_clip would lower what runs between their layers too.
     lower_weights(teacher.model.visual, teacher.precision)
     return teacher
@@ -358,7 +385,3 @@ class _quiet:
 
     def __exit__(self, *_: object) -> None:
         logging.disable(self._before)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Edit, Teacher
+from lqn_seg.teachers.base import Edit, Preprocessing, Teacher
 from lqn_seg.teachers.eomt_model import Size, image_size_of
 from lqn_seg.teachers.files import WEIGHT_FILES, find_file, first_line, read_json, read_weights
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.original_eomt import convert_timm, load_strictly
+from lqn_seg.teachers.preprocessing import interpolation_of, timm_values
 
 _KEY = "MODEL.LQN.TEACHER.WEIGHTS"
 
@@ -53,9 +54,9 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         self.width: int = model.embed_dim
         self.grid: tuple[int, int] = tuple(model.patch_embed.grid_size)
         self.image_size: tuple[int, int] = tuple(model.patch_embed.img_size)
-        about: Any = model.pretrained_cfg
-        self.pixel_mean: tuple[float, ...] = tuple(about["mean"])
-        self.pixel_std: tuple[float, ...] = tuple(about["std"])
+        self.preprocessing = preprocessing_of_timm(model)
+        self.pixel_mean: tuple[float, ...] = self.preprocessing.mean
+        self.pixel_std: tuple[float, ...] = self.preprocessing.std
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +126,15 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         return torch.stack(fields, 1), Dinov2Context(torch.stack(prefixes, 1))
 
 
+def preprocessing_of_timm(model: VisionTransformer) -> Preprocessing:
+    """What a timm model says of its input. Its crop is left out: token fields are of all pixels."""
+    about: Any = model.pretrained_cfg
+    where = "timm's pretrained_cfg"
+    filter_name = interpolation_of(about, where, "interpolation")
+    mean, std = tuple(about["mean"]), tuple(about["std"])
+    return Preprocessing(mean, std, filter_name, source=where)
+
+
 def load_dinov2(
     weights: str,
     config: str = "",
@@ -142,7 +152,11 @@ def load_dinov2(
             ``{"architecture": ..., "model_args": {...}}``.
         image_size: (height, width) in pixels, multiples of the patch size; default: the
             architecture's. Position embeddings are resampled as timm does it.
-        precision: of the matrix products, or "auto"; the weights are lowered to it.
+        precision: of the matrix products, or "auto"; the weights are lowered to it, whatever they
+            are stored in.
+
+    Mean, deviation and interpolation of its input are those of ``pretrained_cfg`` in that
+    ``config.json``, else timm's for the architecture.
 
     Raises:
         InputError: a file is missing, is no such ViT, or does not fit.
@@ -169,8 +183,11 @@ def build_dinov2(
     content = read_json(found, key)
     sizes = {"img_size": image_size, "patch_size": patch_size}
     arguments = {**content.get("model_args", {}), **{k: v for k, v in sizes.items() if v}}
+    said = timm_values(content, f"{key}: {found}")
     try:
-        model = timm.create_model(content["architecture"], num_classes=0, **arguments)
+        model = timm.create_model(
+            content["architecture"], num_classes=0, pretrained_cfg_overlay=said, **arguments
+        )
     except (KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise InputError(
             f"{key}: {found} does not name a ViT of timm's that can be built ({first_line(error)})"
@@ -195,7 +212,7 @@ def _load(model: VisionTransformer, file: Path, key: str) -> None:
     load_strictly(model, state, key)
 
 
-def start_from_dinov2(model: Any, weights: str) -> None:
+def start_from_dinov2(model: Any, weights: str) -> Preprocessing:
     """Give a new EoMT the ViT of a DINOv2, as the original's training starts.
 
     Position embeddings are resampled to the EoMT's grid, and the patch embedding to its patches.
@@ -204,6 +221,9 @@ def start_from_dinov2(model: Any, weights: str) -> None:
     Args:
         model: transformers' EoMT (DINOv2), changed in place.
         weights: as in `load_dinov2`.
+
+    Returns:
+        What the DINOv2 says of its input.
 
     Raises:
         InputError: the two ViTs have not the same shape.
@@ -221,3 +241,4 @@ def start_from_dinov2(model: Any, weights: str) -> None:
     kept = ("query.", "class_predictor.", "mask_head.", "upscale_block.", "attn_mask_probs")
     rest = {name: value for name, value in own.items() if name.startswith(kept)}
     load_strictly(model, {**start, **rest}, f"{key}: {weights}")
+    return preprocessing_of_timm(vit)

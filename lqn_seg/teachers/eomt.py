@@ -23,11 +23,29 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher
-from lqn_seg.teachers.eomt_model import Size, build_eomt, eomt_classes, set_image_size
+from lqn_seg.teachers.base import Edit, Preprocessing, Teacher
+from lqn_seg.teachers.eomt_model import (
+    Size,
+    build_eomt,
+    eomt_classes,
+    image_size_of,
+    set_image_size,
+)
 from lqn_seg.teachers.files import WEIGHT_FILES, find_file, first_line, read_json, read_weights
 from lqn_seg.teachers.modules import accelerate, lower_weights
-from lqn_seg.teachers.original_eomt import convert_original, is_original, load_strictly
+from lqn_seg.teachers.original_eomt import (
+    convert_original,
+    is_original,
+    load_strictly,
+    pixel_tensors,
+)
+from lqn_seg.teachers.preprocessing import (
+    FILE_NAME,
+    of_original,
+    preprocessing_of,
+    read_preprocessor,
+    window_of,
+)
 
 _KEY = "MODEL.LQN.TEACHER"
 _BAD_CHECKPOINT = (
@@ -36,6 +54,7 @@ _BAD_CHECKPOINT = (
     TypeError,
     RuntimeError,
     AttributeError,
+    LookupError,
     SafetensorError,
     StrictDataclassError,
 )
@@ -68,11 +87,14 @@ class EomtTeacher(Teacher[EomtContext]):
     Args:
         model: transformers' ``EomtForUniversalSegmentation``, or its sister on DINOv3.
         precision: of the matrix products: "float32", "bfloat16" or "float16".
+        preprocessing: what the checkpoint says of its input; None is ImageNet's statistics.
     """
 
     name = "EoMT"
 
-    def __init__(self, model: Any, precision: str = "float32") -> None:
+    def __init__(
+        self, model: Any, precision: str = "float32", preprocessing: Preprocessing | None = None
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         accelerate(model)
         self.precision = precision
@@ -84,8 +106,9 @@ class EomtTeacher(Teacher[EomtContext]):
         self.grid: tuple[int, int] = model.grid_size
         rows, columns = self.grid
         self.image_size: tuple[int, int] = (rows * config.patch_size, columns * config.patch_size)
-        self.pixel_mean: tuple[float, ...] = IMAGENET_MEAN
-        self.pixel_std: tuple[float, ...] = IMAGENET_STD
+        self.preprocessing = preprocessing or Preprocessing()
+        self.pixel_mean: tuple[float, ...] = self.preprocessing.mean
+        self.pixel_std: tuple[float, ...] = self.preprocessing.std
         self.refresh()
 
     def refresh(self) -> None:
@@ -170,7 +193,7 @@ class EomtTeacher(Teacher[EomtContext]):
         own = {id(x): x for x in (*self.model.parameters(), *self.model.buffers())}
         model = copy.deepcopy(self.model, own)
         set_image_size(model, size)
-        return EomtTeacher(model, self.precision)
+        return EomtTeacher(model, self.precision, self.preprocessing)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with self.products():
@@ -268,20 +291,29 @@ def load_eomt(
         image_size: (height, width) in pixels in place of the checkpoint's; see `set_image_size`.
         base: of delta weights (every published EoMT on DINOv3), a directory, file or hub id of the
             DINOv3 weights that they are the difference to, or ``absolute``.
-        precision: of the matrix products, or "auto"; the weights are lowered to it.
+        precision: of the matrix products, or "auto"; the weights are lowered to it, whatever they
+            are stored in.
+
+    How pixels become its input is what ``preprocessor_config.json`` says, or an original file's
+    ``encoder.pixel_mean`` and ``encoder.pixel_std``.
 
     Raises:
         InputError: a file is missing, is no EoMT, or does not fit its config.
     """
-    model = _load(weights, config, image_size, base).to(device)
-    teacher = EomtTeacher(model, resolve_precision(precision, torch.device(device)))
+    model, preprocessing = _load(weights, config, image_size, base)
+    model = model.to(device)
+    named = resolve_precision(precision, torch.device(device))
+    teacher = EomtTeacher(model, named, preprocessing)
     lower_weights(model, teacher.precision)
     return teacher
 
 
-def _load(weights: str, config: str, image_size: Size | None, base: str) -> Any:
+def _load(
+    weights: str, config: str, image_size: Size | None, base: str
+) -> tuple[Any, Preprocessing | None]:
+    """The model, in float32, and what its checkpoint says of its input."""
     if not weights:
-        return _random_eomt(config, image_size)
+        return _random_eomt(config, image_size), None
     path = Path(weights)
     if not path.is_file():
         found = find_file(weights, ("config.json", *WEIGHT_FILES), f"{_KEY}.WEIGHTS")
@@ -292,10 +324,7 @@ def _load(weights: str, config: str, image_size: Size | None, base: str) -> Any:
         named = found is not None and found.name == "config.json"
         # The original's repositories may hold some config.json of their own.
         if found is None or (named and "model_type" in read_json(found, f"{_KEY}.WEIGHTS")):
-            model = _transformers_eomt(weights)
-            if image_size is not None:
-                set_image_size(model, image_size)
-            return model
+            return _transformers_eomt(weights, image_size)
         if named:
             found = find_file(weights, WEIGHT_FILES[::-1], f"{_KEY}.WEIGHTS")
         if found is None:
@@ -319,14 +348,37 @@ def _random_eomt(config: str, image_size: Size | None) -> Any:
     return model
 
 
-def _transformers_eomt(weights: str) -> Any:
-    """A model in transformers' layout, from a directory or the hub, loaded strictly."""
+def _transformers_eomt(weights: str, image_size: Size | None) -> tuple[Any, Preprocessing | None]:
+    """A model in transformers' layout, from a directory or the hub, loaded strictly; its input."""
+    model = _transformers_model(weights)
+    found = read_preprocessor(weights, f"{_KEY}.WEIGHTS")
+    if found is None:
+        preprocessing, stated = None, None
+    else:
+        content, path = found
+        where = f"{_KEY}.WEIGHTS: {path}"
+        preprocessing, stated = preprocessing_of(content, where), window_of(content, where)
+    own = image_size_of(model.config)
+    if image_size is None and stated not in (None, own):
+        assert stated is not None
+        if model.config.model_type == "eomt":  # positions were learned at one size
+            raise InputError(
+                f"{where}: size is {stated[0]}x{stated[1]}, but config.json's image_size is "
+                f"{own[0]}x{own[1]}: say which by {_KEY}.IMAGE_SIZE"
+            )
+        image_size = stated
+    if image_size is not None:
+        set_image_size(model, image_size)
+    return model, preprocessing
+
+
+def _transformers_model(weights: str) -> Any:
     local = Path(weights).is_dir()
     try:
         found = find_file(weights, ("config.json",), f"{_KEY}.WEIGHTS")
         kind = read_json(found, f"{_KEY}.WEIGHTS").get("model_type", "") if found else "eomt"
         model, report = eomt_classes(kind)[1].from_pretrained(  # type: ignore[attr-defined]
-            weights, output_loading_info=True, ignore_mismatched_sizes=True
+            weights, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except _BAD_CHECKPOINT as error:
         if isinstance(error, InputError):
@@ -349,8 +401,10 @@ def _transformers_eomt(weights: str) -> Any:
     return model
 
 
-def _original_eomt(path: Path, config: str, image_size: Size | None, base: str) -> Any:
-    """A model from a file in the original release's layout, or from a training in Detectron2."""
+def _original_eomt(
+    path: Path, config: str, image_size: Size | None, base: str
+) -> tuple[Any, Preprocessing | None]:
+    """A model and its input, from a file of the original release's or of Detectron2's training."""
     state = read_weights(path, f"{_KEY}.WEIGHTS")
     if not is_original(state):
         return _trained_eomt(state, path, config, image_size)
@@ -362,15 +416,22 @@ def _original_eomt(path: Path, config: str, image_size: Size | None, base: str) 
     else:
         found, shape = _read_base(path, base)
         overrides = {**shape, **overrides}
-    return convert_original(
-        state, f"{_KEY}.WEIGHTS: {path}", image_size=image_size, overrides=overrides, base=found
-    )
+    key = f"{_KEY}.WEIGHTS: {path}"
+    model = convert_original(state, key, image_size=image_size, overrides=overrides, base=found)
+    preprocessing = of_original(pixel_tensors(state), key, delta=found is not None)
+    for place, where in ((str(path.parent), "WEIGHTS"), (base, "BASE")):
+        beside = None
+        if preprocessing is None and Path(place, FILE_NAME).is_file():
+            beside = read_preprocessor(place, f"{_KEY}.{where}")
+        if beside is not None:
+            preprocessing = preprocessing_of(beside[0], f"{_KEY}.{where}: {beside[1]}")
+    return model, preprocessing
 
 
 def _trained_eomt(
     state: Mapping[str, Tensor], path: Path, config: str, image_size: Size | None
-) -> Any:
-    """A model from what Detectron2 saved of a model around an EoMT of transformers'."""
+) -> tuple[Any, Preprocessing | None]:
+    """A model and its input, from what Detectron2 saved of a model around an EoMT."""
     key = f"{_KEY}.WEIGHTS: {path}"
     inside = [name for name in state if name.endswith("attn_mask_probs")]
     if not inside:
@@ -382,19 +443,19 @@ def _trained_eomt(
     own = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
     if not config:
         raise InputError(
-            f"{key} holds tensors alone: name the shape that it was trained in by {_KEY}.CONFIG"
+            f"{key} could not be loaded: it holds tensors alone, and {_KEY}.CONFIG must name "
+            "their shape, as in its training"
         )
     shape = read_eomt_config(config)
     shape.num_labels = len(own.get("class_predictor.bias", [0, 0])) - 1
     model = build_eomt(shape)
     load_strictly(model, {n: x for n, x in own.items() if not n.startswith("criter")}, key)
-    statistics = [state.get(n) for n in ("pixel_mean", "pixel_std")]
-    for found, usual in zip(statistics, (IMAGENET_MEAN, IMAGENET_STD)):
-        if found is not None and not torch.allclose(found.flatten(), torch.tensor(usual)):
-            raise InputError(f"{key} was trained on pixels of another mean and deviation")
     if image_size is not None:
         set_image_size(model, image_size)
-    return model
+    named = {
+        f"encoder.{name}": state[name] for name in ("pixel_mean", "pixel_std") if name in state
+    }
+    return model, of_original(named, key, delta=False)
 
 
 def _read_base(path: Path, base: str) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:

@@ -21,9 +21,18 @@ Size = tuple[int, int]
 
 
 def image_size_of(config: Any) -> Size:
-    """(height, width) of an EoMT's images."""
+    """(height, width) of an EoMT's images.
+
+    Raises:
+        InputError: its ``image_size`` is neither one whole number nor two.
+    """
     size = config.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    height, width = (size, size) if not isinstance(size, list | tuple) else (*size, None, None)[:2]
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise InputError(
+            f"image_size of a config.json must be one whole number or (height, width), not {size!r}"
+        )
+    return height, width
 
 
 class _AnySize:
@@ -97,7 +106,9 @@ def set_image_size(model: Any, size: Size) -> None:
             )[0]
         embeddings.position_embeddings = nn.Embedding(len(new), new.shape[1], _weight=new)
         embeddings.position_ids = nn.Buffer(
-            torch.arange(len(new), device=new.device)[None], persistent=False
+            # transformers 4 builds weights on the meta device, and buffers on the real one.
+            torch.arange(len(new), device=embeddings.position_ids.device)[None],
+            persistent=False,
         )
         embeddings.patch_embeddings.image_size = size
         embeddings.patch_embeddings.num_patches = len(new)

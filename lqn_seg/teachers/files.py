@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub.constants
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
@@ -18,6 +25,7 @@ from torch import Tensor
 from lqn_seg.errors import InputError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_PATIENCE = 5.0  # seconds until the model hub counts as out of reach
 _UNREADABLE = (
     *(RuntimeError, OSError, EOFError, ValueError, KeyError),
     *(SafetensorError, pickle.UnpicklingError),
@@ -40,12 +48,46 @@ def find_file(weights: str, names: Sequence[str], key: str) -> Path | None:
         return next((path / name for name in names if (path / name).is_file()), None)
     if path.is_absolute() or len(path.parts) > 2 or weights.startswith("."):
         raise InputError(f"{key}: there is no directory or file {weights}")
+    use_cache_without_network()
     for name in names:
         try:
             return Path(hf_hub_download(weights, name))
         except (OSError, ValueError, HFValidationError):  # not there, not reachable, not an id
             continue
     return None
+
+
+@cache
+def use_cache_without_network() -> None:
+    """Take hub files from the cache alone, as ``HF_HUB_OFFLINE`` does, if the hub is out of reach.
+
+    Without this, each file is asked for again and again: two minutes until a sentence.
+    """
+    if huggingface_hub.constants.HF_HUB_OFFLINE or _hub_answers():
+        return
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later, and for processes
+
+
+def _hub_answers() -> bool:
+    """Whether the model hub, or the proxy on the way to it, takes connections."""
+    hub = urlsplit(huggingface_hub.constants.ENDPOINT)
+    target = urlsplit(getproxies().get(hub.scheme, "")) if hub.scheme in getproxies() else hub
+    port = target.port or (80 if target.scheme == "http" else 443)
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((target.hostname or "", port), timeout=_PATIENCE).close()
+        except OSError:
+            return
+        answered.set()
+
+    # In a thread: the time-out of a connection does not hold for looking up a name.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(_PATIENCE)
+    return answered.is_set()
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
@@ -70,6 +112,8 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
 
     Flat, under ``state_dict`` (Lightning), or under ``model`` (Detectron2).
 
+    Floating-point ones are float32, whatever they are stored in.
+
     PyTorch files are read with ``weights_only=True``: tensors and nothing that could be executed.
 
     Raises:
@@ -77,7 +121,7 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _in_float32(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise InputError(
@@ -91,7 +135,11 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
         raise InputError(
             f"{key}: {path} holds no state dict, flat or under 'state_dict' or 'model'"
         )
-    return state
+    return _in_float32(state)
+
+
+def _in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
 
 
 def first_line(error: BaseException) -> str:

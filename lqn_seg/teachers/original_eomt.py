@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lqn_seg.errors import InputError
@@ -52,13 +53,23 @@ HEAD_NAMES = (
     (r"attn_mask_probs", r"attn_mask_probs"),
 )
 _BACKBONE = "encoder.backbone."
-_DROPPED = ("encoder.pixel_mean", "encoder.pixel_std", "criterion.empty_weight")
+_PIXELS = ("encoder.pixel_mean", "encoder.pixel_std")  # of the input, no part of the model
+_DROPPED = (*_PIXELS, "criterion.empty_weight")
 _HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
 
 
 def is_original(state: Mapping[str, Tensor]) -> bool:
     """Whether a file has the original release's names."""
     return any(_BACKBONE in name for name in state)
+
+
+def pixel_tensors(state: Mapping[str, Tensor]) -> State:
+    """Mean and deviation of the input that an original file holds, by their last two names."""
+    return {key: value for key, value in _short_names(state).items() if key in _PIXELS}
+
+
+def _short_names(state: Mapping[str, Tensor]) -> State:
+    return {re.sub(r"^network\.|_orig_mod\.", "", name): value for name, value in state.items()}
 
 
 def convert_original(
@@ -81,8 +92,7 @@ def convert_original(
     Raises:
         InputError: a key is missing, unknown or of another shape, or the size cannot be told.
     """
-    short = {re.sub(r"^network\.|_orig_mod\.", "", name): value for name, value in state.items()}
-    short = {name: value for name, value in short.items() if name not in _DROPPED}
+    short = {n: value for n, value in _short_names(state).items() if n not in _DROPPED}
     backbone = _without_prefix(short, _BACKBONE)
     head = rename(
         {name: value for name, value in short.items() if not name.startswith(_BACKBONE)},
@@ -132,7 +142,7 @@ def rename(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], key:
 def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
     """A timm ViT's tensors under the names of transformers' EoMT, q, k and v apart.
 
-    A SwiGLU's first matrix holds gate and value; transformers 5 has one each.
+    A SwiGLU's first matrix holds gate and value; transformers from 5.18 on has one each.
     """
     converted = {}
     for name, value in rename(state, TIMM_NAMES, key).items():
@@ -160,6 +170,18 @@ def _split_swiglu(state: State) -> State:
     return split
 
 
+def _fuse_swiglu(state: Mapping[str, Tensor]) -> State:
+    """Gate and value in one matrix again, which transformers before 5.18 has."""
+    fused = {}
+    for name, value in state.items():
+        if ".mlp.gate_proj." in name:
+            other = state[name.replace("gate_proj", "up_proj")]
+            fused[name.replace("gate_proj", "weights_in")] = torch.cat([value, other])
+        elif ".mlp.up_proj." not in name:
+            fused[name.replace(".mlp.down_proj.", ".mlp.weights_out.")] = value
+    return fused
+
+
 def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
     """Copy tensors into a model; all of them, and all that it has but the loss's class weights.
 
@@ -169,6 +191,8 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
     expected = {
         name: value for name, value in model.state_dict().items() if not name.startswith("criter")
     }
+    if "layers.0.mlp.weights_in.weight" in expected:
+        state = _fuse_swiglu(state)
     problems = {
         "missing": sorted(set(expected) - set(state)),
         "unexpected": sorted(set(state) - set(expected)),

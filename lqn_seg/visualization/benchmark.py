@@ -23,7 +23,7 @@ _AXES = {
 }
 
 
-def draw_benchmark(results: Results, path: Path) -> list[Path]:
+def draw_benchmark(results: Results, stem: Path) -> list[Path]:
     """One panel for depth, one for each sweep.
 
     Args:
@@ -40,7 +40,7 @@ def draw_benchmark(results: Results, path: Path) -> list[Path]:
         f"{teacher['precision']}; {about['date']}, commit {about['commit'][:12]}",
         fontsize="medium",
     )
-    return save_figure(figure, path)
+    return save_figure(figure, stem)
 
 
 def _draw_depth(axes: Axes, depth: Results) -> None:

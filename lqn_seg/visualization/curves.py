@@ -18,7 +18,7 @@ from lqn_seg.visualization.palette import SERIES_COLORS, SERIES_MARKERS
 Results = Mapping[str, Any]
 
 
-def draw_study(results: Results, path: Path) -> Path:
+def draw_study(results: Results, stem: Path) -> list[Path]:
     """A row per table: difference to the baseline per condition, and its mean against cost."""
     tables = results["tables"]
     figure = Figure(figsize=(15, 4.2 * len(tables)), layout="constrained")
@@ -26,10 +26,10 @@ def draw_study(results: Results, path: Path) -> Path:
     for (left, right), table in zip(axes, tables):
         _differences(left, results, table)
         _against_cost(right, results, table)
-    return save_figure(figure, path)[0]
+    return save_figure(figure, stem)
 
 
-def draw_sweep(results: Results, path: Path) -> Path:
+def draw_sweep(results: Results, stem: Path) -> list[Path]:
     """A row per teacher, run and severity: score, and difference to the baseline, per value."""
     rows: dict[tuple[Any, ...], list[Results]] = {}
     for table in results["tables"]:
@@ -41,10 +41,10 @@ def draw_sweep(results: Results, path: Path) -> Path:
         damage = "" if severity is None else f", severity {severity}"
         name = tables[0]["name"] or f"run {run}"
         left.set_title(f"teacher {teacher}, {name}{damage}, {tables[0]['images']} images")
-    return save_figure(figure, path)[0]
+    return save_figure(figure, stem)
 
 
-def draw_fit(results: Results, path: Path) -> Path:
+def draw_fit(results: Results, stem: Path) -> list[Path]:
     """Loss by step, error over variance and sensitivity by layer: one line per method.
 
     Args:
@@ -72,7 +72,7 @@ def draw_fit(results: Results, path: Path) -> Path:
         axes.set_xlabel("layer")
         axes.set_ylim(bottom=0)
     errors.legend(fontsize="small")
-    return save_figure(figure, path)[0]
+    return save_figure(figure, stem)
 
 
 def _differences(axes: Axes, results: Results, table: Results) -> None:
@@ -82,7 +82,7 @@ def _differences(axes: Axes, results: Results, table: Results) -> None:
         offset = (k - (len(methods) - 1) / 2) * 0.8 / max(len(methods), 1)
         found = [entry["minus_baseline"][group] for group in groups]
         x = np.arange(len(groups)) + offset
-        _whiskers(axes, x, found, _style(results, method), entry["title"])
+        _whiskers(axes, x, found, _style(results, method), entry["title"], [table] * len(found))
     axes.axhline(0, color="black", linewidth=0.8)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color="0.9", linewidth=0.8)
@@ -99,7 +99,7 @@ def _against_cost(axes: Axes, results: Results, table: Results) -> None:
         zero = {"difference": 0.0, "low": 0.0, "high": 0.0}  # the baseline, to itself
         found = entry.get("minus_baseline", {}).get(group, zero)
         x = np.array([entry["milliseconds"]["total"]])
-        _whiskers(axes, x, [found], _style(results, method), entry["title"])
+        _whiskers(axes, x, [found], _style(results, method), entry["title"], [table])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
@@ -128,7 +128,7 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
             left.plot(x, scores, linestyle=line, label=label, **style)
             if "minus_baseline" in entry:
                 found = [e["minus_baseline"][group] for e in entries]
-                _whiskers(right, x, found, {**style, "linestyle": line}, label)
+                _whiskers(right, x, found, {**style, "linestyle": line}, label, tables)
     right.axhline(0, color="black", linewidth=0.8)
     left.set_ylabel(f"{results['metric']} (0-100), {results['dataset']}")
     right.set_ylabel(_difference_label(results))
@@ -151,13 +151,26 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
 
 
 def _whiskers(
-    axes: Axes, x: np.ndarray, found: Sequence[Results], style: dict[str, Any], label: str
+    axes: Axes,
+    x: np.ndarray,
+    found: Sequence[Results],
+    style: dict[str, Any],
+    label: str,
+    tables: Sequence[Results],
 ) -> None:
-    """Differences with their intervals; what is undefined is left out."""
+    """Differences with their intervals; what is undefined is left out, and of too few images the
+    interval.
+
+    Args:
+        tables: that each difference is of.
+    """
     middle, low, high = (
         np.array([f[key] for f in found], dtype=float) for key in ("difference", "low", "high")
     )
-    below, above = np.clip(middle - low, 0, None), np.clip(high - middle, 0, None)
+    shown = np.array([table.get("has_intervals", True) for table in tables])
+    below, above = (
+        np.where(shown, np.clip(side, 0, None), np.nan) for side in (middle - low, high - middle)
+    )
     style = {"linestyle": "none", **style}
     axes.errorbar(x, middle, (below, above), label=label, capsize=2, markersize=4, **style)
 

@@ -37,29 +37,34 @@ _MEAN_TOKEN: dict[str, Any] = {
 }
 
 
-def save_figure(figure: Figure, path: Path) -> list[Path]:
+def with_ending(stem: Path, ending: str) -> Path:
+    """A path with ".png" or the like after its whole name: `with_suffix` would cut "IMG.2024"."""
+    return stem.with_name(stem.name + ending)
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as PNG, and as SVG beside it; the same figure gives the same bytes.
 
     Raises:
         InputError: the folder cannot be made or written to.
     """
-    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    written = [with_ending(stem, ".png"), with_ending(stem, ".svg")]
     with matplotlib.rc_context({"svg.hashsalt": "lqn_seg", "svg.fonttype": "none"}):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            stem.parent.mkdir(parents=True, exist_ok=True)
             FigureCanvasAgg(figure).print_figure(str(written[0]), dpi=_DPI)
             FigureCanvasSVG(figure).print_figure(str(written[1]), metadata={"Date": None})
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+            raise InputError(f"cannot write {stem}: {error.strerror or error}") from error
     return written
 
 
 def save_picture(image: Pixels, stem: Path, title: str = "") -> list[Path]:
     """Write a picture as PNG, and as SVG that holds the same pixels."""
-    path = save_png(image, stem.with_name(f"{stem.name}.png"))
+    path = save_png(image, with_ending(stem, ".png"))
     height, width = image.shape[:2]
     content = base64.b64encode(path.read_bytes()).decode()
-    svg = path.with_suffix(".svg")
+    svg = with_ending(stem, ".svg")
     svg.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
         f"<title>{escape(title or stem.name)}</title>"

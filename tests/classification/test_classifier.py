@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.lqn import Adaptation, Adapter
-from lqn_seg.classification.methods import BASELINES, CONTROLS
+from lqn_seg.classification.lqn import Adapter
+from lqn_seg.classification.methods import BASELINES, CONTROLS, Adaptation
 from lqn_seg.classification.prompts import templates, text_features
 from lqn_seg.classification.views import centre_view, corner_view
-from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
+from lqn_seg.core import ineffective
+from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
+from lqn_seg.core.fit import StudentFitter
+from lqn_seg.core.ineffective import IneffectiveMethodWarning
 from lqn_seg.core.random import image_key
-from lqn_seg.core.student import StudentConfig
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.teachers.base import normalise
@@ -220,6 +222,29 @@ def test_undamaged_images_keep_their_zero_shot_answer(build, calibration):
     )
     without = build(methods)([grey])[0]
     assert torch.equal(without["lqn"].probabilities, without["teacher CLS"].probabilities)
+
+
+def test_what_does_nothing_says_so_once_in_python(build, calibration, monkeypatch):
+    monkeypatch.setattr(ineffective, "_said", set())
+    gauged = replace(LQN, adapt=AdaptConfig(restore=True, gauged=True))
+    mute = {"lqn": Adaptation(gauged), "restore": Adaptation(with_variant(LQN, "restore"))}
+    methods = {**mute, "own": Adaptation(LQN), "zero": None, "mta": None, "teacher CLS": None}
+    classifier, images = build(methods), [photo(0), photo(1)]
+    with pytest.warns(IneffectiveMethodWarning) as seen:
+        found = classifier(images)
+        classifier(images)
+    assert [str(w.message).split()[1] for w in seen] == ["lqn", "restore"]
+    for answers in found:
+        for name in mute:
+            assert torch.equal(answers[name].probabilities, answers["teacher CLS"].probabilities)
+    alone = build(dict.fromkeys(("zero", "mta", "teacher CLS")), views=1)
+    with pytest.warns(IneffectiveMethodWarning, match="CLASSIFICATION.VIEWS is 1"):
+        found = alone(images)
+    for answers in found:  # the class that the teacher's own answer names
+        for name in ("zero", "mta"):
+            own = answers["teacher CLS"].probabilities
+            assert answers[name].probabilities.argmax() == own.argmax()
+    assert not build(methods, calibration).ineffective
 
 
 def test_the_answer_of_several_views_is_their_mean_direction(build, calibration, teacher, text):

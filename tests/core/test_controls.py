@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lqn_seg.core import LQNConfig, RandomKey, StudentConfig, with_variant
+from lqn_seg.core.config import LQNConfig, StudentConfig, with_variant
 from lqn_seg.core.controls import ClosedFormField
+from lqn_seg.core.random import RandomKey
 
 FEATURES = 5
 CONFIG = LQNConfig(StudentConfig(12, 4, (8,), 20, guide=0.5))

@@ -5,23 +5,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lqn_seg.core import (
+from lqn_seg.core.config import (
     PRESETS,
     VARIANTS,
-    CounterRandom,
     FitConfig,
     LQNConfig,
-    RandomKey,
     StudentConfig,
-    StudentFitter,
-    fit_student,
-    grid_positions,
     preset,
     with_variant,
 )
-from lqn_seg.core.fit import Adam, _Inputs, fitted_layers, guiding_tokens
-from lqn_seg.core.positions import AddressTable
+from lqn_seg.core.fit import (
+    Adam,
+    StudentFitter,
+    _Inputs,
+    fit_student,
+    fitted_layers,
+    guiding_tokens,
+)
+from lqn_seg.core.positions import AddressTable, grid_positions
 from lqn_seg.core.precision import resolve_precision
+from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
 from lqn_seg.errors import InputError
 

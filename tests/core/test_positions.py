@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lqn_seg.core.config import axis_features
 from lqn_seg.core.positions import (
     ANCHOR,
     DESTINATION_FLAG,
     SOURCE_FLAG,
-    axis_features,
     encode_positions,
     grid_positions,
     grid_rows,

@@ -17,7 +17,7 @@ from lqn_seg.data.masks import decode
 from lqn_seg.errors import InputError
 
 MASK = np.array([[0, 1, 1], [0, 1, 0]], bool)
-ANNOTATION = {"id": 1, "image_id": 9, "area": 3, "bbox": [1, 0, 2, 2], "iscrowd": 0}
+ANNOTATION = {"image_id": 9, "area": 3, "bbox": [1, 0, 2, 2], "iscrowd": 0}
 CONTENT: dict[str, Any] = {
     "categories": [{"id": 90, "name": "cat"}, {"id": 4, "name": "car", "supercategory": "x"}],
     "images": [
@@ -31,6 +31,8 @@ CONTENT: dict[str, Any] = {
         {**ANNOTATION, "category_id": 90, "segmentation": [[1, 0, 2, 0, 2, 2, 1, 2]], "area": 2},
     ],
 }
+for number, entry in enumerate(CONTENT["annotations"]):
+    entry["id"] = number
 
 
 def write(root: Path, content: Any = CONTENT) -> Path:
@@ -45,15 +47,15 @@ def test_records_and_annotations_under_detectron2s_name(tmp_path: Path) -> None:
     write(tmp_path)
     dataset = get_dataset("coco_2017_val", root=tmp_path)
     metadata = dataset.metadata
-    assert metadata.class_names == metadata.thing_classes == ("cat", "car")
-    assert metadata.thing_dataset_id_to_contiguous_id == {90: 0, 4: 1}
+    assert metadata.class_names == metadata.thing_classes == ("car", "cat")  # by id
+    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0, 90: 1}
     assert metadata.evaluator_type == "coco"
     first, second = dataset.records()  # in the order of their ids
     assert first["file_name"] == str(tmp_path / "coco" / "val2017" / "a.jpg")
     assert [first[k] for k in ("image_id", "height", "width")] == [7, 4, 5]
     assert metadata.read_instances(first) == []
     runs, text, polygon = metadata.read_instances(second)
-    for found, category in ((runs, 1), (text, 0)):
+    for found, category in ((runs, 0), (text, 1)):
         np.testing.assert_array_equal(decode(found["segmentation"]), MASK)
         assert found["category_id"] == category
     assert decode(polygon["segmentation"]).tolist() == [[0, 1, 0], [0, 1, 0]]
@@ -69,7 +71,7 @@ def test_a_data_set_of_instances_has_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["images"][1].pop("height"), "image with id 7 has no key 'height'"),
+        (lambda c: c["images"][1].pop("height"), r"images\[1\] has no key 'height'"),
         (lambda c: c["images"][1].update(id=9), r"images\[\].id 9 occurs twice"),
         (lambda c: c["categories"][1].pop("name"), r"categories\[1\] has no key 'name'"),
         (lambda c: c["annotations"][1].pop("bbox"), r"annotations\[1\] has no key 'bbox'"),
@@ -79,13 +81,16 @@ def test_a_data_set_of_instances_has_no_labels(tmp_path: Path) -> None:
         ),
         (
             lambda c: c["annotations"][1]["segmentation"].update(counts="23100"),
-            "image 9 has a segmentation that is no mask of 2 x 3",
+            r"annotations\[1\].segmentation.counts add up to 10 pixels, the image is 2 x 3",
         ),
         (
             lambda c: c["annotations"][0]["segmentation"].update(size=[3, 2]),
-            "image 9 has a segmentation that is no mask of 2 x 3",
+            r"annotations\[0\].segmentation.size is \[3, 2\], the image is 2 x 3",
         ),
-        (lambda c: c["annotations"][2].update(segmentation=None), "image 9 has a segmentation"),
+        (
+            lambda c: c["annotations"][2].update(segmentation=None),
+            r"annotations\[2\].segmentation must be an object or a list, not null",
+        ),
         (lambda c: c.pop("annotations"), "no list under the key 'annotations'"),
     ],
 )

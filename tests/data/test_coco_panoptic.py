@@ -16,7 +16,7 @@ from PIL import Image
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import dataset_names, get_dataset, register_coco_panoptic
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
-from lqn_seg.data.images import write_id_map
+from lqn_seg.data.images import read_label_map, write_id_map, write_label_map
 from lqn_seg.data.masks import decode
 from lqn_seg.errors import InputError
 
@@ -57,20 +57,20 @@ def test_records_are_detectron2s(tmp_path: Path) -> None:
     assert record["pan_seg_file_name"] == str(tmp_path / "panoptic" / "x.png")
     assert (record["image_id"], record["height"], record["width"]) == (11, 3, 4)
     got = [(s["id"], s["category_id"], s["isthing"], s["iscrowd"]) for s in record["segments_info"]]
-    assert got == [(5, 1, True, 0), (300, 1, True, 1), (7, 2, False, 0)]
+    assert got == [(5, 0, True, 0), (300, 0, True, 1), (7, 1, False, 0)]
     record["segments_info"].clear()  # the caller's copy
     assert len(dataset.records()[0]["segments_info"]) == 3
 
 
-def test_contiguous_ids_are_indices_of_the_table(tmp_path: Path) -> None:
+def test_contiguous_ids_are_indices_of_the_table_sorted_by_id(tmp_path: Path) -> None:
     metadata = load_coco_panoptic("mine", *write(tmp_path, CONTENT)).metadata
-    assert metadata.class_names == metadata.stuff_classes == ("road", "car", "sky")
-    assert metadata.thing_ids == {1}
-    assert metadata.stuff_ids == {0, 2}
-    assert metadata.thing_dataset_id_to_contiguous_id == {4: 1}
-    assert metadata.stuff_dataset_id_to_contiguous_id == {90: 0, 4: 1, 17: 2}
-    assert metadata.categories[0].color == (1, 2, 3)
-    assert metadata.categories[1].color is None
+    assert metadata.class_names == metadata.stuff_classes == ("car", "sky", "road")
+    assert metadata.thing_ids == {0}
+    assert metadata.stuff_ids == {1, 2}
+    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0}
+    assert metadata.stuff_dataset_id_to_contiguous_id == {4: 0, 17: 1, 90: 2}
+    assert metadata.categories[2].color == (1, 2, 3)
+    assert metadata.categories[0].color is None
     assert (metadata.evaluator_type, metadata.ignore_label) == ("coco_panoptic_seg", 255)
 
 
@@ -81,7 +81,7 @@ def test_ground_truth(tmp_path: Path) -> None:
     # void is ignored, a crowd is of its category
     np.testing.assert_array_equal(
         dataset.metadata.read_semantic(record),
-        [[255, 1, 1, 1], [255, 1, 1, 1], [2, 2, 2, 1]],
+        [[255, 0, 0, 0], [255, 0, 0, 0], [1, 1, 1, 0]],
     )
 
 
@@ -92,7 +92,7 @@ def test_instances_come_from_the_map_or_from_the_json_that_is_named(tmp_path: Pa
         (a["category_id"], a["iscrowd"], a["area"], a["bbox"])
         for a in dataset.metadata.read_instances(record)
     ]
-    assert got == [(1, 0, 4, [1, 0, 2, 2]), (1, 1, 3, [3, 0, 1, 3])]
+    assert got == [(0, 0, 4, [1, 0, 2, 2]), (0, 1, 3, [3, 0, 1, 3])]
 
     square = {"image_id": 11, "category_id": 4, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
     square |= {"area": 3.5, "bbox": [0, 0, 2, 2]}
@@ -102,11 +102,12 @@ def test_instances_come_from_the_map_or_from_the_json_that_is_named(tmp_path: Pa
         "mine", *write(tmp_path, CONTENT), json_file=tmp_path / "instances.json"
     )
     (found,) = dataset.metadata.read_instances(record)
-    assert (found["category_id"], found["iscrowd"], found["area"]) == (1, 0, 3.5)
+    assert (found["category_id"], found["iscrowd"], found["area"]) == (0, 0, 3.5)
     expected = np.zeros((3, 4), bool)
     expected[:2, :2] = True
     np.testing.assert_array_equal(decode(found["segmentation"]), expected)
-    assert dataset.metadata.read_instances({**record, "image_id": 12}) == []
+    with pytest.raises(InputError, match=r"instances\.json lists no image with id 12"):
+        dataset.metadata.read_instances({**record, "image_id": 12})
 
 
 def test_label_maps_go_before_the_panoptic_map(tmp_path: Path) -> None:
@@ -134,8 +135,11 @@ MALFORMED: list[tuple[Change, str]] = [
     (lambda c: c["categories"][1].update(name="sky"), r"categories\[\].name 'sky' occurs twice"),
     (lambda c: c["images"][0].pop("id"), r"images\[0\] has no key 'id'"),
     (lambda c: c["images"].append(c["images"][0]), r"images\[\].id 11 occurs twice"),
-    (lambda c: c["images"][0].pop("width"), "image with id 11 has no key 'width'"),
-    (lambda c: c["annotations"].append(c["annotations"][0]), "image_id 11 is annotated twice"),
+    (lambda c: c["images"][0].pop("width"), r"images\[0\] has no key 'width'"),
+    (
+        lambda c: c["annotations"].append(c["annotations"][0]),
+        r"annotations\[\].image_id 11 occurs twice",
+    ),
     (lambda c: c["annotations"][0].pop("segments_info"), "has no key 'segments_info'"),
     (
         lambda c: c["annotations"][0]["segments_info"][1].update(category_id=5),
@@ -251,3 +255,23 @@ def test_real_coco_annotations_are_consistent() -> None:
         ids = dataset.metadata.read_panoptic(record)
         for segment in record["segments_info"]:
             assert (ids == segment["id"]).sum() == segment["area"]
+
+
+def test_the_256th_category_is_not_void(tmp_path: Path) -> None:
+    """Void pixels are ignored, category 255 of 300 is not."""
+    write_id_map(tmp_path / "0.png", np.array([[0, 1, 2]]))
+    segments = [{"id": 1, "category_id": 255, "area": 1}, {"id": 2, "category_id": 299, "area": 1}]
+    for segment in segments:
+        segment |= {"bbox": [0, 0, 1, 1], "iscrowd": 0}
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", "height": 1, "width": 3}],
+        "annotations": [{"image_id": 0, "file_name": "0.png", "segments_info": segments}],
+        "categories": [{"id": k, "name": str(k), "isthing": 0} for k in range(300)],
+    }
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    dataset = load_coco_panoptic("many", tmp_path, tmp_path, tmp_path / "panoptic.json")
+    assert dataset.metadata.ignore_label == 65535
+    labels = dataset.metadata.read_semantic(dataset.records()[0])
+    assert labels.tolist() == [[65535, 255, 299]]
+    write_label_map(tmp_path / "labels.png", labels)
+    assert read_label_map(tmp_path / "labels.png").tolist() == labels.tolist()

@@ -77,29 +77,112 @@ def test_a_bad_table_is_refused_at_once(classes, ignore_label, sentence) -> None
         register_label_folders("mine", "images", "labels", classes, ignore_label)
 
 
-def test_the_file_at_fault_is_named(folders: tuple[Path, Path]) -> None:
+def problems(name: str = "mine") -> tuple[str, ...]:
+    """Those of a data set of which something is left; strict, the first of them is raised."""
+    dataset = get_dataset(name).listed()
+    with pytest.raises(InputError) as error:
+        get_dataset(name).records()
+    assert str(error.value) == dataset.problems[0] and dataset.records(strict=False)
+    return dataset.problems
+
+
+def test_the_file_at_fault_is_named_and_left_out(folders: tuple[Path, Path]) -> None:
     images, labels = folders
     register_label_folders("mine", *folders, CLASSES, 9)
+    assert get_dataset("mine").listed().problems == ()
     Image.fromarray(np.where(LABELS == 2, 3, LABELS)).save(labels / "a_1.png")
     dataset = get_dataset("mine")
     with pytest.raises(InputError, match=r"a_1\.png holds label 3, outside the 3 classes of mine"):
         dataset.metadata.read_semantic(dataset.records()[0])
     Image.fromarray(LABELS.T.copy()).save(labels / "b_1.png")
-    with pytest.raises(InputError, match=r"b_1\.png is 2 x 3 .*b_1\.jpeg is 3 x 2"):
-        dataset.records()
+    (sentence,) = problems()
+    assert "b_1.png is 3 x 2 (height x width), but its image b_1.jpeg is 2 x 3" in sentence
+    left = get_dataset("mine").listed().records(strict=False)
+    assert [record["image_id"] for record in left] == ["a_1", "b_2"]
     (labels / "b_1.png").unlink()
-    with pytest.raises(InputError, match=r"b_1\.jpeg of mine has no label map .*b_1\.png"):
-        dataset.records()
+    assert "b_1.jpeg of mine has no label map" in problems()[0]
     Image.fromarray(LABELS).save(labels / "b_1.png")
     Image.new("RGB", (3, 2)).save(images / "b_2.png")
-    with pytest.raises(InputError, match="two images named b_2"):
-        dataset.records()
+    assert "holds two images named b_2 (b_2.jpg, b_2.png)" in problems()[0]
     (images / "a_1.jpg").write_text("no picture")
-    with pytest.raises(InputError, match=r"a_1\.jpg is not an image"):
-        dataset.records()
+    assert "a_1.jpg is not an image" in problems()[0] and len(problems()) == 2
     register_label_folders("gone", images / "none", labels, CLASSES)
     with pytest.raises(InputError, match=r"folder .*none of gone does not exist"):
         get_dataset("gone")
+
+
+def test_one_bad_file_among_many(folders: tuple[Path, Path]) -> None:
+    images, labels = folders
+    register_label_folders("mine", *folders, CLASSES, 9)
+    for name in ("c.TIF", "d.webp", "e.tiff", "empty.jpg", "folder.jpg", "link.jpg", "alone.bmp"):
+        Image.fromarray(LABELS).save(labels / f"{Path(name).stem}.png")
+        Image.new("RGB", (3, 2)).save(images / name)
+    for name in ("empty.jpg", "folder.jpg", "link.jpg"):
+        (images / name).unlink()
+    (images / "empty.jpg").touch()
+    (images / "folder.jpg").mkdir()
+    (images / "link.jpg").symlink_to(images / "nowhere.jpg")
+    (images / "._d.webp").write_bytes(b"\x00\x05\x16\x07")
+    (labels / "alone.png").unlink()
+    Image.fromarray(LABELS).save(labels / "more.png")
+    (labels / "._more.png").touch()
+    expected = (
+        "alone.bmp of mine has no label map",
+        "empty.jpg is empty (0 bytes)",
+        "folder.jpg is a folder",
+        "link.jpg does not exist",
+        "holds hidden files, which are no images: ._d.webp",
+        f"no image of mine for the label map {labels / 'more.png'}",
+    )
+    found = problems()
+    assert len(found) == len(expected)
+    for sentence, words in zip(found, expected):
+        assert words in sentence
+    left = [record["image_id"] for record in get_dataset("mine").records(strict=False)]
+    assert left == ["a_1", "b_1", "b_2", "c", "d", "e"]
+    # Of another prefix nothing is said.
+    register_label_folders("drive_a", *folders, CLASSES, 9, prefixes=("a_",))
+    assert get_dataset("drive_a").listed().problems == ()
+
+
+def test_images_in_folders_of_the_folder_are_said(folders: tuple[Path, Path]) -> None:
+    register_label_folders("mine", *folders, CLASSES, 9)
+    assert get_dataset("mine").listed().notes == ()
+    (folders[0] / "more").mkdir()
+    Image.new("RGB", (3, 2)).save(folders[0] / "more" / "x.jpg")
+    (note,) = get_dataset("mine").listed().notes
+    assert "the images in its folders more are not read" in note
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_fit_the_upright_picture(folders: tuple[Path, Path], orientation: int) -> None:
+    images, labels = folders
+    register_label_folders("mine", *folders, CLASSES, 9)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (3, 2)).save(images / "a_1.jpg", exif=exif)
+    upright = LABELS if orientation < 5 else LABELS.T.copy()
+    Image.fromarray(upright).save(labels / "a_1.png")
+    record = get_dataset("mine").records()[0]
+    assert (record["height"], record["width"]) == upright.shape
+    np.testing.assert_array_equal(get_dataset("mine").metadata.read_semantic(record), upright)
+    Image.fromarray(upright.T.copy()).save(labels / "a_1.png")
+    (sentence,) = problems()
+    assert "a_1.png is" in sentence
+    stored = "those of the pixels as stored and must be turned too" in sentence
+    assert stored == (orientation > 4)
+
+
+def test_more_than_255_classes_need_another_ignore_label(folders: tuple[Path, Path]) -> None:
+    many = [f"class {k}" for k in range(300)]
+    with pytest.raises(InputError, match=r"ignore_label 255 must lie outside .* 0 \.\. 299"):
+        register_label_folders("many", *folders, many)
+    register_label_folders("many", *folders, many, 65535)
+    labels = np.array([[0, 255, 256], [299, 65535, 9]], np.uint16)
+    Image.fromarray(labels).save(folders[1] / "a_1.png")
+    dataset = get_dataset("many")
+    read = dataset.metadata.read_semantic(dataset.records()[0])
+    np.testing.assert_array_equal(read, labels)
 
 
 def test_camvid_is_looked_for_among_the_real_data_first(tmp_path, monkeypatch) -> None:

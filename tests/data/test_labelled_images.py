@@ -167,8 +167,20 @@ def test_a_malformed_split_file_is_named(tmp_path):
     coop(tmp_path, "dtd", [["a.jpg", 0, "dotted"], ["b.jpg", 2, "woven"]])
     with pytest.raises(InputError, match="skips a label"):
         get_dataset("dtd_test", tmp_path)
-    (tmp_path / SETS["dtd"].split_file).write_text('{"train": 3}')
-    with pytest.raises(InputError, match="is not CoOp's"):
+    for rows, sentence in (
+        (3, "train must be a list, not 3"),
+        ([["a.jpg", "0", "dotted"]], r'train\[0\]\[1\] must be a whole number, not "0"'),
+        ([["a.jpg", 0.7, "dotted"]], r"train\[0\]\[1\] must be a whole number, not 0.7"),
+        ([["a.jpg", 0]], r"train\[0\] must be a list of length 3"),
+        ([["../a.jpg", 0, "dotted"]], r"train\[0\]\[0\] must be a relative path"),
+        ([["a.jpg", 0, "x"], ["b.jpg", 0, "y"]], r"train\[1\] calls label 0 'y', .* it 'x'"),
+    ):
+        content = {"train": rows, "val": [], "test": []}
+        (tmp_path / SETS["dtd"].split_file).write_text(json.dumps(content))
+        with pytest.raises(InputError, match=rf"split file .*json: {sentence}"):
+            get_dataset("dtd_test", tmp_path)
+    (tmp_path / SETS["dtd"].split_file).write_text('{"train": []}')
+    with pytest.raises(InputError, match=r"split file .*json has no list under the key 'val'"):
         get_dataset("dtd_test", tmp_path)
 
 
@@ -193,3 +205,100 @@ def test_the_shipped_pictures_are_what_the_script_draws(prepare_demo):
         assert prepare_demo.object_class(index)[0] == dataset.metadata.class_names[record["label"]]
         drawn = prepare_demo.draw_object(0, "val", index)
         assert np.array_equal(read_labelled_image(record), drawn)
+
+
+def test_folders_of_tools_are_no_classes_and_nested_images_count(tmp_path):
+    for name in ("cat/a.png", "cat/more/a.JPG", "dog/b.webp", "dog/c.tif", "empty/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in (
+        *(".ipynb_checkpoints/a.png", "__MACOSX/cat/._a.png", "cat/.ipynb_checkpoints/a.png"),
+        *("cat/._a.png", "loose.png"),
+    ):
+        draw(tmp_path / name)
+    dataset = load_image_folder("mine", tmp_path).listed()
+    assert dataset.metadata.class_names == ("cat", "dog", "empty")
+    records = dataset.records(strict=False)
+    assert [(r["image_id"], r["label"]) for r in records] == [
+        ("cat/a.png", 0),
+        ("cat/more/a.JPG", 0),
+        ("dog/b.webp", 1),
+        ("dog/c.tif", 1),
+    ]
+    hidden, loose = dataset.problems
+    assert "hidden files, which are no images: ._a.png" in hidden
+    assert "images outside the class folders: loose.png" in loose
+    empty, nested = dataset.notes
+    assert "class folders without an image: empty" in empty
+    assert "whose images lie in folders of their own, and count: cat" in nested
+    with pytest.raises(InputError, match="hidden files"):
+        load_image_folder("mine", tmp_path).records()
+
+
+@pytest.mark.parametrize("names", [("a_b", "a b"), ("Dog", "dog"), ("a__b", "a_b")])
+def test_two_folders_of_one_class_are_named(tmp_path, names):
+    for name in names:
+        draw(tmp_path / name / "x.png")
+    with pytest.raises(InputError, match=f"folders '{min(names)}' and '{max(names)}' of .* class"):
+        load_image_folder("mine", tmp_path)
+
+
+def test_wordnet_ids_get_imagenets_names(tmp_path):
+    table = class_folders("imagenet")
+    missiles = [wnid for wnid, label in table.items() if label == "missile"]
+    assert len(missiles) == 2
+    for wnid in (*missiles, "n01440764"):
+        draw(tmp_path / wnid / "x.png")
+    dataset = load_image_folder("mine", tmp_path)
+    assert dataset.metadata.class_names == ("tench", "missile", "missile")
+    named, shared = dataset.notes
+    assert "3 class folders are WordNet ids" in named
+    assert "one name for several classes (missile)" in shared
+    draw(tmp_path / "n99999999" / "x.png")
+    with pytest.raises(InputError, match=r"ImageNet has no class for \(n99999999\).* classes"):
+        load_image_folder("mine", tmp_path)
+    mine = {"n99999999": "gizmo", "n01440764": "fish"}
+    dataset = load_image_folder("mine", tmp_path, mine).listed()
+    assert dataset.metadata.class_names == ("gizmo", "fish")
+    assert [r["image_id"] for r in dataset.records()] == ["n99999999/x.png", "n01440764/x.png"]
+    (others,) = dataset.notes
+    assert "folders that are no class and are left out: " in others
+
+
+def test_names_of_ones_own_can_be_registered(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "_registered", {})
+    draw(tmp_path / "n99999999" / "x.png")
+    register_image_folder("mine", tmp_path, {"n99999999": "gizmo"})
+    register_image_folder("mine", tmp_path, {"n99999999": "gizmo"})
+    assert get_dataset("mine").metadata.class_names == ("gizmo",)
+    with pytest.raises(InputError, match="already taken"):
+        register_image_folder("mine", tmp_path)
+
+
+def test_splits_and_numbers_are_said(tmp_path):
+    for name in ("train/cat", "val/cat"):
+        draw(tmp_path / "splits" / name / "x.png")
+    with pytest.raises(InputError, match=r"holds splits \(train, val\) and no classes"):
+        load_image_folder("mine", tmp_path / "splits")
+    for name in ("0", "1"):
+        draw(tmp_path / "numbers" / name / "x.png")
+    assert "are numbers" in load_image_folder("mine", tmp_path / "numbers").notes[0]
+
+
+def test_what_a_table_names_and_is_not_there_is_said(tmp_path):
+    draw(tmp_path / "imagenet/images/val/n01440764/x.png")
+    shared, missing = get_dataset("imagenet_val", tmp_path).listed().notes
+    assert "one name for several classes" in shared
+    assert "class folders that are not there: n01443537, " in missing and "996 more" in missing
+
+
+def test_coop_lists_that_contradict_themselves(tmp_path):
+    coop(tmp_path, "pets", [["a.jpg", 0, "pug"], ["a.jpg", 0, "pug"], ["b.jpg", 1, "Pug"]])
+    dataset = get_dataset("pets_test", tmp_path)
+    assert dataset.problems == ("the split of pets_test lists a.jpg twice",)
+    assert [r["image_id"] for r in dataset.records(strict=False)] == ["a.jpg"]
+    assert "one name for several classes (pug, Pug)" in dataset.notes[0]
+    content = {"train": [], "val": [], "test": [["a.jpg", 0, "pug"], ["b.jpg", 0, "boxer"]]}
+    (tmp_path / SETS["pets"].split_file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match="label 0 'boxer', an entry before it calls it 'pug'"):
+        get_dataset("pets_test", tmp_path)

@@ -13,9 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lqn_seg.core.fit import PRESETS, FitConfig, LQNConfig
-from lqn_seg.core.student import StudentConfig
-from lqn_seg.engine import benchmark_teachers
+from lqn_seg.core.config import PRESETS, FitConfig, LQNConfig, StudentConfig
+from lqn_seg.engine import benchmark_teachers, benchmark_ways
 from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, _drifts, write_numbers
 from lqn_seg.engine.benchmark_report import report_text, write_report
 from lqn_seg.engine.benchmark_teachers import TEACHERS, _Clip, build_subject
@@ -128,6 +127,32 @@ def test_ctrl_c_leaves_what_was_measured(tool, tmp_path, monkeypatch, capsys):
     assert [row["method"] for row in kept["methods"]] == ["apm"] and kept["sweeps"] == {}
     said = f"interrupted: what was measured until then is in {tmp_path}\n"
     assert capsys.readouterr().err == said
+
+
+def test_what_fails_loses_nothing_that_was_measured(tool, tmp_path, monkeypatch, capsys):
+    def broken(self) -> None:
+        raise RuntimeError("broken")
+
+    quick = ["--teacher", "eomt-tiny", "--repeats", "1", "--variants", "apm", "--no-references"]
+    quick += ["--precisions", "float32", "--output"]
+    monkeypatch.setattr(Benchmark, "_sweeps", broken)
+    monkeypatch.setattr(benchmark_ways.Run, "peak_bytes", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        tool.main([*quick, str(tmp_path)])
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["methods"]
+    assert row["peak_mib"] is None and row["times"]["fit"]["median_ms"] > 0
+    assert "the memory of apm float32 could not be counted" in capsys.readouterr().err
+    assert tool.main(["--read", str(tmp_path / "benchmark.json")]) == 0
+
+    def never(*_: object) -> None:
+        raise AssertionError("nothing is measured before it is known where to")
+
+    monkeypatch.setattr(Benchmark, "__init__", never)
+    (tmp_path / "file").write_text("[]")
+    assert tool.main([*quick, str(tmp_path / "file" / "below")]) == 2
+    assert tool.main(["--read", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert "cannot write to" in said and "is no benchmark.json" in said and said.count("\n") == 2
 
 
 def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from lqn_seg.core.precision import resolve_precision
-from lqn_seg.engine.build import build_segmenter, build_teacher
+from lqn_seg.engine.build import build_segmenter, build_teacher, check_class_order
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.run import evaluate
 from lqn_seg.errors import InputError
@@ -18,6 +20,7 @@ from lqn_seg.teachers.dinov2 import Dinov2Teacher
 from lqn_seg.teachers.eomt import load_eomt
 
 THINGS = frozenset(range(8))
+NAMES = ("person", "car", "tv", "traffic light")
 
 
 def configured(path, key, value):
@@ -86,3 +89,58 @@ def test_a_compiled_teacher_answers_the_same(small_config, monkeypatch):
     field, _ = teacher.encode(images, lambda layer, tokens: seen.append(layer) or tokens)
     assert seen == [0, 1, 2, 3, 4]
     torch.testing.assert_close(field, plain.encode(images)[0])
+
+
+def named(*names):
+    return SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(names))))
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        NAMES,
+        ("Person", "CAR ", "television receiver", "traffic_light"),  # two have no counterpart
+        ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"),
+        ("a", "b", "c", "d"),
+    ],
+)
+def test_the_same_names_in_the_same_places_are_no_word_worth(theirs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_class_order(named(*theirs), NAMES, "the teacher", "the data set")
+        check_class_order(named(*reversed(theirs)), (), "the teacher", "the data set")
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        ("person", "tv", "car", "traffic light"),  # all names, two of them elsewhere
+        ("x", "person", "car", "y"),  # all that both have
+    ],
+)
+def test_another_order_of_classes_is_an_error(theirs):
+    with pytest.raises(InputError, match=r"the teacher and the data set order .* is class [12] "):
+        check_class_order(named(*theirs), NAMES, "the teacher", "the data set")
+
+
+def test_one_name_elsewhere_may_be_another_class_and_is_said():
+    with pytest.warns(UserWarning, match=r"'tv' is class 3 of the one and 2 .* 1 of 3 common"):
+        check_class_order(named("person", "car", "x", "tv"), NAMES, "the teacher", "the data set")
+
+
+def test_a_teacher_of_another_order_scores_nothing(small_config, teacher_folder, tmp_path):
+    """Its id2label has the scenes' names, the last two exchanged."""
+    names = [*("disc", "ball", "ring", "square", "crate", "triangle", "star"), "rod"]
+    names += ["sky", "grass", "water", "sand", "brick"]
+    content = json.loads((teacher_folder / "config.json").read_text())
+    content["id2label"] = dict(enumerate(names))
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "model.safetensors").symlink_to(teacher_folder / "model.safetensors")
+    changed = ["MODEL.LQN.TEACHER.WEIGHTS", str(tmp_path)]
+    with pytest.raises(
+        InputError, match=r"TEACHER\.WEIGHTS.*demo_panoptic_val.*'brick' is class 12"
+    ):
+        evaluate(str(small_config), changed)
+    content["id2label"] = dict(enumerate([*names[:11], "brick", "sand"]))
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert evaluate(str(small_config), changed).metrics

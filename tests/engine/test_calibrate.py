@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
+from lqn_seg.engine import calibrate as calibrate_module
 from lqn_seg.engine.build import build_calibration, build_teacher
 from lqn_seg.engine.calibrate import calibrate_teacher
 from lqn_seg.engine.config import load_cfg
@@ -86,3 +89,44 @@ def test_what_is_missing_is_named(small_config, folder, tmp_path):
     cfg = load_cfg(str(small_config), ["MODEL.LQN.CALIBRATION", str(tmp_path / "a")])
     with pytest.raises(InputError, match=r"MODEL\.LQN\.CALIBRATION: there is no file"):
         build_calibration(cfg, build_teacher(cfg))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_cannot_be_read_is_named_and_left_out(
+    small_config, folder, tmp_path, capsys, monkeypatch, batch
+):
+    monkeypatch.setattr(calibrate_module, "_BATCH", batch)
+    whole, spoilt = tmp_path / "whole.st", tmp_path / "spoilt.st"
+    calibrate_teacher(str(small_config), folder, output=whole)
+    (folder / "0" / "0a.jpg").touch()
+    (folder / "0" / "folder.tiff").mkdir()
+    (folder / "1" / "zz.webp").symlink_to(folder / "nowhere.webp")
+    (folder / "1" / "._1.PNG").write_bytes(b"\x00\x05\x16\x07")
+    capsys.readouterr()
+    calibrate_teacher(str(small_config), folder, output=spoilt)
+    printed = capsys.readouterr().err
+    for words in (
+        *("0a.jpg is empty", "folder.tiff is a folder", "zz.webp does not exist", "._1.PNG"),
+        "3 of 11 images LEFT OUT",
+    ):
+        assert printed.count(words) == 1  # though there are three passes
+    assert spoilt.read_bytes() == whole.read_bytes()
+    with pytest.raises(InputError, match=r"hidden files, .*_1\.PNG"):
+        calibrate_teacher(str(small_config), folder, output=spoilt, strict=True)
+    (folder / "1" / "._1.PNG").unlink()
+    with pytest.raises(InputError, match=r"0a\.jpg is empty"):
+        calibrate_teacher(str(small_config), folder, output=spoilt, strict=True)
+
+
+def test_images_of_a_data_set_must_have_their_records_size(
+    small_config, scenes_root, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "data"
+    shutil.copytree(scenes_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    first = get_dataset("demo_panoptic_train").records()[0]
+    Image.open(first["file_name"]).crop((0, 0, 96, 60)).save(first["file_name"])
+    calibrate_teacher(str(small_config), "demo_panoptic_train", output=tmp_path / "a")
+    printed = capsys.readouterr().err
+    assert "is 60 x 96 (height x width), its annotation says 96 x 96" in printed
+    assert "1 of 8 images LEFT OUT" in printed

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import yaml
 
-from lqn_seg.classification.lqn import DEFAULT_VIEWS
+from lqn_seg.classification.methods import DEFAULT_VIEWS
 from lqn_seg.data import catalog
+from lqn_seg.engine import classify_report
 from lqn_seg.engine.classification_config import adaptation, load_classification_cfg
 from lqn_seg.engine.classify import Classification, calibrate_clip, classifications
 from lqn_seg.engine.classify_report import ClassificationReport, classify, title
 from lqn_seg.engine.sharded import parse_line
 from lqn_seg.engine.train_clip import save_clip
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.flops import step_macs
+from lqn_seg.evaluation.flops import UncountedOperatorError, step_macs
 from tests.classification.conftest import TEXT, VISION, build_clip
 
 ALL = (
@@ -164,7 +165,7 @@ def test_a_subset_is_spread_over_the_classes_and_says_so(config):
     ],
 )
 def test_the_sentence_is_about_what_adapts(config, monkeypatch, chosen, focus):
-    monkeypatch.setattr(Classification, "costs", _no_costs)
+    monkeypatch.setattr(Classification, "cost", _no_cost)
     quick = ("MODEL.LQN.EVAL.MAX_IMAGES", "2", "MODEL.LQN.EVAL.CORRUPTIONS", "()")
     report = ClassificationReport(run(config, "CLASSIFICATION.METHODS", repr(chosen), *quick))
     assert report.focus == focus
@@ -172,8 +173,45 @@ def test_the_sentence_is_about_what_adapts(config, monkeypatch, chosen, focus):
     assert report.sentence().startswith(title(focus)) if focus else report.sentence() == ""
 
 
-def _no_costs(self) -> dict:
-    return {}
+def _no_cost(self, name: str) -> None:
+    raise UncountedOperatorError("an operator has no rule")
+
+
+def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsys):
+    """One operator without a rule once ended the run in a traceback, after all its images."""
+
+    def broken(*_: object) -> None:
+        raise ValueError("broken")
+
+    cost, wanted = Classification.cost, ["CLASSIFICATION.METHODS", "('lqn', 'zero')"]
+    monkeypatch.setattr(
+        Classification, "cost", lambda *a: (cost if a[1] != "zero" else _no_cost)(*a)
+    )
+    monkeypatch.setattr(classify_report, "peak_gmacs_per_ms", broken)
+    report = classify(str(config), wanted)
+    said = capsys.readouterr()
+    assert "the cost of ZERO could not be counted: an operator has no rule" in said.err
+    assert said.err.count("Traceback") == 1 and "speed could not be measured" in said.err
+    results = json.loads((Path(report.cfg.OUTPUT_DIR) / "inference" / "results.json").read_text())
+    costs = results["costs"]
+    assert costs["zero"]["forward_gmacs"] is None and costs["zero"]["total_ms"] > 0
+    assert costs["lqn"]["roofline"] is None and len(results["report_failures"]) == 2
+    (row,) = [line for line in said.out.splitlines() if line.startswith("ZERO ")][-1:]
+    assert row.split()[5:] == ["-"] * 4
+    monkeypatch.setattr(ClassificationReport, "_compare", broken)
+    classify(str(config), wanted, resume=True)
+    said = capsys.readouterr()
+    assert "top-1 accuracy\n" in said.out and "minus zero-shot" not in said.out
+    assert "intervals could not be found" in said.err
+
+
+def test_a_few_images_are_no_evidence(config, monkeypatch):
+    monkeypatch.setattr(Classification, "cost", _no_cost)
+    found = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "9")
+    text = ClassificationReport(found).text()
+    assert "9 images are too few for one (10 are needed)" in text and "[" not in text
+    assert "is better than" not in text and "told apart" not in text
+    assert "[" in ClassificationReport(run(config)).text()
 
 
 def test_several_data_sets_are_averaged(config):
@@ -207,6 +245,36 @@ def test_a_method_with_a_history_goes_on_from_nothing(config):
     with pytest.raises(InputError, match=r"another configuration.*differs in: methods\)"):
         classify(str(config), ["CLASSIFICATION.METHODS", "('mta',)"], resume=True)
     assert classify(str(config), without, resume=True) is not None
+
+
+def test_a_resume_classifies_what_has_changed_since(config, monkeypatch, capsys):
+    done: list[str] = []
+    predict = Classification._predict
+
+    def counting(self, condition, records):
+        done.extend(record["image_id"] for record in records)
+        return predict(self, condition, records)
+
+    monkeypatch.setattr(Classification, "_predict", counting)
+
+    def resumed() -> set[str]:
+        done.clear()
+        (one,) = classifications(load_classification_cfg(str(config), overrides), True).values()
+        one.run(progress=False)
+        return set(done)
+
+    overrides = ["CLASSIFICATION.METHODS", "('zero',)", "CLASSIFICATION.HISTORY", "False"]
+    (one,) = run(config, *overrides)
+    assert resumed() == set()
+    changed, moved = (Path(one.records[k]["file_name"]) for k in (3, 9))
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    other = next(p for p in moved.parent.parent.iterdir() if p != moved.parent) / "moved.png"
+    moved.rename(other)  # into another class: an image of its own, with another label
+    capsys.readouterr()
+    expected = {f"{path.parent.name}/{path.name}" for path in (changed, other)}
+    assert resumed() == expected
+    assert "evaluated again: 1 of 16 images" in capsys.readouterr().err
+    assert resumed() == set()
 
 
 def test_ctrl_c_promises_a_resume_only_where_there_is_one(config, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fvcore.common.config import CfgNode
 
-from lqn_seg.core.fit import PRESETS, VARIANTS, with_variant
+from lqn_seg.core.config import PRESETS, VARIANTS, with_variant
 from lqn_seg.data import catalog
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
@@ -27,7 +27,7 @@ from lqn_seg.engine.config import (
 from lqn_seg.engine.inference import build_evaluators
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import CityscapesEvaluator, SemanticEvaluator
-from lqn_seg.segmentation.segmenter import SegmentationConfig
+from lqn_seg.segmentation.methods import SegmentationConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -156,6 +156,7 @@ def test_beside_mask2former_in_either_order():
         (["MODEL.LQN.EVAL.SEVERITY", "6"], "at least 1 and at most 5, not 6"),
         (["MODEL.LQN.EVAL.CORRUPTIONS", "('frog',)"], "did you mean 'fog'"),
         (["MODEL.LQN.EVAL.MAX_IMAGES", "-1"], "at least 0"),
+        (["MODEL.LQN.EVAL.MAX_FAILED", "2"], "at least 0 and at most 1, not 2"),
         (["MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES", "0"], "at least 1"),
         (["MODEL.LQN.BATCH"], "has no value"),
         (["MODEL.LQN.BATCH", "many"], "config"),
@@ -202,6 +203,20 @@ def test_a_wrong_file_is_named(tmp_path):
         load_cfg(str(tmp_path / "b.yaml"))
     with pytest.raises(InputError, match="auto, cpu, cuda or mps"):
         load_cfg(str(CONFIGS / "demo_lqn.yaml"), device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("MODEL: {LQN: {METHODS: null}}", r"a\.yaml: the key MODEL\.LQN\.METHODS has no value"),
+        ("MODEL: {LQN: {METHODS: [3]}}", r"MODEL\.LQN\.METHODS: .* not by 3"),
+        ("CLASSIFICATION: {METHODS: [[lqn]]}", r"CLASSIFICATION\.METHODS: .* not by \['lqn'\]"),
+    ],
+)
+def test_what_yaml_made_of_a_value_is_named(tmp_path, text, sentence):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        load_any_cfg(str(tmp_path / "a.yaml"))
 
 
 @pytest.mark.parametrize("load", [load_cfg, load_any_cfg, load_classification_cfg])
@@ -317,3 +332,11 @@ def test_each_kind_of_data_set_has_its_semantic_evaluator():
     ):
         metadata = Metadata("x", (Category(0, "road", False),), evaluator_type)
         assert type(build_evaluators(cfg, metadata)["sem_seg"]) is kind
+
+
+def test_a_whole_number_may_stand_for_a_fraction(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("MODEL: {LQN: {EVAL: {MAX_FAILED: 1}}}\n")
+    assert load_cfg(str(path)).MODEL.LQN.EVAL.MAX_FAILED == 1.0
+    found = load_cfg(str(path), ["MODEL.LQN.EVAL.MAX_FAILED", "0", "MODEL.LQN.EVAL.SEVERITY", "2"])
+    assert repr(found.MODEL.LQN.EVAL.MAX_FAILED) == "0.0" and found.MODEL.LQN.EVAL.SEVERITY == 2

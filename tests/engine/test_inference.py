@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -11,16 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from lqn_seg.data.catalog import get_dataset
-from lqn_seg.engine import inference
+from lqn_seg.data import catalog
+from lqn_seg.data.catalog import get_dataset, register_label_folders
+from lqn_seg.data.images import read_image, write_label_map
+from lqn_seg.engine import inference, pictures
+from lqn_seg.engine import report as report_module
 from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.inference import Condition, Evaluation
-from lqn_seg.engine.report import Report, count_gmacs, title
-from lqn_seg.engine.run import evaluate
+from lqn_seg.engine.report import Report, count_gmacs
+from lqn_seg.engine.run import check_failed, evaluate
+from lqn_seg.engine.wording import title
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap_totals
-from lqn_seg.evaluation.flops import count_torch
+from lqn_seg.evaluation.bootstrap import (
+    FEWEST_IMAGES,
+    PairedDifference,
+    paired_bootstrap_totals,
+)
+from lqn_seg.evaluation.flops import UncountedOperatorError, count_torch
 
 
 @pytest.fixture
@@ -58,18 +69,66 @@ def test_the_whole_run(small_config, capsys):
     results = json.loads((output / "inference" / "results.json").read_text())
     assert results["images"] == 5 and results["subset_of"] is None
     assert results["metrics"]["clean"]["teacher"]["lqn"]["token_cos"] == pytest.approx(1)
-    assert results["gmacs"]["lqn"]["gmacs_fit"] > 0 == results["gmacs"]["teacher"]["gmacs_fit"]
+    # Without a calibration no student is asked: that is said, and no fit is paid for.
+    assert printed.count("warning: method lqn answers as its teacher does") == 1
+    assert results["warnings"] and results["warnings"][0] in printed
+    assert printed.index("warning: method lqn") < printed.index("PQ by condition")
+    assert "students fitted, of 10 images: LQN 0" in printed
+    assert results["gmacs"]["lqn"] == results["gmacs"]["teacher"]
     assert "copypaste: Task: panoptic_seg" in (output / "log.txt").read_text()
     for name in ("config.yaml", "metrics.json"):
         assert (output / name).is_file()
     assert list((output / "panels").glob("*.png"))
 
 
+def test_a_part_that_fails_takes_nothing_with_it(small_config, monkeypatch, capsys):
+    """Whatever part: scores are written before it, printed, and every other part is there."""
+    count = report_module.count_gmacs
+
+    def uncounted(segmenter, method, stats):
+        assert (inference_folder / "results.json").is_file()  # written before costs are counted
+        if method == "lqn":
+            raise UncountedOperatorError("aten.attention has no rule")
+        return count(segmenter, method, stats)
+
+    def broken(*_: object, **__: object):
+        raise KeyError("broken")
+
+    inference_folder = small_config.parent / "output" / "inference"
+    monkeypatch.setattr(report_module, "count_gmacs", uncounted)
+    monkeypatch.setattr(pictures, "_panel", broken)
+    monkeypatch.setattr(Report, "_condition_table", broken)
+    report = evaluate(str(small_config))
+    said = capsys.readouterr()
+    assert "the cost of LQN could not be counted: aten.attention has no rule" in said.err
+    assert "could not be drawn: KeyError: 'broken'" in said.err
+    assert said.err.count("Traceback") == 2  # of the two bugs
+    (row,) = (line for line in cost_table(said.out) if line.startswith("LQN "))
+    assert row.split()[1:7] == ["-"] * 6 and float(row.split()[7]) > 0
+    assert "PQ by condition" not in said.out and "PQ minus the teacher's" in said.out
+    assert "times the teacher's multiply-adds" not in said.out
+    assert "On these 5 images" in said.out and "pictures: " not in said.out
+    results = json.loads((inference_folder / "results.json").read_text())
+    assert results["gmacs"]["lqn"] is None and results["gmacs"]["teacher"]["gmacs_total"] > 0
+    assert len(results["report_failures"]) == 2  # the picture comes later, and changes no number
+    assert len(report.failed) == 3
+
+    monkeypatch.setattr(Report, "_differences", broken)
+    evaluate(str(small_config), resume=True)
+    said = capsys.readouterr()
+    assert "the intervals could not be found: KeyError" in said.err
+    assert "minus the teacher's" not in said.out and "token_cos" in said.out
+
+
+def cost_table(printed: str) -> list[str]:
+    return printed[printed.index("cost per image") :].splitlines()
+
+
 def test_reading_ahead_changes_no_result(cfg, monkeypatch):
     readers = []
-    read = inference.read_image
+    read = inference.read_record
     monkeypatch.setattr(
-        inference, "read_image", lambda file: readers.append(threading.get_ident()) or read(file)
+        inference, "read_record", lambda file: readers.append(threading.get_ident()) or read(file)
     )
     expected = quality(run(cfg))
     assert set(readers) == {threading.get_ident()}
@@ -101,6 +160,61 @@ def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):
     executed.clear()
     assert quality(run(cfg, resume=True)) == whole
     assert executed == [("contrast-3", k) for k in (2, 3, 4)]
+
+
+@pytest.fixture
+def own_root(scenes_root, tmp_path, monkeypatch) -> Path:
+    """The five scenes, for a test to change."""
+    root = tmp_path / "own"
+    shutil.copytree(scenes_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    return root / "demo"
+
+
+def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, capsys, monkeypatch):
+    run(cfg)
+    names = [f"{k:06d}.png" for k in range(5)]
+    executed.clear()
+
+    def resumed() -> list[int]:
+        evaluation = run(cfg, resume=True)
+        assert len(evaluation.lines("clean", "lqn")) == 5
+        done = sorted({key for _, key in executed})
+        assert len(executed) == 2 * len(done)  # under both conditions
+        executed.clear()
+        return done
+
+    capsys.readouterr()
+    assert resumed() == [] and "changed" not in capsys.readouterr().err
+    # The image, with its size and time kept, as some tools of copying do.
+    image = own_root / "val" / names[1]
+    was = image.stat()
+    pixels = np.asarray(Image.open(image)).copy()
+    content = image.read_bytes()
+    Image.fromarray(255 - pixels).save(image)
+    image.write_bytes(image.read_bytes().ljust(was.st_size, b"\0"))
+    os.utime(image, ns=(was.st_atime_ns, was.st_mtime_ns))
+    # The label, and the annotation.
+    label = own_root / "panoptic_val" / names[2]
+    label.write_bytes(label.read_bytes() + b"\0")
+    path = own_root / "annotations" / "panoptic_val.json"
+    annotations = json.loads(path.read_text())
+    annotations["annotations"][4]["segments_info"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(annotations))
+    assert resumed() == [1, 2, 4]
+    said = capsys.readouterr().err
+    assert "evaluated again: 3 of 5 images (1, 2, 4)" in said
+    assert resumed() == []
+    image.write_bytes(content)
+    assert resumed() == []  # what was found of it first is there
+    found = quality(run(cfg, resume=True))
+    assert found == quality(run(cfg))
+    # A copy of the data set is the same data set.
+    copy = own_root.parent.parent / "copy"
+    shutil.copytree(own_root.parent, copy)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(copy))
+    executed.clear()
+    assert resumed() == []
 
 
 def test_without_resume_everything_is_done_again(cfg):
@@ -166,7 +280,7 @@ def test_what_cannot_be_evaluated_is_named_and_counted(
     printed = capsys.readouterr()
     for words in (
         "5 images, of which 3 FAILED",
-        "LEFT OUT of every number: 3 images that failed, 1 annotations without an image",
+        "LEFT OUT of every number: 3 images that failed, 1 entries of the data set",
         "is damaged or truncated",
         "is empty (0 bytes)",
         "lists segment id 77777, which has no pixel",
@@ -179,7 +293,11 @@ def test_what_cannot_be_evaluated_is_named_and_counted(
     assert results["images"] == 2
     assert sorted({failed["image_id"] for failed in results["failed"]}) == [1, 2, 3]
     assert {failed["condition"] for failed in results["failed"]} == {"clean", "contrast-3"}
-    assert len(results["annotations_without_image"]) == 1
+    assert len(results["not_listed"]) == 1
+    with pytest.raises(InputError, match=r"3 of 5 images failed, more than .*MAX_FAILED.*\(0\.5 "):
+        check_failed([report.evaluation])
+    report.evaluation.cfg.MODEL.LQN.EVAL.MAX_FAILED = 0.6
+    check_failed([report.evaluation])
     cfg.merge_from_list(overrides)
     whole = Evaluation(cfg, report.evaluation.dataset, resume=True)
     for method in ("teacher", "lqn"):  # as if the others had never been there
@@ -312,7 +430,22 @@ def test_the_intervals_are_those_of_the_paired_bootstrap(cfg):
 def test_the_sentence_does_not_flatter(cfg, interval, words):
     report = Report(run(cfg))
     report.differences["lqn"]["clean"] = PairedDifference(*interval)
-    assert f"LQN {words}" in report.sentence()
+    report.images = FEWEST_IMAGES - 1  # of so few, nothing is said about significance
+    assert words not in report.sentence() and "are too few for one" in report.sentence()
+    assert "[" not in report.sentence() and "[" not in report._difference_table()
+    report.images = FEWEST_IMAGES
+    assert f"LQN {words}" in report.sentence() and "too few" not in report.sentence()
+    assert "[" in report.sentence() and "[" in report._difference_table()
+
+
+def test_one_image_is_no_evidence(cfg):
+    """It was "is better than its teacher (+0.2 [+0.2, +0.2])"."""
+    cfg.MODEL.LQN.EVAL.MAX_IMAGES = 1
+    text = Report(run(cfg)).text()
+    assert "On this one image LQN differs from its teacher on clean images by " in text
+    assert "no interval: 1 image is too few for one (10 are needed)." in text
+    assert "is better" not in text and "told apart" not in text and "[" not in text
+    assert not re.search(r"-0\.?0*(?![\d.])", text)
 
 
 def test_conditions_and_names(cfg):
@@ -333,6 +466,15 @@ def test_a_teacher_of_other_classes_is_refused(cfg, tmp_path):
         Evaluation(cfg, get_dataset("demo_panoptic_val"))
 
 
+def test_a_fit_that_was_paid_is_counted(small_config, capsys):
+    """The recipe without a gauge fits a student to every image, and its cost is there."""
+    report = evaluate(str(small_config), ["MODEL.LQN.METHODS", '("teacher", "lqn@distill")'])
+    printed = capsys.readouterr().out
+    assert "students fitted, of 10 images: LQN, recipe: distill 10" in printed
+    assert "warning:" not in printed
+    assert report.gmacs["lqn@distill"]["gmacs_fit"] > 0
+
+
 def test_every_pass_of_the_teacher_is_counted(cfg):
     """A second pass on as many patches; one pass on (5 x 5) instead of (4 x 4)."""
     cfg.MODEL.LQN.METHODS = ("teacher", "flip", "larger", "untrained")
@@ -344,3 +486,88 @@ def test_every_pass_of_the_teacher_is_counted(cfg):
     assert costs["larger"]["gmacs_total"] == pytest.approx(counted.gmacs, rel=1e-6)
     assert costs["larger"]["gmacs_total"] > 1.3 * plain["gmacs_total"]
     assert costs["untrained"]["gmacs_fit"] == 0 < costs["untrained"]["gmacs_readout"]
+
+
+def test_panels_of_any_id_stay_in_their_folder_and_apart(cfg, tmp_path):
+    cfg.MODEL.LQN.EVAL.PANEL_IMAGES, cfg.MODEL.LQN.EVAL.CORRUPTIONS = 5, ()
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
+    for record, key in zip(evaluation.records, ("../../x", "a/b", "a-b", "A-b", "IMG.1")):
+        record["image_id"] = key
+    evaluation.run(progress=False)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    written = pictures.draw_panels(evaluation, failed := [])
+    assert not failed and len({path.name.casefold() for path in written}) == 5
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert {path.resolve() for path in written} == new
+    assert {path.parent for path in new} == {tmp_path / "output" / "panels"}
+    assert "IMG.1.png" in {path.name for path in new}
+
+
+def test_turned_photographs_are_scored_upright_or_left_out(
+    cfg, small_config, scenes_root, tmp_path, monkeypatch, capsys
+):
+    """Each scene cut to 64 x 96 and stored on its side: once with labels of the picture, once with
+    labels of the stored pixels. The first scores as the picture itself does."""
+    metadata = get_dataset("demo_panoptic_val").metadata
+    records = get_dataset("demo_panoptic_val").records()
+    orders = {"plain": (0, 0), "upright": (1, 0), "stored": (1, 1)}
+    monkeypatch.setattr(catalog, "_registered", {})
+    for name, (image_turns, label_turns) in orders.items():
+        for kind in ("images", "labels"):
+            (tmp_path / name / kind).mkdir(parents=True)
+        for record in records:
+            pixels = np.rot90(read_image(record["file_name"])[:64], image_turns)
+            labels = np.rot90(metadata.read_semantic(record)[:64], label_turns)
+            exif = Image.Exif()
+            exif[0x0112] = 6 if image_turns else 1
+            file = f"{record['image_id']}.png"
+            picture = Image.fromarray(np.ascontiguousarray(pixels))
+            picture.save(tmp_path / name / "images" / file, exif=exif)
+            write_label_map(tmp_path / name / "labels" / file, np.ascontiguousarray(labels))
+        folders = tmp_path / name / "images", tmp_path / name / "labels"
+        register_label_folders(name, *folders, metadata.class_names)
+    task = ["MODEL.MASK_FORMER.TEST.PANOPTIC_ON", "False"]
+    task += ["MODEL.MASK_FORMER.TEST.INSTANCE_ON", "False"]
+    task += ["MODEL.LQN.METHODS", "('teacher',)", "MODEL.LQN.EVAL.CORRUPTIONS", "()"]
+
+    def evaluated(name: str, **how: bool):
+        where = ["OUTPUT_DIR", str(tmp_path / f"out_{name}")]
+        return evaluate(str(small_config), [*task, *where, "DATASETS.TEST", f"('{name}',)"], **how)
+
+    scores = {n: evaluated(n).metrics["clean"]["teacher"]["sem_seg"] for n in ("plain", "upright")}
+    assert repr(scores["plain"]) == repr(scores["upright"])
+    capsys.readouterr()
+    with pytest.raises(InputError, match="no image can be evaluated: label map"):
+        evaluated("stored")
+    assert capsys.readouterr().err.count("must be turned too") == 5
+    (tmp_path / "stored" / "images" / "0.png").unlink()  # one that fits, and files that do not
+    for kind in ("images", "labels"):
+        shutil.copy(tmp_path / "plain" / kind / "0.png", tmp_path / "stored" / kind / "0.png")
+    (tmp_path / "stored" / "images" / "._0.png").touch()
+    report = evaluated("stored")
+    printed = capsys.readouterr().out
+    assert "stored, 1 images" in printed and "5 entries of the data set" in printed
+    assert printed.count("left out: ") == 5 and "._0.png" in printed
+    results = json.loads((report.evaluation.folder / "results.json").read_text())
+    assert results["images"] == 1 and len(results["not_listed"]) == 5
+    with pytest.raises(InputError, match="must be turned too"):
+        evaluated("stored", strict=True)
+
+
+def test_an_image_of_another_size_than_its_record_has_no_score(
+    small_config, scenes_root, tmp_path, monkeypatch
+):
+    root = tmp_path / "turned"
+    shutil.copytree(scenes_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    record = get_dataset("demo_panoptic_val").records()[1]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(record["file_name"]).crop((0, 0, 96, 60)).save(record["file_name"], exif=exif)
+    report = evaluate(str(small_config))
+    assert [r["image_id"] for r in report.evaluation.scored] == [0, 2, 3, 4]
+    (reason,) = {*report.evaluation.failures.values()}
+    assert "is 96 x 60 (height x width) with its EXIF orientation 6 applied" in reason
+    assert "its annotation says 96 x 96" in reason
+    with pytest.raises(InputError, match="EXIF orientation 6 applied"):
+        evaluate(str(small_config), strict=True)

@@ -243,3 +243,54 @@ def test_missing_results_of_other_machines_are_named(tmp_path):
     run._kept = None
     with pytest.raises(InputError, match=r"40 results of fog-3 .*folder that all machines share"):
         run._check_complete(RECORDS)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_result_counts_for_the_content_that_it_was_made_of(
+    tmp_path, capsys, monkeypatch, processes
+):
+    content = {record["image_id"]: "old" for record in RECORDS}
+
+    def stamped(resume=True) -> ShardedRun:
+        return started(tmp_path, resume, stamp=lambda record: content[record["image_id"]])
+
+    execute(stamped(resume=False))
+    if processes > 1:  # as if several had written, the names of whose files come later
+        for group in GROUPS:
+            (tmp_path / f"{group}.0.jsonl").rename(tmp_path / f"{group}.9.jsonl")
+
+    def resumed() -> ShardedRun:
+        run = stamped()
+        everybody = [(r["image_id"], content[r["image_id"]]) for r in RECORDS]
+        monkeypatch.setattr(launch, "size", lambda: processes)
+        monkeypatch.setattr(launch, "gather", lambda value: [value, everybody])
+        run.forget_changed(RECORDS)
+        monkeypatch.undo()
+        return run
+
+    assert execute(resumed()) == [] and capsys.readouterr().err == ""
+    content[3] = content[17] = "new"
+    run = resumed()
+    said = capsys.readouterr().err
+    assert "evaluated again: 2 of 40 images (3, 17)" in said and said.count("\n") == 1
+    assert execute(run) == [(g, k) for g in GROUPS for k in (3, 17)]
+    assert {k: r["input_hash"] for k, r in run.kept["clean"].results.items()} == content
+    assert execute(resumed()) == [] and capsys.readouterr().err == ""
+    content[3] = "old"  # back again: the first result is of it
+    assert execute(resumed()) == []
+    (tmp_path / "clean.99.jsonl").write_text(format_line([{"image_id": 5, "value": "unstamped"}]))
+    assert execute(resumed()) == []
+    for path in tmp_path.glob("clean.[!9]*"):
+        path.unlink()
+    if processes == 1:
+        assert ("clean", 5) in execute(resumed())
+
+
+def test_what_may_change_is_shared_by_processes_and_not_by_runs(tmp_path):
+    ShardedRun(tmp_path, {"methods": "x", "records": "1"}, GROUPS, may_change=("records",))
+    new = {"methods": "x", "records": "2"}
+    run = ShardedRun(tmp_path, new, GROUPS, resume=True, may_change=("records",))
+    with pytest.raises(InputError, match="does not find its own run"):
+        run._check_same({"methods": "x", "records": "1"})
+    with pytest.raises(InputError, match=r"differs in: methods\)"):
+        ShardedRun(tmp_path, {**new, "methods": "y"}, GROUPS, True, may_change=("records",))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 import yaml
 
 from lqn_seg.data.catalog import get_dataset
+from lqn_seg.engine import study as study_module
 from lqn_seg.engine.inference import Evaluation
-from lqn_seg.engine.study import load_study, plan, study_hashes
+from lqn_seg.engine.study import plan, study_hashes
+from lqn_seg.engine.study_file import load_study
 from lqn_seg.engine.study_report import run_study
 from lqn_seg.errors import InputError
+from lqn_seg.evaluation.flops import UncountedOperatorError
 from lqn_seg.evaluation.semantic import SemanticEvaluator
+from lqn_seg.visualization import curves
 
 
 @pytest.fixture
@@ -109,8 +114,7 @@ def test_overrides_of_the_study_and_of_the_configuration(write):
 
 
 def test_hashes_see_files_and_refuse(write, scenes_root, executed):
-    study = load_study(write())
-    found = study_hashes(study, get_dataset("demo_panoptic_val"))
+    found = study_hashes(load_study(write()), get_dataset("demo_panoptic_val"))
     assert all(len(found[key]) == 64 for key in ("dataset", "corruptions", "teacher/tiny"))
     assert found["calibration/tiny"] == "none"
     report = quietly(write(FROZEN=found))
@@ -265,3 +269,47 @@ def test_the_shipped_studies_are_well_formed():
         study = load_study(str(path))
         assert study.output_dir == f"output/study/{path.stem}"
         assert plan(study, 1200)
+
+
+def test_a_part_that_fails_takes_nothing_with_it(write, tmp_path, monkeypatch, capsys):
+    count = study_module.count_gmacs
+
+    def uncounted(segmenter, method, stats):
+        if method == "lqn":
+            raise UncountedOperatorError("an operator has no rule")
+        return count(segmenter, method, stats)
+
+    def broken(*_: object) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(study_module, "count_gmacs", uncounted)
+    monkeypatch.setattr(curves, "draw_study", broken)
+    report = quietly(write(SEEDS=[0, 7], MAX_IMAGES=2))
+    said = capsys.readouterr()
+    assert said.err.count("teacher tiny: the cost of LQN could not be counted") == 1
+    assert said.err.count("Traceback") == 1 and "the plot could not be drawn" in said.err
+    rows = [line.split("|") for line in said.out.splitlines() if line.startswith("|")]
+    costs = [row for row in rows if row[1].strip() == "LQN"][-1]
+    assert [cell.strip() for cell in costs[7:9]] == ["-", "-"] and float(costs[2]) > 0
+    # Two images have no intervals.
+    assert "without its 95% interval: 2 images are too few for one (10 are needed)" in said.out
+    assert "[" not in said.out
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert results["tables"][0]["methods"]["lqn"]["gmacs"] == {}
+    assert not results["tables"][0]["has_intervals"]
+    assert (tmp_path / "study" / "table.md").read_text() in said.out
+
+    report.tables[0].images = 10  # as many as are enough
+    assert "with its 95% interval" in report.tables[0].markdown()
+    assert "[" in report.tables[0].markdown()
+
+
+def test_two_values_of_a_sweep_never_share_a_folder(write):
+    sweep = {
+        "KEY": "MODEL.LQN.TEACHER.CONFIG",
+        "VALUES": ["lqn", "LQN", "a b", "a_b", "../x", "a/b"],
+    }
+    study = load_study(write(SWEEP=sweep))
+    folders = {job.cfg.OUTPUT_DIR.casefold() for job in plan(study, 5)}
+    assert len(folders) == 6
+    assert all(os.path.normpath(f).startswith(study.output_dir.casefold()) for f in folders)

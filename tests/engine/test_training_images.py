@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ from PIL import Image
 from lqn_seg.data import catalog
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import get_dataset, register_label_folders
-from lqn_seg.data.images import read_id_map, read_image
+from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.images import read_id_map, read_image, write_id_map
+from lqn_seg.engine import training_images
 from lqn_seg.engine.training_images import TrainingImages, pixel_labels
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
@@ -121,3 +125,92 @@ def test_pixel_labels_are_the_classes_of_the_masks():
     with torch.autocast("cpu", torch.bfloat16):
         labels = pixel_labels([masks, empty[0]], [torch.tensor([300, 0]), empty[1]])
     assert labels.tolist() == [[[300, 0, -1], [-1, -1, 0]], [[-1] * 3] * 2]
+
+
+def panoptic(folder, segments, size=(48, 64)):
+    """A data set of an image of stripes of 8 x 1 pixels, one a segment, as many as are asked for.
+
+    Args:
+        segments: whether each is a crowd.
+    """
+    ids = np.zeros(size, np.int64)
+    for k in range(len(segments)):
+        row, column = divmod(k, size[1])
+        ids[8 * row : 8 * row + 8, column] = k + 1
+    infos = [
+        {"id": k + 1, "category_id": 1 + k % 2, "iscrowd": int(crowd), "area": 8, "bbox": []}
+        for k, crowd in enumerate(segments)
+    ]
+    for info in infos:
+        info["bbox"] = [0, 0, 1, 8]
+    for name in ("images", "panoptic"):
+        (folder / name).mkdir(exist_ok=True)
+    Image.new("RGB", size[::-1], (9, 9, 9)).save(folder / "images" / "0.png")
+    write_id_map(folder / "panoptic" / "0.png", ids)
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", "height": size[0], "width": size[1]}],
+        "annotations": [{"image_id": 0, "file_name": "0.png", "segments_info": infos}],
+        "categories": [
+            {"id": 1, "name": "thing", "isthing": 1},
+            {"id": 2, "name": "stuff", "isthing": 0},
+        ],
+    }
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    return load_coco_panoptic(
+        "mine", folder / "images", folder / "panoptic", folder / "panoptic.json"
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 300])
+@pytest.mark.parametrize("crop", [False, True])
+def test_every_segment_is_a_target(tmp_path, count, crop):
+    dataset = panoptic(tmp_path, [False] * count)
+    size = (48, 48) if crop else (48, 64)
+    images = TrainingImages(dataset, size, AugmentationConfig(crop=crop))
+    _, index_map, categories = images.read(0)
+    assert index_map.max() == count == len(categories)
+    batch = images.batch([0], [False])
+    (masks,), (classes,) = batch["mask_labels"], batch["class_labels"]
+    if crop:
+        assert len(masks) == len(classes) <= count and masks.sum(0).max() <= 1
+        return
+    assert masks.shape == (count, 48, 64) and classes.tolist() == [k % 2 for k in range(count)]
+    assert (masks.sum((1, 2)) == 8).all()
+    for k in (0, count - 1) if count else ():
+        row, column = divmod(k, 64)
+        assert masks[k, 8 * row : 8 * row + 8, column].all()
+
+
+def test_crowds_are_no_targets(tmp_path):
+    dataset = panoptic(tmp_path, [False, True, False, True, True])
+    batch = TrainingImages(dataset, (48, 64)).batch([0], [False])
+    assert batch["class_labels"][0].tolist() == [0, 0]
+    assert batch["mask_labels"][0].shape == (2, 48, 64)
+    assert batch["mask_labels"][0].sum() == 16
+
+
+def test_an_image_that_cannot_be_used_is_named_and_the_next_takes_its_place(photographs, capsys):
+    files = [record["file_name"] for record in photographs.records()]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(files[0]).save(files[0], exif=turned)  # its labels are those of the stored pixels
+    Image.new("L", (48, 80), 5).save(photographs.records(strict=False)[0]["sem_seg_file_name"])
+    images = TrainingImages(photographs, (48, 48), CROP)
+    assert [record["image_id"] for record in images.records] == ["b", "c"]
+    assert "left out: label map" in capsys.readouterr().err
+    batch = images.batch([0, 1], [False, False], (0,))
+    assert "b: label map" in capsys.readouterr().err and list(images.left_out) == [0]
+    assert "holds label 5" in images.left_out[0]
+    again = images.batch([1, 0], [False, False], (0,))  # the same image, in either place
+    assert same(batch, again)
+    Image.new("L", (80, 48), 5).save(images.records[1]["sem_seg_file_name"])
+    with pytest.raises(InputError, match=r"no image can be trained on: .*holds label 5"):
+        TrainingImages(photographs, (48, 48), CROP).batch([0], [False])
+
+
+def test_too_many_images_left_out_stop_the_training(photographs, monkeypatch):
+    monkeypatch.setattr(training_images, "FEW", 1)
+    for record in photographs.records()[:2]:
+        Image.new("L", (record["width"], record["height"]), 5).save(record["sem_seg_file_name"])
+    with pytest.raises(InputError, match="2 of 3 images of photographs cannot be trained on"):
+        TrainingImages(photographs, (48, 48), CROP).batch([0], [False])

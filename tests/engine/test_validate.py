@@ -12,7 +12,12 @@ import pytest
 from PIL import Image
 
 from lqn_seg.data import catalog
-from lqn_seg.data.catalog import get_dataset, register_coco_panoptic, register_label_folders
+from lqn_seg.data.catalog import (
+    get_dataset,
+    register_coco_panoptic,
+    register_image_folder,
+    register_label_folders,
+)
 from lqn_seg.data.images import read_id_map, write_id_map
 from lqn_seg.engine import validate as module
 from lqn_seg.engine.ground_truth import damage, read_ground_truth
@@ -211,3 +216,49 @@ def test_real_samples_are_whole(name: str, notes: int) -> None:
     found = validate(dataset, progress=False)
     assert found.problems == [] and len(found.notes) == notes
     assert found.truth["sem_seg"]["mIoU"] == 100
+
+
+def test_folders_that_evaluation_would_trip_over(scenes: Path, tmp_path: Path) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    labels = np.array([[0, 1], [2, 0], [1, 1]], np.uint8).repeat(10, 0).repeat(10, 1)
+    for name in ("fine.png", "square.png", "mirrored.png", "sideways.png", "wrong.png"):
+        shape = (20, 20) if name == "square.png" else labels.shape
+        if name == "mirrored.png":
+            turned[0x0112] = 2
+        elif name != "fine.png":
+            turned[0x0112] = 6
+        exif = {} if name in ("fine.png", "wrong.png") else {"exif": turned}
+        Image.new("RGB", shape[::-1]).save(tmp_path / "images" / name, **exif)
+        Image.fromarray(labels[: shape[0]]).save(tmp_path / "labels" / name)
+    Image.fromarray(np.full((30, 20), 77, np.uint8)).save(tmp_path / "labels" / "wrong.png")
+    (tmp_path / "images" / "._fine.png").touch()
+    register_label_folders(
+        "plain", tmp_path / "images", tmp_path / "labels", ["road", "car", "sky"]
+    )
+    found = check("plain")
+    expected = ("sideways.png is 30 x 20", "._fine.png", "wrong.png holds label 77")
+    assert len(found.problems) == len(expected)
+    for sentence, words in zip(found.problems, expected):
+        assert words in sentence
+    assert found.truth["sem_seg"]["mIoU"] == 100
+    for note, (name, orientation) in zip(found.notes, (("mirrored", 2), ("square", 6))):
+        assert f"{name}.png has the EXIF orientation {orientation}: its labels must" in note
+    for path in (tmp_path / "labels").iterdir():
+        path.unlink()
+    found = check("plain")
+    assert len(found.problems) == 6 and found.truth == {} and found.images == 0
+
+
+def test_class_folders_are_looked_at_too(scenes: Path, tmp_path: Path) -> None:
+    for name in ("cat/a.png", "cat/b.png", "dog/c.png"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2)).save(tmp_path / "mine" / name)
+    (tmp_path / "mine" / "empty").mkdir()
+    (tmp_path / "mine" / "cat" / "b.png").write_bytes(b"\x89PNG")
+    register_image_folder("pets", tmp_path / "mine")
+    found = check("pets")
+    assert len(found.problems) == 1 and "b.png" in found.problems[0] and found.images == 3
+    assert len(found.notes) == 1 and "without an image: empty" in found.notes[0]

@@ -14,7 +14,7 @@ from PIL import Image
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.engine.config import method_config
 from lqn_seg.engine.inference import Condition
-from lqn_seg.engine.probe import Probe, layer_times, query_times, readers, share
+from lqn_seg.engine.probe import Probe, layer_times, query_times, share
 from lqn_seg.engine.visualize import FIGURES, Request, Studio, after, gauge_reading, steps_of, stops
 from lqn_seg.errors import InputError
 
@@ -203,5 +203,20 @@ def test_images_of_one_name_keep_apart(studio, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (20, 20)).save(tmp_path / folder / "x.png")
-    found = readers(studio().cfg, [str(tmp_path / "a"), str(tmp_path / "b" / "x.png")])
-    assert [read().name for read in found] == ["x", "x_1"]
+    for name in ("a/IMG.2024.01.png", "a/IMG.2024.02.png", "a/y z.png", "a/y-z.png", "a/X.jpg"):
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+
+    def drawn(*inputs: str) -> set[str]:
+        folder = tmp_path / "figures"
+        before = set(folder.glob("*.png")) if folder.is_dir() else set()
+        written = FIGURES["tokens"](studio(*SHORT, inputs=[str(tmp_path / i) for i in inputs]))
+        assert len(set(written)) == len(written)
+        return {path.name for path in set(written) - before if path.suffix == ".png"}
+
+    names = {name.split("_clean_")[0] for name in drawn("a", "b/x.png", "b")}
+    assert len(names) == 7 and {"tokens_IMG.2024.01", "tokens_IMG.2024.02"} < names
+    # No command overwrites what another has drawn of another image.
+    assert drawn("a/x.png") == {"tokens_x_clean_lqn@distill.png"} and not drawn("b/x.png")
+    (tmp_path / "c").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "c" / "x.png")
+    assert len(drawn("c/x.png")) == 1 and not drawn("c/x.png")

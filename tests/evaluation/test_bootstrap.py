@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.bootstrap import paired_bootstrap, paired_bootstrap_totals
+from lqn_seg.evaluation.bootstrap import (
+    FEWEST_IMAGES,
+    paired_bootstrap,
+    paired_bootstrap_totals,
+    paired_interval,
+    resampled_totals,
+)
 from lqn_seg.evaluation.panoptic import panoptic_quality
 
 
@@ -110,3 +116,15 @@ def test_unequal_lists() -> None:
         paired_bootstrap_totals(pq, panoptic_stats(0), panoptic_stats(1)[1:])
     with pytest.raises(InputError, match="got 0 and 0"):
         paired_bootstrap(len, [], [])
+
+
+@pytest.mark.parametrize("images, least, most", [(FEWEST_IMAGES, 0.86, 0.95), (3, 0.6, 0.82)])
+def test_intervals_of_too_few_images_are_too_narrow(images, least, most):
+    """How often the interval of a normal quantity's mean holds its true mean, nominally 0.95."""
+    random, held = np.random.default_rng(0), []
+    for _ in range(400):
+        stats = random.normal(size=(images, 1))
+        means = resampled_totals(stats, samples=100)[:, 0] / images
+        found = paired_interval(means, np.zeros_like(means))
+        held.append(found.low <= 0 <= found.high)
+    assert least < np.mean(held) < most

@@ -81,3 +81,13 @@ def test_bad_input_is_named(evaluator):
         score(evaluator, 0, [1 / 3] * 3)
     with pytest.raises(InputError, match="no 'probabilities'"):
         evaluator.statistics({"image_id": 5, "label": 0}, {})
+
+
+def test_classes_of_one_name_have_an_entry_each():
+    categories = [Category(i, name, False) for i, name in enumerate(("missile", "cat", "missile"))]
+    evaluator = ClassificationEvaluator(Metadata("x", tuple(categories), "classification"))
+    lines = [{"label": label, "predicted": 0, "above": 0, "confidence": 1.0} for label in (0, 2, 2)]
+    found = evaluator.summarize(lines)
+    by_class = {key: value for key, value in found.items() if key.startswith("ACC-")}
+    assert list(by_class) == ["ACC-missile (0)", "ACC-cat", "ACC-missile (2)"]
+    assert by_class["ACC-missile (0)"] == 100 and by_class["ACC-missile (2)"] == 0

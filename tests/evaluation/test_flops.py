@@ -10,24 +10,27 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import flop_counter
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
-from lqn_seg.core.fit import (
+from lqn_seg.core.config import (
     VARIANTS,
     AdaptConfig,
     FitConfig,
     LQNConfig,
-    StudentFitter,
+    StudentConfig,
     preset,
     with_variant,
 )
+from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.gauge import Calibration, LayerRange, Restorer
 from lqn_seg.core.positions import grid_rows, grid_table
 from lqn_seg.core.random import RandomKey
-from lqn_seg.core.student import StudentConfig, Students, image_patches, parameter_count
+from lqn_seg.core.student import Students, image_patches, parameter_count
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.cost import fit_cost
 from lqn_seg.evaluation.flops import (
+    FLOP_RULES,
     ClipShape,
     EomtShape,
     UncountedOperatorError,
@@ -220,12 +223,29 @@ def test_torch_counter_refuses_an_uncounted_matrix_product():
         count_torch(lambda: torch.mv(torch.zeros(3, 3), torch.zeros(3)))
 
 
-def test_torch_counter_refuses_attention_it_has_no_rule_for(monkeypatch):
-    from torch.utils import flop_counter
+def test_attention_on_the_cpu_is_counted_whatever_rules_pytorch_has(monkeypatch):
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    registry = {
+        packet: rule
+        for packet, rule in flop_counter.flop_registry.items()
+        if packet not in (kernel, backward)
+    }
+    monkeypatch.setattr(flop_counter, "flop_registry", registry)
+    q, k, v = (torch.zeros(1, 2, n, 4, requires_grad=True) for n in (5, 7, 7))
+    product = 2 * 5 * 7 * 4 / 1e9  # heads x queries x keys x features
 
+    counted = count_torch(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
+
+    # Two products forward; backward the scores again, and a gradient for each factor of the two.
+    assert counted.by_operator[str(kernel)] == pytest.approx(2 * product)
+    assert counted.by_operator[str(backward)] == pytest.approx(5 * product)
+
+
+def test_torch_counter_refuses_attention_it_has_no_rule_for(monkeypatch):
     packet = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    registry = {k: v for k, v in flop_counter.flop_registry.items() if k is not packet}
-    monkeypatch.setattr(flop_counter, "flop_registry", registry)  # older PyTorch
+    monkeypatch.delitem(FLOP_RULES, packet)
+    monkeypatch.setattr(flop_counter, "flop_registry", {})  # a kernel that no release knows
     q = torch.zeros(1, 2, 5, 4)
     with torch.no_grad(), pytest.raises(UncountedOperatorError, match="flash_attention_for_cpu"):
         count_torch(lambda: F.scaled_dot_product_attention(q, q, q))

@@ -61,11 +61,13 @@ def test_load_pick_run_slide_hover_zoom_save(browser, served, tmp_path):
     assert browser.run("seen.zoom") > 2 and browser.run(pixels) != unzoomed  # the other one too
 
     browser.run("$('save-panel').click(); $('save-json').click()")
-    for name in ("panel.png", "result.json"):
-        assert _appears(tmp_path / "saved" / name, browser)
-    with Image.open(tmp_path / "saved" / "panel.png") as panel:
+    name = browser.run("ask(`api/job/${job}`).then(answer => answer.json()).then(now => now.file)")
+    assert name.endswith("_distill")
+    saved = [tmp_path / "saved" / f for f in (f"panel_{name}.png", f"result_{name}.json")]
+    assert all(_appears(path, browser) for path in saved)
+    with Image.open(saved[0]) as panel:
         assert panel.size[0] > 1000
-    assert json.loads((tmp_path / "saved" / "result.json").read_text())["preset"] == "distill"
+    assert json.loads(saved[1].read_text())["preset"] == "distill"
 
     wrong = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", _LOG)]
     assert not wrong

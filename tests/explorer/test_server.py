@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lqn_seg.engine.report import segmentation
+from lqn_seg.engine.pictures import segmentation
 from lqn_seg.engine.visualize import Request, Studio, stops
 from lqn_seg.errors import InputError
 from lqn_seg.explorer import server as module

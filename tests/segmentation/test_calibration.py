@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,8 +147,13 @@ def test_a_calibration_comes_back_bit_for_bit(tmp_path, teacher, found):
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["calibration"])
     readings = {"undamaged": found.undamaged, "residual": found.residual}
+    readings["distance"] = found.distance
+    assert read.distance == found.distance < math.inf
     assert about == {"images": 20, "from": "here", **readings}
     teacher.encode(torch.zeros(1, 3, 32, 32), Restorer(read))
+    # A file from before there was a distance: it is not known, and nothing is unlike it.
+    save_calibration(path, replace(found, distance=math.inf), {})
+    assert load_calibration(path, teacher).distance == math.inf
 
 
 def spoiled(path: Path, change: str) -> None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lqn_seg.core import ineffective
 from lqn_seg.core.augment import augmented_views
+from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
 from lqn_seg.core.controls import ClosedFormField
-from lqn_seg.core.fit import AdaptConfig, FitConfig, LQNConfig, StudentFitter, with_variant
+from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.gauge import Restorer, residual
+from lqn_seg.core.ineffective import IneffectiveMethodWarning
 from lqn_seg.core.random import image_key
-from lqn_seg.core.student import StudentConfig
+from lqn_seg.engine.report import count_gmacs
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
+from lqn_seg.segmentation.methods import PixelControl, SegmentationConfig
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
-from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter, _fidelity
-from lqn_seg.segmentation.views import PixelControl, larger_size
+from lqn_seg.segmentation.segmenter import Segmenter, _fidelity
+from lqn_seg.segmentation.views import change_pixels, larger_size
 from lqn_seg.segmentation.windows import SlidingWindows
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import load_eomt
@@ -269,6 +274,58 @@ def same(a, b) -> bool:
     )
 
 
+UNCALIBRATED = {
+    "teacher": None,
+    "lqn": adapted(gauged=True),
+    "restore": with_variant(OWN, "restore"),
+    **{name: PixelControl(name) for name in ("blur", "denoise", "standardise")},
+}
+
+
+def test_what_does_nothing_says_so_once_in_python(build, monkeypatch):
+    monkeypatch.setattr(ineffective, "_said", set())
+    segmenter = build({**UNCALIBRATED, "flip": PixelControl("flip"), "own": LQN})
+    with pytest.warns(IneffectiveMethodWarning) as seen:
+        (prediction,) = segmenter([NOISY])
+        segmenter([NOISY])
+        build(UNCALIBRATED)([CLEAN])
+    mute = [name for name in UNCALIBRATED if name != "teacher"]
+    assert [str(w.message).split()[1] for w in seen] == mute == list(segmenter.ineffective)
+    assert all("MODEL.LQN.CALIBRATION" in str(w.message) for w in seen)
+    for name in mute:  # it is true
+        assert same(prediction[name], prediction["teacher"])
+    assert not same(prediction["own"], prediction["teacher"])
+
+
+def test_what_does_something_says_nothing(build, calibration, monkeypatch):
+    monkeypatch.setattr(ineffective, "_said", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not build(UNCALIBRATED, calibration).ineffective
+        build(UNCALIBRATED, calibration)([NOISY])
+        LQNTTTMetaArch(build({"lqn": LQN}))([{"image": CLEAN}])
+    with pytest.warns(IneffectiveMethodWarning, match="lqn answers as its teacher"):
+        LQNTTTMetaArch(build({"lqn": adapted(gauged=True)}))([{"image": CLEAN}])
+
+
+def test_a_cost_that_was_not_paid_is_not_counted(build, calibration):
+    """A student's GMACs are those of an image that has one; without any they are 0."""
+    recipe = {"lqn": adapted(gauged=True), "restore": with_variant(OWN, "restore")}
+    for found, heard, free in (
+        (None, 0.0, True),
+        (calibration, 0.0, False),
+        (calibration, 1, False),
+    ):
+        segmenter = build(recipe, found)
+        costs = count_gmacs(segmenter, "lqn", {"windows": 1, "blend": heard})
+        plain = count_gmacs(segmenter, "restore", {"windows": 1})
+        assert (costs["gmacs_fit"] > 0) == (costs["gmacs_readout"] > 0) == bool(heard)
+        assert (costs["gmacs_restore"] == 0) == (plain["gmacs_restore"] == 0) == free
+        if not heard:
+            assert costs == plain
+    assert count_gmacs(build({"lqn": LQN}), "lqn", {"windows": 1, "blend": 1.0})["gmacs_fit"] > 0
+
+
 @pytest.mark.parametrize("restore", [False, True])
 def test_without_a_calibration_the_gauged_answer_as_the_teacher(build, restore):
     segmenter = build({"teacher": None, "lqn": adapted(gauged=True, restore=restore)})
@@ -389,7 +446,7 @@ def test_pixel_controls_change_what_the_teacher_sees(build, calibration, heard):
         tokens = dict(zip(names, (call[0] for call in heard)))
         field, _, _ = encode(segmenter, pixels)
         for name in ("blur", "denoise"):
-            changed = PixelControl(name).apply(pixels[None].float() / 255, None)[0]
+            changed = change_pixels(PixelControl(name), pixels[None].float() / 255, None)[0]
             seen, _, _ = encode(segmenter, 255 * changed if damaged else pixels)
             torch.testing.assert_close(tokens[name], seen[:, -1], atol=1e-4, rtol=1e-4)
         mirrored, _, _ = encode(segmenter, pixels.flip(-1))

@@ -15,8 +15,8 @@ from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import load_cfg, method_config, register_method
 from lqn_seg.engine.run import evaluate
 from lqn_seg.errors import InputError
+from lqn_seg.segmentation.methods import TokenMethod
 from lqn_seg.segmentation.postprocess import mask_hash
-from lqn_seg.segmentation.token_methods import TokenMethod
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_what_the_source_does_not_say_needs_a_version(answer, what):
 def test_the_digest_is_the_same_in_every_process(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(
-        "from lqn_seg.segmentation.token_methods import TokenMethod\n"
+        "from lqn_seg.segmentation.methods import TokenMethod\n"
         "def f(teacher, images, field, mode='mean'):\n"
         "    return field[:, -1] if mode in {'mean', 'max', 'sum', 'last'} else field[:, 0]\n"
         "print(TokenMethod('f', f).code)\n"

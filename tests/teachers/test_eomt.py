@@ -25,6 +25,11 @@ SMALL = dict(
 )
 
 
+def same(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    """Of two implementations: equal but for rounding, in standard deviations of the values."""
+    return got.shape == want.shape and bool((got - want).abs().max() <= tolerance * want.std())
+
+
 def build(masked: tuple[float, float] = (0.0, 0.0), **changes) -> EomtForUniversalSegmentation:
     torch.manual_seed(0)
     model = EomtForUniversalSegmentation(EomtConfig(**{**SMALL, **changes})).eval()
@@ -36,7 +41,7 @@ def build(masked: tuple[float, float] = (0.0, 0.0), **changes) -> EomtForUnivers
 
 
 @pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0)])
-def test_field_and_head_reproduce_transformers_exactly(masked):
+def test_field_and_head_reproduce_transformers(masked):
     model, images = build(masked), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model(images, output_hidden_states=True)
@@ -45,9 +50,9 @@ def test_field_and_head_reproduce_transformers_exactly(masked):
     assert field.shape == (2, 5, 4, 4, 16)
     masks, classes = head(field[:, -1], context.last_queries)
     # transformers adds 1 instead of 0 to allowed attention logits: the same softmax, other rounding
-    tolerance = 0 if masked == (0.0, 0.0) else 1e-4
-    assert (masks - expected.masks_queries_logits).abs().max() <= tolerance
-    assert (classes - expected.class_queries_logits).abs().max() <= tolerance
+    tolerance = 1e-5 if masked == (0.0, 0.0) else 1e-4
+    assert same(masks, expected.masks_queries_logits, tolerance)
+    assert same(classes, expected.class_queries_logits, tolerance)
 
 
 def test_every_layer_is_that_layers_output():
@@ -62,10 +67,10 @@ def test_every_layer_is_that_layers_output():
         handle.remove()
     field, context = EomtTeacher(model).encode(images)
     for index, state in enumerate(outputs):
-        assert torch.equal(field[:, index].flatten(1, 2), state[:, -16:])
-        assert torch.equal(context.prefix[:, index + 1], state[:, -20:-16])
-    assert torch.equal(context.queries[:, 1], outputs[3][:, :6])
-    assert torch.equal(context.queries[:, 2], outputs[4][:, :6])
+        assert same(field[:, index].flatten(1, 2), state[:, -16:])
+        assert same(context.prefix[:, index + 1], state[:, -20:-16])
+    assert same(context.queries[:, 1], outputs[3][:, :6])
+    assert same(context.queries[:, 2], outputs[4][:, :6])
 
 
 @pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
@@ -233,4 +238,4 @@ def test_the_embedding_alone_is_transformers_own():
         expected = model.embeddings(images)[:, model.embeddings.num_prefix_tokens :]
     embedded = EomtTeacher(model).embed(images)
     assert embedded.shape == (2, 4, 4, 16)
-    assert torch.equal(embedded.flatten(1, 2), expected)
+    assert same(embedded.flatten(1, 2), expected)

@@ -201,6 +201,18 @@ def test_convert_writes_a_directory_or_one_sentence(teacher_folder, tmp_path, ty
     assert missing.returncode == 2 and missing.stderr.startswith("error: INPUT: ")
 
 
+def test_what_is_converted_keeps_what_it_says_of_its_pixels(teacher_for, tmp_path, typed):
+    folder, said = teacher_for(tmp_path / "in", 3), {"image_mean": [0.5] * 3, "resample": 3}
+    said |= {"image_std": [0.25] * 3, "size": {"shortest_edge": 32}, "do_split_image": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    result = typed("tools/convert_checkpoint.py", folder, tmp_path / "out")
+    assert "bicubic, mean 0.5 0.5 0.5, std 0.25 0.25 0.25" in result.stdout, result.stderr
+    assert (
+        eomt.load_eomt(str(tmp_path / "out")).preprocessing
+        == eomt.load_eomt(str(folder)).preprocessing
+    )
+
+
 def test_what_is_converted_is_whole_or_not_there(teacher_folder, tmp_path, typed, monkeypatch):
     command = ("tools/convert_checkpoint.py", teacher_folder)
     load, loaded = eomt.load_eomt, []

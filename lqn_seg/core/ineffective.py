@@ -1,0 +1,84 @@
+"""Methods that change nothing as they are configured: found before they run, and said once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+
+from lqn_seg.core.config import LQNConfig, with_variant
+
+CALIBRATE = (
+    "tools/calibrate.py makes a calibration from clean images, and MODEL.LQN.CALIBRATION names it"
+)
+_NO_STUDENT = ("teacher", "restore")
+_UNTRAINED = "untrained"  # the control that makes no step by design
+_said: set[str] = set()
+
+
+class IneffectiveMethodWarning(UserWarning):
+    """A method that was asked for does nothing, or a part of it does not."""
+
+
+def why_ineffective(name: str, recipe: LQNConfig, calibrated: bool) -> str:
+    """What a recipe leaves undone, in one sentence; empty where it does all that it says.
+
+    Args:
+        name: the method's, as it was asked for.
+        calibrated: whether the teacher has been.
+    """
+    fit, adapt = recipe.fit, recipe.adapt
+    if fit.variant == "teacher":
+        return ""
+    if fit.variant == "restore":
+        if calibrated:
+            return ""
+        return (
+            f"method {name} answers as its teacher does: without a calibration nothing is "
+            f"restored; {CALIBRATE}"
+        )
+    if adapt.gauged and not calibrated:
+        undone = "nothing is restored and its student is never asked"
+        if not adapt.restore:
+            undone = "its student is never asked"
+        return (
+            f"method {name} answers as its teacher does: without a calibration {undone}; "
+            f"{CALIBRATE}"
+        )
+    if adapt.restore and not calibrated:
+        return f"method {name}: without a calibration nothing is restored; {CALIBRATE}"
+    idle = not fit.steps or not fit.learning_rate
+    if idle and fit.variant not in ("kernel", "ridge") and not name.startswith(_UNTRAINED):
+        key = "STEPS" if not fit.steps else "LEARNING_RATE"
+        return (
+            f"method {name} answers with a student that is never fitted: MODEL.LQN.FIT.{key} is 0"
+        )
+    return ""
+
+
+def paid_recipe(recipe: LQNConfig, calibrated: bool, fitted: bool) -> LQNConfig:
+    """The recipe whose cost was paid.
+
+    Args:
+        calibrated: whether the teacher has been; otherwise nothing is restored.
+        fitted: whether a student was fitted to any image.
+    """
+    restores = calibrated and recipe.adapt.restore and recipe.fit.variant != "teacher"
+    if not fitted or recipe.fit.variant in _NO_STUDENT:
+        return with_variant(recipe, "restore" if restores else "teacher")
+    return replace(recipe, adapt=replace(recipe.adapt, restore=restores))
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Warn of each sentence, once in a process, unless the console has shown it (`shown`)."""
+    for sentence in sentences:
+        if sentence not in _said:
+            _said.add(sentence)
+            warnings.warn(sentence, IneffectiveMethodWarning, stacklevel=3)
+
+
+def shown(sentences: Iterable[str]) -> list[str]:
+    """The sentences, for the console of a run, which need no Python warning beside it."""
+    found = list(sentences)
+    _said.update(found)
+    return found

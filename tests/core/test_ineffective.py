@@ -1,0 +1,86 @@
+"""Methods that change nothing say so once, and cost nothing that was not paid."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from lqn_seg.core import ineffective
+from lqn_seg.core.config import PRESETS, with_variant
+from lqn_seg.core.ineffective import (
+    IneffectiveMethodWarning,
+    paid_recipe,
+    shown,
+    warn,
+    why_ineffective,
+)
+
+DEFAULT = PRESETS["default"]
+AS_TEACHER = "answers as its teacher does"
+
+
+@pytest.mark.parametrize(
+    "name, recipe, calibrated, words",
+    [
+        ("lqn", DEFAULT, True, ""),
+        ("lqn", DEFAULT, False, AS_TEACHER),
+        ("kernel", with_variant(DEFAULT, "kernel"), False, AS_TEACHER),
+        ("restore", with_variant(DEFAULT, "restore"), False, AS_TEACHER),
+        ("restore", with_variant(DEFAULT, "restore"), True, ""),
+        ("lqn@distill", PRESETS["distill"], False, ""),
+        ("teacher", with_variant(DEFAULT, "teacher"), False, ""),
+        (
+            "lqn",
+            replace(DEFAULT, adapt=replace(DEFAULT.adapt, gauged=False)),
+            False,
+            "nothing is restored",
+        ),
+        (
+            "lqn",
+            replace(DEFAULT, adapt=replace(DEFAULT.adapt, restore=False)),
+            False,
+            "its student is never asked",
+        ),
+        ("lqn", replace(DEFAULT, fit=replace(DEFAULT.fit, steps=0)), True, "STEPS is 0"),
+        (
+            "apm",
+            replace(DEFAULT, fit=replace(DEFAULT.fit, learning_rate=0.0)),
+            True,
+            "LEARNING_RATE is 0",
+        ),
+        ("untrained", replace(DEFAULT, fit=replace(DEFAULT.fit, steps=0)), True, ""),
+        ("untrained@distill", replace(DEFAULT, fit=replace(DEFAULT.fit, steps=0)), True, ""),
+    ],
+)
+def test_what_a_recipe_leaves_undone(name, recipe, calibrated, words):
+    found = why_ineffective(name, recipe, calibrated)
+    assert words in found and bool(words) == bool(found)
+    if found:
+        assert f"method {name}" in found and "\n" not in found
+        assert "MODEL.LQN." in found
+
+
+def test_a_warning_comes_once_in_a_process_and_not_where_the_console_has_it(monkeypatch):
+    monkeypatch.setattr(ineffective, "_said", set())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            warn(["one", "two"])
+        assert shown(["two", "three"]) == ["two", "three"]
+        warn(["three"])
+    assert [str(w.message) for w in seen] == ["one", "two"]
+    assert {w.category for w in seen} == {IneffectiveMethodWarning}
+
+
+def test_the_recipe_that_was_paid():
+    assert paid_recipe(DEFAULT, True, True) == DEFAULT
+    assert paid_recipe(DEFAULT, True, False).fit.variant == "restore"
+    assert paid_recipe(DEFAULT, False, False).fit.variant == "teacher"
+    distilled = PRESETS["distill"]
+    assert paid_recipe(distilled, False, True) == distilled
+    assert paid_recipe(distilled, False, False).fit.variant == "teacher"
+    assert paid_recipe(with_variant(DEFAULT, "restore"), False, False).fit.variant == "teacher"
+    ungauged = replace(DEFAULT, adapt=replace(DEFAULT.adapt, gauged=False))
+    assert not paid_recipe(ungauged, False, True).adapt.restore

@@ -1,0 +1,172 @@
+"""What a teacher cannot know is said: its classes, and pictures unlike all it was calibrated on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from lqn_seg.core.gauge import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
+from lqn_seg.data.corruptions import CORRUPTIONS, corrupt
+from lqn_seg.data.images import read_image
+from lqn_seg.engine.acquaintance import UNLIKE as WORDS
+from lqn_seg.engine.acquaintance import is_unlike, known_classes
+from lqn_seg.engine.build import build_calibration, build_teacher
+from lqn_seg.engine.config import load_cfg
+from lqn_seg.engine.probe import Probe
+from lqn_seg.engine.visualize import Request, Studio, draw_panels
+from lqn_seg.explorer.server import Explorer
+from lqn_seg.visualization.captions import broken, captioned
+
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "configs" / "demo_lqn.yaml")
+SCENES = sorted((ROOT / "datasets" / "demo" / "val").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def demo():
+    cfg = load_cfg(DEMO)
+    teacher = build_teacher(cfg)
+    return teacher, build_calibration(cfg, teacher)
+
+
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.copy()).movedim(2, 0)
+
+
+def scribble(seed: int) -> np.ndarray:
+    """No scene of the demo: sixty lines of any colours across one another."""
+    random = np.random.default_rng(seed)
+    picture = Image.new("RGB", (96, 96), (60, 70, 90))
+    for _ in range(60):
+        color = tuple(random.integers(0, 256, 3).tolist())
+        ImageDraw.Draw(picture).line(random.integers(0, 96, 4).tolist(), color, 2)
+    return np.asarray(picture)
+
+
+def tiles(seed: int) -> np.ndarray:
+    """Neither: large tiles of one colour each, which no corruption makes of a scene."""
+    colors = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return np.repeat(np.repeat(colors, 16, 0), 16, 1)
+
+
+def test_scenes_are_known_whatever_is_done_to_them(demo):
+    for k, path in enumerate(SCENES[:16]):
+        scene = read_image(path)
+        assert not is_unlike(*demo, tensor(scene))
+        name = CORRUPTIONS[k % len(CORRUPTIONS)]
+        assert not is_unlike(*demo, tensor(corrupt(scene, name, 5, 0))), name
+
+
+def test_what_is_no_scene_is_not_known(demo):
+    assert all(is_unlike(*demo, tensor(scribble(seed))) for seed in range(5))
+    assert all(is_unlike(*demo, tensor(tiles(seed))) for seed in range(5))
+    teacher, calibration = demo
+    assert not is_unlike(teacher, None, tensor(scribble(0)))  # nobody has measured anything
+    unmeasured = replace(calibration, distance=float("inf"))
+    assert not is_unlike(teacher, unmeasured, tensor(scribble(0)))
+
+
+def test_photographs_are_mostly_not_known(demo, real_photographs):
+    found = [is_unlike(*demo, tensor(read_image(path))) for path in real_photographs[:40]]
+    assert sum(found) > 16
+
+
+@pytest.fixture
+def real_photographs():
+    import os
+
+    folder = Path(os.environ.get("LQN_SEG_REAL_DATA", "")) / "coco" / "train2017"
+    if not os.environ.get("LQN_SEG_REAL_DATA") or not folder.is_dir():
+        pytest.skip("LQN_SEG_REAL_DATA names no folder with photographs")
+    return sorted(folder.glob("*.jpg"))
+
+
+def test_the_distance_is_that_of_the_formula(demo):
+    """Written out: components of restored tokens in units of the clean variance, median, mean."""
+    teacher, calibration = demo
+    gauge, seen = Acquaintance(calibration), {}
+
+    def edit(layer, tokens):
+        restored = gauge(layer, tokens)
+        seen[layer] = restored
+        return restored
+
+    scene = read_image(SCENES[0])[:64]  # 8 of the 12 rows of tokens
+    probe = Probe(teacher, [tensor(scene)], edit=edit)
+    assert probe.shown() == (8, 12)
+    typical = []
+    for layer in sorted(calibration.layers)[1:]:
+        clean = calibration.layers[layer]
+        parts = (seen[layer][0].double() - clean.centre) @ clean.basis.double()
+        low, high = clean.mean.double()
+        log_deviation = clean.deviation.double().mean(0)
+        variance = (2 * log_deviation).exp() + ((high - low) / 4) ** 2
+        units = ((parts - (low + high) / 2) ** 2 / variance)[:8, :, clean.signal]
+        typical.append(units.mean(-1).flatten().median())
+    expected = torch.stack(typical).mean()
+    assert gauge.distance((8, 12)).item() == pytest.approx(expected.item(), rel=1e-4)
+    most = UNLIKE * calibration.distance + UNLIKE_DAMAGE * gauge.damage.item()
+    assert bool(gauge.unlike((8, 12))) == (expected.item() > most or gauge.damage.item() > 2.5)
+    assert 0 < NEAR < 1
+
+
+def test_classes_in_words():
+    assert known_classes(["a", "b"]) == "this teacher knows 2 classes and no other: a, b"
+    text = known_classes([str(k) for k in range(1000)], "this run")
+    assert text.startswith("this run knows 1000 classes") and text.endswith("and 984 more")
+
+
+def test_a_panel_of_ones_own_picture_says_what_the_teacher_knows(tmp_path, capsys):
+    for name, pixels in (("tiles", scribble(0)), ("scene", read_image(SCENES[0]))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    inputs = [str(tmp_path / f"{name}.png") for name in ("tiles", "scene")]
+    request = Request(tmp_path, DEMO, inputs=inputs, methods=["teacher", "restore"])
+    draw_panels(Studio(request))
+    printed = "".join(capsys.readouterr())
+    assert "this teacher knows 13 classes and no other: disc, ball, ring" in printed
+    assert f"tiles: {WORDS}" in printed and f"scene: {WORDS}" not in printed
+    tall, short = (np.asarray(Image.open(tmp_path / f"panel_{n}.png")) for n in ("tiles", "scene"))
+    red = (tall.astype(int)[..., 0] - tall[..., 1] > 120)[:30]
+    assert tall.shape[0] > short.shape[0] and red.any()
+
+
+def test_the_explorer_says_it(tmp_path):
+    import io
+
+    explorer = Explorer({"demo": Studio(Request(Path(), DEMO))})
+    file = io.BytesIO()
+    Image.fromarray(scribble(0)).save(file, "PNG")
+    upload = explorer.upload(file.getvalue(), "tiles.png")
+    said = {}
+    for name, wanted in (
+        ("tiles", {"upload": upload}),
+        ("scene", {"scene": next(iter(explorer.records))}),
+    ):
+        job = explorer.jobs[explorer.run({**wanted, "preset": "default"})]
+        while "teacher" not in job.predictions and not job.error:
+            job.thread.join(0.05)
+        job.cancelled = True
+        job.thread.join()
+        said[name] = job.status()
+    assert said["tiles"]["unlike"] and not said["scene"]["unlike"]
+    assert said["tiles"]["known"].startswith("this teacher knows 13 classes")
+    assert said["tiles"]["warnings"] == []
+    page = (ROOT / "lqn_seg" / "explorer" / "page.html").read_text()
+    assert 'id="known"' in page and f"{WORDS}" in page
+
+
+def test_captions_are_broken_to_the_width():
+    font = ImageFont.load_default(14)
+    lines = broken("one two three " * 20, font, 150)
+    assert " ".join(lines).split() == ("one two three " * 20).split()
+    assert max(font.getlength(line) for line in lines) <= 150 < sum(map(font.getlength, lines))
+    assert broken("unbreakable" * 9, font, 50) == ["unbreakable" * 9]
+    picture = np.zeros((20, 200, 3), np.uint8)
+    assert captioned(picture, []) is picture
+    drawn = captioned(picture, ["a sentence of several words, longer than the picture is wide"])
+    assert drawn.shape[0] > 20 + 2 * 14 and (drawn[-20:] == 0).all() and drawn.dtype == np.uint8

@@ -1,0 +1,64 @@
+"""Numbers as they are printed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tabulate import tabulate
+
+from lqn_seg.engine.wording import comparison, interval_heading, interval_text, number, table
+from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES, PairedDifference
+
+NAN = float("nan")
+
+
+@given(st.floats(-1e6, 1e6) | st.floats(-0.1, 0.1), st.sampled_from([".0f", ".1f", "+.1f", ".3f"]))
+def test_zero_has_no_minus_sign_and_all_else_is_the_number(value, form):
+    text = number(value, form)
+    assert not re.fullmatch(r"-0(\.0*)?", text)
+    assert float(text) == float(format(value, form))
+    assert ("+" in text) <= (value >= 0)
+
+
+def test_what_is_undefined_is_a_dash():
+    assert number(NAN) == number(None) == "-"
+    assert interval_text(PairedDifference(NAN, NAN, NAN), 99) == "-"
+
+
+def test_a_table_looks_as_one_of_plain_numbers():
+    rows = [["one", 1.04, 22.22], ["another", 100.0, -3.0]]
+    assert table(rows, ["", "a", "long\nhead"], ".1f") == tabulate(
+        rows, ["", "a", "long\nhead"], floatfmt=".1f"
+    )
+    assert table([["x", -0.01, NAN]], ["", "a", "b"], ".1f").split()[-3:] == ["x", "0.0", "-"]
+    assert "a" in table([], ["", "a"], ".1f")
+
+
+@pytest.mark.parametrize("images", [1, FEWEST_IMAGES - 1, FEWEST_IMAGES, 5000])
+def test_too_few_images_have_no_interval_and_no_verdict(images):
+    found = PairedDifference(0.24, 0.2, 0.3)
+    enough = images >= FEWEST_IMAGES
+    text = comparison(found, images, "its teacher", "here", " PQ")
+    if enough:
+        assert text == "is better than its teacher here (+0.2 [+0.2, +0.3] PQ)"
+    else:
+        assert text == "differs from its teacher here by +0.2 PQ"
+    assert ("[" in interval_text(found, images)) == enough
+    assert ("too few" in interval_heading(images)) != enough
+
+
+@pytest.mark.parametrize(
+    "interval, words",
+    [
+        ((1, 0.1, 2), "is better than"),
+        ((-1, -2, -0.1), "is worse than"),
+        ((1, -1, 2), "cannot be told apart from"),
+        ((-0.01, -0.02, 0), "cannot be told apart from"),
+        ((NAN, NAN, NAN), "cannot be compared with"),
+    ],
+)
+def test_the_verdict_is_where_the_interval_lies(interval, words):
+    assert comparison(PairedDifference(*interval), 10, "x", "here").startswith(f"{words} x here (")

@@ -57,7 +57,7 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
         if "segments_info" in record or "sem_seg_file_name" in record:
             if max(metadata.num_classes, metadata.ignore_label) > 255:
                 raise InputError(
-                    f"data set {metadata.name} has {metadata.num_classes} classes and ignores label "
+                    f"data set {metadata.name} has {metadata.num_classes} classes and ignores "
                     f"{metadata.ignore_label}; Detectron2 reads label maps of 8 bits, 0 .. 255"
                 )
             # One file an id, inside the folder, whatever characters an id has.

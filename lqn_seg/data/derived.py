@@ -48,12 +48,6 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
         InputError: a file of the data set is missing or malformed, or a label needs over 8 bits.
     """
     metadata, records = dataset.metadata, dataset.with_instances().records()
-    has_labels = any("segments_info" in r or "sem_seg_file_name" in r for r in records)
-    if has_labels and (highest := max(metadata.num_classes, metadata.ignore_label)) > 255:
-        raise InputError(
-            f"data set {metadata.name} has labels up to {highest}; Detectron2 reads label maps of "
-            "8 bits, 0 .. 255"
-        )
     Path(folder).mkdir(parents=True, exist_ok=True)
     for record in records:
         # No empty list where there are no things at all: Detectron2's loaders would leave out every
@@ -61,6 +55,11 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
         if metadata.thing_ids and (metadata.json_file or "segments_info" in record):
             record["annotations"] = metadata.read_instances(record)
         if "segments_info" in record or "sem_seg_file_name" in record:
+            if max(metadata.num_classes, metadata.ignore_label) > 255:
+                raise InputError(
+                    f"data set {metadata.name} has {metadata.num_classes} classes and ignores "
+                    f"{metadata.ignore_label}; Detectron2 reads label maps of 8 bits, 0 .. 255"
+                )
             # One file an id, inside the folder, whatever characters an id has.
             path = Path(folder, f"{quote(str(record['image_id']), safe='')}.png")
             write_label_map(path, metadata.read_semantic(record))

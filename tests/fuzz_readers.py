@@ -343,6 +343,24 @@ def read_clip(folder: Path) -> None:
     load_clip(str(folder))
 
 
+STORED = [[{"image_id": n, "methods": {"lqn": {"score": n / 3}}}] for n in range(4)]
+
+
+def make_results(folder: Path) -> None:
+    from lqn_seg.engine.sharded import format_line
+
+    (folder / "clean.0.jsonl").write_text("".join(map(format_line, STORED)))
+
+
+def read_results(folder: Path) -> None:
+    """A damaged line is no result; what is read is what was stored."""
+    from lqn_seg.engine.sharded import parse_line
+
+    with (folder / "clean.0.jsonl").open(errors="replace") as file:
+        found = [parse_line(text) for text in file]
+    assert all(chunk in [*STORED, []] for chunk in found), found
+
+
 @dataclass(frozen=True)
 class Reader:
     """Attributes:
@@ -367,6 +385,7 @@ READERS = {
     "teacher": Reader(make_teacher, read_teacher),
     "teacher_json": Reader(make_teacher, read_teacher, "*.json"),
     "calibration": Reader(make_calibration, read_calibration, "*.safetensors"),
+    "results": Reader(make_results, read_results),
     "clip_json": Reader(make_clip, read_clip, "*.json"),
 }
 

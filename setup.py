@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.112"]
+TEST = ["setuptools", "pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.112"]
 
 setup(
     name="lqn_seg",

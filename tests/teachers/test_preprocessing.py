@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import timm
 import torch
+import transformers
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
@@ -59,6 +60,10 @@ def rounding(std) -> float:
     return 1.01 / 255 / min(std)
 
 
+# transformers 4's own processor fails with a KeyError on the one, and turns the other's axes.
+NEW = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="transformers 5")
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A teacher of 32 x 32 pixels, and a way to say how its pixels are prepared."""
@@ -85,8 +90,10 @@ def folder(tmp_path):
         {"do_rescale": False, **HALF},
         {"rescale_factor": 1 / 127.5, **HALF},
         {"image_mean": 0.5, "image_std": 0.25},
-        {"size": {"height": 32, "width": 32}, "do_pad": False, **SATELLITE},
-        {"do_resize": False, **HALF},
+        pytest.param(
+            {"size": {"height": 32, "width": 32}, "do_pad": False, **SATELLITE}, marks=NEW
+        ),
+        pytest.param({"do_resize": False, **HALF}, marks=NEW),
     ],
 )
 def test_a_padded_input_is_transformers_own(folder, said):

@@ -173,6 +173,11 @@ def exit_status(command: Callable[[], int | None], left: str = "go on with --res
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:  # of a folder: those who read files say it themselves
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename} may not be read or written here", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         if not is_launched() or os.environ.get("RANK") == "0":
             print(f"interrupted: {str(stop) or left}", file=sys.stderr)

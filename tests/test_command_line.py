@@ -81,6 +81,8 @@ def test_an_end_is_a_status_and_a_sentence(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     assert exit_status(raising(InputError("x.yaml is missing"))) == 2
     assert capsys.readouterr().err == "error: x.yaml is missing\n"
+    assert exit_status(raising(PermissionError(13, "Permission denied", "a/b"))) == 2
+    assert capsys.readouterr().err == "error: a/b may not be read or written here\n"
     assert exit_status(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted: go on with --resume\n"
     assert exit_status(raising(KeyboardInterrupt("3 of 4 are done")), "nothing is") == 130

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from lqn_seg.data.coco_json import check_instances, read_categories, require_file_names
+from lqn_seg.data.coco_json import (
+    check_instances,
+    read_categories,
+    require_file_names,
+    sharing_a_file,
+)
 from lqn_seg.data.metadata import Dataset, Metadata, Record
 from lqn_seg.data.schema import Image, InstancesFile, read_json
 
@@ -18,7 +23,8 @@ def load_coco_instances(
     """Open a COCO instances file as a data set; every category is a thing.
 
     The contiguous id is the index in the table of categories, sorted by their ids as Detectron2
-    sorts them. An annotation whose image is not listed is one of the data set's `problems`.
+    sorts them. An annotation whose image is not listed, and images that share a file, are among the
+    data set's `problems`.
 
     Raises:
         InputError: the JSON is missing or malformed. The sentence names file and field.
@@ -35,7 +41,10 @@ def load_coco_instances(
     instances = check_instances(content, path, metadata.categories, name)
     vars(metadata)["instances"] = instances  # the cached property: the file is not read again
     require_file_names(content.images, path)
-    return Dataset(metadata, partial(_records, content.images, metadata), instances.problems)
+    shared = sharing_a_file(content.images, path)
+    images = [image for image in content.images if image.id not in shared]
+    problems = (*instances.problems, *dict.fromkeys(shared.values()))
+    return Dataset(metadata, partial(_records, images, metadata), problems)
 
 
 def _records(images: Sequence[Image], metadata: Metadata) -> list[Record]:

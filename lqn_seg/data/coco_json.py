@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from lqn_seg.data.masks import check, compress
+from lqn_seg.data.image_files import enumeration
+from lqn_seg.data.masks import area, check, compress
 from lqn_seg.data.schema import (
     UNSET,
     CategoryEntry,
@@ -104,6 +105,23 @@ def require_file_names(images: Sequence[Image], path: Path) -> None:
             raise InputError(f"annotation file {path}: images[{i}] has no key 'file_name'")
 
 
+def sharing_a_file(images: Sequence[Image], path: Path) -> dict[Id, str]:
+    """A sentence for every image whose file another image has too, by its id.
+
+    Which of them the annotations were made for cannot be told.
+    """
+    by_file: dict[str, list[Id]] = {}
+    for image in images:
+        by_file.setdefault(os.path.normpath(str(image.file_name)), []).append(image.id)
+    return {
+        image_id: f"annotation file {path}: images[].file_name {name!r} occurs twice (image ids "
+        f"{enumeration([repr(other) for other in same])})"
+        for name, same in by_file.items()
+        if len(same) > 1
+        for image_id in same
+    }
+
+
 def without_image(
     image_ids: Sequence[Id], images: Mapping[Id, Image], path: Path
 ) -> dict[int, str]:
@@ -136,14 +154,14 @@ class Instances:
     Attributes:
         path: of the file.
         images: by id.
-        annotations: by image id.
+        annotations: by image id and place in the file.
         table: own id of a thing -> contiguous id.
         problems: a sentence for every annotation whose image is not listed.
     """
 
     path: Path
     images: Mapping[Id, Image]
-    annotations: Mapping[Id, Sequence[InstanceAnnotation]]
+    annotations: Mapping[Id, Mapping[int, InstanceAnnotation]]
     table: Mapping[int, int]
     problems: tuple[str, ...]
 
@@ -155,7 +173,8 @@ class Instances:
             y, width, height) and "iscrowd" of each.
 
         Raises:
-            InputError: the file does not list the image, or with another size.
+            InputError: the file does not list the image, or with another size, or a mask has no
+                pixel in it.
         """
         image = self.images.get(image_id)
         if image is None:
@@ -166,17 +185,26 @@ class Instances:
                 f"{image.width} (height x width), its record says {height} x {width}"
             )
         return [
-            {
-                "category_id": self.table[annotation.category_id],
-                "segmentation": compress(
-                    _SEGMENTATION.decode(annotation.segmentation), height, width
-                ),
-                "area": annotation.area,
-                "bbox": list(annotation.bbox),
-                "iscrowd": int(annotation.iscrowd or 0),
-            }
-            for annotation in self.annotations.get(image_id, ())
+            self._checked(place, annotation, height, width)
+            for place, annotation in self.annotations.get(image_id, {}).items()
         ]
+
+    def _checked(
+        self, place: int, annotation: InstanceAnnotation, height: int, width: int
+    ) -> dict[str, Any]:
+        segmentation = compress(_SEGMENTATION.decode(annotation.segmentation), height, width)
+        if not area(segmentation):  # nothing can match it: AP would call it missed
+            raise InputError(
+                f"annotation file {self.path}: annotations[{place}].segmentation has no pixel in "
+                f"image {annotation.image_id!r}"
+            )
+        return {
+            "category_id": self.table[annotation.category_id],
+            "segmentation": segmentation,
+            "area": annotation.area,
+            "bbox": list(annotation.bbox),
+            "iscrowd": int(annotation.iscrowd or 0),
+        }
 
 
 def read_instances(
@@ -210,7 +238,7 @@ def check_instances(
     check_unique(ids, "annotations[].id", path)
     image_ids = [annotation.image_id for annotation in content.annotations]
     problems = without_image(image_ids, images, path)
-    by_image: dict[Id, list[InstanceAnnotation]] = {}
+    by_image: dict[Id, dict[int, InstanceAnnotation]] = {}
     for i, annotation in enumerate(content.annotations):
         if annotation.category_id not in table:
             raise InputError(
@@ -220,10 +248,18 @@ def check_instances(
         if i not in problems:
             image = images[annotation.image_id]
             _check_mask(annotation.segmentation, image, f"annotations[{i}].segmentation", path)
-            by_image.setdefault(annotation.image_id, []).append(annotation)
+            if annotation.area > _MOST_AREA * image.height * image.width:
+                raise InputError(
+                    f"annotation file {path}: annotations[{i}].area is {annotation.area:g}, image "
+                    f"{image.id!r} has {image.height * image.width} pixels"
+                )
+            by_image.setdefault(annotation.image_id, {})[i] = annotation
     return Instances(path, images, by_image, table, tuple(problems.values()))
 
 
+# Areas are a polygon's, which reaches over the border now and then. AP passes over what is "larger"
+# than 1e10 pixels.
+_MOST_AREA = 2
 _SEGMENTATION = msgspec.json.Decoder(Segmentation)
 
 

@@ -13,8 +13,10 @@ from lqn_seg.data.coco_json import (
     images_by_id,
     read_categories,
     require_file_names,
+    sharing_a_file,
     without_image,
 )
+from lqn_seg.data.image_files import enumeration
 from lqn_seg.data.metadata import Dataset, Metadata, Record
 from lqn_seg.data.schema import (
     UNSET,
@@ -44,7 +46,8 @@ def load_coco_panoptic(
     The table of categories is the JSON's, sorted by id; the contiguous id is the index in it. The
     JSON is read and checked here; image and PNG files are read when they are used.
 
-    An annotation whose image is not listed is one of the data set's `problems`.
+    An annotation whose image is not listed, and images that share a file, are among the data set's
+    `problems`; images without an annotation are among its `notes`.
 
     Args:
         name: the data set's name.
@@ -76,9 +79,23 @@ def load_coco_panoptic(
     check_unique(image_ids, "annotations[].image_id", path)
     for i, annotation in enumerate(content.annotations):
         _check_segments(annotation.segments_info, f"annotations[{i}].segments_info", path, metadata)
-    listed = [annotation for i, annotation in enumerate(content.annotations) if i not in problems]
+    shared = sharing_a_file(content.images, path)
+    listed = [a for a in content.annotations if a.image_id in images and a.image_id not in shared]
     load = partial(_records, listed, images, metadata)
-    return Dataset(metadata, load, tuple(problems.values()))
+    left_out = (*problems.values(), *dict.fromkeys(shared.values()))
+    return Dataset(metadata, load, left_out, _not_annotated(content, path))
+
+
+def _not_annotated(content: PanopticFile, path: Path) -> tuple[str, ...]:
+    """One sentence where images have no annotation: they are no part of the data set."""
+    annotated = {annotation.image_id for annotation in content.annotations}
+    others = [repr(image.id) for image in content.images if image.id not in annotated]
+    if not others:
+        return ()
+    return (
+        f"annotation file {path}: no annotation has the image_id {enumeration(others)}; "
+        f"{len(others)} of {len(content.images)} images are not looked at",
+    )
 
 
 def _check_segments(segments: list[Segment], where: str, path: Path, metadata: Metadata) -> None:

@@ -47,6 +47,9 @@ def find_images(folder: Path, below: bool = False) -> ImageFiles:
     Args:
         folder: may be missing; it then holds nothing.
         below: search the folders in it too, through links, but not those `is_junk` names.
+
+    Raises:
+        PermissionError: a folder may not be read.
     """
     paths = sorted(_walk(folder) if below else folder.iterdir() if folder.is_dir() else ())
     named = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -75,7 +78,7 @@ def enumeration(names: Sequence[str]) -> str:
 def _walk(folder: Path) -> Iterator[Path]:
     """Files below a folder, and folders that are called like an image."""
     seen: set[str] = set()  # a link may lead back up
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -83,3 +86,9 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = [name for name in folders if not is_junk(Path(name))]
         yield from (Path(root, name) for name in (*files, *folders))
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that may not be read is not empty."""
+    if isinstance(error, PermissionError):
+        raise error

@@ -36,7 +36,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap height and width
-_LOSSY = ("JPEG", "MPO")
+# Formats that keep pixels as they are. What writes GIF gives palettes another order.
+_EXACT = ("PNG", "TIFF", "BMP", "PPM")
 # How a file stores grey, in Pillow's words -> what Pillow multiplies it by, so that white is 255.
 _SCALED = {"L;2": 85, "L;4": 17}
 
@@ -126,6 +127,20 @@ def describe_turn(path: PathLike) -> str:
     return f" with its EXIF orientation {orientation} applied" if orientation > 1 else ""
 
 
+def untold_turn(path: PathLike) -> str:
+    """A sentence where EXIF turns or mirrors an image and leaves its size as it is, or "": its
+    labels may be those of the pixels as stored, and no size tells.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image, Image.Image.getexif)  # of the header: not decoded again
+        if orientation == 1 or (orientation in _ON_ITS_SIDE and image.width != image.height):
+            return ""
+    return (
+        f"image {path} has the EXIF orientation {orientation}: its labels must be those of the "
+        "upright picture, which its size cannot tell"
+    )
+
+
 def read_id_map(path: PathLike) -> NDArray[np.int32]:
     """Read a panoptic PNG in COCO's format: id = R + 256 G + 65536 B, 0 = void.
 
@@ -133,7 +148,8 @@ def read_id_map(path: PathLike) -> NDArray[np.int32]:
         (H, W) int32 segment ids.
 
     Raises:
-        InputError: the file is missing or damaged, its pixels are not 8-bit RGB, or it is a JPEG.
+        InputError: the file is missing or damaged, its pixels are not 8-bit RGB, or its format may
+            change them (JPEG, GIF, WebP).
     """
     image, kind, stored = _decode(path)
     if image.mode not in ("RGB", "RGBA") or ";16" in stored:
@@ -142,7 +158,7 @@ def read_id_map(path: PathLike) -> NDArray[np.int32]:
             f"panoptic map {path} has mode {mode}, expected RGB (id = R + 256 G + 65536 B, 8 bits "
             "each)"
         )
-    _check_lossless(kind, f"panoptic map {path}")
+    _check_exact(kind, f"panoptic map {path}")
     rgb = np.asarray(image, dtype=np.int32)
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
@@ -162,7 +178,8 @@ def read_label_map(path: PathLike) -> NDArray[np.int32]:
         (H, W) int32 labels.
 
     Raises:
-        InputError: the file is missing or damaged, has more than one channel, or is a JPEG.
+        InputError: the file is missing or damaged, has more than one channel, or its format
+            may change them (JPEG, GIF, WebP).
     """
     image, kind, stored = _decode(path)
     if image.mode not in ("L", "P", "1", *_GREY_16_BIT):
@@ -170,7 +187,7 @@ def read_label_map(path: PathLike) -> NDArray[np.int32]:
             f"label map {path} has mode {image.mode}, expected one channel of class labels (grey, "
             "palette)"
         )
-    _check_lossless(kind, f"label map {path}")
+    _check_exact(kind, f"label map {path}")
     return np.asarray(image).astype(np.int32) // _SCALED.get(stored, 1)
 
 
@@ -188,21 +205,22 @@ def write_label_map(path: PathLike, labels: NDArray[np.integer]) -> None:
     written.replace(path)
 
 
-def _check_lossless(kind: str, what: str) -> None:
-    if kind in _LOSSY:
-        raise InputError(f"{what} is a JPEG, which changes labels at their borders: make it a PNG")
+def _check_exact(kind: str, what: str) -> None:
+    if kind not in _EXACT:
+        why = "changes labels at their borders" if kind in ("JPEG", "MPO") else "may change labels"
+        raise InputError(f"{what} is a {kind.replace('MPO', 'JPEG')}, which {why}: make it a PNG")
 
 
 @contextmanager
 def _opened(path: PathLike) -> Iterator[Image.Image]:
     """A file with its header read, or one sentence on why not, whenever that shows."""
     file = Path(path)
-    if file.is_dir():
-        raise InputError(f"image {file} is a folder, expected a file")
-    if not file.exists():
-        broken = " (a link to nowhere)" if file.is_symlink() else ""
-        raise InputError(f"image file {file} does not exist{broken}")
     try:
+        if file.is_dir():
+            raise InputError(f"image {file} is a folder, expected a file")
+        if not file.exists():
+            broken = " (a link to nowhere)" if file.is_symlink() else ""
+            raise InputError(f"image file {file} does not exist{broken}")
         if file.stat().st_size == 0:
             raise InputError(f"image file {file} is empty (0 bytes)")
         with Image.open(file) as image:

@@ -75,10 +75,13 @@ def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> None:
     """Hold a table of classes against itself.
 
     Raises:
-        InputError: it is empty, a name occurs twice, or `ignore_label` is negative or a class's.
+        InputError: it is empty, a name is blank or occurs twice, or `ignore_label` is negative or a
+            class's.
     """
     if isinstance(classes, str) or not classes:
         raise InputError(f"data set {name}: classes must be a list of at least one class name")
+    if blank := [label for label in classes if not label.strip()]:
+        raise InputError(f"data set {name}: the class name {blank[0]!r} is blank")
     twice = sorted({label for label in classes if list(classes).count(label) > 1})
     if twice:
         raise InputError(f"data set {name}: the class name {twice[0]!r} occurs twice")

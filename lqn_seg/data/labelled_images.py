@@ -55,10 +55,12 @@ def labelled_metadata(name: str, classes: Sequence[str], root: Path) -> Metadata
     """The facts of a data set with one label an image.
 
     Raises:
-        InputError: there are no classes.
+        InputError: there are no classes, or one has no name.
     """
     if not classes:
         raise InputError(f"data set {name} has no classes")
+    if blank := [label for label in classes if not label.strip()]:
+        raise InputError(f"data set {name} has a class whose name {blank[0]!r} is blank")
     categories = tuple(Category(i, label, False) for i, label in enumerate(classes))
     return Metadata(name, categories, EVALUATOR_TYPE, image_root=os.fspath(root))
 
@@ -175,6 +177,8 @@ def _listing(
     loose = [path.name for path in find_images(root).images if path.is_file()]
     where = f"folder {root} of {name}"
     problems = ImageFiles((), tuple(hidden)).problems(where)
+    if lost := [p.name for p in sorted(root.iterdir()) if p.is_symlink() and not p.exists()]:
+        problems.append(f"{where} holds links to nowhere: {enumeration(lost)}")
     if loose:
         problems.append(f"{where} holds images outside the class folders: {enumeration(loose)}")
     return Listing(

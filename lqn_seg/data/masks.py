@@ -59,6 +59,11 @@ def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
     return mask_api.decode(dict(segmentation)).astype(bool)
 
 
+def area(segmentation: Mapping[str, Any]) -> int:
+    """The pixels of a compressed RLE."""
+    return int(mask_api.area(dict(segmentation)))
+
+
 def run_lengths(segmentation: RunLengths, height: int, width: int) -> NDArray[np.int64]:
     """The lengths of the runs of zeros and ones, in turn, zeros first.
 

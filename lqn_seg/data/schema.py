@@ -61,6 +61,8 @@ class CategoryEntry(Struct):
 
     def __post_init__(self) -> None:
         parse_color(self.color)
+        if not self.name.strip():
+            raise ValueError(f".name {self.name!r} is blank")
 
 
 class Segment(Struct):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.data.catalog import Metadata, Record
-from lqn_seg.data.images import read_label_map, read_orientation
+from lqn_seg.data.images import read_label_map, untold_turn
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.masks import decode
 
@@ -35,7 +35,6 @@ class GroundTruth:
         segments: id map (H, W) and segments_info, or None where the data set has none.
         instances: without crowds, or None.
         labels: (H, W) contiguous ids or the ignore label, or None.
-        problems: one sentence each; an image with one is not to be scored.
         notes: what is odd but harmless.
     """
 
@@ -44,7 +43,6 @@ class GroundTruth:
     segments: tuple[IdMap, Segments] | None = None
     instances: Instances | None = None
     labels: IdMap | None = None
-    problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -89,19 +87,15 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
     height, width = read_labelled_image(record).shape[:2]
     truth = GroundTruth(record["image_id"], (height, width))
     if "label" not in record:
-        truth.notes += _orientation_notes(record, truth.size)
+        turn = untold_turn(record["file_name"])
+        truth.notes += [turn] if turn else []
     if "segments_info" in record:
         truth.segments = metadata.read_panoptic(record), record["segments_info"]
     if has_instances(record, metadata):
         truth.instances = []
         for annotation in metadata.read_instances(record):
-            mask = decode(annotation["segmentation"])
-            if mask.shape != truth.size or not mask.any():
-                truth.problems.append(
-                    f"an annotation of category {metadata.class_names[annotation['category_id']]} "
-                    f"of image {record['image_id']} has no pixel in it"
-                )
-            elif not annotation["iscrowd"]:
+            if not annotation["iscrowd"]:
+                mask = decode(annotation["segmentation"])
                 truth.instances.append((mask, annotation["category_id"], 1.0))
         truth.notes += _beyond_ap_notes(truth, metadata)
     if has_labels(record):
@@ -115,17 +109,6 @@ def _beyond_ap_notes(truth: GroundTruth, metadata: Metadata) -> list[str]:
         f"image {truth.image_id} has more than {MOST_DETECTIONS} instances of "
         f"{metadata.class_names[category]}, and AP takes no more predictions: 100 cannot be reached"
         for category in truth.beyond_ap
-    ]
-
-
-def _orientation_notes(record: Record, size: tuple[int, int]) -> list[str]:
-    """An image that EXIF turns without another size could have labels of either orientation."""
-    orientation = read_orientation(record["file_name"])
-    if orientation == 1 or (orientation > 4 and size[0] != size[1]):
-        return []
-    return [
-        f"image {record['file_name']} has the EXIF orientation {orientation}: its labels must be "
-        "those of the upright picture, which its size cannot tell"
     ]
 
 

@@ -25,14 +25,14 @@ from lqn_seg.core.gauge import Calibration
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
-from lqn_seg.data.images import read_record
+from lqn_seg.data.images import read_record, untold_turn
 from lqn_seg.data.input_hash import input_hash
 from lqn_seg.engine import launch
 from lqn_seg.engine.ahead import ReadAhead
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.config import methods
 from lqn_seg.engine.launch import keep_memory
-from lqn_seg.engine.sharded import ShardedRun
+from lqn_seg.engine.sharded import ShardedRun, say
 from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
@@ -303,6 +303,7 @@ class Evaluation(DatasetRun):
         )
         evaluators = build_evaluators(cfg, metadata)
         folder = Path(cfg.OUTPUT_DIR) / "inference"
+        self._named_turn = False
         super().__init__(
             cfg, dataset, records, self.segmenter, evaluators, chosen, folder, resume, strict
         )
@@ -330,7 +331,11 @@ class Evaluation(DatasetRun):
 
     def image(self, condition: Condition, record: Record) -> torch.Tensor:
         """(3, h, w) uint8 RGB image of a record under a condition."""
-        pixels = condition.apply(read_record(record), self.segmenter.config.seed)
+        pixels = read_record(record)
+        if not self._named_turn and (turn := untold_turn(record["file_name"])):
+            self._named_turn = True
+            say(f"note: {turn}; other such images are not named")
+        pixels = condition.apply(pixels, self.segmenter.config.seed)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def _method_line(self, record: Record, prediction: Prediction) -> dict[str, Any]:

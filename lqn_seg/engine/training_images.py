@@ -18,7 +18,7 @@ from lqn_seg.data.augmentation import (
     random_crop,
 )
 from lqn_seg.data.catalog import Dataset
-from lqn_seg.data.images import read_record
+from lqn_seg.data.images import read_record, untold_turn
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.sharded import say
 from lqn_seg.engine.usable import usable_records
@@ -54,6 +54,7 @@ class TrainingImages:
         self.augmentation = augmentation or AugmentationConfig()
         self.preprocessing = preprocessing or Preprocessing()
         self.left_out: dict[int, str] = {}
+        self._named_turn = False
         self._decoded: dict[int, tuple[Pixels, Indices, list[int]]] = {}
 
     def __len__(self) -> int:
@@ -108,6 +109,9 @@ class TrainingImages:
         if index not in self._decoded:
             record = self.records[index]
             self._decoded[index] = read_record(record), *self._segments(record)
+            if not self._named_turn and (turn := untold_turn(record["file_name"])):
+                self._named_turn = True
+                say(f"note: {turn}; other such images are not named")
         return self._decoded[index]
 
     def _segments(self, record: Record) -> tuple[Indices, list[int]]:

@@ -20,6 +20,8 @@ def usable_records(dataset: Dataset, strict: bool = False) -> list[Record]:
     """
     listed = dataset.listed()
     name_problems(listed.problems, strict)
+    for note in listed.notes:
+        say(f"note: {note}")
     records = listed.records(strict=False)
     if not records:
         raise InputError(f"data set {dataset.metadata.name} holds no image that can be used")

@@ -161,9 +161,8 @@ def _read(record: Record, metadata: Metadata, found: Validation) -> GroundTruth 
     except InputError as error:
         found.problems.append(str(error))
         return None
-    found.problems += truth.problems
     found.notes += truth.notes
-    return None if truth.problems else truth
+    return truth
 
 
 def _duplicates(records: Iterable[Record]) -> list[str]:

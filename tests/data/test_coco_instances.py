@@ -121,3 +121,43 @@ def test_real_coco_masks_have_their_areas() -> None:
     ratios = [decode(a["segmentation"]).sum() / a["area"] for a in large]
     assert len(large) > 400 and abs(np.median(ratios) - 1) < 0.005
     assert np.mean(np.abs(np.array(ratios) - 1) < 0.1) > 0.98  # a few polygons overlap themselves
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [2, 3], "counts": [6]},
+        [[0, 0, 0, 0, 0, 0]],  # a point
+        [[9, 9, 12, 9, 12, 12]],  # beside the image
+    ],
+)
+def test_a_mask_without_a_pixel_is_named_and_not_missed(tmp_path: Path, segmentation: Any) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][1]["segmentation"] = segmentation
+    write(tmp_path, content)
+    dataset = get_dataset("coco_2017_val", root=tmp_path)
+    first, second = dataset.records()
+    assert dataset.metadata.read_instances(first) == []
+    with pytest.raises(InputError, match=r"annotations\[1\]\.segmentation has no pixel in image 9"):
+        dataset.metadata.read_instances(second)
+
+
+def test_an_area_beyond_the_image_is_refused(tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][2]["area"] = 6  # all of the image
+    write(tmp_path, content)
+    get_dataset("coco_2017_val", root=tmp_path)
+    content["annotations"][2]["area"] = 1e11  # pycocotools would pass over the instance
+    write(tmp_path, content)
+    with pytest.raises(InputError, match=r"annotations\[2\]\.area is 1e\+11, image 9 has 6 pixels"):
+        get_dataset("coco_2017_val", root=tmp_path)
+
+
+def test_images_that_share_a_file_are_left_out_by_name(tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["images"].append({"id": 8, "file_name": "./a.jpg", "width": 5, "height": 4})
+    write(tmp_path, content)
+    dataset = get_dataset("coco_2017_val", root=tmp_path)
+    (problem,) = dataset.problems
+    assert problem.endswith("images[].file_name 'a.jpg' occurs twice (image ids 7, 8)")
+    assert [record["image_id"] for record in dataset.records(strict=False)] == [9]

@@ -172,6 +172,23 @@ def test_an_annotation_without_image_is_a_problem_that_a_caller_can_live_with(
     assert len(dataset.problems) == 1
 
 
+def test_images_without_annotation_are_noted_and_those_that_share_a_file_left_out(
+    tmp_path: Path,
+) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["images"].append({**content["images"][0], "id": 12, "file_name": "other.jpg"})
+    dataset = load_coco_panoptic("mine", *write(tmp_path, content))
+    (note,) = dataset.notes
+    count = len(content["images"])
+    assert note.endswith(f"has the image_id 12; 1 of {count} images are not looked at")
+    assert dataset.problems == () and len(dataset.records()) == len(content["annotations"])
+    content["images"][-1]["file_name"] = content["images"][0]["file_name"]
+    dataset = load_coco_panoptic("mine", *write(tmp_path, content))
+    (problem,) = dataset.problems
+    assert problem.endswith("occurs twice (image ids 11, 12)")
+    assert dataset.records(strict=False) == []
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
 def test_unreadable_json(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"p\.json"):

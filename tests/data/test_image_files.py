@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +46,16 @@ def test_images_below_a_folder_once_each(tree: Path) -> None:
 def test_many_names_in_one_sentence() -> None:
     assert enumeration(["a", "b", "c"]) == "a, b, c"
     assert enumeration(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_a_folder_that_may_not_be_read_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_images(tmp_path / "missing", below=True).images == ()
+
+    def scandir(folder: Any) -> Any:  # the superuser may read everything
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        find_images(tmp_path, below=True)

@@ -16,6 +16,7 @@ from lqn_seg.data.images import (
     read_label_map,
     read_orientation,
     read_record,
+    untold_turn,
     upright_size,
     write_id_map,
     write_label_map,
@@ -257,6 +258,42 @@ def test_lossy_labels_are_named(tmp_path: Path) -> None:
         read_label_map(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"panoptic map .*b\.png is a JPEG"):
         read_id_map(tmp_path / "b.png")
+
+
+def test_labels_in_formats_that_may_change_them_are_named(tmp_path: Path) -> None:
+    labels = np.full((8, 8), 200, np.uint8)
+    labels[2:5] = 7
+    Image.fromarray(labels).save(tmp_path / "a.png", format="GIF")
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "a.png")))) == 2
+    with pytest.raises(InputError, match=r"label map .*a\.png is a GIF, which may change labels"):
+        read_label_map(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), (3, 0, 0)).save(tmp_path / "b.png", format="WEBP", lossless=True)
+    with pytest.raises(InputError, match=r"panoptic map .*b\.png is a WEBP, which may change"):
+        read_id_map(tmp_path / "b.png")
+    for kind in ("PNG", "TIFF", "BMP"):
+        Image.fromarray(labels).save(tmp_path / "c.png", format=kind)
+        np.testing.assert_array_equal(read_label_map(tmp_path / "c.png"), labels)
+
+
+@pytest.mark.parametrize(
+    "orientation, size, is_said",
+    [
+        (1, (4, 4), False),
+        (3, (6, 4), True),
+        (2, (6, 4), True),
+        (6, (4, 4), True),
+        (6, (6, 4), False),
+    ],
+)
+def test_a_turn_that_no_size_tells_is_said(
+    tmp_path: Path, orientation: int, size: tuple[int, int], is_said: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.jpg", "a.png"):
+        Image.new("RGB", size).save(tmp_path / name, exif=exif)
+        said = untold_turn(tmp_path / name)
+        assert (f"{name} has the EXIF orientation {orientation}: its labels" in said) == is_said
 
 
 def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:

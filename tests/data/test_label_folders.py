@@ -67,6 +67,7 @@ def test_a_name_means_one_data_set(folders: tuple[Path, Path]) -> None:
     [
         ((), 255, "at least one class name"),
         ("road", 255, "at least one class name"),
+        (("road", " "), 255, "the class name ' ' is blank"),
         (("road", "car", "road"), 255, "'road' occurs twice"),
         (CLASSES, 2, r"ignore_label 2 .* labels 0 \.\. 2"),
         (CLASSES, -1, "ignore_label -1"),

@@ -302,3 +302,18 @@ def test_coop_lists_that_contradict_themselves(tmp_path):
     (tmp_path / SETS["pets"].split_file).write_text(json.dumps(content))
     with pytest.raises(InputError, match="label 0 'boxer', an entry before it calls it 'pug'"):
         get_dataset("pets_test", tmp_path)
+
+
+def test_a_class_folder_that_is_a_link_to_nowhere_is_a_problem(tmp_path):
+    draw(tmp_path / "cat" / "a.png")
+    (tmp_path / "dog").symlink_to(tmp_path / "elsewhere")
+    found = load_image_folder("mine", tmp_path).listed()
+    assert found.problems == (f"folder {tmp_path} of mine holds links to nowhere: dog",)
+    assert len(found.records(strict=False)) == 1
+
+
+def test_a_class_without_a_name_is_refused(tmp_path):
+    draw(tmp_path / "cat" / "a.png")
+    draw(tmp_path / "_" / "a.png")
+    with pytest.raises(InputError, match="mine has a class whose name ' ' is blank"):
+        load_image_folder("mine", tmp_path)

@@ -571,3 +571,17 @@ def test_an_image_of_another_size_than_its_record_has_no_score(
     assert "its annotation says 96 x 96" in reason
     with pytest.raises(InputError, match="EXIF orientation 6 applied"):
         evaluate(str(small_config), strict=True)
+
+
+def test_turned_images_whose_size_tells_nothing_are_said_once(
+    small_config, scenes_root, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "turned"
+    shutil.copytree(scenes_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for record in get_dataset("demo_panoptic_val").records()[1:3]:
+        Image.open(record["file_name"]).save(record["file_name"], exif=exif)
+    evaluate(str(small_config))
+    assert capsys.readouterr().err.count("has the EXIF orientation 3: its labels must be") == 1

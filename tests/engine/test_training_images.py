@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,6 +188,19 @@ def test_crowds_are_no_targets(tmp_path):
     assert batch["class_labels"][0].tolist() == [0, 0]
     assert batch["mask_labels"][0].shape == (2, 48, 64)
     assert batch["mask_labels"][0].sum() == 16
+
+
+def test_what_is_odd_about_the_images_is_said(photographs, capsys):
+    records = photographs.records()
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    for record in records[:2]:
+        Image.open(record["file_name"]).save(record["file_name"], exif=turned)
+    odd = replace(photographs, notes=("two of them are alike",))
+    images = TrainingImages(odd, (48, 48), CROP)
+    assert "note: two of them are alike" in capsys.readouterr().err
+    images.batch([0, 1], [False, False], (0,))
+    assert capsys.readouterr().err.count("has the EXIF orientation 3") == 1
 
 
 def test_an_image_that_cannot_be_used_is_named_and_the_next_takes_its_place(photographs, capsys):

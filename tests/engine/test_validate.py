@@ -149,7 +149,8 @@ def test_instances_are_scored_by_pycocotools_too(tmp_path: Path) -> None:
     annotations[3]["segmentation"] = [[100, 100, 120, 100, 120, 120]]  # beside the image
     path.write_text(json.dumps(content))
     found = validate(get_dataset("coco_2017_val", root=tmp_path), progress=False)
-    assert found.problems == ["an annotation of category cat of image 3 has no pixel in it"]
+    sentence = f"annotation file {path}: annotations[3].segmentation has no pixel in image 3"
+    assert found.problems == [sentence]
 
 
 def test_damage_depends_on_the_image_alone(scenes: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +174,10 @@ class Instances:
             y, width, height) and "iscrowd" of each.
 
         Raises:
-            InputError: the file does not list the image, or with another size, or a mask has no
-                pixel in it.
+            InputError: the file does not list the image, or with another size.
+
+        Warns:
+            UserWarning: a mask has no pixel in the image. It counts as missed, as in pycocotools.
         """
         image = self.images.get(image_id)
         if image is None:
@@ -193,10 +196,11 @@ class Instances:
         self, place: int, annotation: InstanceAnnotation, height: int, width: int
     ) -> dict[str, Any]:
         segmentation = compress(_SEGMENTATION.decode(annotation.segmentation), height, width)
-        if not area(segmentation):  # nothing can match it: AP would call it missed
-            raise InputError(
+        if not area(segmentation):
+            warnings.warn(
                 f"annotation file {self.path}: annotations[{place}].segmentation has no pixel in "
-                f"image {annotation.image_id!r}"
+                f"image {annotation.image_id!r}, and AP calls it missed",
+                stacklevel=3,
             )
         return {
             "category_id": self.table[annotation.category_id],

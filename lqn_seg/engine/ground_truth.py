@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from lqn_seg.data.catalog import Metadata, Record
 from lqn_seg.data.images import read_label_map, untold_turn
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.masks import decode
+from lqn_seg.errors import InputError
 
 IdMap = NDArray[np.int32]
 Segments = Sequence[Mapping[str, Any]]
@@ -93,7 +95,7 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
         truth.segments = metadata.read_panoptic(record), record["segments_info"]
     if has_instances(record, metadata):
         truth.instances = []
-        for annotation in metadata.read_instances(record):
+        for annotation in _instances(record, metadata):
             if not annotation["iscrowd"]:
                 mask = decode(annotation["segmentation"])
                 truth.instances.append((mask, annotation["category_id"], 1.0))
@@ -102,6 +104,15 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
         truth.labels = metadata.read_semantic(record)
         truth.notes += _train_id_notes(record, truth.labels)
     return truth
+
+
+def _instances(record: Record, metadata: Metadata) -> list[dict[str, Any]]:
+    """An image's instances; a mask without a pixel, which evaluation warns of, is an error here."""
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        try:
+            return metadata.read_instances(record)
+        except UserWarning as warning:
+            raise InputError(str(warning)) from None
 
 
 def _beyond_ap_notes(truth: GroundTruth, metadata: Metadata) -> list[str]:

@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    command.check_config(arguments)
+    command.check_config(arguments, classification=True)
     from lqn_seg.engine.classification_config import load_classification_cfg
     from lqn_seg.engine.classify import calibrate_clip
 
@@ -56,7 +56,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> int:
     chosen = repr(tuple(names(arguments.methods)))
     methods = ["CLASSIFICATION.METHODS", chosen] if arguments.methods else []
-    command.check_config(arguments, *methods)
+    command.check_config(arguments, *methods, classification=True)
     if command.processes(arguments) > 1 and not is_launched():
         return command.start_processes(arguments)
     from lqn_seg.engine import launch

@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    command.check_config(arguments)
+    command.check_config(arguments, classification=True)
     from lqn_seg.engine.classification_config import load_classification_cfg
     from lqn_seg.engine.train_clip import ClipTrainer
 

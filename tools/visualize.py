@@ -119,10 +119,12 @@ def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
 def draw(arguments: argparse.Namespace) -> int:
     if "config_file" in arguments:
         command.check_config(arguments)
+    from lqn_seg.engine.sharded import make_writable
     from lqn_seg.engine.visualize import FIGURES as DRAW
     from lqn_seg.engine.visualize import Studio
 
     studio = Studio(request_of(arguments))
+    make_writable(arguments.output)
     for path in DRAW[arguments.figure](studio):
         print(f"written: {path}")
     return 2 if studio.failed else 0

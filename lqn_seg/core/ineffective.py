@@ -12,7 +12,7 @@ CALIBRATE = (
     "tools/calibrate.py makes a calibration from clean images, and MODEL.LQN.CALIBRATION names it"
 )
 _NO_STUDENT = ("teacher", "restore")
-_UNTRAINED = "untrained"  # the control that makes no step by design
+UNTRAINED = "untrained"  # the control that makes no step by design
 _said: set[str] = set()
 
 
@@ -48,7 +48,7 @@ def why_ineffective(name: str, recipe: LQNConfig, calibrated: bool) -> str:
     if adapt.restore and not calibrated:
         return f"method {name}: without a calibration nothing is restored; {CALIBRATE}"
     idle = not fit.steps or not fit.learning_rate
-    if idle and fit.variant not in ("kernel", "ridge") and not name.startswith(_UNTRAINED):
+    if idle and fit.variant not in ("kernel", "ridge") and not name.startswith(UNTRAINED):
         key = "STEPS" if not fit.steps else "LEARNING_RATE"
         return (
             f"method {name} answers with a student that is never fitted: MODEL.LQN.FIT.{key} is 0"

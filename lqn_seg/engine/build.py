@@ -208,7 +208,8 @@ def describe_input(cfg: CfgNode, teacher: Teacher[Any]) -> str:
     said = teacher.preprocessing
     text = described(said, teacher.image_size)
     if mode := getattr(teacher, "resize_mode", ""):
-        return text.replace(said.interpolation, f"{said.interpolation} by the {mode} side", 1)
+        how = ", stretched" if mode == "squash" else f" by the {mode} side"
+        return text.replace(said.interpolation, f"{said.interpolation}{how}", 1)
     if said.inference and said.inference != cfg.MODEL.LQN.INFERENCE:
         text += (
             f"; {said.source} was written for {said.inference}, but MODEL.LQN.INFERENCE is "

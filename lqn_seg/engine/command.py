@@ -44,18 +44,22 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
 
 
-def check_config(arguments: argparse.Namespace, *more: str) -> None:
+def check_config(arguments: argparse.Namespace, *more: str, classification: bool = False) -> None:
     """Find what is mistyped before torch is imported, which takes seconds.
 
     Args:
         more: ``KEY VALUE`` pairs that other flags stand for.
+        classification: the command takes classification's keys, whatever the file holds; otherwise
+            the file says which it is of.
 
     Raises:
         InputError: the file is missing or malformed, or a key or value is wrong.
     """
-    from lqn_seg.engine.config import load_any_cfg
-
-    load_any_cfg(arguments.config_file, [*arguments.overrides, *more], "cpu")
+    if classification:
+        from lqn_seg.engine.classification_config import load_classification_cfg as load
+    else:
+        from lqn_seg.engine.config import load_any_cfg as load
+    load(arguments.config_file, [*arguments.overrides, *more], "cpu")
 
 
 def processes(arguments: argparse.Namespace) -> int:

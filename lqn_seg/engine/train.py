@@ -22,6 +22,7 @@ from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.config import augmentation_config, get_cfg
 from lqn_seg.engine.eomt_training import anneal, eomt_losses, untrained_eomt
 from lqn_seg.engine.pixel_classifier import PixelClassifier
+from lqn_seg.engine.sharded import make_writable
 from lqn_seg.engine.training_images import TrainingImages
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt_model import image_size_of
@@ -207,9 +208,10 @@ class TeacherTrainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C; a checkpoint has been written after the last whole iteration.
-            InputError: the loss is not finite any more, or the checkpoint is another run's.
+            InputError: the loss is not finite any more, the checkpoint is another run's, or
+                ``OUTPUT_DIR`` cannot be written to.
         """
-        self.output.mkdir(parents=True, exist_ok=True)
+        make_writable(self.output)
         if resume:
             self.load_checkpoint()
         self.model.train()

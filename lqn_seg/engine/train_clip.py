@@ -29,7 +29,7 @@ from lqn_seg.command_line import patient
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine.build import find_local
-from lqn_seg.engine.sharded import say
+from lqn_seg.engine.sharded import make_writable, say
 from lqn_seg.engine.usable import usable_records
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Preprocessing, normalise
@@ -85,7 +85,9 @@ class ClipTrainer:
         Raises:
             KeyboardInterrupt: Ctrl-C; the model as it was then is written to ``interrupted`` in
                 ``OUTPUT_DIR``, beside one that an earlier run may have finished.
+            InputError: ``OUTPUT_DIR`` cannot be written to.
         """
+        make_writable(Path(self.cfg.OUTPUT_DIR))
         solver, model = self.solver, self.model.train()
         optimizer = torch.optim.AdamW(_groups(model, solver), betas=(0.9, 0.98), fused=True)
         losses, start = [], time.perf_counter()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lqn_seg.core.config import LQNConfig, nearest
 from lqn_seg.core.gauge import Calibration, Restorer, noise_share
-from lqn_seg.core.ineffective import shown
+from lqn_seg.core.ineffective import UNTRAINED, shown
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
@@ -337,8 +337,9 @@ def after(studio: Studio, image: Tensor, method: LQNConfig, steps: int) -> Predi
     fit, cut short (a test).
     """
     cut = replace(method, fit=replace(method.fit, steps=steps))
-    (predictions,) = studio.segmenter_of({"cut": cut})([image])
-    return predictions["cut"]
+    name = "cut" if steps else UNTRAINED  # which is not warned of
+    (predictions,) = studio.segmenter_of({name: cut})([image])
+    return predictions[name]
 
 
 def draw_steps(studio: Studio) -> list[Path]:

@@ -71,13 +71,15 @@ def read_input(inputs: Mapping[str, Any], input_format: str) -> Tensor:
     """A Detectron2 dict's image as (3, h, w) uint8 RGB on the CPU, where its random key is made.
 
     Raises:
-        InputError: the image is missing, has another shape, no pixels, or values that are not in
-            0..255: the model normalises them itself.
+        InputError: the image is missing, is no tensor, has another shape, no pixels, or values that
+            are not in 0..255: the model normalises them itself.
     """
     if "image" not in inputs:
         raise InputError("an input of the model has no 'image', (3, height, width) in 0..255")
-    image: Tensor = inputs["image"]
+    image = inputs["image"]
     name = f"'image' of {inputs['file_name']}" if "file_name" in inputs else "'image'"
+    if not isinstance(image, Tensor):
+        raise InputError(f"{name} must be a tensor, (3, height, width), not {type(image).__name__}")
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise InputError(f"{name} must be (3, height, width), got {tuple(image.shape)}")
     if image.dtype != torch.uint8:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,16 @@ def with_ending(stem: Path, ending: str) -> Path:
     return stem.with_name(stem.name + ending)
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make a file's folder; what then cannot be written is one sentence."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as PNG, and as SVG beside it; the same figure gives the same bytes.
 
@@ -49,36 +60,44 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         InputError: the folder cannot be made or written to.
     """
     written = [with_ending(stem, ".png"), with_ending(stem, ".svg")]
-    with matplotlib.rc_context({"svg.hashsalt": "lqn_seg", "svg.fonttype": "none"}):
-        try:
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            FigureCanvasAgg(figure).print_figure(str(written[0]), dpi=_DPI)
-            FigureCanvasSVG(figure).print_figure(str(written[1]), metadata={"Date": None})
-        except OSError as error:
-            raise InputError(f"cannot write {stem}: {error.strerror or error}") from error
+    style = matplotlib.rc_context({"svg.hashsalt": "lqn_seg", "svg.fonttype": "none"})
+    with style, _writing(stem):
+        FigureCanvasAgg(figure).print_figure(str(written[0]), dpi=_DPI)
+        FigureCanvasSVG(figure).print_figure(str(written[1]), metadata={"Date": None})
     return written
 
 
 def save_picture(image: Pixels, stem: Path, title: str = "") -> list[Path]:
-    """Write a picture as PNG, and as SVG that holds the same pixels."""
+    """Write a picture as PNG, and as SVG that holds the same pixels.
+
+    Raises:
+        InputError: they cannot be written.
+    """
     path = save_png(image, with_ending(stem, ".png"))
     height, width = image.shape[:2]
     content = base64.b64encode(path.read_bytes()).decode()
     svg = with_ending(stem, ".svg")
-    svg.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
-        f"<title>{escape(title or stem.name)}</title>"
-        f'<image width="{width}" height="{height}" href="data:image/png;base64,{content}"/></svg>\n'
-    )
+    with _writing(svg):
+        svg.write_text(
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
+            f"<title>{escape(title or stem.name)}</title><image "
+            f'width="{width}" height="{height}" href="data:image/png;base64,{content}"/></svg>\n'
+        )
     return [path, svg]
 
 
 def save_gif(frames: Sequence[Pixels], path: Path, seconds: float = 0.6) -> Path:
-    """Write frames of one size as an endless GIF; the last stays three times as long."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write frames of one size as an endless GIF; the last stays three times as long.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     first, *rest = [Image.fromarray(frame).quantize(255) for frame in frames]
     durations = [round(1000 * seconds)] * len(rest) + [round(3000 * seconds)]
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    with _writing(path):
+        first.save(
+            path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0
+        )
     return path
 
 

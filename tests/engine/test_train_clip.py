@@ -161,6 +161,10 @@ def test_bad_input_is_named(cfg, tmp_path):
     (tmp_path / "half.json").write_text('{"embed_dim": 4}')
     with pytest.raises(InputError, match="lacks open_clip's key 'vision_cfg'"):
         read_model_cfg(str(tmp_path / "half.json"))
+    (tmp_path / "file").write_text("")
+    cfg.OUTPUT_DIR = str(tmp_path / "file")
+    with pytest.raises(InputError, match="cannot write to"):  # before the training
+        ClipTrainer(cfg).train(progress=False)
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(InputError, match=r"DATASETS\.TRAIN must name exactly one"):
         ClipTrainer(cfg)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from lqn_seg.core import ineffective
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.engine.config import method_config
 from lqn_seg.engine.inference import Condition
 from lqn_seg.engine.probe import Probe, layer_times, query_times, share
 from lqn_seg.engine.visualize import FIGURES, Request, Studio, after, gauge_reading, steps_of, stops
 from lqn_seg.errors import InputError
+from lqn_seg.visualization.figures import save_gif, save_picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,6 +160,27 @@ def test_steps_draws_a_strip_and_a_gif_of_as_many_frames(studio):
     with Image.open(gif) as frames:
         assert frames.n_frames == len(stops(5))
     assert "Adam steps made" in svg.read_text() and png.is_file()
+
+
+def test_the_start_of_a_fit_is_no_method_to_warn_of(studio, recwarn, monkeypatch):
+    monkeypatch.setattr(ineffective, "_said", set())
+    shop = studio(*SHORT)
+    after(shop, next(shop.sources()).tensor, steps_of(shop, "lqn"), 0)
+    assert not [w for w in recwarn if issubclass(w.category, ineffective.IneffectiveMethodWarning)]
+
+
+@pytest.mark.parametrize(
+    ("ending", "write"),
+    [
+        (".png", lambda stem, pixels: save_picture(pixels, stem)),
+        (".svg", lambda stem, pixels: save_picture(pixels, stem)),
+        (".gif", lambda stem, pixels: save_gif([pixels] * 2, stem.with_name("x.gif"))),
+    ],
+)
+def test_a_figure_that_cannot_be_written_is_one_sentence(ending, write, tmp_path):
+    (tmp_path / f"x{ending}").mkdir()
+    with pytest.raises(InputError, match="x"):
+        write(tmp_path / "x", np.zeros((4, 4, 3), np.uint8))
 
 
 def test_the_gauge_of_the_demo_sees_noise_and_not_clean_scenes(tmp_path):

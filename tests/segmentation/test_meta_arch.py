@@ -78,5 +78,8 @@ def test_whole_numbers_of_any_type_are_the_same_image(build):
     assert model([]) == []
     with pytest.raises(InputError, match="has no 'image'"):
         model([{"height": 3}])
+    for other in (pixels.numpy(), None, "a.png"):
+        with pytest.raises(InputError, match="'image' must be a tensor"):
+            model([{"image": other}])
     with pytest.raises(InputError, match="'height' and 'width'"):
         model([{"image": pixels, "height": 0, "width": 4}])

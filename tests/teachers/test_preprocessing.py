@@ -18,8 +18,8 @@ from timm.data import create_transform
 from transformers import AutoImageProcessor, EomtImageProcessor, Mask2FormerImageProcessor
 
 from lqn_seg.classification.views import centre_view
-from lqn_seg.engine.build import describe_teacher
-from lqn_seg.engine.config import load_cfg
+from lqn_seg.engine.build import describe_input, describe_teacher
+from lqn_seg.engine.config import get_cfg, load_cfg
 from lqn_seg.errors import InputError
 from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.comparators import Preprocessing as ComparatorPreprocessing
@@ -358,6 +358,8 @@ def test_a_clip_that_is_not_square(mode):
     model = build_clip(vision)
     model.visual.preprocess_cfg = {"resize_mode": mode, "interpolation": "bilinear"}
     teacher = ClipTeacher(model, open_clip.SimpleTokenizer(context_length=24))
+    how = "bilinear, stretched," if mode == "squash" else f"bilinear by the {mode} side,"
+    assert how in describe_input(get_cfg(), teacher)
     image = photo(70, 61)
     cfg = PreprocessCfg(size=(32, 48), mean=(0, 0, 0), std=(1, 1, 1), **model.visual.preprocess_cfg)
     expected = image_transform_v2(cfg, is_train=False)(Image.fromarray(image))

@@ -116,3 +116,32 @@ def test_tools_without_a_configuration_say_so(script, monkeypatch, capsys):
             script("tools", tool).main()
         said = capsys.readouterr().err
         assert end.value.code == 2 and "SEED" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "said"),
+    [
+        ("visualize", ["tokens", "--output", "{file}"], "cannot write to {file} "),
+        ("visualize", ["panels", "--output", "{file}/in/it"], "cannot write to {file}/in/it "),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_found_first(
+    tool, words, said, tmp_path, script, monkeypatch, capsys
+):
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *(word.format(file=file) for word in words)])
+    assert script("tools", tool).main() == 2
+    assert capsys.readouterr().err.startswith(f"error: {said.format(file=file)}")
+
+
+@pytest.mark.parametrize("tool", ["classify", "train_clip"])
+def test_a_file_need_not_say_that_it_is_of_classification(
+    tool, tmp_path, script, monkeypatch, capsys
+):
+    file = tmp_path / "clip.yaml"
+    file.write_text("SOLVER: {BACKBONE_MULTIPLIER: 0.1}\nDATASETS: {TRAIN: [nowhere]}\n")
+    pairs = ["CLASSIFICATION.VIEWS", "4", "MODEL.LQN.TEACHER.NAME", "clip"]
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", "--config", str(file), *pairs])
+    assert script("tools", tool).main() == 2
+    assert "there is no key" not in capsys.readouterr().err

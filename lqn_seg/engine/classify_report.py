@@ -30,6 +30,7 @@ from lqn_seg.engine.run import check_written, conclude, execute
 from lqn_seg.engine.sharded import write_atomically
 from lqn_seg.engine.wording import (
     comparison,
+    counted,
     interval_heading,
     interval_text,
     number,
@@ -341,8 +342,8 @@ class ClassificationReport:
             )
             if failed:
                 notes.append(
-                    f"{title(method)}: {round(failed)} fits failed (non-finite loss or out of "
-                    "memory); the teacher's answer stands in for them"
+                    f"{title(method)}: {counted(round(failed), 'fit')} failed (non-finite loss or "
+                    "out of memory); the teacher's answer stands in for them"
                 )
         if "tda" in self.methods:
             notes.append(
@@ -353,7 +354,7 @@ class ClassificationReport:
         if fits:
             total = sum(len(run.conditions) * len(run.scored) for run in self.runs)
             counts = ", ".join(f"{title(method)} {count}" for method, count in fits.items())
-            notes.append(f"students fitted, of {total} images: {counts}")
+            notes.append(f"students fitted, of {counted(total, 'image')}: {counts}")
         return notes
 
     def sentence(self) -> str:

@@ -23,6 +23,7 @@ from lqn_seg.engine.provenance import environment, json_numbers
 from lqn_seg.engine.sharded import write_atomically
 from lqn_seg.engine.wording import (
     comparison,
+    counted,
     interval_heading,
     interval_text,
     number,
@@ -95,7 +96,7 @@ def count_images(run: DatasetRun) -> str:
     subset = f"SUBSET of {run.total}: " if run.is_subset else ""
     chosen, scored = len(run.records), len(run.scored)
     failed = f", of which {chosen - scored} FAILED" if scored < chosen else ""
-    return f"{subset}{chosen} images{failed}"
+    return f"{subset}{counted(chosen, 'image')}{failed}"
 
 
 def left_out(run: DatasetRun) -> list[str]:
@@ -110,8 +111,8 @@ def left_out(run: DatasetRun) -> list[str]:
     more = [f"... and {len(found) - NAMED} more"] if len(found) > NAMED else []
     images = len(run.records) - len(run.scored)
     head = (
-        f"LEFT OUT of every number: {images} images that failed, {len(problems)} entries of "
-        "the data set that could not be listed"
+        f"LEFT OUT of every number: {counted(images, 'image')} that failed, "
+        f"{counted(len(problems), 'entry')} of the data set that could not be listed"
     )
     return ["\n".join([head, *(f"  {text}" for text in [*found[:NAMED], *more])])]
 
@@ -204,7 +205,9 @@ class Report:
             for method in self.methods
             if method in self.evaluation.segmenter.precisions
         ]
-        return f"students fitted, of {total} images: {', '.join(counts)}" if counts else ""
+        return (
+            f"students fitted, of {counted(total, 'image')}: {', '.join(counts)}" if counts else ""
+        )
 
     def _differences(self) -> dict[str, dict[str, PairedDifference]]:
         """Headline metric minus the teacher's: method -> condition -> interval.
@@ -274,8 +277,8 @@ class Report:
     def cost_parts(self) -> list[str]:
         """What is printed of the costs, and the sentence, which names one."""
         failures = [
-            f"{title(method)}: {count} fits failed (non-finite loss or out of memory); the "
-            "teacher's prediction stands in for them"
+            f"{title(method)}: {counted(count, 'fit')} failed (non-finite loss or out of memory); "
+            "the teacher's prediction stands in for them"
             for method, count in self.fallbacks.items()
             if count
         ]

@@ -31,6 +31,7 @@ from lqn_seg.engine.ground_truth import (
     read_ground_truth,
 )
 from lqn_seg.engine.references import build_references
+from lqn_seg.engine.wording import counted
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
 from lqn_seg.evaluation.cityscapes import semantic_evaluator
@@ -82,7 +83,8 @@ class Validation:
     def text(self, most: int = 20) -> str:
         """The report, with at most so many problems spelled out."""
         subset = f", SUBSET of {self.total}" if self.images < self.total else ""
-        lines = [f"{self.name}{subset}: {self.images} images, {len(self.problems)} problems"]
+        looked, found = counted(self.images, "image"), counted(len(self.problems), "problem")
+        lines = [f"{self.name}{subset}: {looked}, {found}"]
         for kind, sentences in (("problem", self.problems), ("note", self.notes)):
             lines += [f"{kind}: {sentence}" for sentence in sentences[:most]]
             if len(sentences) > most:

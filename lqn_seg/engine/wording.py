@@ -46,15 +46,15 @@ def short_name(name: str) -> str:
 
 
 def number(value: float | None, form: str = ".1f") -> str:
-    """A number in a format such as ".1f"; "-" where it is undefined. Zero has no minus sign.
+    """A number in a format such as ".1f"; "-" where it is undefined. Zero has no sign.
 
     >>> number(-0.04), number(float("nan")), number(None), number(0.04, "+.1f"), number(-0.26)
-    ('0.0', '-', '-', '+0.0', '-0.3')
+    ('0.0', '-', '-', '0.0', '-0.3')
     """
     if value is None or value != value:
         return UNDEFINED
     text = format(value, form)
-    return text[1:] if text.startswith("-") and float(text) == 0 else text
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
 def table(rows: Iterable[Sequence[Any]], heads: Sequence[str], forms: str | Sequence[str]) -> str:
@@ -93,6 +93,12 @@ def interval_heading(images: int, how: str = "paired bootstrap over images") -> 
     return f"with its 95% interval ({how})"
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 image", "2 images", "0 entries"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
+
+
 def too_few(images: int) -> str:
     """Why there is no interval."""
     what = "1 image is" if images == 1 else f"{images} images are"
@@ -100,12 +106,12 @@ def too_few(images: int) -> str:
 
 
 def verdict(difference: PairedDifference) -> str:
-    """Where the interval lies, in words."""
+    """Where the interval lies, in words; no more than its printed digits show."""
     if difference.low != difference.low:
         return "cannot be compared with"
-    if difference.low > 0:
+    if round(difference.low, 1) > 0:
         return "is better than"
-    return "is worse than" if difference.high < 0 else "cannot be told apart from"
+    return "is worse than" if round(difference.high, 1) < 0 else "cannot be told apart from"
 
 
 def comparison(

@@ -280,7 +280,7 @@ def test_what_cannot_be_evaluated_is_named_and_counted(
     printed = capsys.readouterr()
     for words in (
         "5 images, of which 3 FAILED",
-        "LEFT OUT of every number: 3 images that failed, 1 entries of the data set",
+        "LEFT OUT of every number: 3 images that failed, 1 entry of the data set",
         "is damaged or truncated",
         "is empty (0 bytes)",
         "lists segment id 77777, which has no pixel",
@@ -546,7 +546,7 @@ def test_turned_photographs_are_scored_upright_or_left_out(
     (tmp_path / "stored" / "images" / "._0.png").touch()
     report = evaluated("stored")
     printed = capsys.readouterr().out
-    assert "stored, 1 images" in printed and "5 entries of the data set" in printed
+    assert "stored, 1 image" in printed and "5 entries of the data set" in printed
     assert printed.count("left out: ") == 5 and "._0.png" in printed
     results = json.loads((report.evaluation.folder / "results.json").read_text())
     assert results["images"] == 1 and len(results["not_listed"]) == 5

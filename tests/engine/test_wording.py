@@ -57,6 +57,8 @@ def test_too_few_images_have_no_interval_and_no_verdict(images):
         ((-1, -2, -0.1), "is worse than"),
         ((1, -1, 2), "cannot be told apart from"),
         ((-0.01, -0.02, 0), "cannot be told apart from"),
+        ((0.02, 0.01, 0.04), "cannot be told apart from"),  # 0.0 [0.0, 0.0] as it is printed
+        ((0.1, 0.06, 0.2), "is better than"),
         ((NAN, NAN, NAN), "cannot be compared with"),
     ],
 )

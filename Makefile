@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python tools/train_net.py --eval-only --config configs/demo_lqn.yaml
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import write_label_map
 from lqn_seg.data.metadata import Dataset, Metadata, Record
 from lqn_seg.errors import InputError
@@ -60,8 +60,7 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
                     f"data set {metadata.name} has {metadata.num_classes} classes and ignores "
                     f"{metadata.ignore_label}; Detectron2 reads label maps of 8 bits, 0 .. 255"
                 )
-            # One file an id, inside the folder, whatever characters an id has.
-            path = Path(folder, f"{quote(str(record['image_id']), safe='')}.png")
+            path = Path(folder, f"{file_name(record['image_id'])}.png")
             write_label_map(path, metadata.read_semantic(record))
             record["sem_seg_file_name"] = str(path)
     return records

@@ -134,11 +134,6 @@ class Classification(DatasetRun):
         """(H, W, 3) uint8 RGB image of a record under a condition."""
         return condition.apply(read_labelled_image(record), max(self.cfg.SEED, 0))
 
-    def fitted(self, method: str) -> int:
-        """To how many images a student was fitted and heard, each condition counting."""
-        lines = [line for condition in self.conditions for line in self.lines(condition, method)]
-        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
-
     def cost(self, name: str) -> tuple[Cost, float]:
         """What a method costs on one image on its own, and its milliseconds without views.
 

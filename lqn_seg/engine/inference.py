@@ -262,6 +262,11 @@ class DatasetRun(ABC):
         stored = self.shards.kept[str(condition)].results
         return [stored[record["image_id"]]["methods"][method] for record in self.scored]
 
+    def fitted(self, method: str) -> int:
+        """To how many images a student was fitted and heard, each condition counting."""
+        lines = [line for condition in self.conditions for line in self.lines(condition, method)]
+        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
+
     def metrics(self, condition: Condition | str, method: str) -> dict[str, dict[str, float]]:
         """All metrics of a method under a condition, by task, 0..100; ``lqn`` holds the means."""
         lines = self.lines(condition, method)

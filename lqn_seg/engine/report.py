@@ -179,7 +179,7 @@ class Report:
         for method in self.methods:
             stats = dict(self.metrics[CLEAN][method]["lqn"])
             if "blend" in stats:
-                stats["blend"] = float(self.fitted(method) > 0)
+                stats["blend"] = float(self.evaluation.fitted(method) > 0)
             self._counted[method] = attempt(
                 f"the cost of {title(method)} could not be counted",
                 partial(count_gmacs, self.evaluation.segmenter, method, stats),
@@ -192,16 +192,11 @@ class Report:
         """GMACs; NaN where they are not known."""
         return (self.gmacs.get(method) or {}).get(stage, float("nan"))
 
-    def fitted(self, method: str) -> int:
-        """To how many images a student was fitted and heard, each condition counting."""
-        lines = [line for name in self.names for line in self.evaluation.lines(name, method)]
-        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
-
     def _fits(self) -> str:
         """How often each method with a student fitted one, in words; empty where none has any."""
         total = len(self.names) * len(self.evaluation.scored)
         counts = [
-            f"{title(method)} {self.fitted(method)}"
+            f"{title(method)} {self.evaluation.fitted(method)}"
             for method in self.methods
             if method in self.evaluation.segmenter.precisions
         ]

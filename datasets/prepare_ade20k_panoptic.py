@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lqn_seg.cli import prepare_splits
 from lqn_seg.data.ade20k import ADE20K_CLASSES, ADE20K_STUFF, RAW_LABELS, SPLITS
 from lqn_seg.data.image_files import find_images
 from lqn_seg.data.images import read_image, read_label_map, write_id_map
 from lqn_seg.data.masks import encode
-from lqn_seg.data.preparation import prepare_splits
 from lqn_seg.errors import InputError
 from lqn_seg.visualization.palette import distinct_color
 

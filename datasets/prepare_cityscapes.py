@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lqn_seg.cli import prepare_splits
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.cityscapes import SPLITS
 from lqn_seg.data.images import write_label_map
-from lqn_seg.data.preparation import prepare_splits
 
 
 def write_train_ids(root: Path, split: str) -> int:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lqn_seg.cli import prepare_splits
 from lqn_seg.data.catalog import COCO_SPLITS, get_dataset
 from lqn_seg.data.images import write_label_map
-from lqn_seg.data.preparation import prepare_splits
 
 
 def write_semantic(root: Path, split: str) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lqn_seg.command_line import Parser, exit_status
+from lqn_seg.cli import Parser, exit_status
 
 SIZE = 96  # pixels, both sides
 OBJECT_SIZE = 64  # of a picture of a single thing

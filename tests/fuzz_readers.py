@@ -199,8 +199,8 @@ def make_instances(folder: Path) -> None:
 
 def read_all(dataset: Any) -> None:
     """What evaluation and validation read of a data set; a bad file is one image's."""
-    from lqn_seg.engine.ground_truth import read_ground_truth
     from lqn_seg.errors import InputError
+    from lqn_seg.lab.validate.ground_truth import read_ground_truth
 
     failed = []
     records = dataset.records(strict=False)
@@ -279,7 +279,7 @@ def make_yaml(folder: Path) -> None:
 
 
 def read_yaml(folder: Path) -> None:
-    from lqn_seg.engine.config import load_any_cfg
+    from lqn_seg.config.nodes import load_any_cfg
 
     for name in ("demo.yaml", "classify.yaml"):
         load_any_cfg(str(folder / name), device="cpu")
@@ -291,7 +291,7 @@ def make_study(folder: Path) -> None:
 
 
 def read_study(folder: Path) -> None:
-    from lqn_seg.engine.study_file import load_study
+    from lqn_seg.lab.study.study_file import load_study
 
     load_study(str(folder / "study.yaml"))
 
@@ -313,7 +313,7 @@ def read_teacher(folder: Path) -> None:
 def make_calibration(folder: Path) -> None:
     import torch
 
-    from lqn_seg.segmentation.calibration import calibrate, save_calibration
+    from lqn_seg.adapt.calibration import calibrate, save_calibration
     from lqn_seg.teachers.eomt import load_eomt
 
     (folder / "teacher").mkdir()
@@ -324,7 +324,7 @@ def make_calibration(folder: Path) -> None:
 
 
 def read_calibration(folder: Path) -> None:
-    from lqn_seg.segmentation.calibration import load_calibration
+    from lqn_seg.adapt.calibration import load_calibration
     from lqn_seg.teachers.eomt import load_eomt
 
     load_calibration(folder / "calibration.safetensors", load_eomt(str(folder / "teacher")))
@@ -347,14 +347,14 @@ STORED = [[{"image_id": n, "methods": {"lqn": {"score": n / 3}}}] for n in range
 
 
 def make_results(folder: Path) -> None:
-    from lqn_seg.engine.sharded import format_line
+    from lqn_seg.engine.store import format_line
 
     (folder / "clean.0.jsonl").write_text("".join(map(format_line, STORED)))
 
 
 def read_results(folder: Path) -> None:
     """A damaged line is no result; what is read is what was stored."""
-    from lqn_seg.engine.sharded import parse_line
+    from lqn_seg.engine.store import parse_line
 
     with (folder / "clean.0.jsonl").open(errors="replace") as file:
         found = [parse_line(text) for text in file]

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from lqn_seg.command_line import Parser, exit_status, names, patient
+from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.engine.interruption import patient
 from lqn_seg.errors import InputError, PeerError
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from lqn_seg.adapt.methods import SegmentationConfig
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS, corrupt
 from lqn_seg.data.images import read_image
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
-from lqn_seg.heads.eomt import EomtHead
-from lqn_seg.segmentation.methods import SegmentationConfig
 from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.eomt import load_eomt
+from lqn_seg.teachers.eomt_head import EomtHead
 
 DEMO = Path(__file__).parents[1] / "datasets"
 TEACHER = DEMO / "demo" / "teacher"

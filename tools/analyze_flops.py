@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.command_line import Parser, exit_status
+from lqn_seg.cli import Parser, exit_status
 from lqn_seg.core.config import PRESETS
 
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     def show() -> None:
-        from lqn_seg.engine.flops_report import flops_lines
+        from lqn_seg.lab.cost.flops_report import flops_lines
 
         print("\n".join(flops_lines(arguments)))
 

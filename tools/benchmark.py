@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from lqn_seg.command_line import Parser, exit_status, names
+from lqn_seg.cli import Parser, exit_status, names
 from lqn_seg.errors import InputError
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "core" / "reference.py"
@@ -72,8 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.read:
         report(arguments.read)
         return
-    from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, write_numbers
-    from lqn_seg.engine.sharded import make_writable
+    from lqn_seg.engine.store import make_writable
+    from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
 
     config = BenchmarkConfig(
         teacher=arguments.teacher,
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def report(numbers: Path) -> None:
     """Tables, and with sweeps the plot, of a ``benchmark.json``."""
-    from lqn_seg.engine.benchmark_report import report_text, write_report
+    from lqn_seg.lab.benchmark.report import report_text, write_report
 
     try:
         results = json.loads(numbers.read_text())

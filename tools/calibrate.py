@@ -16,8 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from lqn_seg.command_line import Parser, exit_status
-from lqn_seg.engine import command
+from lqn_seg import cli
+from lqn_seg.cli import Parser, exit_status
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,12 +35,12 @@ def parse_arguments() -> argparse.Namespace:
         "--strict", action="store_true", help="stop at the first image that cannot be read"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the weights")
-    command.add_config_flags(parser)
+    cli.add_config_flags(parser)
     return parser.parse_args()
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    command.check_config(arguments)
+    cli.check_config(arguments)
     from lqn_seg.engine.calibrate import calibrate_teacher
 
     path = calibrate_teacher(

@@ -22,14 +22,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.command_line import Parser, exit_status, is_launched, names
-from lqn_seg.engine import command
+from lqn_seg import cli
+from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.engine.interruption import is_launched
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    command.add_config_flags(parser)
-    command.add_run_flags(parser)
+    cli.add_config_flags(parser)
+    cli.add_run_flags(parser)
     parser.add_argument(
         "--methods", default="", metavar="NAMES", help="comma-separated, for CLASSIFICATION.METHODS"
     )
@@ -44,8 +45,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    command.check_config(arguments, classification=True)
-    from lqn_seg.engine.classification_config import load_classification_cfg
+    cli.check_config(arguments, classification=True)
+    from lqn_seg.config.classification import load_classification_cfg
     from lqn_seg.engine.classify import calibrate_clip
 
     cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)
@@ -56,12 +57,12 @@ def calibrate(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> int:
     chosen = repr(tuple(names(arguments.methods)))
     methods = ["CLASSIFICATION.METHODS", chosen] if arguments.methods else []
-    command.check_config(arguments, *methods, classification=True)
-    if command.processes(arguments) > 1 and not is_launched():
-        return command.start_processes(arguments)
+    cli.check_config(arguments, *methods, classification=True)
+    if cli.processes(arguments) > 1 and not is_launched():
+        return cli.start_processes(arguments)
     from lqn_seg.engine import launch
-    from lqn_seg.engine.classify_report import classify
-    from lqn_seg.engine.run import check_failed
+    from lqn_seg.lab.report.classify_report import classify
+    from lqn_seg.lab.report.run import check_failed
 
     with launch.joined():
         report = classify(

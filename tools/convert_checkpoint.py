@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lqn_seg.command_line import Parser, exit_status
+from lqn_seg.cli import Parser, exit_status
 from lqn_seg.errors import InputError
 
 # What the loader calls its sources, and what they are called here.
@@ -63,9 +63,9 @@ def writing(output: Path) -> Iterator[None]:
 def convert(arguments: argparse.Namespace) -> None:
     import torch
 
-    from lqn_seg.engine.inference import weights_hash
-    from lqn_seg.heads.eomt import EomtHead
+    from lqn_seg.engine.evaluate import weights_hash
     from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
+    from lqn_seg.teachers.eomt_head import EomtHead
     from lqn_seg.teachers.preprocessing import described, write_preprocessor
 
     output = Path(arguments.output)

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from lqn_seg.command_line import Parser, exit_status, names
-from lqn_seg.engine import command
+from lqn_seg import cli
+from lqn_seg.cli import Parser, exit_status, names
 
 if TYPE_CHECKING:
-    from lqn_seg.engine.diagnose import FitDiagnosis
+    from lqn_seg.lab.inspect.diagnose import FitDiagnosis
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,14 +36,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("output/diagnose_fit"), metavar="DIR", help="for files"
     )
-    command.add_config_flags(parser)
+    cli.add_config_flags(parser)
     return parser.parse_args()
 
 
 def run(arguments: argparse.Namespace) -> None:
-    command.check_config(arguments)
-    from lqn_seg.engine.diagnose import diagnose, write_diagnosis
-    from lqn_seg.engine.sharded import make_writable
+    cli.check_config(arguments)
+    from lqn_seg.engine.store import make_writable
+    from lqn_seg.lab.inspect.diagnose import diagnose, write_diagnosis
 
     make_writable(arguments.output)
     found: dict[str, FitDiagnosis] = {}

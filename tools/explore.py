@@ -18,8 +18,8 @@ import argparse
 import sys
 import webbrowser
 
-from lqn_seg.command_line import Parser, exit_status
-from lqn_seg.engine import command
+from lqn_seg import cli
+from lqn_seg.cli import Parser, exit_status
 from lqn_seg.errors import InputError
 
 
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="to listen on; 0.0.0.0 is everybody")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    command.add_config_flags(parser, command.DEMO)
+    cli.add_config_flags(parser, cli.DEMO)
     return parser.parse_args()
 
 
@@ -50,8 +50,8 @@ def named_teachers(words: list[str]) -> dict[str, str]:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until Ctrl-C, which is the way to end it."""
     teachers = named_teachers(arguments.teacher)
-    command.check_config(arguments)
-    from lqn_seg.explorer.server import make_server, open_explorer
+    cli.check_config(arguments)
+    from lqn_seg.lab.explorer.server import make_server, open_explorer
 
     explorer = open_explorer(arguments.config_file, teachers, arguments.device, arguments.overrides)
     server = make_server(explorer, arguments.host, arguments.port)

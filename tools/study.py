@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.command_line import Parser, exit_status
+from lqn_seg.cli import Parser, exit_status
 from lqn_seg.errors import InputError
 
 
@@ -37,13 +37,13 @@ def run(arguments: argparse.Namespace) -> None:
     for path in arguments.studies:
         if not path.endswith((".yaml", ".yml")):
             raise InputError(f"{path} is no study file, whose name ends in .yaml, and no KEY")
-    from lqn_seg.engine.config import load_cfg
-    from lqn_seg.engine.study_file import load_study
+    from lqn_seg.config.nodes import load_cfg
+    from lqn_seg.lab.study.study_file import load_study
 
     for path in arguments.studies:  # what is mistyped is found before torch is imported
         load_cfg(load_study(path, arguments.overrides).config, device="cpu")
     from lqn_seg.engine import launch
-    from lqn_seg.engine.study_report import run_study
+    from lqn_seg.lab.study.study_report import run_study
 
     with launch.joined():
         for path in arguments.studies:

@@ -11,20 +11,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.command_line import Parser, exit_status
-from lqn_seg.engine import command
+from lqn_seg import cli
+from lqn_seg.cli import Parser, exit_status
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    command.add_config_flags(parser)
+    cli.add_config_flags(parser)
     return parser.parse_args()
 
 
 def train(arguments: argparse.Namespace) -> None:
-    command.check_config(arguments, classification=True)
-    from lqn_seg.engine.classification_config import load_classification_cfg
-    from lqn_seg.engine.train_clip import ClipTrainer
+    cli.check_config(arguments, classification=True)
+    from lqn_seg.config.classification import load_classification_cfg
+    from lqn_seg.engine.training.train_clip import ClipTrainer
 
     cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)
     print(f"teacher: {ClipTrainer(cfg).train()}")

@@ -19,8 +19,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.command_line import Parser, exit_status, is_launched, names
-from lqn_seg.engine import command
+from lqn_seg import cli
+from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.engine.interruption import is_launched
 from lqn_seg.errors import InputError
 
 # What Ctrl-C leaves of Detectron2's engine.
@@ -29,8 +30,8 @@ LEFT = "nothing is kept of an evaluation on detectron2; --engine native keeps wh
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    command.add_config_flags(parser)
-    command.add_run_flags(parser)
+    cli.add_config_flags(parser)
+    cli.add_run_flags(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate; else train a teacher")
     parser.add_argument(
         "--methods", default="", metavar="NAMES", help="comma-separated, for MODEL.LQN.METHODS"
@@ -58,7 +59,7 @@ def choose_engine(arguments: argparse.Namespace) -> str:
         return arguments.engine
     if arguments.resume or arguments.methods or not detectron2_is_installed():
         return "native"
-    from lqn_seg.engine.config import load_cfg
+    from lqn_seg.config.nodes import load_cfg
 
     cfg = load_cfg(arguments.config_file, arguments.overrides, arguments.device)
     one_method = len(cfg.MODEL.LQN.METHODS) < 2 and not cfg.MODEL.LQN.EVAL.CORRUPTIONS
@@ -67,7 +68,7 @@ def choose_engine(arguments: argparse.Namespace) -> str:
 
 def evaluate_natively(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine import launch
-    from lqn_seg.engine.run import check_failed, evaluate
+    from lqn_seg.lab.report.run import check_failed, evaluate
 
     with launch.joined():
         if launch.is_main():
@@ -104,7 +105,7 @@ def evaluate_in_detectron2(arguments: argparse.Namespace) -> None:
 def start_processes(arguments: argparse.Namespace, engine: str) -> int:
     """Run this command in ``--num-gpus`` processes, through the engine's own launcher."""
     if engine == "native":
-        return command.start_processes(arguments)
+        return cli.start_processes(arguments)
     from detectron2.engine import launch as detectron2_launch
     from torch.multiprocessing import ProcessExitedException
 
@@ -130,11 +131,11 @@ def detectron2_worker(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    command.check_config(arguments)
-    if command.processes(arguments) > 1 or is_launched():
+    cli.check_config(arguments)
+    if cli.processes(arguments) > 1 or is_launched():
         raise InputError("a teacher is trained in one process: --num-gpus is for --eval-only")
-    from lqn_seg.engine.config import load_cfg
-    from lqn_seg.engine.train import TeacherTrainer
+    from lqn_seg.config.nodes import load_cfg
+    from lqn_seg.engine.training.train import TeacherTrainer
 
     cfg = load_cfg(arguments.config_file, arguments.overrides, arguments.device)
     folder = TeacherTrainer(cfg).train(arguments.resume)
@@ -143,11 +144,11 @@ def train(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     chosen = repr(tuple(names(arguments.methods)))
-    command.check_config(arguments, *(("MODEL.LQN.METHODS", chosen) if arguments.methods else ()))
+    cli.check_config(arguments, *(("MODEL.LQN.METHODS", chosen) if arguments.methods else ()))
     engine = choose_engine(arguments)
 
     def run() -> int | None:
-        if command.processes(arguments) > 1 and not is_launched():
+        if cli.processes(arguments) > 1 and not is_launched():
             return start_processes(arguments, engine)
         return (evaluate_natively if engine == "native" else evaluate_in_detectron2)(arguments)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lqn_seg.command_line import Parser, exit_status
+from lqn_seg.cli import Parser, exit_status
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,10 +30,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def check(arguments: argparse.Namespace) -> int:
     from lqn_seg.data.catalog import get_dataset
-    from lqn_seg.engine.validate import validate
+    from lqn_seg.lab.validate.validate import validate
 
     if arguments.config_file:
-        from lqn_seg.engine.config import load_cfg
+        from lqn_seg.config.nodes import load_cfg
 
         load_cfg(arguments.config_file)  # makes its data sets known
     found = validate(get_dataset(arguments.name), arguments.max_images)

@@ -29,8 +29,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from lqn_seg.command_line import Parser, exit_status, names
-from lqn_seg.engine import command
+from lqn_seg import cli
+from lqn_seg.cli import Parser, exit_status, names
 
 # figure -> what it is, and its default methods
 FIGURES = {
@@ -96,19 +96,19 @@ def add_options(parser: Parser, name: str, methods: str) -> None:
         parser.add_argument(
             "--projection", default="pca", choices=("pca", "tsne"), help="of tokens to colours"
         )
-    command.add_config_flags(parser, command.DEMO)
+    cli.add_config_flags(parser, cli.DEMO)
 
 
 def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The options as the library's request; those that a figure lacks keep their defaults."""
-    from lqn_seg.engine.visualize import Request
+    from lqn_seg.lab.inspect.visualize import Request
 
     given = vars(arguments)
     keys = ("images", "severity", "layers", "projection", "results", "overrides", "device")
     options = {key: given[key] for key in keys if key in given}
     return Request(
         output=arguments.output,
-        config_file=given.get("config_file", str(command.DEMO)),
+        config_file=given.get("config_file", str(cli.DEMO)),
         inputs=given.get("input", []),
         conditions=names(given.get("corruption", "")),
         methods=names(given.get("methods", "")),
@@ -118,10 +118,10 @@ def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 def draw(arguments: argparse.Namespace) -> int:
     if "config_file" in arguments:
-        command.check_config(arguments)
-    from lqn_seg.engine.sharded import make_writable
-    from lqn_seg.engine.visualize import FIGURES as DRAW
-    from lqn_seg.engine.visualize import Studio
+        cli.check_config(arguments)
+    from lqn_seg.engine.store import make_writable
+    from lqn_seg.lab.inspect.visualize import FIGURES as DRAW
+    from lqn_seg.lab.inspect.visualize import Studio
 
     studio = Studio(request_of(arguments))
     make_writable(arguments.output)

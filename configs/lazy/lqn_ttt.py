@@ -2,8 +2,8 @@
 
 from detectron2.config import LazyCall as L
 
+from lqn_seg.config.nodes import load_cfg
 from lqn_seg.detectron2 import LQNEvaluator, LQNTTTMetaArch
-from lqn_seg.engine.config import load_cfg
 
 from .common import DEVICE, ROOT, dataloader, lr_multiplier, optimizer, train  # noqa: F401
 

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lqn_seg.classification.baselines.tda import Tda
-from lqn_seg.classification.features import Features
-from lqn_seg.classification.lqn import Adapter, Answer, Run
-from lqn_seg.classification.methods import (
+from lqn_seg.adapt.baselines.features import Features
+from lqn_seg.adapt.baselines.tda import Tda
+from lqn_seg.adapt.baselines.zero_shot import class_probabilities, mean_direction
+from lqn_seg.adapt.classification_lqn import Adapter, Answer, Run
+from lqn_seg.adapt.classification_methods import (
     CONTROLS,
     NEED_VIEWS,
     PLAIN,
@@ -26,10 +27,9 @@ from lqn_seg.classification.methods import (
     Adaptation,
     make_baseline,
 )
-from lqn_seg.classification.views import centre_view, corner_view, random_views
-from lqn_seg.classification.zero_shot import class_probabilities, mean_direction
-from lqn_seg.core.gauge import Calibration
-from lqn_seg.core.ineffective import warn, why_ineffective
+from lqn_seg.adapt.ineffective import warn, why_ineffective
+from lqn_seg.adapt.views import centre_view, corner_view, random_views
+from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.core.timing import Clock

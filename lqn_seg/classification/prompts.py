@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lqn_seg.classification.methods import PROMPTS
+from lqn_seg.adapt.classification_methods import PROMPTS
 from lqn_seg.data.coop import SETS
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import ClipTeacher

@@ -197,7 +197,7 @@ class AdaptConfig:
 
     Attributes:
         restore: pull the teacher's tokens into the range of its clean images while it runs
-            (`lqn_seg.core.gauge`), where the teacher has been calibrated.
+            (`lqn_seg.core.alignment`), where the teacher has been calibrated.
         gauged: take of the student's answer only the share that the gauge says is noise in the
             teacher's own (0..1; 0 without a calibration), the rest being the teacher's. Otherwise
             the student's answer is the whole answer.

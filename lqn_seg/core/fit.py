@@ -25,7 +25,7 @@ from lqn_seg.core.config import (
     LQNConfig,
     positions_per_step,
 )
-from lqn_seg.core.graphs import Replay, constant
+from lqn_seg.core.fast.graphs import Replay, constant
 from lqn_seg.core.kernel import guiding_tokens
 from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
 from lqn_seg.core.positions import (
@@ -194,7 +194,7 @@ class StudentFitter:
         grid: (L, H, W) of the teacher's token field.
         feature_dim: D, width of the teacher's tokens (d_c in Table 4).
         device: where to fit.
-        capture: run a fit as one CUDA graph, captured once per shape (`lqn_seg.core.graphs`); by
+        capture: run a fit as one CUDA graph, captured once per shape (`core.fast.graphs`); by
             default on a GPU. A fit with a classifier or with places of its own is never captured.
 
     Raises:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lqn_seg.core.config import FLAG_FEATURES, axis_features
-from lqn_seg.core.graphs import constant
+from lqn_seg.core.fast.graphs import constant
 
 # Where a grid's rows (H,) and its columns (W,) lie, if not at 1..H and 1..W: windows of an image
 # that lie side by side in a grid overlap in the image. Off the grid, 0 stays 0.

@@ -13,7 +13,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from lqn_seg.core.graphs import constant
+from lqn_seg.core.fast.graphs import constant
 from lqn_seg.core.random import CounterRandom
 
 

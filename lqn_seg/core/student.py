@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lqn_seg.core.config import StudentConfig
+from lqn_seg.core.fast.products import linear, product
 from lqn_seg.core.positions import AddressTable
-from lqn_seg.core.products import linear, product
 from lqn_seg.core.random import CounterRandom
 from lqn_seg.core.sampling import Draw
 

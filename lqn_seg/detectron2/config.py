@@ -7,8 +7,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config.defaults import _C
 
+from lqn_seg.config import nodes as config
 from lqn_seg.data.catalog import register_entries
-from lqn_seg.engine import config
 from lqn_seg.errors import InputError
 
 
@@ -37,7 +37,7 @@ class LQNCfgNode(CfgNode):
 
 
 def add_lqn_config(cfg: CfgNode) -> None:
-    """`lqn_seg.engine.config.add_lqn_config` for Detectron2: the same keys and defaults.
+    """`lqn_seg.config.nodes.add_lqn_config` for Detectron2: the same keys and defaults.
 
     ``cfg`` becomes an `LQNCfgNode`: its own data sets are known from the merge on.
     """

@@ -19,13 +19,13 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from lqn_seg.command_line import is_launched
+from lqn_seg.config.nodes import merge_cfg
 from lqn_seg.data.catalog import Record, get_dataset
 from lqn_seg.detectron2.config import add_lqn_config
 from lqn_seg.detectron2.meta_arch import NOTHING_TO_TRAIN, LQNTTTMetaArch, method_name, register
 from lqn_seg.engine import launch
-from lqn_seg.engine.config import merge_cfg
-from lqn_seg.engine.inference import build_evaluators, mean_stats
+from lqn_seg.engine.evaluate import build_evaluators, mean_stats
+from lqn_seg.engine.interruption import is_launched
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.postprocess import mask_hash
 

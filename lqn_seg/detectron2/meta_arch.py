@@ -12,14 +12,14 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 
+from lqn_seg.config.nodes import method_config
 from lqn_seg.data.catalog import listeners
 from lqn_seg.detectron2.backbone import build_teacher_backbone
 from lqn_seg.detectron2.config import check_cfg
 from lqn_seg.detectron2.data import class_table, give_way, register_datasets
 from lqn_seg.engine.build import build_segmenter
-from lqn_seg.engine.config import method_config
-from lqn_seg.engine.eomt_training import mapped_targets
-from lqn_seg.engine.trainable_eomt import TrainableEomt, trainable_segmenter
+from lqn_seg.engine.training.eomt_training import mapped_targets
+from lqn_seg.engine.training.trainable_eomt import TrainableEomt, trainable_segmenter
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation import meta_arch
 from lqn_seg.segmentation.segmenter import Segmenter

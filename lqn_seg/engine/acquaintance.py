@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lqn_seg.core.gauge import Acquaintance, Calibration
+from lqn_seg.core.alignment import Acquaintance, Calibration
 from lqn_seg.engine.probe import Probe
 from lqn_seg.teachers.base import Teacher
 

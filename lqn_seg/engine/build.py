@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
+from lqn_seg.adapt.calibration import FILE_NAME, load_calibration
+from lqn_seg.adapt.methods import Comparator, Method
+from lqn_seg.config.nodes import methods, segmentation_config
+from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import nearest
-from lqn_seg.core.gauge import Calibration
-from lqn_seg.engine.config import methods, segmentation_config
 from lqn_seg.errors import InputError
-from lqn_seg.heads.eomt import EomtHead
-from lqn_seg.segmentation.calibration import FILE_NAME, load_calibration
 from lqn_seg.segmentation.comparators import load_universal
-from lqn_seg.segmentation.methods import Comparator, Method
 from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.dinov2 import load_dinov2
 from lqn_seg.teachers.eomt import ABSOLUTE, EomtTeacher, load_eomt
+from lqn_seg.teachers.eomt_head import EomtHead
 from lqn_seg.teachers.preprocessing import described
 
 TEACHERS = ("eomt", "dinov2", "clip")

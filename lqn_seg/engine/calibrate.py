@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lqn_seg.core.gauge import Calibration
-from lqn_seg.data.catalog import Dataset, get_dataset
-from lqn_seg.data.image_files import find_images
-from lqn_seg.data.labelled_images import read_labelled_image
-from lqn_seg.data.metadata import Record
-from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
-from lqn_seg.engine.config import load_cfg, segmentation_config
-from lqn_seg.engine.sharded import make_writable, say
-from lqn_seg.engine.usable import name_problems, usable_records
-from lqn_seg.errors import InputError
-from lqn_seg.segmentation.calibration import (
+from lqn_seg.adapt.calibration import (
     FILE_NAME,
     PASSES,
     QUANTILE,
     calibrate,
     save_calibration,
 )
+from lqn_seg.config.nodes import load_cfg, segmentation_config
+from lqn_seg.core.alignment import Calibration
+from lqn_seg.data.catalog import Dataset, get_dataset
+from lqn_seg.data.image_files import find_images
+from lqn_seg.data.labelled_images import read_labelled_image
+from lqn_seg.data.metadata import Record
+from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
+from lqn_seg.engine.store import make_writable, say
+from lqn_seg.engine.usable import name_problems, usable_records
+from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import layout_of
 from lqn_seg.teachers.base import Teacher
 

@@ -12,11 +12,13 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from lqn_seg.adapt.calibration import FILE_NAME, QUANTILE, save_calibration
+from lqn_seg.adapt.classification_methods import CONTROLS, Adaptation
+from lqn_seg.adapt.views import centre_view
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.methods import CONTROLS, Adaptation
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
-from lqn_seg.classification.views import centre_view
-from lqn_seg.core.gauge import Calibration
+from lqn_seg.config.classification import adaptation
+from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
 from lqn_seg.data.file_names import file_names
@@ -24,13 +26,11 @@ from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
 from lqn_seg.engine.calibrate import calibrate_on, calibration_records
-from lqn_seg.engine.classification_config import adaptation
-from lqn_seg.engine.inference import Condition, DatasetRun, ImageLine, tensors_hash
-from lqn_seg.engine.sharded import make_writable
+from lqn_seg.engine.evaluate import Condition, DatasetRun, ImageLine, tensors_hash
+from lqn_seg.engine.store import make_writable
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
-from lqn_seg.evaluation.cost import Cost, measure
-from lqn_seg.segmentation.calibration import FILE_NAME, QUANTILE, save_calibration
+from lqn_seg.lab.cost.cost import Cost, measure
 from lqn_seg.teachers.clip import ClipTeacher
 
 _CALIBRATION_BATCH = 32
@@ -41,7 +41,7 @@ class Classification(DatasetRun):
     """All methods on one data set.
 
     Args:
-        cfg: see `lqn_seg.engine.classification_config`.
+        cfg: see `lqn_seg.config.classification`.
         dataset: images with one label each.
         teacher: frozen.
         calibration: the teacher's clean ranges.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lqn_seg.command_line import is_launched
+from lqn_seg.engine.interruption import is_launched
 from lqn_seg.errors import InputError, PeerError
 
 # A process whose share is done waits for the slowest; torch's own half an hour would end the run.

@@ -25,9 +25,8 @@ from lqn_seg.data.file_names import file_name
 from lqn_seg.data.image_files import find_images
 from lqn_seg.data.images import read_image, read_record
 from lqn_seg.data.metadata import Record
-from lqn_seg.engine.inference import Condition
+from lqn_seg.engine.evaluate import Condition
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation import speed
 from lqn_seg.segmentation.windows import PaddedWindow, layout_of
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher, normalise
 
@@ -244,17 +243,6 @@ def student_method(name: str, method: object) -> LQNConfig:
     if not method.fit.steps:
         raise InputError(f"--methods: {name} makes no step, so there is no curve")
     return method
-
-
-def layer_times(probe: Probe, repeats: int = 20) -> list[float]:
-    """Median milliseconds until the teacher has each layer's tokens, embedding included."""
-    encode = partial(probe.teacher.encode, probe.normalised)
-    return speed.layer_times(encode, probe.teacher.device, repeats)
-
-
-def query_times(probe: Probe, students: FittedStudents, repeats: int = 20) -> list[float]:
-    """Median milliseconds of asking a student for each layer's tokens."""
-    return speed.query_times(students.query_layer, probe.depth, probe.teacher.device, repeats)
 
 
 def to_pixels(image: Tensor) -> NDArray[np.uint8]:

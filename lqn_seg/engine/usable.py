@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lqn_seg.data.metadata import Dataset, Record
-from lqn_seg.engine.sharded import say
+from lqn_seg.engine.store import say
 from lqn_seg.errors import InputError
 
 

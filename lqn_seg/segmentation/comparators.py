@@ -26,8 +26,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
+from lqn_seg.adapt.methods import Comparator
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.methods import Comparator
 from lqn_seg.segmentation.windows import Size, resize_image, resize_scores
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.files import find_file, first_line, read_json

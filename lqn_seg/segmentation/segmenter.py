@@ -19,31 +19,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.core.augment import augmented_views
-from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.controls import ClosedFormField, FittedField
-from lqn_seg.core.fit import Classify, FittedStudents, Grid, StudentFitter
-from lqn_seg.core.gauge import Calibration, Restorer, noise_share
-from lqn_seg.core.ineffective import CALIBRATE, warn, why_ineffective
-from lqn_seg.core.kernel import centred
-from lqn_seg.core.random import RandomKey, image_key
-from lqn_seg.core.threads import fixed_threads
-from lqn_seg.core.timing import Clock, is_out_of_memory
-from lqn_seg.errors import InputError
-from lqn_seg.heads.eomt import EomtHead
-from lqn_seg.segmentation.comparators import UniversalModel
-from lqn_seg.segmentation.methods import (
+from lqn_seg.adapt.augment import augmented_views
+from lqn_seg.adapt.closed_forms import ClosedFormField, FittedField
+from lqn_seg.adapt.ineffective import CALIBRATE, warn, why_ineffective
+from lqn_seg.adapt.methods import (
     Method,
     PixelControl,
     SegmentationConfig,
     TokenMethod,
 )
+from lqn_seg.adapt.pixel_controls import change_pixels, larger_size
+from lqn_seg.core.alignment import Calibration, Restorer, noise_share
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fit import Classify, FittedStudents, Grid, StudentFitter
+from lqn_seg.core.kernel import centred
+from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.threads import fixed_threads
+from lqn_seg.core.timing import Clock, is_out_of_memory
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.comparators import UniversalModel
 from lqn_seg.segmentation.postprocess import (
     instance_inference,
     panoptic_inference,
     semantic_inference,
 )
-from lqn_seg.segmentation.views import change_pixels, larger_size
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
     Size,
@@ -53,6 +52,7 @@ from lqn_seg.segmentation.windows import (
 )
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import EomtContext, EomtTeacher
+from lqn_seg.teachers.eomt_head import EomtHead
 
 Fitter = StudentFitter | ClosedFormField
 

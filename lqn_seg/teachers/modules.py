@@ -1,7 +1,7 @@
 """A teacher's layers at their fastest: the same classes, weights and answers, other products.
 
 PyTorch's own lose time in three places, all of them on a CPU: float32 products that use half of an
-AMD processor's vector units (`lqn_seg.core.products`), weights that autocast lowers anew for every
+AMD processor's vector units (`core.fast.products`), weights that autocast lowers anew for every
 image, and an attention that turns (B, T, D) round and then copies its weights for every token.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lqn_seg.core.fast.products import dense
 from lqn_seg.core.precision import DTYPES
-from lqn_seg.core.products import dense
 
 
 class _Linear(nn.Linear):

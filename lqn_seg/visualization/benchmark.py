@@ -27,7 +27,7 @@ def draw_benchmark(results: Results, stem: Path) -> list[Path]:
     """One panel for depth, one for each sweep.
 
     Args:
-        results: of `lqn_seg.engine.benchmark`, with its ``sweeps`` and ``depth``.
+        results: of `lqn_seg.lab.benchmark.benchmark`, with its ``sweeps`` and ``depth``.
     """
     figure = Figure(figsize=(15, 8.4), layout="constrained")
     depth, *panels = figure.subplots(2, 3).flat

@@ -1,6 +1,6 @@
 """The paper's figures, and what it could not print: drawn from arrays, into PNG and SVG files.
 
-Nothing here runs a model (`lqn_seg.engine.visualize` does), opens a window or depends on the time.
+Nothing here runs a model (`lab.inspect.visualize` does), opens a window or depends on the time.
 Images are uint8 (H, W, 3) RGB; `stem` is a path without suffix.
 """
 

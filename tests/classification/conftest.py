@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 
-from lqn_seg.classification.features import Features
+from lqn_seg.adapt.baselines.features import Features
 from lqn_seg.teachers.clip import ClipTeacher
 
 NAMES = ("cat", "dog", "red fox", "ship", "truck")

@@ -9,18 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lqn_seg.classification.baselines.gs_bias import GsBias
-from lqn_seg.classification.baselines.mta import Mta
-from lqn_seg.classification.baselines.tda import Tda
-from lqn_seg.classification.baselines.tps import Tps
-from lqn_seg.classification.baselines.tpt import Tpt
-from lqn_seg.classification.baselines.zero import Zero
-from lqn_seg.classification.features import (
+from lqn_seg.adapt.baselines.features import (
     Features,
     marginal_entropy,
     marginal_entropy_gradient,
     select_confident,
 )
+from lqn_seg.adapt.baselines.gs_bias import GsBias
+from lqn_seg.adapt.baselines.mta import Mta
+from lqn_seg.adapt.baselines.tda import Tda
+from lqn_seg.adapt.baselines.tps import Tps
+from lqn_seg.adapt.baselines.tpt import Tpt
+from lqn_seg.adapt.baselines.zero import Zero
 from tests.classification.conftest import NAMES
 
 

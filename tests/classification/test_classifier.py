@@ -10,18 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lqn_seg.adapt import ineffective
+from lqn_seg.adapt.calibration import calibrate
+from lqn_seg.adapt.classification_lqn import Adapter
+from lqn_seg.adapt.classification_methods import BASELINES, CONTROLS, Adaptation
+from lqn_seg.adapt.ineffective import IneffectiveMethodWarning
+from lqn_seg.adapt.views import centre_view, corner_view
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.classification.lqn import Adapter
-from lqn_seg.classification.methods import BASELINES, CONTROLS, Adaptation
 from lqn_seg.classification.prompts import templates, text_features
-from lqn_seg.classification.views import centre_view, corner_view
-from lqn_seg.core import ineffective
 from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
 from lqn_seg.core.fit import StudentFitter
-from lqn_seg.core.ineffective import IneffectiveMethodWarning
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.clip import ClipTeacher
 from tests.classification.conftest import NAMES

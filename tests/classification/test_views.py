@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from lqn_seg.classification.methods import CORNER_VIEWS
-from lqn_seg.classification.views import centre_view, corner_view, crop_boxes, random_views
+from lqn_seg.adapt.classification_methods import CORNER_VIEWS
+from lqn_seg.adapt.views import centre_view, corner_view, crop_boxes, random_views
 from lqn_seg.core.random import CounterRandom, RandomKey, image_key
 
 

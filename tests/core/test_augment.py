@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
-from lqn_seg.core.augment import augmented_views, crop_box
+from lqn_seg.adapt.augment import augmented_views, crop_box
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from lqn_seg.adapt.closed_forms import ClosedFormField
 from lqn_seg.core.config import LQNConfig, StudentConfig, with_variant
-from lqn_seg.core.controls import ClosedFormField
 from lqn_seg.core.random import RandomKey
 
 FEATURES = 5

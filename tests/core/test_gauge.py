@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lqn_seg.core.gauge import (
+from lqn_seg.core.alignment import (
     Calibration,
     LayerRange,
     RangeBuilder,

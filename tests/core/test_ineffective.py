@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from lqn_seg.core import ineffective
-from lqn_seg.core.config import PRESETS, with_variant
-from lqn_seg.core.ineffective import (
+from lqn_seg.adapt import ineffective
+from lqn_seg.adapt.ineffective import (
     IneffectiveMethodWarning,
     paid_recipe,
     shown,
     warn,
     why_ineffective,
 )
+from lqn_seg.core.config import PRESETS, with_variant
 
 DEFAULT = PRESETS["default"]
 AS_TEACHER = "answers as its teacher does"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lqn_seg.core import products
-from lqn_seg.core.products import dense, linear, product
+from lqn_seg.core.fast import products
+from lqn_seg.core.fast.products import dense, linear, product
 
 # Small: torch.bmm. Large: student by student. The last one's outputs come in pieces.
 SIZES = [(5, 7, 3), (96, 160, 120), (300, 130, 131)]

@@ -17,9 +17,9 @@ from PIL import Image
 
 from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.images import write_id_map
-from lqn_seg.engine.ground_truth import read_ground_truth
-from lqn_seg.engine.validate import validate
 from lqn_seg.errors import InputError
+from lqn_seg.lab.validate.ground_truth import read_ground_truth
+from lqn_seg.lab.validate.validate import validate
 
 SQUARE = [[1, 1, 5, 1, 5, 4, 1, 4]]
 INSTANCE = {"area": 12, "bbox": [1, 1, 4, 3], "segmentation": SQUARE, "iscrowd": 0}

@@ -26,10 +26,10 @@ from detectron2.evaluation import (
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
+from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.detectron2 import LQNEvaluator, LQNTrainer, evaluate
-from lqn_seg.engine.config import load_cfg
-from lqn_seg.engine.inference import CLEAN, Evaluation
+from lqn_seg.engine.evaluate import CLEAN, Evaluation
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import PanopticEvaluator
 

@@ -24,11 +24,11 @@ from detectron2.utils.analysis import FlopCountAnalysis, activation_count_operat
 from detectron2.utils.visualizer import Visualizer
 
 import lqn_seg.detectron2 as lqn
+from lqn_seg.config.nodes import load_cfg, methods
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.detectron2.data import set_metadata
 from lqn_seg.engine.build import build_segmenter
-from lqn_seg.engine.config import load_cfg, methods
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.postprocess import mask_hash
 

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 
 import lqn_seg.detectron2 as lqn
 from lqn_seg.data.catalog import get_dataset, register_coco_panoptic
-from lqn_seg.engine.validate import STORED, STORED_DATASET, stored_predictions
+from lqn_seg.lab.validate.validate import STORED, STORED_DATASET, stored_predictions
 
 NAME = "shipped_demo"  # the fixtures put other scenes under the demo's own name
 TASKS = {

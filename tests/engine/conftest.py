@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lqn_seg.engine.inference import Evaluation
+from lqn_seg.engine.evaluate import Evaluation
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from lqn_seg.core.gauge import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
+from lqn_seg.config.nodes import load_cfg
+from lqn_seg.core.alignment import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
 from lqn_seg.data.corruptions import CORRUPTIONS, corrupt
 from lqn_seg.data.images import read_image
 from lqn_seg.engine.acquaintance import UNLIKE as WORDS
 from lqn_seg.engine.acquaintance import is_unlike, known_classes
 from lqn_seg.engine.build import build_calibration, build_teacher
-from lqn_seg.engine.config import load_cfg
 from lqn_seg.engine.probe import Probe
-from lqn_seg.engine.visualize import Request, Studio, draw_panels
-from lqn_seg.explorer.server import Explorer
+from lqn_seg.lab.explorer.server import Explorer
+from lqn_seg.lab.inspect.visualize import Request, Studio, draw_panels
 from lqn_seg.visualization.captions import broken, captioned
 
 ROOT = Path(__file__).parents[2]

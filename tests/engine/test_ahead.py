@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from lqn_seg.engine.ahead import ReadAhead
-from lqn_seg.engine.sharded import ShardedRun
+from lqn_seg.engine.store import ShardedRun
 from lqn_seg.errors import InputError
 
 MAIN = threading.get_ident()

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from lqn_seg.core.config import PRESETS, FitConfig, LQNConfig, StudentConfig
-from lqn_seg.engine import benchmark_teachers, benchmark_ways
-from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, _drifts, write_numbers
-from lqn_seg.engine.benchmark_report import report_text, write_report
-from lqn_seg.engine.benchmark_teachers import TEACHERS, _Clip, build_subject
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation import speed
-from lqn_seg.evaluation.flops import (
+from lqn_seg.lab.benchmark import teachers as benchmark_teachers
+from lqn_seg.lab.benchmark import ways as benchmark_ways
+from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, _drifts, write_numbers
+from lqn_seg.lab.benchmark.report import report_text, write_report
+from lqn_seg.lab.benchmark.teachers import TEACHERS, _Clip, build_subject
+from lqn_seg.lab.cost import speed
+from lqn_seg.lab.cost.flops import (
     count_torch,
     fit_bytes,
     fit_gmacs,
@@ -262,7 +263,7 @@ def test_a_gpu_machine_needs_little_beside_torch(tmp_path):
     others += ["cityscapesscripts", "sklearn", "termcolor"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({others}))\n"
-        "from lqn_seg.engine.benchmark import Benchmark, BenchmarkConfig, write_numbers\n"
+        "from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers\n"
         "config = BenchmarkConfig('eomt-tiny', variants=())\n"
         "try:\n    Benchmark(config)\n"
         "except ImportError as error:\n    assert 'scipy' in str(error), error\n"  # transformers'

@@ -11,11 +11,11 @@ import timm
 import torch
 from torch import nn
 
+from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.engine.build import build_segmenter, build_teacher, check_class_order
-from lqn_seg.engine.config import load_cfg
-from lqn_seg.engine.run import evaluate
 from lqn_seg.errors import InputError
+from lqn_seg.lab.report.run import evaluate
 from lqn_seg.teachers.dinov2 import Dinov2Teacher
 from lqn_seg.teachers.eomt import load_eomt
 

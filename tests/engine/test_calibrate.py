@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from lqn_seg.adapt.calibration import FILE_NAME, calibrate
+from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
 from lqn_seg.engine import calibrate as calibrate_module
 from lqn_seg.engine.build import build_calibration, build_teacher
 from lqn_seg.engine.calibrate import calibrate_teacher
-from lqn_seg.engine.config import load_cfg
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.calibration import FILE_NAME, calibrate
 from lqn_seg.segmentation.windows import PaddedWindow
 
 

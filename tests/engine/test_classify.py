@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import yaml
 
-from lqn_seg.classification.methods import DEFAULT_VIEWS
+from lqn_seg.adapt.classification_methods import DEFAULT_VIEWS
+from lqn_seg.config.classification import adaptation, load_classification_cfg
 from lqn_seg.data import catalog
-from lqn_seg.engine import classify_report
-from lqn_seg.engine.classification_config import adaptation, load_classification_cfg
 from lqn_seg.engine.classify import Classification, calibrate_clip, classifications
-from lqn_seg.engine.classify_report import ClassificationReport, classify, title
-from lqn_seg.engine.sharded import parse_line
-from lqn_seg.engine.train_clip import save_clip
+from lqn_seg.engine.store import parse_line
+from lqn_seg.engine.training.train_clip import save_clip
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.flops import UncountedOperatorError, step_macs
+from lqn_seg.lab.cost.flops import UncountedOperatorError, step_macs
+from lqn_seg.lab.report import classify_report
+from lqn_seg.lab.report.classify_report import ClassificationReport, classify, title
 from tests.classification.conftest import TEXT, VISION, build_clip
 
 ALL = (

@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 from fvcore.common.config import CfgNode
 
-from lqn_seg.core.config import PRESETS, VARIANTS, with_variant
-from lqn_seg.data import catalog
-from lqn_seg.data.augmentation import AugmentationConfig
-from lqn_seg.data.catalog import Category, Metadata, get_dataset
-from lqn_seg.engine.classification_config import load_classification_cfg
-from lqn_seg.engine.config import (
+from lqn_seg.adapt.methods import SegmentationConfig
+from lqn_seg.config.classification import load_classification_cfg
+from lqn_seg.config.nodes import (
     add_lqn_config,
     augmentation_config,
     get_cfg,
@@ -24,10 +21,13 @@ from lqn_seg.engine.config import (
     methods,
     segmentation_config,
 )
-from lqn_seg.engine.inference import build_evaluators
+from lqn_seg.core.config import PRESETS, VARIANTS, with_variant
+from lqn_seg.data import catalog
+from lqn_seg.data.augmentation import AugmentationConfig
+from lqn_seg.data.catalog import Category, Metadata, get_dataset
+from lqn_seg.engine.evaluate import build_evaluators
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import CityscapesEvaluator, SemanticEvaluator
-from lqn_seg.segmentation.methods import SegmentationConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import pytest
 
-from lqn_seg.engine.diagnose import FitDiagnosis, diagnose, write_diagnosis
 from lqn_seg.errors import InputError
+from lqn_seg.lab.inspect.diagnose import FitDiagnosis, diagnose, write_diagnosis
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "demo_lqn.yaml")
 

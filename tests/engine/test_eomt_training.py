@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lqn_seg.engine.eomt_training import fit_targets, segment_targets
+from lqn_seg.engine.training.eomt_training import fit_targets, segment_targets
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow
 

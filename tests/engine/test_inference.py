@@ -15,23 +15,24 @@ import pytest
 import torch
 from PIL import Image
 
+from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import get_dataset, register_label_folders
 from lqn_seg.data.images import read_image, write_label_map
-from lqn_seg.engine import inference, pictures
-from lqn_seg.engine import report as report_module
-from lqn_seg.engine.config import load_cfg
-from lqn_seg.engine.inference import Condition, Evaluation
-from lqn_seg.engine.report import Report, count_gmacs
-from lqn_seg.engine.run import check_failed, evaluate
-from lqn_seg.engine.wording import title
+from lqn_seg.engine import evaluate as inference
+from lqn_seg.engine.evaluate import Condition, Evaluation
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.bootstrap import (
     FEWEST_IMAGES,
     PairedDifference,
     paired_bootstrap_totals,
 )
-from lqn_seg.evaluation.flops import UncountedOperatorError, count_torch
+from lqn_seg.lab.cost.flops import UncountedOperatorError, count_torch
+from lqn_seg.lab.report import pictures
+from lqn_seg.lab.report import report as report_module
+from lqn_seg.lab.report.report import Report, count_gmacs
+from lqn_seg.lab.report.run import check_failed, evaluate
+from lqn_seg.lab.report.wording import title
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from lqn_seg.engine import launch
-from lqn_seg.engine.run import evaluate
-from lqn_seg.engine.sharded import ShardedRun, parse_line
+from lqn_seg.engine.store import ShardedRun, parse_line
 from lqn_seg.errors import InputError, PeerError
+from lqn_seg.lab.report.run import evaluate
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lqn_seg.engine.config import load_cfg, methods, segmentation_config
-from lqn_seg.evaluation.flops import EomtShape, eomt_gmacs
+from lqn_seg.config.nodes import load_cfg, methods, segmentation_config
+from lqn_seg.lab.cost.flops import EomtShape, eomt_gmacs
 from lqn_seg.teachers.eomt import read_eomt_config
 from lqn_seg.teachers.eomt_model import build_eomt
 

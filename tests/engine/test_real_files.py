@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import EomtForUniversalSegmentation
 
 from lqn_seg.data.catalog import get_dataset
-from lqn_seg.engine.run import evaluate
+from lqn_seg.lab.report.run import evaluate
 from lqn_seg.segmentation.postprocess import (
     instance_inference,
     mask_hash,

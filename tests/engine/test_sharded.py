@@ -15,7 +15,7 @@ import pytest
 from tqdm import tqdm
 
 from lqn_seg.engine import launch
-from lqn_seg.engine.sharded import ShardedRun, format_line, parse_line, write_atomically
+from lqn_seg.engine.store import ShardedRun, format_line, parse_line, write_atomically
 from lqn_seg.errors import InputError
 
 RECORDS = [{"image_id": k} for k in range(40)]

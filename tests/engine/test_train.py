@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lqn_seg.engine.config import load_cfg
-from lqn_seg.engine.eomt_training import annealed_mask_probabilities, sine_cosine_grid
-from lqn_seg.engine.pixel_classifier import PixelClassifier
-from lqn_seg.engine.train import TeacherTrainer, learning_rate_factor
+from lqn_seg.config.nodes import load_cfg
+from lqn_seg.engine.training.eomt_training import annealed_mask_probabilities, sine_cosine_grid
+from lqn_seg.engine.training.pixel_classifier import PixelClassifier
+from lqn_seg.engine.training.train import TeacherTrainer, learning_rate_factor
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt import load_eomt
 

@@ -15,8 +15,8 @@ from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import get_dataset, register_label_folders
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
 from lqn_seg.data.images import read_id_map, read_image, write_id_map
-from lqn_seg.engine import training_images
-from lqn_seg.engine.training_images import TrainingImages, pixel_labels
+from lqn_seg.engine.training import training_images
+from lqn_seg.engine.training.training_images import TrainingImages, pixel_labels
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
 

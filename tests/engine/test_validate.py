@@ -19,10 +19,10 @@ from lqn_seg.data.catalog import (
     register_label_folders,
 )
 from lqn_seg.data.images import read_id_map, write_id_map
-from lqn_seg.engine import validate as module
-from lqn_seg.engine.ground_truth import damage, read_ground_truth
-from lqn_seg.engine.validate import STORED, Validation, disagreements, score_stored, validate
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
+from lqn_seg.lab.validate import validate as module
+from lqn_seg.lab.validate.ground_truth import damage, read_ground_truth
+from lqn_seg.lab.validate.validate import STORED, Validation, disagreements, score_stored, validate
 
 # From panopticapi on the damaged ground truth of the first twelve COCO images of the real sample.
 PANOPTICAPI_ON_COCO = {

@@ -11,13 +11,23 @@ import pytest
 import torch
 from PIL import Image
 
-from lqn_seg.core import ineffective
+from lqn_seg.adapt import ineffective
+from lqn_seg.config.nodes import method_config
 from lqn_seg.data.corruptions import CORRUPTIONS
-from lqn_seg.engine.config import method_config
-from lqn_seg.engine.inference import Condition
-from lqn_seg.engine.probe import Probe, layer_times, query_times, share
-from lqn_seg.engine.visualize import FIGURES, Request, Studio, after, gauge_reading, steps_of, stops
+from lqn_seg.engine.evaluate import Condition
+from lqn_seg.engine.probe import Probe, share
 from lqn_seg.errors import InputError
+from lqn_seg.lab.inspect.visualize import (
+    FIGURES,
+    Request,
+    Studio,
+    after,
+    gauge_reading,
+    layer_times,
+    query_times,
+    steps_of,
+    stops,
+)
 from lqn_seg.visualization.figures import save_gif, save_picture
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tabulate import tabulate
 
-from lqn_seg.engine.wording import comparison, interval_heading, interval_text, number, table
 from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES, PairedDifference
+from lqn_seg.lab.report.wording import comparison, interval_heading, interval_text, number, table
 
 NAN = float("nan")
 

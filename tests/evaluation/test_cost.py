@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lqn_seg.evaluation.cost import measure
-from lqn_seg.evaluation.flops import UncountedOperatorError, vit_gmacs
+from lqn_seg.lab.cost.cost import measure
+from lqn_seg.lab.cost.flops import UncountedOperatorError, vit_gmacs
 from tests.classification.conftest import build_clip
 
 

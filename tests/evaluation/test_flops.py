@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils import flop_counter
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
+from lqn_seg.core.alignment import Calibration, LayerRange, Restorer
 from lqn_seg.core.config import (
     VARIANTS,
     AdaptConfig,
@@ -23,13 +24,12 @@ from lqn_seg.core.config import (
     with_variant,
 )
 from lqn_seg.core.fit import StudentFitter
-from lqn_seg.core.gauge import Calibration, LayerRange, Restorer
 from lqn_seg.core.positions import grid_rows, grid_table
 from lqn_seg.core.random import RandomKey
 from lqn_seg.core.student import Students, image_patches, parameter_count
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.cost import fit_cost
-from lqn_seg.evaluation.flops import (
+from lqn_seg.lab.cost.cost import fit_cost
+from lqn_seg.lab.cost.flops import (
     FLOP_RULES,
     ClipShape,
     EomtShape,

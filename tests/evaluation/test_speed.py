@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from lqn_seg.evaluation import speed
-from lqn_seg.evaluation.speed import Roofline, exponent, interleaved, peak_gmacs_per_ms
+from lqn_seg.lab.cost import speed
+from lqn_seg.lab.cost.speed import Roofline, exponent, interleaved, peak_gmacs_per_ms
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lqn_seg.explorer.server import make_server, open_explorer
+from lqn_seg.lab.explorer.server import make_server, open_explorer
 
 
 class Visitor:

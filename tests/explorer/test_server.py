@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lqn_seg.engine.pictures import segmentation
-from lqn_seg.engine.visualize import Request, Studio, stops
 from lqn_seg.errors import InputError
-from lqn_seg.explorer import server as module
-from lqn_seg.explorer.server import PAGE, make_server, read_upload
+from lqn_seg.lab.explorer import server as module
+from lqn_seg.lab.explorer.server import PAGE, make_server, read_upload
+from lqn_seg.lab.inspect.visualize import Request, Studio, stops
+from lqn_seg.lab.report.pictures import segmentation
 
 
 def png(size=(60, 40), color=(90, 160, 30)) -> bytes:
@@ -42,7 +42,7 @@ def test_a_job_answers_everything_the_page_shows(visitor, small_config):
     request = Request(PAGE, str(small_config), conditions=["contrast"], severity=2, images=3)
     from dataclasses import replace
 
-    from lqn_seg.engine.config import method_config
+    from lqn_seg.config.nodes import method_config
 
     studio = Studio(replace(request, overrides=overrides))
     source = list(studio.sources())[2]

@@ -19,12 +19,12 @@ from transformers import (
     SwinConfig,
 )
 
-from lqn_seg.engine.config import load_cfg, method_config
-from lqn_seg.engine.run import evaluate
-from lqn_seg.engine.wording import title
+from lqn_seg.adapt.methods import Comparator
+from lqn_seg.config.nodes import load_cfg, method_config
 from lqn_seg.errors import InputError
+from lqn_seg.lab.report.run import evaluate
+from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.comparators import Preprocessing, load_universal
-from lqn_seg.segmentation.methods import Comparator
 from lqn_seg.segmentation.postprocess import panoptic_inference, semantic_inference
 from lqn_seg.segmentation.windows import resize_scores
 

@@ -10,11 +10,11 @@ import torch
 from lqn_seg.core.fit import FitConfig, LQNConfig
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.errors import InputError
-from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.teachers.eomt import load_eomt
+from lqn_seg.teachers.eomt_head import EomtHead
 
 LQN = LQNConfig(
     StudentConfig(input_size=32, stride=8, widths=(32, 32), position_dim=32, init="he"),

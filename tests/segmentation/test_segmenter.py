@@ -9,27 +9,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lqn_seg.core import ineffective
-from lqn_seg.core.augment import augmented_views
+from lqn_seg.adapt import ineffective
+from lqn_seg.adapt.augment import augmented_views
+from lqn_seg.adapt.calibration import calibrate
+from lqn_seg.adapt.closed_forms import ClosedFormField
+from lqn_seg.adapt.ineffective import IneffectiveMethodWarning
+from lqn_seg.adapt.methods import PixelControl, SegmentationConfig
+from lqn_seg.adapt.pixel_controls import change_pixels, larger_size
+from lqn_seg.core.alignment import Restorer, residual
 from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
-from lqn_seg.core.controls import ClosedFormField
 from lqn_seg.core.fit import StudentFitter
-from lqn_seg.core.gauge import Restorer, residual
-from lqn_seg.core.ineffective import IneffectiveMethodWarning
 from lqn_seg.core.random import image_key
-from lqn_seg.engine.report import count_gmacs
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.flops import EomtShape, count_torch, method_gmacs
-from lqn_seg.heads.eomt import EomtHead
-from lqn_seg.segmentation.calibration import calibrate
+from lqn_seg.lab.cost.flops import EomtShape, count_torch, method_gmacs
+from lqn_seg.lab.report.report import count_gmacs
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
-from lqn_seg.segmentation.methods import PixelControl, SegmentationConfig
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import Segmenter, _fidelity
-from lqn_seg.segmentation.views import change_pixels, larger_size
 from lqn_seg.segmentation.windows import SlidingWindows
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import load_eomt
+from lqn_seg.teachers.eomt_head import EomtHead
 
 LQN = LQNConfig(
     StudentConfig(input_size=32, stride=8, widths=(32, 32), position_dim=32, init="he"),

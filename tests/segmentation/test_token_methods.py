@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
-from lqn_seg.engine import config as module
+from lqn_seg.adapt.methods import TokenMethod
+from lqn_seg.config import nodes as module
+from lqn_seg.config.nodes import load_cfg, method_config, register_method
 from lqn_seg.engine.build import build_segmenter
-from lqn_seg.engine.config import load_cfg, method_config, register_method
-from lqn_seg.engine.run import evaluate
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.methods import TokenMethod
+from lqn_seg.lab.report.run import evaluate
 from lqn_seg.segmentation.postprocess import mask_hash
 
 
@@ -144,7 +144,7 @@ def test_what_the_source_does_not_say_needs_a_version(answer, what):
 def test_the_digest_is_the_same_in_every_process(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(
-        "from lqn_seg.segmentation.methods import TokenMethod\n"
+        "from lqn_seg.adapt.methods import TokenMethod\n"
         "def f(teacher, images, field, mode='mean'):\n"
         "    return field[:, -1] if mode in {'mean', 'max', 'sum', 'last'} else field[:, 0]\n"
         "print(TokenMethod('f', f).code)\n"

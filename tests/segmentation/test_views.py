@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lqn_seg.core.gauge import Calibration
-from lqn_seg.segmentation.methods import PIXEL_CONTROLS, PixelControl
-from lqn_seg.segmentation.views import BLUR_SIGMA, change_pixels, pixel_statistics
+from lqn_seg.adapt.methods import PIXEL_CONTROLS, PixelControl
+from lqn_seg.adapt.pixel_controls import BLUR_SIGMA, change_pixels, pixel_statistics
+from lqn_seg.core.alignment import Calibration
 
 
 def crops(count: int = 3, height: int = 24, width: int = 32) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 
-from lqn_seg.engine.train_clip import save_clip
+from lqn_seg.engine.training.train_clip import save_clip
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import ClipTeacher, check_quick_gelu, load_clip
 from tests.classification.conftest import TEXT, VISION, build_clip

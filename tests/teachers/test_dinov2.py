@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import EomtConfig
 
+from lqn_seg.adapt.calibration import calibrate
+from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.config import LQNConfig, StudentConfig
 from lqn_seg.core.fit import fit_student
 from lqn_seg.core.random import image_key
 from lqn_seg.engine.build import build_segmenter, build_teacher
-from lqn_seg.engine.config import load_cfg
-from lqn_seg.engine.train import TeacherTrainer
+from lqn_seg.engine.training.train import TeacherTrainer
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.calibration import calibrate
 from lqn_seg.segmentation.feature_maps import feature_maps
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from lqn_seg.teachers.dinov2 import Dinov2Teacher, load_dinov2, start_from_dinov2

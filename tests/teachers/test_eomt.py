@@ -9,8 +9,8 @@ import torch
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from lqn_seg.errors import InputError
-from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
+from lqn_seg.teachers.eomt_head import EomtHead
 
 SMALL = dict(
     hidden_size=16,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lqn_seg.core.products import ONE_DNN_LINEAR
+from lqn_seg.core.fast.products import ONE_DNN_LINEAR
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from tests.classification.conftest import build_clip
 

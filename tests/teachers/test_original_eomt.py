@@ -15,9 +15,9 @@ from torch import nn
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.flops import EomtShape, count_eomt, eomt_gmacs
-from lqn_seg.heads.eomt import EomtHead
+from lqn_seg.lab.cost.flops import EomtShape, count_eomt, eomt_gmacs
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
+from lqn_seg.teachers.eomt_head import EomtHead
 
 WIDTH, QUERIES, CLASSES, BLOCKS, LAYERS = 192, 5, 7, 2, 4
 needs_dinov3 = pytest.mark.skipif(

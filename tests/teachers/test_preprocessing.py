@@ -17,11 +17,10 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 from transformers import AutoImageProcessor, EomtImageProcessor, Mask2FormerImageProcessor
 
-from lqn_seg.classification.views import centre_view
+from lqn_seg.adapt.views import centre_view
+from lqn_seg.config.nodes import get_cfg, load_cfg
 from lqn_seg.engine.build import describe_input, describe_teacher
-from lqn_seg.engine.config import get_cfg, load_cfg
 from lqn_seg.errors import InputError
-from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.comparators import Preprocessing as ComparatorPreprocessing
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.segmentation.windows import layout_of
@@ -29,6 +28,7 @@ from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, no
 from lqn_seg.teachers.clip import ClipTeacher, load_clip
 from lqn_seg.teachers.dinov2 import load_dinov2
 from lqn_seg.teachers.eomt import load_eomt
+from lqn_seg.teachers.eomt_head import EomtHead
 from lqn_seg.teachers.preprocessing import (
     clip_values,
     described,

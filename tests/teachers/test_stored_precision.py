@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.fit import FitConfig, LQNConfig, fit_student
 from lqn_seg.core.random import image_key
 from lqn_seg.core.student import StudentConfig
 from lqn_seg.engine.build import describe_teacher
-from lqn_seg.engine.config import load_cfg
-from lqn_seg.heads.eomt import EomtHead
 from lqn_seg.segmentation.comparators import Comparator, load_universal
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.teachers.clip import load_clip
 from lqn_seg.teachers.dinov2 import load_dinov2
 from lqn_seg.teachers.eomt import load_eomt
+from lqn_seg.teachers.eomt_head import EomtHead
 from tests.classification.conftest import build_clip
 from tests.conftest import save_teacher
 from tests.segmentation.test_comparators import CLASSES

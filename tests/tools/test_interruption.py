@@ -16,15 +16,15 @@ ROOT = Path(__file__).parents[2]
 DEMO = "configs/demo_lqn.yaml"
 # tool, its arguments, and what Ctrl-C comes in
 INTERRUPTED = [
-    ("train_net", ["--eval-only", "--config", DEMO], "lqn_seg.engine.run.evaluate"),
-    ("train_net", ["--config", DEMO], "lqn_seg.engine.train.TeacherTrainer"),
-    ("classify", ["--config", DEMO], "lqn_seg.engine.classify_report.classify"),
+    ("train_net", ["--eval-only", "--config", DEMO], "lqn_seg.lab.report.run.evaluate"),
+    ("train_net", ["--config", DEMO], "lqn_seg.engine.training.train.TeacherTrainer"),
+    ("classify", ["--config", DEMO], "lqn_seg.lab.report.classify_report.classify"),
     (
         "classify",
         ["--config", "configs/classification/demo.yaml", "--calibrate", "x"],
         "lqn_seg.engine.classify.calibrate_clip",
     ),
-    ("study", ["configs/study/quick.yaml"], "lqn_seg.engine.study_report.run_study"),
+    ("study", ["configs/study/quick.yaml"], "lqn_seg.lab.study.study_report.run_study"),
     (
         "calibrate",
         ["--images", ".", "--config", DEMO],
@@ -33,14 +33,14 @@ INTERRUPTED = [
     (
         "train_clip",
         ["--config", "configs/classification/demo.yaml"],
-        "lqn_seg.engine.train_clip.ClipTrainer",
+        "lqn_seg.engine.training.train_clip.ClipTrainer",
     ),
-    ("benchmark", [], "lqn_seg.engine.benchmark.Benchmark.run"),
-    ("visualize", ["tokens", "--output", "out"], "lqn_seg.engine.visualize.Studio"),
-    ("explore", [], "lqn_seg.explorer.server.open_explorer"),
+    ("benchmark", [], "lqn_seg.lab.benchmark.benchmark.Benchmark.run"),
+    ("visualize", ["tokens", "--output", "out"], "lqn_seg.lab.inspect.visualize.Studio"),
+    ("explore", [], "lqn_seg.lab.explorer.server.open_explorer"),
     ("convert_checkpoint", ["in", "out"], "lqn_seg.teachers.eomt.load_eomt"),
-    ("validate_dataset", ["demo_panoptic_val"], "lqn_seg.engine.validate.validate"),
-    ("diagnose_fit", ["--config", DEMO], "lqn_seg.engine.diagnose.diagnose"),
+    ("validate_dataset", ["demo_panoptic_val"], "lqn_seg.lab.validate.validate.validate"),
+    ("diagnose_fit", ["--config", DEMO], "lqn_seg.lab.inspect.diagnose.diagnose"),
 ]
 
 
@@ -58,7 +58,7 @@ def test_every_tool_ends_with_a_sentence(
     monkeypatch.setattr(where, interrupt)
     monkeypatch.setattr(sys, "argv", [f"{tool}.py", *arguments])
     if tool == "benchmark":
-        monkeypatch.setattr("lqn_seg.engine.benchmark.Benchmark.__init__", _no_teacher)
+        monkeypatch.setattr("lqn_seg.lab.benchmark.benchmark.Benchmark.__init__", _no_teacher)
     assert module.main() == 130
     said = capsys.readouterr().err
     assert said.startswith("interrupted: ") and said.count("\n") == 1
@@ -128,7 +128,7 @@ def test_an_evaluation_keeps_its_images_and_goes_on(small_config, tmp_path):
 def test_a_training_ends_after_a_whole_iteration(
     small_config, tmp_path, script, monkeypatch, capsys
 ):
-    from lqn_seg.engine.train import TeacherTrainer
+    from lqn_seg.engine.training.train import TeacherTrainer
 
     whole = TeacherTrainer.step
 
@@ -155,7 +155,7 @@ def test_a_data_set_is_judged_by_the_images_that_were_read(
     scenes_root, script, monkeypatch, capsys
 ):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes_root))
-    from lqn_seg.engine import validate as module
+    from lqn_seg.lab.validate import validate as module
 
     read, seen = module._read, []
 
@@ -174,7 +174,7 @@ def test_a_data_set_is_judged_by_the_images_that_were_read(
 
 
 def test_a_diagnosis_keeps_the_recipes_that_are_done(script, tmp_path, monkeypatch, capsys):
-    from lqn_seg.engine import diagnose as module
+    from lqn_seg.lab.inspect import diagnose as module
 
     def found(*_: object):
         yield "lqn", module.FitDiagnosis([3.0, 2.0], [0.5] * 8, [0.5] * 8)

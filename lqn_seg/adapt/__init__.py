@@ -1,0 +1,1 @@
+"""The journey: pixels, a teacher and a method to adapted tokens, for both tasks."""

@@ -1,0 +1,148 @@
+"""Calibrate a teacher on clean, unlabelled images, and keep what was found in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lqn_seg.adapt.pixel_controls import pixel_statistics
+from lqn_seg.core.alignment import (
+    NEAR,
+    UNDAMAGED,
+    Acquaintance,
+    Calibration,
+    LayerRange,
+    RangeBuilder,
+    calibrated_layers,
+    quantiles,
+    residual,
+)
+from lqn_seg.errors import InputError
+from lqn_seg.teachers.base import Teacher, normalise
+
+FILE_NAME = "calibration.safetensors"
+QUANTILE = 0.02
+PASSES = 3  # over the images
+_READINGS = ("undamaged", "residual")
+_DISTANCE = "distance"  # a reading that older files do not have
+_FIELDS = ("centre", "basis", "mean", "deviation", "gain")
+Batches = Callable[[], Iterable[Tensor]]
+
+
+@torch.no_grad()
+def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTILE) -> Calibration:
+    """Find a teacher's clean ranges in three passes over clean images.
+
+    Args:
+        batches: gives (B, 3, h, w) teacher inputs in 0..1, the same ones at every call, of
+            which there are `PASSES`.
+        quantile: share of the images left out at either end of each range.
+
+    Raises:
+        InputError: fewer than two images.
+    """
+    blank = torch.zeros(1, 3, *teacher.image_size, device=teacher.device)  # the mean colour
+    depths = calibrated_layers(teacher.num_layers, teacher.num_query_layers)
+    builders = {layer: RangeBuilder() for layer in depths}
+
+    def first(layer: int, tokens: Tensor) -> Tensor:
+        if layer == 0:
+            builders[0] = RangeBuilder(tokens[0])
+        return tokens
+
+    def visitor(visit: Callable[[RangeBuilder, Tensor], None]) -> Callable[[int, Tensor], Tensor]:
+        def edit(layer: int, tokens: Tensor) -> Tensor:
+            if layer in builders:
+                visit(builders[layer], tokens)
+            return tokens
+
+        return edit
+
+    teacher.encode(blank, first)
+    pixels = []
+    for crops in batches():
+        pixels.append(pixel_statistics(crops).cpu())
+        _run(teacher, crops, visitor(RangeBuilder.observe))
+    for crops in batches():
+        _run(teacher, crops, visitor(RangeBuilder.measure))
+    layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
+    pixel_range = quantiles(torch.cat(pixels), (quantile, 1 - quantile))
+    ranges = Calibration(layers, 0.0, 0.0, pixel_range).to(teacher.device)
+    damage, residuals, distances = [], [], []
+    for crops in batches():
+        restorer = Acquaintance(ranges)
+        residuals.append(residual(_run(teacher, crops, restorer)))
+        damage.append(restorer.damage)
+        distances.append(restorer.distance(teacher.grid))
+    return replace(
+        ranges,
+        undamaged=quantiles(torch.cat(damage), (UNDAMAGED,)).item(),
+        residual=torch.cat(residuals).median().item(),
+        distance=quantiles(torch.cat(distances), (NEAR,)).item(),
+    )
+
+
+def _run(teacher: Teacher[Any], crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> Tensor:
+    crops = normalise(crops.to(teacher.device), teacher.pixel_mean, teacher.pixel_std)
+    return teacher.encode(crops, edit)[0]
+
+
+def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, Any]) -> None:
+    """Write a calibration as safetensors; `about` says how it was made."""
+    tensors = {
+        f"layer{layer}.{name}": getattr(clean, name).contiguous().cpu()
+        for layer, clean in calibration.layers.items()
+        for name in _FIELDS
+    }
+    tensors["pixels"] = calibration.pixels.contiguous().cpu()
+    readings = {key: getattr(calibration, key) for key in _READINGS}
+    if math.isfinite(calibration.distance):
+        readings[_DISTANCE] = calibration.distance
+    save_file(tensors, path, {"calibration": json.dumps({**about, **readings})})
+
+
+def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
+    """Read a calibration for a teacher.
+
+    Raises:
+        InputError: the file is missing, is no calibration, or is one of another teacher's shape.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"MODEL.LQN.CALIBRATION: there is no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["calibration"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        numbers = sorted({int(key[5:].split(".")[0]) for key in tensors if key != "pixels"})
+        layers = {
+            number: LayerRange(*(tensors[f"layer{number}.{name}"] for name in _FIELDS))
+            for number in numbers
+        }
+        readings = {key: float(about[key]) for key in _READINGS}
+        readings[_DISTANCE] = float(about.get(_DISTANCE, math.inf))
+        calibration = Calibration(layers, pixels=tensors["pixels"], **readings)
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise InputError(f"MODEL.LQN.CALIBRATION: {path} is no calibration ({error})") from error
+    shape, width = (*teacher.grid, teacher.width), teacher.width
+    fits = [
+        0 <= layer <= teacher.num_layers
+        and tuple(clean.centre.shape) == shape
+        and tuple(clean.basis.shape) == (width, width)
+        and clean.mean.shape == clean.deviation.shape == (2, width)
+        for layer, clean in layers.items()
+    ]
+    if not fits or not all(fits):
+        raise InputError(
+            f"MODEL.LQN.CALIBRATION: {path} was made for a teacher of another shape than "
+            f"{'x'.join(map(str, shape))}"
+        )
+    return calibration.to(teacher.device)

@@ -1,0 +1,105 @@
+"""Classification's methods by name, with their settings. Needs no torch until one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from lqn_seg.core.config import LQNConfig, nearest
+from lqn_seg.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lqn_seg.adapt.baselines.features import Features
+    from lqn_seg.teachers.clip import ClipTeacher
+
+# The teacher with one prompt and with 80; its two controls, with the run's prompts.
+CONTROLS = ("teacher CLS", "teacher patch mean")
+PLAIN = ("zero-shot", "ensemble")
+BASELINES = ("zero", "mta", "tps", "gs-bias", "tpt", "tda")
+NEED_VIEWS = ("zero", "mta")  # of one view they give the answer to that view
+PROMPTS = ("single", "ensemble")
+VIEWS = 64  # of a test image, the image itself included, that the baselines look at
+CORNER_VIEWS = 10  # the most that students adapt to: `lqn_seg.adapt.views.corner_view`
+READOUTS = ("cls", "mean", "mean_cls", "text", "reentry")
+WITHOUT_STUDENT = ("teacher", "restore")
+# Of an image that recipes which restore adapt to, the preset `default` among them: it, its mirror
+# image and its corners (REPORT.md).
+DEFAULT_VIEWS = 6
+
+
+def usual_views(recipe: LQNConfig) -> int:
+    """How many views of an image a recipe adapts to, unless it is told."""
+    return DEFAULT_VIEWS if recipe.adapt.restore else 1
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A student's recipe, and how its answer becomes class scores.
+
+    Attributes:
+        recipe: student, fit and what is done before and after; ``restore`` has no student, and of
+            ``teacher`` not even the statistics are restored.
+        readout: one of `READOUTS`.
+        reentry_layer: where a student's tokens re-enter (``reentry`` alone); 0 is half the depth.
+        include_cls: fit the CLS token too where the read-out does not ask for it.
+        views: how many views of an image (`corner_view`) are adapted to; the answers' mean
+            direction counts.
+    """
+
+    recipe: LQNConfig
+    readout: str = "cls"
+    reentry_layer: int = 0
+    include_cls: bool = False
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        nearest(self.readout, READOUTS, "read-out")
+        if not 1 <= self.views <= CORNER_VIEWS:
+            raise InputError(
+                f"CLASSIFICATION.STUDENT_VIEWS must be in 1..{CORNER_VIEWS}, not {self.views}"
+            )
+
+    @property
+    def knows_cls(self) -> bool:
+        """Whether the student is fitted to the CLS token."""
+        return self.include_cls or self.readout in ("cls", "mean_cls")
+
+    @property
+    def has_student(self) -> bool:
+        return self.recipe.fit.variant not in WITHOUT_STUDENT
+
+    @property
+    def students(self) -> int:
+        """How many of an image's views have a student: each, whose answer the student's is; of a
+        gauged recipe, whose student mends what restoring has left, the image itself alone."""
+        return 1 if self.recipe.adapt.gauged else self.views
+
+    @property
+    def restores(self) -> bool:
+        """Whether the teacher's statistics are restored, where it has been calibrated."""
+        return self.recipe.adapt.restore and self.recipe.fit.variant != "teacher"
+
+
+class Baseline(Protocol):
+    """Features to class probabilities (B, C)."""
+
+    def __call__(self, features: Features) -> Tensor: ...
+
+
+def make_baseline(name: str, teacher: ClipTeacher, class_names: Sequence[str]) -> Baseline:
+    """One of `BASELINES` with its published values."""
+    from lqn_seg.adapt.baselines import gs_bias, mta, tda, tps, tpt, zero
+
+    if name == "tpt":
+        return tpt.Tpt(teacher, class_names)
+    makers: dict[str, type[Baseline]] = {
+        "zero": zero.Zero,
+        "mta": mta.Mta,
+        "tps": tps.Tps,
+        "gs-bias": gs_bias.GsBias,
+        "tda": tda.Tda,
+    }
+    return makers[name]()

@@ -1,0 +1,1 @@
+"""YAML files to dataclasses: the only readers of a configuration node."""

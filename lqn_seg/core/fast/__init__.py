@@ -1,0 +1,1 @@
+"""What makes the student fast: the same answers as `core`, behind one switch."""

@@ -1,0 +1,118 @@
+"""An EoMT that a loop from elsewhere trains: losses in training, and else the teacher's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from lqn_seg.config.nodes import segmentation_config
+from lqn_seg.engine.build import build_segmenter
+from lqn_seg.engine.training.eomt_training import anneal, eomt_losses, fit_targets, untrained_eomt
+from lqn_seg.engine.training.pixel_classifier import PixelClassifier
+from lqn_seg.errors import InputError
+from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch, read_input
+from lqn_seg.segmentation.segmenter import Segmenter
+from lqn_seg.teachers.base import normalise
+from lqn_seg.teachers.eomt import EomtTeacher
+from lqn_seg.teachers.eomt_head import EomtHead
+
+_ALONE = {"teacher": None}
+
+
+class TrainableEomt(nn.Module):
+    """Detectron2's contract around an EoMT whose weights are being trained.
+
+    Args:
+        segmenter: the teacher alone; its weights may be trained from now on.
+        input_format: channel order of the images that come in, ``RGB`` or ``BGR``.
+        pixel_weight: of the auxiliary per-pixel loss; 0 is off.
+
+    Raises:
+        InputError: the weights are in half precision, which nothing is trained in.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, input_format: str = "RGB", pixel_weight: float = 0.0
+    ) -> None:
+        super().__init__()
+        if segmenter.teacher.precision != "float32":
+            raise InputError(
+                "MODEL.LQN.TEACHER.PRECISION must be float32 to train; SOLVER.AMP.ENABLED True "
+                "computes in less"
+            )
+        self.segmenter, self.input_format = segmenter, input_format
+        self.model = segmenter.teacher.model.requires_grad_(True)
+        self.pixel_weight = pixel_weight
+        # What the weights are worth nothing without goes with them into a checkpoint.
+        for name in ("pixel_mean", "pixel_std"):
+            self.register_buffer(name, torch.tensor(getattr(segmenter.teacher, name)))
+        # Trained and kept in checkpoints; a teacher is loaded without it.
+        self.auxiliary = nn.ModuleList([PixelClassifier(self.model)] if pixel_weight else [])
+        self.train()  # as a new module is; the teacher's was in evaluation mode
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def losses(
+        self,
+        batched_inputs: Sequence[Mapping[str, Any]],
+        targets: Sequence[tuple[Tensor, Tensor]],
+        progress: float | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch by name.
+
+        Args:
+            batched_inputs: dicts with ``image``, (3, h, w) in 0..255, of any size: an image meets
+                the model as when it is asked for an answer, padded into its window.
+            targets: masks (N, h, w) and classes (N,) of each, as from `segment_targets`.
+            progress: fraction of the training that is done, which anneals the masked attention.
+
+        Raises:
+            InputError: an image, a mask or a class does not fit.
+        """
+        if progress is not None:
+            anneal(self.model, progress)
+        teacher, count = self.segmenter.teacher, self.model.config.num_labels
+        fitted = [
+            fit_targets(
+                read_input(inputs, self.input_format),
+                masks.cpu(),
+                classes,
+                teacher.image_size,
+                count,
+            )
+            for inputs, (masks, classes) in zip(batched_inputs, targets)
+        ]
+        pixels = torch.stack([crop for crop, _ in fitted]).to(self.device).float() / 255
+        batch = {
+            "pixel_values": normalise(pixels, teacher.pixel_mean, teacher.pixel_std),
+            "mask_labels": [masks.to(self.device) for _, masks in fitted],
+            "class_labels": [classes.to(self.device) for _, classes in targets],
+        }
+        return eomt_losses(self.model, batch, self.auxiliary, self.pixel_weight)
+
+    def predict(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """`LQNTTTMetaArch.forward` of the teacher, with the weights as they are now."""
+        self.segmenter.teacher.refresh()
+        return LQNTTTMetaArch(self.segmenter, self.input_format)(batched_inputs)
+
+
+def trainable_segmenter(
+    cfg: CfgNode, thing_ids: frozenset[int], class_names: Sequence[str]
+) -> Segmenter:
+    """The teacher of a configuration alone, or a new one where no weights are named.
+
+    Raises:
+        InputError: as `build_segmenter` and `untrained_eomt`.
+    """
+    if cfg.MODEL.LQN.TEACHER.WEIGHTS:
+        return build_segmenter(cfg, thing_ids, len(class_names), _ALONE)
+    model, preprocessing = untrained_eomt(cfg, class_names)
+    model.to(cfg.MODEL.DEVICE)
+    teacher, head = EomtTeacher(model, preprocessing=preprocessing), EomtHead(model)
+    return Segmenter(teacher, head, _ALONE, thing_ids, segmentation_config(cfg))

@@ -1,1 +1,0 @@
-"""Frozen heads: last-layer tokens to mask and class logits."""

@@ -1,0 +1,1 @@
+"""What looks at the rest: reports, studies, benchmarks, costs, figures, checks."""

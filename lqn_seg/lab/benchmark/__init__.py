@@ -1,0 +1,1 @@
+"""Speed of the student and of its competitors, in ratios measured in one run."""

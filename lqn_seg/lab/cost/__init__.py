@@ -1,0 +1,1 @@
+"""Multiply-adds, memory and time."""

@@ -1,0 +1,175 @@
+"""Milliseconds that can be compared: interleaved runs, and what the device could do at best.
+
+Functions that are compared run in turns, so that whatever else the machine does meets all of them;
+medians and 95th percentiles are over the turns. A roofline is measured here, not looked up: the
+fastest matrix product and the fastest copy that this device gives us.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lqn_seg.core.fast.products import product
+from lqn_seg.core.timing import Clock
+
+_BEST_OF = 5
+_WARM_UPS = 2
+_COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Attributes:
+    median_ms, p95_ms: of the wall clock.
+    busy_ms: median processor time of all threads, which other processes hardly touch; on a GPU the
+        time the host was busy.
+    runs: how many.
+    """
+
+    median_ms: float
+    p95_ms: float
+    busy_ms: float
+    runs: int
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    cold: Collection[str] = (),
+) -> dict[str, Timing]:
+    """Time functions in turns.
+
+    Args:
+        repeats: turns.
+        cold: names of functions that are not run once beforehand: long ones, which need it least.
+    """
+    for name, function in functions.items():
+        if name not in cold:
+            function()
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            clock, busy = Clock(device), time.process_time()
+            function()
+            wall = clock.lap()
+            samples[name].append((wall, 1e3 * (time.process_time() - busy)))
+    return {name: _timing(of_one) for name, of_one in samples.items()}
+
+
+def _timing(samples: Sequence[tuple[float, float]]) -> Timing:
+    wall = sorted(sample[0] for sample in samples)
+    p95 = wall[min(len(wall) - 1, math.ceil(0.95 * len(wall)) - 1)]
+    busy = statistics.median(sample[1] for sample in samples)
+    return Timing(statistics.median(wall), p95, busy, len(wall))
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What a device can do at best.
+
+    Attributes:
+        gmacs_per_ms: of a large matrix product, by precision.
+        bytes_per_ms: read and written by a large copy, together.
+    """
+
+    gmacs_per_ms: Mapping[str, float]
+    bytes_per_ms: float
+
+    @classmethod
+    def measure(cls, device: torch.device, precisions: Sequence[str], side: int = 2048) -> Roofline:
+        """Products of `side` x `side` matrices, and a copy of 128 MiB."""
+        peaks = {name: peak_gmacs_per_ms(device, name, side) for name in precisions}
+        source = torch.ones(_COPIED_FLOATS, device=device)
+        target = torch.empty_like(source)
+        copying = _best_ms(lambda: target.copy_(source), device)
+        return cls(peaks, 2 * source.nbytes / copying)
+
+    def best(self, other: Roofline) -> Roofline:
+        """The higher of two measurements: others may have kept the device busy during one."""
+        peaks = {
+            name: max(rate, other.gmacs_per_ms[name]) for name, rate in self.gmacs_per_ms.items()
+        }
+        return Roofline(peaks, max(self.bytes_per_ms, other.bytes_per_ms))
+
+    def least_ms(self, precision: str, gmacs: float, moved_bytes: float) -> tuple[float, float]:
+        """(arithmetic, memory): what each would take at full speed, one after the other."""
+        return gmacs / self.gmacs_per_ms[precision], moved_bytes / self.bytes_per_ms
+
+
+def peak_gmacs_per_ms(device: torch.device, precision: str, side: int = 1024) -> float:
+    """GMACs a millisecond of a large square matrix product, by the library that students use."""
+    a = torch.randn(1, side, side, device=device).to(getattr(torch, precision))
+    return side**3 / 1e9 / _best_ms(lambda: product(a, a), device)
+
+
+def _best_ms(function: Callable[[], Any], device: torch.device) -> float:
+    best = math.inf
+    for _ in range(_BEST_OF):
+        clock = Clock(device)
+        function()
+        best = min(best, clock.lap())
+    return best
+
+
+def layer_times(
+    encode: Callable[[Callable[[int, Tensor], Tensor]], Any],
+    device: torch.device,
+    repeats: int,
+) -> list[float]:
+    """Median milliseconds until a teacher has each layer's tokens, embedding included.
+
+    Args:
+        encode: the teacher's pass, with the `Edit` that watches it as its argument.
+    """
+    laps: list[list[float]] = []
+    clock = Clock(device)
+
+    def watch(layer: int, tokens: Tensor) -> Tensor:
+        laps[-1].append(clock.lap())
+        return tokens
+
+    for _ in range(repeats + _WARM_UPS):
+        laps.append([])
+        clock.lap()
+        encode(watch)
+    arrivals = (accumulate(lap) for lap in laps[_WARM_UPS:])
+    return [statistics.median(at) for at in zip(*arrivals)][1:]
+
+
+def query_times(
+    query: Callable[[float], Any], depth: int, device: torch.device, repeats: int
+) -> list[float]:
+    """Median milliseconds of asking a student for the tokens of each of `depth` layers."""
+    queries = {str(layer): partial(query, layer) for layer in range(1, depth + 1)}
+    times = interleaved(queries, repeats, device)
+    return [timing.median_ms for timing in times.values()]
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """p in cost ~ size^p: the slope of the least-squares line through the logarithms."""
+    x, y = ([math.log(value) for value in values] for values in (sizes, costs))
+    return statistics.linear_regression(x, y).slope
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called by its maker."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return device.type
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else device.type

@@ -1,0 +1,165 @@
+"""What methods made of images, side by side: the panels of an evaluation and of the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lqn_seg.data.catalog import Category, Record
+from lqn_seg.data.file_names import file_names
+from lqn_seg.engine.evaluate import CLEAN, Condition, Evaluation
+from lqn_seg.lab.report.attempt import attempt
+from lqn_seg.lab.report.wording import number, title
+from lqn_seg.segmentation.segmenter import Prediction, Segmenter
+from lqn_seg.visualization.panels import (
+    DIFFERENCE_LEGEND,
+    Segmentation,
+    comparison_row,
+    legend_entries,
+    panel,
+    save_png,
+)
+
+
+def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
+    """A picture per image, a row per condition: truth, methods, and where they differ.
+
+    None where the configuration asks for none, without panoptic output, or without two methods.
+
+    Args:
+        failed: receives a sentence for each picture that cannot be made.
+    """
+    wanted, full = evaluation.cfg.MODEL.LQN.EVAL, evaluation.segmenter
+    chosen = [m for m in wanted.PANEL_METHODS or ("teacher", "apm", "lqn") if m in full.methods]
+    if "panoptic_seg" not in evaluation.evaluators or len(chosen) < 2:
+        return []
+    segmenter = Segmenter(
+        full.teacher,
+        full.head,
+        {method: full.methods[method] for method in chosen},
+        full.thing_ids,
+        full.config,
+        full.calibration,
+        {m: model for m, model in full.comparators.items() if m in chosen},
+    )
+    folder = Path(evaluation.cfg.OUTPUT_DIR) / "panels"
+    names = file_names(record["image_id"] for record in evaluation.records)
+
+    def draw(record: Record) -> Path | None:
+        drawn = _panel(evaluation, segmenter, record, chosen)
+        return save_png(drawn, folder / f"{names[str(record['image_id'])]}.png")
+
+    complaint = "the panel of image {} could not be drawn"
+    made = [
+        attempt(complaint.format(record["image_id"]), partial(draw, record), None, failed)
+        for record in evaluation.scored[: wanted.PANEL_IMAGES]
+    ]
+    return [path for path in made if path is not None]
+
+
+def _panel(
+    evaluation: Evaluation, segmenter: Segmenter, record: Mapping[str, Any], chosen: Sequence[str]
+) -> NDArray[np.uint8]:
+    metadata = evaluation.dataset.metadata
+    truth = Segmentation(metadata.read_panoptic(record), record["segments_info"])
+    evaluator = evaluation.evaluators["panoptic_seg"]
+
+    def quality(prediction: Prediction) -> float:
+        return evaluator.summarize([evaluator.statistics(record, prediction.output)])["PQ"]
+
+    shown = panel_conditions(evaluation.conditions)
+    images = [evaluation.image(condition, dict(record)) for condition in shown]
+    seen = [
+        Seen(
+            image.permute(1, 2, 0).numpy(),
+            {method: predictions[method] for method in chosen},
+            truth,
+            quality,
+            condition.words,
+        )
+        for condition, image, predictions in zip(shown, images, segmenter(images))
+    ]
+    return comparison_panel(seen, metadata.categories, "PQ")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image and what methods made of it: a row of a panel.
+
+    Attributes:
+        pixels: (h, w, 3) uint8.
+        predictions: by method.
+        truth: ground truth, where there is any.
+        score: of a prediction; None without ground truth.
+        label: of the row.
+    """
+
+    pixels: np.ndarray
+    predictions: Mapping[str, Prediction]
+    truth: Segmentation | None
+    score: Callable[[Prediction], float | None]
+    label: str
+
+
+def comparison_panel(
+    seen: Sequence[Seen], categories: Sequence[Category], metric: str
+) -> NDArray[np.uint8]:
+    """A row per image: ground truth if there is any, the predictions, and where the last one
+    differs from the first; scores are written, and how far each is from the first method's."""
+    rows, drawn = [], []
+    for image in seen:
+        maps = {title(name): segmentation(p.output) for name, p in image.predictions.items()}
+        scores = {title(name): image.score(p) for name, p in image.predictions.items()}
+        names = list(maps)
+        rows.append(
+            comparison_row(
+                image.pixels,
+                image.truth,
+                maps,
+                categories,
+                reference=names[0],
+                compared=names[-1],
+                label=image.label,
+                figures=score_texts(scores, metric),
+            )
+        )
+        drawn += [*maps.values(), *([image.truth] if image.truth else [])]
+    return panel(rows, [*legend_entries(drawn, categories), *DIFFERENCE_LEGEND])
+
+
+def segmentation(output: dict[str, Any]) -> Segmentation:
+    """A panoptic map to draw; semantic output becomes one segment per class."""
+    if "panoptic_seg" in output:
+        ids, segments = output["panoptic_seg"]
+        return Segmentation(ids.cpu().numpy(), segments)
+    ids = (output["sem_seg"].argmax(0).cpu().numpy() + 1).astype(np.int32)
+    return Segmentation(ids, one_each(ids))
+
+
+def one_each(ids: NDArray[np.int32]) -> list[dict[str, Any]]:
+    """A segment per class of a map of classes + 1, 0 = void."""
+    present = [int(i) for i in np.unique(ids) if i]
+    return [{"id": i, "category_id": i - 1, "isthing": False} for i in present]
+
+
+def panel_conditions(conditions: Sequence[Condition]) -> list[Condition]:
+    """Clean and the two corruptions that look least alike: noise and fog where they are there."""
+    preferred = [c for c in conditions if c.corruption in (CLEAN, "gaussian_noise", "fog")]
+    return preferred if len(preferred) > 1 else list(conditions[:3])
+
+
+def score_texts(scores: Mapping[str, float | None], metric: str) -> dict[str, str]:
+    """ "PQ 61" for the first, "PQ 64 (+3)" for the others; nothing without ground truth."""
+    first, *_ = scores.values()
+    texts = {}
+    for k, (name, score) in enumerate(scores.items()):
+        if score is not None and first is not None:
+            texts[name] = f"{metric} {number(score, '.0f')}"
+            texts[name] += f" ({number(score - first, '+.0f')})" if k else ""
+    return texts

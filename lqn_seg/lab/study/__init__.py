@@ -1,0 +1,1 @@
+"""Sweeps over presets, seeds and teachers."""

@@ -156,7 +156,7 @@ def test_the_explorer_says_it(tmp_path):
     assert said["tiles"]["unlike"] and not said["scene"]["unlike"]
     assert said["tiles"]["known"].startswith("this teacher knows 13 classes")
     assert said["tiles"]["warnings"] == []
-    page = (ROOT / "lqn_seg" / "explorer" / "page.html").read_text()
+    page = (ROOT / "lqn_seg" / "lab" / "explorer" / "page.html").read_text()
     assert 'id="known"' in page and f"{WORDS}" in page
 
 

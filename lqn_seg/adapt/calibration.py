@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lqn_seg.adapt.pixel_controls import pixel_statistics
+from lqn_seg.adapt.controls import pixel_statistics
 from lqn_seg.core.alignment import (
     NEAR,
     UNDAMAGED,

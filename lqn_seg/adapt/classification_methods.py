@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from lqn_seg.core.config import LQNConfig, nearest
 from lqn_seg.errors import InputError
@@ -12,7 +12,7 @@ from lqn_seg.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lqn_seg.adapt.baselines.features import Features
+    from lqn_seg.adapt.baselines.features import Baseline
     from lqn_seg.teachers.clip import ClipTeacher
 
 # The teacher with one prompt and with 80; its two controls, with the run's prompts.
@@ -72,34 +72,29 @@ class Adaptation:
         return self.recipe.fit.variant not in WITHOUT_STUDENT
 
     @property
-    def students(self) -> int:
-        """How many of an image's views have a student: each, whose answer the student's is; of a
-        gauged recipe, whose student mends what restoring has left, the image itself alone."""
-        return 1 if self.recipe.adapt.gauged else self.views
-
-    @property
     def restores(self) -> bool:
-        """Whether the teacher's statistics are restored, where it has been calibrated."""
+        """Whether the teacher's statistics are aligned, where it has been calibrated."""
         return self.recipe.adapt.restore and self.recipe.fit.variant != "teacher"
 
 
-class Baseline(Protocol):
-    """Features to class probabilities (B, C)."""
+def make_baseline(
+    name: str, teacher: ClipTeacher, class_names: Sequence[str], text: Tensor | None = None
+) -> Baseline:
+    """A method without a student, with its published values.
 
-    def __call__(self, features: Features) -> Tensor: ...
+    Args:
+        text: (C, E) class features of prompts of its own, for the plain methods.
+    """
+    from lqn_seg.adapt.baselines import gs_bias, mta, tda, tps, tpt, zero, zero_shot
 
-
-def make_baseline(name: str, teacher: ClipTeacher, class_names: Sequence[str]) -> Baseline:
-    """One of `BASELINES` with its published values."""
-    from lqn_seg.adapt.baselines import gs_bias, mta, tda, tps, tpt, zero
-
-    if name == "tpt":
-        return tpt.Tpt(teacher, class_names)
-    makers: dict[str, type[Baseline]] = {
+    makers: dict[str, Callable[[], Baseline]] = {
+        **dict.fromkeys((CONTROLS[0], *PLAIN), lambda: zero_shot.ZeroShot(text)),
+        CONTROLS[1]: zero_shot.PatchMean,
         "zero": zero.Zero,
         "mta": mta.Mta,
         "tps": tps.Tps,
         "gs-bias": gs_bias.GsBias,
+        "tpt": lambda: tpt.Tpt(teacher, class_names),
         "tda": tda.Tda,
     }
     return makers[name]()

@@ -1,43 +1,43 @@
 """Images in, class probabilities per method out: everything is encoded once and shared.
 
-A batch of images goes through the teacher once (and once more with its statistics restored, if a
-method asks for that); its random views are encoded only if a method looks at them. Shapes: B images
-side by side, V views, S = teacher input, C classes.
+A batch of images goes through the teacher once (and once more with its statistics aligned, if a
+method asks for that); its random views are encoded only if a baseline looks at them. Shapes: B
+images side by side, V views, S = teacher input, C classes, E joint features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lqn_seg.adapt.baselines.features import Features
-from lqn_seg.adapt.baselines.tda import Tda
+from lqn_seg.adapt.baselines.features import Baseline, Features
 from lqn_seg.adapt.baselines.zero_shot import class_probabilities, mean_direction
-from lqn_seg.adapt.classification_lqn import Adapter, Answer, Run
 from lqn_seg.adapt.classification_methods import (
-    CONTROLS,
     NEED_VIEWS,
-    PLAIN,
     VIEWS,
     Adaptation,
     make_baseline,
 )
 from lqn_seg.adapt.ineffective import warn, why_ineffective
+from lqn_seg.adapt.journey import Adapted, Images, Pass, adapt
 from lqn_seg.adapt.views import centre_view, corner_view, random_views
+from lqn_seg.classification.pooling import image_features, method_for
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.core.random import RandomKey, image_key
+from lqn_seg.core.random import image_key
 from lqn_seg.core.threads import fixed_threads
 from lqn_seg.core.timing import Clock
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.clip import ClipTeacher
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+Stats = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -64,30 +64,132 @@ class Prediction:
         probabilities: (C,) float32 on the CPU.
         stats: milliseconds of this image's share: ``views_ms`` (making the views on the CPU),
             ``teacher_ms`` (the teacher on all that the method looks at), ``method_ms`` (the rest);
-            of a student ``blend``, ``fallback``, and ``damage`` where the gauge was asked.
+            of a student ``blend`` (its mixing weight), ``fallback``, and ``damage`` where it was
+            measured.
     """
 
     probabilities: Tensor
-    stats: dict[str, float] = field(default_factory=dict)
+    stats: Stats = field(default_factory=dict)
 
 
-@dataclass
 class _Batch:
-    """What has been made of B images so far.
+    """What has been made of B images so far; each part is made when a method first asks for it."""
 
-    pixels: (B, 3, S, S) in 0..1 of view 0.
-    runs: the teacher's passes, by whether restored and by number of views; (views * B) images each,
-        view after view.
-    features: for methods without a student; there if any of the classifier's is one.
-    """
+    def __init__(self, classifier: Classifier, images: Sequence[Pixels]) -> None:
+        self.classifier, self.images = classifier, images
+        self.teacher, self.config = classifier.teacher, classifier.config
+        self.keys = [image_key(self.config.seed, np.ascontiguousarray(x)) for x in images]
+        centre = torch.stack([centre_view(image, self.teacher) for image in images])
+        self.pixels = centre.to(self.teacher.device).float() / 255  # (B, 3, S, S)
+        self.views_ms = self.views_teacher_ms = 0.0
+        self._corners: dict[int, tuple[Images, float]] = {}
 
-    images: Sequence[Pixels]
-    keys: list[RandomKey]
-    pixels: Tensor
-    runs: dict[tuple[bool, int], Run] = field(default_factory=dict)
-    features: Features = field(init=False)
-    views_ms: float = 0.0
-    views_teacher_ms: float = 0.0
+    def corners(self, views: int) -> tuple[Images, float]:
+        """The images' first `views` corner views, one view of all after the other, and the
+        milliseconds of making them."""
+        if views not in self._corners:
+            clock = Clock(self.teacher.device)
+            pixels = torch.cat([corner_view(self.pixels, view) for view in range(views)])
+            keys = [key._replace(window=view) for view in range(views) for key in self.keys]
+            images = Images(
+                self.teacher, pixels, keys, self.classifier.calibration, self.classifier, views
+            )
+            self._corners[views] = images, clock.lap()
+        return self._corners[views]
+
+    @cached_property
+    def plain(self) -> Pass:
+        """The teacher's pass over the images themselves."""
+        return self.corners(1)[0].encode()
+
+    @cached_property
+    def features(self) -> Features:
+        """Of the images alone: one view each."""
+        teacher, last = self.teacher, self.plain.field[:, -1]
+        pooled = teacher.pooled(last, self.plain.context)[:, None]
+        patches = teacher.project(last.flatten(1, 2))
+        return Features(pooled, patches, self.classifier.text["text"], teacher.logit_scale)
+
+    @cached_property
+    def features_of_views(self) -> Features:
+        """Of the random views too."""
+        teacher, count = self.teacher, self.config.views - 1
+        if not count:
+            return self.features
+        clock = Clock(teacher.device)
+        pieces = [random_views(x, teacher, count, key) for x, key in zip(self.images, self.keys)]
+        self.views_ms = clock.lap()
+        # One image's views at a time: always the same shape, whatever the batch.
+        views = [piece.to(teacher.device).float() / 255 for piece in pieces]
+        inputs = self.corners(1)[0].inputs
+        encoded = torch.stack([teacher.image_features(inputs(x)) for x in views])
+        self.views_teacher_ms = clock.lap()
+        return replace(self.features, views=torch.cat([self.features.views, encoded], 1))
+
+
+class _Answerer(Protocol):
+    """A method: a batch to probabilities (B, C) and statistics, the batch's and each image's."""
+
+    precision: str
+
+    def __call__(self, batch: _Batch, count: int) -> tuple[Tensor, Stats, list[Stats]]: ...
+
+
+class _OnTokens:
+    """Adapts the teacher's tokens and classifies what is pooled of them."""
+
+    def __init__(self, adaptation: Adaptation, teacher: ClipTeacher, text: Tensor) -> None:
+        self.adaptation, self.teacher, self.text = adaptation, teacher, text
+        self.method = method_for(adaptation, teacher)
+        self.precision = self.method.precision
+
+    def __call__(self, batch: _Batch, count: int) -> tuple[Tensor, Stats, list[Stats]]:
+        images, views_ms = batch.corners(self.adaptation.views)
+        adapted = adapt(self.method, images)
+        clock = Clock(self.teacher.device)
+        features = image_features(
+            adapted, self.adaptation.readout, self.method.layer, self.teacher, self.text
+        )
+        views = features.unflatten(0, (-1, len(batch.keys))).movedim(0, 1)  # (B, views, E)
+        features = views[:, 0] if views.shape[1] == 1 else mean_direction(views)
+        probabilities = class_probabilities(features, self.text, self.teacher.logit_scale)
+        method_ms = adapted.fit_ms + adapted.query_ms + clock.lap()
+        times = {"views_ms": views_ms, "teacher_ms": adapted.seen.ms, "method_ms": method_ms}
+        return probabilities, times, _readings(adapted, len(batch.keys))
+
+
+def _readings(adapted: Adapted, batch: int) -> list[Stats]:
+    """For each image the mixing weight of its students, whether one failed, and its damage."""
+    weight = torch.zeros(batch) if adapted.weight is None else adapted.weight
+    columns = {
+        "blend": weight.view(-1, batch).mean(0).tolist(),
+        "fallback": adapted.fallback.view(-1, batch).float().amax(0).tolist(),
+    }
+    if adapted.seen.damage is not None:
+        columns["damage"] = adapted.seen.damage[:batch].tolist()
+    return [{key: column[b] for key, column in columns.items()} for b in range(batch)]
+
+
+class _OnFeatures:
+    """A baseline: it looks at features of the image, and most at its random views'."""
+
+    precision = ""
+
+    def __init__(self, baseline: Baseline, teacher: ClipTeacher) -> None:
+        self.baseline, self.teacher = baseline, teacher
+
+    def __call__(self, batch: _Batch, count: int) -> tuple[Tensor, Stats, list[Stats]]:
+        features = batch.features_of_views if self.baseline.views else batch.features
+        if self.baseline.history:  # it must not see what fills up a batch
+            views, patches = features.views[:count], features.patches[:count]
+            features = replace(features, views=views, patches=patches)
+        clock = Clock(self.teacher.device)
+        probabilities = self.baseline(features)
+        times = {"views_ms": 0.0, "teacher_ms": batch.plain.ms, "method_ms": clock.lap()}
+        if self.baseline.views:
+            times["views_ms"] = batch.views_ms
+            times["teacher_ms"] += batch.views_teacher_ms
+        return probabilities, times, [{} for _ in range(count)]
 
 
 class Classifier:
@@ -116,42 +218,41 @@ class Classifier:
     ) -> None:
         self.teacher, self.class_names, self.text = teacher, tuple(class_names), dict(text)
         self.methods, self.config, self.calibration = dict(methods), config, calibration
-        self.adapters = {
-            name: Adapter(teacher, recipe, text["text"], calibration)
-            for name, recipe in methods.items()
-            if recipe is not None
-        }
         self.baselines = {
-            name: make_baseline(name, teacher, class_names)
+            name: make_baseline(name, teacher, class_names, self.text.get(name))
             for name, recipe in methods.items()
-            if recipe is None and name not in (*CONTROLS, *PLAIN)
+            if recipe is None
+        }
+        self.answerers: dict[str, _Answerer] = {
+            name: _OnFeatures(self.baselines[name], teacher)
+            if recipe is None
+            else _OnTokens(recipe, teacher, self.text["text"])
+            for name, recipe in methods.items()
         }
 
     def reset(self) -> None:
         """Forget what methods with a history have seen: a new stream of images begins."""
         for baseline in self.baselines.values():
-            if isinstance(baseline, Tda):
-                baseline.reset()
+            baseline.reset()
 
     @property
     def precisions(self) -> dict[str, str]:
         """What each student's matrix products are computed in: ``auto`` depends on the machine."""
-        fitters = {name: adapter.fitter for name, adapter in self.adapters.items()}
-        return {name: fitter.precision for name, fitter in fitters.items() if fitter is not None}
+        return {name: a.precision for name, a in self.answerers.items() if a.precision}
 
     @property
     def ineffective(self) -> dict[str, str]:
         """Methods that do nothing, or not all that they say, with the reason and the remedy."""
-        calibrated, found = self.calibration is not None, {}
+        calibrated, reasons = self.calibration is not None, {}
         for name, recipe in self.methods.items():
             if recipe is not None:
-                found[name] = why_ineffective(name, recipe.recipe, calibrated)
+                reasons[name] = why_ineffective(name, recipe.recipe, calibrated)
             elif name in NEED_VIEWS and self.config.views == 1:
-                found[name] = (
+                reasons[name] = (
                     f"method {name} answers as its teacher does: it compares views of an image, "
                     "and CLASSIFICATION.VIEWS is 1"
                 )
-        return {name: reason for name, reason in found.items() if reason}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Pixels]) -> list[dict[str, Prediction]]:
@@ -178,120 +279,23 @@ class Classifier:
     def _chunk(self, images: Sequence[Pixels]) -> list[dict[str, Prediction]]:
         # Always the same number of images: a short chunk is filled up, so that a result does not
         # depend on how many images happened to come with it.
-        filled = [*images, *[images[-1]] * (self.config.batch - len(images))]
-        batch = self._encode(filled)
+        count = len(images)
+        batch = _Batch(self, [*images, *[images[-1]] * (self.config.batch - count)])
         results: list[dict[str, Prediction]] = [{} for _ in images]
-        for name in self.methods:
-            for result, prediction in zip(results, self._predict(name, batch, len(images))):
-                result[name] = prediction
+        for name, answerer in self.answerers.items():
+            probabilities, times, readings = answerer(batch, count)
+            shared = {key: ms / count for key, ms in times.items()}
+            rows = probabilities.float().cpu()
+            for result, row, reading in zip(results, rows, readings):
+                result[name] = Prediction(row, {**shared, **reading})
         return results
 
-    def _encode(self, images: Sequence[Pixels]) -> _Batch:
-        """Teacher and views, as far as any of the methods needs them."""
-        teacher, config = self.teacher, self.config
-        keys = [image_key(config.seed, np.ascontiguousarray(image)) for image in images]
-        centre = torch.stack([centre_view(image, teacher) for image in images])
-        pixels = centre.to(teacher.device).float() / 255
-        batch = _Batch(images, keys, pixels)
-        if len(self.adapters) < len(self.methods):
-            self._encode_images(batch)
-        if self.baselines and config.views > 1:
-            self._encode_views(batch)
-        return batch
+    # ---- what the texts say of tokens: `adapt.journey.Task` --------------------------------------
 
-    def _encode_images(self, batch: _Batch) -> None:
-        teacher, clock = self.teacher, Clock(self.teacher.device)
-        tokens, context = teacher.encode(self._input(batch.pixels))
-        batch.runs[False, 1] = Run(tokens, context, clock.lap())
-        views = teacher.pooled(tokens[:, -1], context)[:, None]
-        patches = teacher.project(tokens[:, -1].flatten(1, 2))
-        batch.features = Features(views, patches, self.text["text"], teacher.logit_scale)
+    def log_scores(self, tokens: Tensor, context: Any) -> Tensor:
+        """(B, H * W, D) last-layer tokens to (B, H * W, C) class logits."""
+        return self.teacher.logit_scale * self.teacher.project(tokens) @ self.text["text"].T
 
-    def _encode_views(self, batch: _Batch) -> None:
-        teacher, clock = self.teacher, Clock(self.teacher.device)
-        pieces = [
-            random_views(image, teacher, self.config.views - 1, key)
-            for image, key in zip(batch.images, batch.keys)
-        ]
-        batch.views_ms = clock.lap()
-        # One image's views at a time: always the same shape, whatever the batch.
-        encoded = [
-            teacher.image_features(self._input(piece.to(teacher.device).float() / 255))
-            for piece in pieces
-        ]
-        views = torch.cat([batch.features.views, torch.stack(encoded)], 1)
-        batch.views_teacher_ms = clock.lap()
-        patches, text, scale = batch.features.patches, batch.features.text, batch.features.scale
-        batch.features = Features(views, patches, text, scale)
-
-    def _predict(self, name: str, batch: _Batch, count: int) -> list[Prediction]:
-        """One method's predictions for the first ``count`` images of a batch."""
-        clock = Clock(self.teacher.device)
-        stats: dict[str, float] = {"views_ms": 0.0, "teacher_ms": 0.0}
-        single: list[dict[str, float]] = [{} for _ in range(count)]
-        if name in self.adapters:
-            run, answer, stats["views_ms"] = self._adapt(name, batch)
-            stats["teacher_ms"] = run.ms
-            clock.lap()
-            features = answer.features.unflatten(0, (-1, len(batch.keys)))
-            features = features[0] if len(features) == 1 else mean_direction(features.movedim(0, 1))
-            probabilities = self._probabilities(features, "text")
-            stats["method_ms"] = answer.ms + clock.lap()
-            single = self._readings(run, answer, len(batch.keys))
-        elif name in self.baselines:
-            stats["views_ms"] = batch.views_ms
-            stats["teacher_ms"] = batch.runs[False, 1].ms + batch.views_teacher_ms
-            probabilities = self._baseline(name, batch.features, count)
-            stats["method_ms"] = clock.lap()
-        else:
-            stats["teacher_ms"] = batch.runs[False, 1].ms
-            probabilities = self._plain(name, batch)
-            stats["method_ms"] = clock.lap()
-        shared = {key: value / count for key, value in stats.items()}
-        rows = probabilities.float().cpu()
-        return [Prediction(rows[b], {**shared, **single[b]}) for b in range(count)]
-
-    def _plain(self, name: str, batch: _Batch) -> Tensor:
-        features = batch.features.views[:, 0]
-        if name == CONTROLS[1]:
-            return self._probabilities(mean_direction(batch.features.patches), "text")
-        return self._probabilities(features, name if name in PLAIN else "text")
-
-    def _probabilities(self, features: Tensor, text: str) -> Tensor:
-        return class_probabilities(features, self.text[text], self.teacher.logit_scale)
-
-    def _baseline(self, name: str, features: Features, count: int) -> Tensor:
-        """A baseline's answers; a method with a history must not see the filling of a batch."""
-        baseline = self.baselines[name]
-        if isinstance(baseline, Tda):
-            views, patches = features.views[:count], features.patches[:count]
-            features = Features(views, patches, features.text, features.scale)
-        return baseline(features)
-
-    def _adapt(self, name: str, batch: _Batch) -> tuple[Run, Answer, float]:
-        """A student method's pass, its answers for all views, and the time of making these."""
-        adapter = self.adapters[name]
-        views, students = adapter.adaptation.views, adapter.adaptation.students
-        clock = Clock(self.teacher.device)
-        pixels = torch.cat([corner_view(batch.pixels, view) for view in range(views)])
-        views_ms = clock.lap()
-        kind = adapter.restores, views
-        if kind not in batch.runs:
-            batch.runs[kind] = adapter.encode(pixels)
-        keys = [key._replace(window=view) for view in range(students) for key in batch.keys]
-        return batch.runs[kind], adapter(pixels, batch.runs[kind], keys), views_ms
-
-    @staticmethod
-    def _readings(run: Run, answer: Answer, batch: int) -> list[dict[str, float]]:
-        """For each image what the gauge saw in it, how much of its students was taken, and whether
-        one failed."""
-        share = answer.share.view(-1, batch).mean(0)
-        failed = answer.fallback.view(-1, batch).any(0)
-        readings = [{"blend": float(s), "fallback": float(f)} for s, f in zip(share, failed)]
-        if run.damage is not None:
-            for reading, damage in zip(readings, run.damage):
-                reading["damage"] = float(damage)
-        return readings
-
-    def _input(self, pixels: Tensor) -> Tensor:
-        return normalise(pixels, self.teacher.pixel_mean, self.teacher.pixel_std)
+    def segments(self, seen: Pass) -> Tensor:
+        """(B, H, W) the class that each patch is likest to."""
+        return (self.teacher.project(seen.field[:, -1]) @ self.text["text"].T).argmax(-1)

@@ -82,6 +82,14 @@ class EomtContext:
         """(B, Q, D) query tokens after the last layer, before the final norm."""
         return self.queries[:, -1]
 
+    last = last_queries
+
+    def by_layer(self, layers: int) -> Tensor:
+        """(B, L, Q, D) query tokens after each layer; as learned before they enter."""
+        entered = self.queries.shape[1] - 1
+        after = [max(layer - (layers - entered), 0) for layer in range(1, layers + 1)]
+        return self.queries[:, after]
+
 
 class EomtTeacher(Teacher[EomtContext]):
     """A frozen EoMT that hands out its tokens at every layer and can resume from any of them.

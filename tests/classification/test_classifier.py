@@ -12,11 +12,12 @@ import torch.nn.functional as F
 
 from lqn_seg.adapt import ineffective
 from lqn_seg.adapt.calibration import calibrate
-from lqn_seg.adapt.classification_lqn import Adapter
 from lqn_seg.adapt.classification_methods import BASELINES, CONTROLS, Adaptation
 from lqn_seg.adapt.ineffective import IneffectiveMethodWarning
+from lqn_seg.adapt.journey import Images, adapt
 from lqn_seg.adapt.views import centre_view, corner_view
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
+from lqn_seg.classification.pooling import image_features, method_for
 from lqn_seg.classification.prompts import templates, text_features
 from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
 from lqn_seg.core.fit import StudentFitter
@@ -146,15 +147,23 @@ def test_tda_depends_on_what_came_before_until_it_is_reset(build):
     torch.testing.assert_close(torch.stack(first), torch.stack(singly), atol=1e-5, rtol=1e-4)
 
 
+def adapted(adaptation, teacher, text, pixels, image, calibration=None, view=0):
+    """Features (E,) of one image by the journey alone, and what came of it."""
+    images = Images(teacher, pixels, [image_key(0, image, view)], calibration)
+    method = method_for(adaptation, teacher)
+    with torch.no_grad():
+        found = adapt(method, images)
+        pooled = image_features(found, adaptation.readout, method.layer, teacher, text["text"])
+    return pooled[0], found
+
+
 @pytest.mark.parametrize("readout", ["cls", "mean", "mean_cls", "text", "reentry"])
 def test_a_student_that_is_not_heard_leaves_the_teachers_answer(readout, teacher, text):
     """Nothing to gauge by: every read-out has a literal answer from the teacher's own tokens."""
     image = photo(3)
     silent = replace(LQN, adapt=AdaptConfig(gauged=True))
-    adapter = Adapter(teacher, Adaptation(silent, readout, 2), text["text"])
     pixels = centre_view(image, teacher)[None].float() / 255
-    run = adapter.encode(pixels)
-    features = adapter(pixels, run, [image_key(0, image)]).features[0]
+    features, _ = adapted(Adaptation(silent, readout, 2), teacher, text, pixels, image)
     _, field, context = encode(teacher, image)
     patches, cls = teacher.project(field[0, -1].flatten(0, 1)), teacher.project(context.cls[0])
     sure = (teacher.logit_scale * patches @ text["text"].T).softmax(-1).amax(-1)
@@ -171,12 +180,9 @@ def test_a_student_that_is_not_heard_leaves_the_teachers_answer(readout, teacher
 @pytest.mark.parametrize("readout", ["mean", "cls"])
 def test_a_heard_student_answers_with_its_own_tokens(readout, teacher, text):
     image = photo(4)
-    adaptation = Adaptation(LQN, readout)
-    adapter = Adapter(teacher, adaptation, text["text"])
-    pixels = centre_view(image, teacher)[None].float() / 255
-    run, key = adapter.encode(pixels), image_key(0, image)
-    features = adapter(pixels, run, [key]).features[0]
-    field = run.field
+    pixels, key = centre_view(image, teacher)[None].float() / 255, image_key(0, image)
+    features, seen = adapted(Adaptation(LQN, readout), teacher, text, pixels, image)
+    run, field = seen.seen, seen.seen.field
     if readout == "cls":  # one more row, the CLS token of every layer in each of its columns
         row = run.context.prefix[:, 1:].unsqueeze(3).expand(-1, -1, -1, 4, -1)
         field = torch.cat([field, row.reshape(1, 3, 1, 4, 32)], 2)
@@ -188,26 +194,6 @@ def test_a_heard_student_answers_with_its_own_tokens(readout, teacher, text):
     else:
         expected = F.normalize(teacher.project(tokens.flatten(0, 1)).mean(0), dim=-1)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("readout", ["mean", "cls"])
-def test_sampling_by_segments_goes_by_the_class_of_each_patch(readout, teacher, text):
-    """The literal segments: argmax of a patch's cosines, CLS apart; and the students differ."""
-    image = photo(4)
-    guided = replace(LQN, fit=replace(LQN.fit, sampling="segments", layers=None))
-    adapter = Adapter(teacher, Adaptation(guided, readout), text["text"])
-    pixels = centre_view(image, teacher)[None].float() / 255
-    run, key = adapter.encode(pixels), image_key(0, image)
-    segments = adapter._segments(run)[0]
-    for i, j in ((0, 0), (1, 3), (3, 2)):
-        cosines = teacher.project(run.field[0, -1, i, j]) @ text["text"].T
-        assert segments[i, j] == cosines.argmax()
-    assert segments.shape == (4 + (readout == "cls"), 4)
-    if readout == "cls":
-        assert (segments[4] == len(NAMES)).all()
-    uniform = Adapter(teacher, Adaptation(LQN, readout), text["text"])
-    features = [a(pixels, run, [key]).features for a in (adapter, uniform)]
-    assert features[0].isfinite().all() and not torch.equal(*features)
 
 
 def test_undamaged_images_keep_their_zero_shot_answer(build, calibration):
@@ -260,9 +246,8 @@ def test_the_answer_of_several_views_is_their_mean_direction(build, calibration,
     pixels = centre_view(image, teacher)[None].float() / 255
     views = torch.cat([corner_view(pixels, number) for number in range(4)])
     plain = teacher.image_features(normalise(views, teacher.pixel_mean, teacher.pixel_std))
-    adapter = Adapter(teacher, methods["single"], text["text"], calibration)
-    key = image_key(0, image)
-    restored = [adapter(v[None], adapter.encode(v[None]), [key]).features[0] for v in views]
+    single = methods["single"]
+    restored = [adapted(single, teacher, text, v[None], image, calibration)[0] for v in views]
     for name, features in {"teacher": plain, "restore": torch.stack(restored)}.items():
         mean = F.normalize(features.mean(0), dim=-1)
         expected = (teacher.logit_scale * mean @ text["text"].T).softmax(-1)
@@ -282,32 +267,18 @@ def test_a_gauged_recipe_has_one_student_and_any_other_one_for_each_view(
     image = photo(7)
     (got,) = build({"lqn": Adaptation(recipe, views=3)}, calibration)([image])
     pixels = centre_view(image, teacher)[None].float() / 255
-    key, features = image_key(0, image), []
+    features = []
     for number in range(3):
         alone = recipe if not (gauged and number) else with_variant(recipe, "restore")
-        adapter = Adapter(teacher, Adaptation(alone), text["text"], calibration)
         view = corner_view(pixels, number)
-        answer = adapter(view, adapter.encode(view), [key._replace(window=number)])
-        features.append(answer.features[0])
+        answer, found = adapted(Adaptation(alone), teacher, text, view, image, calibration, number)
+        features.append(answer)
         if number == 0:
-            share = answer.share.item()
+            share = found.weight.item()
     mean = F.normalize(torch.stack(features).mean(0), dim=-1)
     expected = (teacher.logit_scale * mean @ text["text"].T).softmax(-1)
     torch.testing.assert_close(got["lqn"].probabilities, expected, atol=1e-4, rtol=1e-3)
     assert got["lqn"].stats["blend"] == pytest.approx(share, abs=1e-4) and share > 0.1
-
-
-def test_the_entropy_objective_is_lowered_by_its_fit(teacher, text):
-    image = photo(5)
-    entropy = replace(LQN, fit=replace(LQN.fit, objective="entropy", alpha=0.0, steps=60))
-    adapter = Adapter(teacher, Adaptation(entropy, "mean"), text["text"])
-    pixels = centre_view(image, teacher)[None].float() / 255
-    run = adapter.encode(pixels)
-    classify = adapter._classify()
-    students = adapter.fitter.fit(pixels, run.field, [image_key(0, image)], classify)
-    curve = students.loss_curve[0]
-    assert (curve.diff() < 0).all() and curve[-1] < 0.9 * curve[0]
-    assert adapter(pixels, run, [image_key(0, image)]).features.isfinite().all()
 
 
 def test_a_student_that_diverges_or_runs_out_of_memory_falls_back(build, monkeypatch):
@@ -330,9 +301,9 @@ def test_bad_input_is_named(build, teacher, text):
     with pytest.raises(InputError, match="unknown read-out 'maen': did you mean 'mean'"):
         Adaptation(LQN, "maen")
     with pytest.raises(InputError, match="layer 2, which the student is not fitted to"):
-        Adapter(teacher, Adaptation(with_variant(LQN, "apm"), "reentry", 2), text["text"])
+        method_for(Adaptation(with_variant(LQN, "apm"), "reentry", 2), teacher)
     with pytest.raises(InputError, match=r"REENTRY_LAYER must be in 1\.\.3, not 9"):
-        Adapter(teacher, Adaptation(LQN, "reentry", 9), text["text"])
+        method_for(Adaptation(LQN, "reentry", 9), teacher)
     with pytest.raises(InputError, match="uint8 array, got float32"):
         build({"zero-shot": None})([np.zeros((4, 4, 3), np.float32)])
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from lqn_seg.adapt.closed_forms import ClosedFormField
+
 from lqn_seg.core.config import LQNConfig, StudentConfig, with_variant
 from lqn_seg.core.random import RandomKey
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,6 +31,24 @@ class Features:
     def logits(self) -> Tensor:
         """(B, V, C) class logits of every view."""
         return self.scale * self.views @ self.text.T
+
+
+class Baseline:
+    """`Features` to class probabilities (B, C).
+
+    Attributes:
+        views: whether it looks at random views of the image too.
+        history: whether its answer to an image depends on those before it.
+    """
+
+    views: ClassVar[bool] = True
+    history: ClassVar[bool] = False
+
+    def __call__(self, features: Features) -> Tensor:
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget the images before."""
 
 
 def entropy(log_p: Tensor) -> Tensor:

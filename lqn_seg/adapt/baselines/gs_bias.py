@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lqn_seg.adapt.baselines.features import (
+    Baseline,
     Features,
     marginal_entropy,
     marginal_entropy_gradient,
@@ -21,7 +22,7 @@ from lqn_seg.adapt.baselines.features import (
 
 
 @dataclass(frozen=True)
-class GsBias:
+class GsBias(Baseline):
     """Attributes:
     keep: share of the views that the global bias looks at, the most confident ones.
     patches: how many of view 0's patches the spatial bias looks at.

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.adapt.baselines.features import Features
+from lqn_seg.adapt.baselines.features import Baseline, Features
 
 
 @dataclass(frozen=True)
-class Mta:
+class Mta(Baseline):
     """Attributes:
     neighbours: share of the other views that a view's bandwidth is measured on.
     affinity_weight: lambda of the affinity between views' predictions.

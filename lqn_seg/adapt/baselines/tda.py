@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.adapt.baselines.features import Features, entropy, log_mean, select_confident
+from lqn_seg.adapt.baselines.features import Baseline, Features, entropy, log_mean, select_confident
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Tda:
+class Tda(Baseline):
     """Attributes:
     keep: share of the views that an image is represented by, the most confident ones.
     positive_shots, positive_weight, positive_sharpness: capacity, alpha and beta of what is.
@@ -61,6 +62,7 @@ class Tda:
     mask: probabilities between which a class counts as what an image is not.
     """
 
+    history: ClassVar[bool] = True
     keep: float = 0.1
     positive_shots: int = 3
     positive_weight: float = 2.0

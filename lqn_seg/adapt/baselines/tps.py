@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.adapt.baselines.features import Features, marginal_entropy, select_confident
+from lqn_seg.adapt.baselines.features import Baseline, Features, marginal_entropy, select_confident
 
 
 @dataclass(frozen=True)
-class Tps:
+class Tps(Baseline):
     """Attributes:
     keep: share of the views whose marginal entropy is lowered, the most confident ones.
     learning_rate, steps: of AdamW; shift and optimiser start afresh for every image.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lqn_seg.adapt.baselines.features import Features, marginal_entropy, select_confident
+from lqn_seg.adapt.baselines.features import Baseline, Features, marginal_entropy, select_confident
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import ClipTeacher
 
@@ -22,7 +22,7 @@ _LOSS_SCALE = 1024.0
 
 
 @dataclass(frozen=True)
-class Tpt:
+class Tpt(Baseline):
     """Attributes:
     teacher: whose text tower is run, and run back through.
     class_names: in the order of the labels.

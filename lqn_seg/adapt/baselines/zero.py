@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.adapt.baselines.features import Features, confident_order, selected_views
+from lqn_seg.adapt.baselines.features import Baseline, Features, confident_order, selected_views
 
 # How much of a vote the tie-break is worth: it decides between equal counts and nothing else.
 _TIE_BREAK = 0.5
 
 
 @dataclass(frozen=True)
-class Zero:
+class Zero(Baseline):
     """Attributes:
     keep: share of the views that vote, the most confident ones.
     """

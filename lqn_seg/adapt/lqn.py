@@ -1,0 +1,114 @@
+"""LQN as a method: a student fitted to an image's token field.
+
+A student that shall give context tokens too (an EoMT's queries, a CLIP's CLS) finds them as further
+rows below the grid of patches, repeated until the rows are full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lqn_seg.adapt.ablations import ablation_inputs, fit_whole_image
+from lqn_seg.adapt.journey import Answer, Images, Method, Pass
+from lqn_seg.core.alignment import noise_share
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fit import StudentFitter
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalise
+
+
+class LQN(Method):
+    """A student per image.
+
+    Args:
+        recipe: student, fit, and what is done before and after.
+        context: whether the student is fitted to the context tokens, and gives them.
+        layer: that is queried; 0 is the last.
+        context_size: K.
+    """
+
+    student = True
+
+    def __init__(
+        self, recipe: LQNConfig, teacher: Teacher[Any], context_size: int = 0, layer: int = 0
+    ) -> None:
+        super().__init__(teacher, recipe.adapt.restore, layer)
+        self.recipe, self.context_size = recipe, context_size
+        rows, columns = teacher.grid
+        self.rows = rows  # of the patches; those of the context tokens come below
+        self.context_rows = math.ceil(context_size / columns)
+        self.grid = (teacher.num_layers, rows + self.context_rows, columns)
+        self.fitter = StudentFitter(recipe, self.grid, teacher.width, teacher.device)
+        self.precision = self.fitter.precision
+
+    def mixing_weight(self, images: Images, seen: Pass) -> Tensor:
+        return mixing_weight(self.recipe, images, seen)
+
+    def fit(self, images: Images, seen: Pass) -> Callable[[], Answer]:
+        if images.whole is not None:
+            return fit_whole_image(self, images, seen)
+        count = students(self.recipe, images)
+        field = self.field(seen.field[:count], seen.context)
+        inputs = self.student_input(images.pixels[:count])
+        extra = ablation_inputs(self, images, seen)
+        fitted = self.fitter.fit(inputs, field, images.keys[:count], **extra)
+
+        def query() -> Answer:
+            return Answer(*self.split(fitted.query_layer(self.layer)), fitted.finite)
+
+        return query
+
+    def student_input(self, pixels: Tensor) -> Tensor:
+        """(B, 3, h, w) pixels in 0..1 as the student's input (B, 3, s, s).
+
+        Its normalisation is its own, whatever the teacher's is (ambiguity 21).
+        """
+        side = self.recipe.student.input_size
+        small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+        return normalise(small, IMAGENET_MEAN, IMAGENET_STD)
+
+    def field(self, field: Tensor, context: Any) -> Tensor:
+        """(B, L, H, W, D) with the context tokens of every layer in the rows below."""
+        if not self.context_rows:
+            return field
+        tokens = context.by_layer(field.shape[1])[: len(field)]  # (B, L, K, D)
+        below = tokens[:, :, self._cells(field.device)].unflatten(2, (self.context_rows, -1))
+        return torch.cat([field, below], 2)
+
+    def split(self, answer: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, H + rows, W, D) to patches (B, H, W, D) and context tokens (B, K, D), each the mean
+        of its cells."""
+        if not self.context_rows:
+            return answer, None
+        below = answer[:, self.rows :].flatten(1, 2)  # (B, cells, D)
+        cells = self._cells(answer.device)
+        share = F.one_hot(cells, self.context_size).to(below.dtype)  # (cells, K)
+        return answer[:, : self.rows], (share / share.sum(0)).T @ below
+
+    def _cells(self, device: torch.device) -> Tensor:
+        """Which context token each cell below the grid holds."""
+        cells = self.context_rows * self.grid[2]
+        return torch.arange(cells, device=device) % self.context_size
+
+
+def students(recipe: LQNConfig, images: Images) -> int:
+    """S: every view of an image has a student; of a recipe that mixes by the noise fraction, whose
+    student mends what alignment has left, the image itself alone."""
+    return len(images.pixels) // (images.views if recipe.adapt.gauged else 1)
+
+
+def mixing_weight(recipe: LQNConfig, images: Images, seen: Pass) -> Tensor:
+    """(S,) weight of the student's answer: the noise fraction of the last layer, or 1."""
+    count = students(recipe, images)
+    ones = torch.ones(count, device=images.teacher.device)
+    if not recipe.adapt.gauged:
+        return ones
+    damaged = (images.damaged() if seen.damaged is None else seen.damaged)[:count]
+    if images.calibration is None or not damaged.any():
+        return 0 * ones
+    return noise_share(images.calibration, seen.field[:count]) * damaged

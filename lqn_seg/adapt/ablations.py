@@ -1,53 +1,142 @@
-"""The paper's ablations that gain nothing (REPORT.md): runnable, and out of everybody's way."""
+"""The paper's ablations, and ours, that gain nothing (REPORT.md): runnable, and out of the way.
+
+Each hands something to the fit or the query: a sampler, a loss, further views, a source, tied
+weights. (``student-queries`` and ``cls-in-field`` fit the context tokens: `lqn.context_size`.)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
 
-from lqn_seg.adapt.augment import augmented_views
 from lqn_seg.adapt.journey import Answer, Images, Pass
-from lqn_seg.core.fit import StudentFitter
+from lqn_seg.core.lqn import Loss, Sampler, StudentFitter, Students
+from lqn_seg.core.random import Draw, RandomKey, generator, image_seed
+from lqn_seg.core.view import View
 
 if TYPE_CHECKING:
     from lqn_seg.adapt.lqn import LQN
 
-
-def ablation_inputs(method: LQN, images: Images, seen: Pass) -> dict[str, Any]:
-    """What the fit of an ablation is given beside the image: views, a classifier, segments."""
-    fit = method.recipe.fit
-    extra: dict[str, Any] = {}
-    if fit.views > 1:
-        views = augmented_views(images.pixels, images.keys, fit.views).unbind(1)[1:]
-        extra["views"] = [fitted_view(method, images, view) for view in views]
-    if fit.objective == "entropy":
-        extra["classify"] = classifier(images, seen)
-    if method.fitter.needs_segments:
-        extra["segments"] = segments(method, images, seen)
-    return extra
+VIEWS = 2  # of an image, itself included
 
 
-def fitted_view(method: LQN, images: Images, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """What a student sees of another view: its input, and the teacher's tokens."""
-    seen = images.encode_pixels(pixels, method.aligned)
-    return method.student_input(pixels), method.field(seen.field, seen.context)
+def fit_options(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any]:
+    """What the fit of the first `count` images is given beside them."""
+    make = _OPTIONS.get(method.recipe.ablation)
+    return make(method, images, seen, count) if make else {}
 
 
-def classifier(images: Images, seen: Pass) -> Callable[[Tensor], Tensor]:
-    """Last-layer tokens (B, n, D), the patches first, to what the frozen head says of them."""
+def query_options(method: LQN, keys: Sequence[RandomKey], places: int) -> dict[str, Any]:
+    """What a query of so many addresses is given."""
+    if method.recipe.ablation != "random-source":
+        return {}
+    depth, rows, columns = method.grid
+    streams = [generator(key, Draw.QUERY, method.fitter.device) for key in keys]
+    device = method.fitter.device
+    size = torch.tensor((rows, columns, depth), device=device)
+    drawn = [torch.rand(places, 3, generator=g, device=device) for g in streams]
+    return {"source": (torch.stack(drawn) * size).floor() + 1}
+
+
+def _views(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any]:
+    """Random parts of the images, mirrored half the time, each with a pass of its own.
+
+    torchvision's RandomResizedCrop and RandomHorizontalFlip at their defaults.
+    """
+    further = []
+    for number in range(1, VIEWS):
+        pixels = torch.cat([_part(x, key, number) for x, key in zip(images.pixels, images.keys)])
+        other = images.encode_pixels(pixels, method.aligned)
+        field = method.field(other.field[:count], other.context)
+        further.append((method.student_input(pixels[:count]), field))
+    return {"views": further}
+
+
+def _part(pixels: Tensor, key: RandomKey, number: int) -> Tensor:
+    """(3, h, w) pixels to one view (1, 3, h, w)."""
+    cut = v2.Compose([v2.RandomResizedCrop(tuple(pixels.shape[1:])), v2.RandomHorizontalFlip()])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(image_seed(key, Draw.VIEW) + number)
+        return cut(pixels)[None]
+
+
+def _entropy(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any]:
+    """The entropy of what the frozen head says of the whole last layer, in L_B's place."""
     assert images.task is not None
-    task, count = images.task, seen.field.shape[2] * seen.field.shape[3]
-    return lambda tokens: task.log_scores(tokens[:, :count], seen.context)
+    task, fitter, (_, rows, columns) = images.task, method.fitter, method.grid
+    patches = rows - method.context_rows
+    field = method.field(seen.field[:count], seen.context)
+    shape = (count, *method.grid, fitter.feature_dim)
+    side = method.recipe.student.input_size
+    blank = field.new_zeros(count, 3, side, side)
+    view = View.of(blank, field, method.recipe, fitter.layers, shape)
+    depth = field.new_full((count, rows * columns), method.grid[0])
+
+    def loss(tokens: Tensor, _: Tensor) -> Tensor:
+        tokens = view.in_units(tokens, depth)[:, : patches * columns]
+        log_p = task.log_scores(tokens, seen.context).float().log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1).mean(1)
+
+    def sampler(student: int, key: RandomKey) -> Tensor:
+        drawn = fitter.uniform(student, key)[1:, :, : rows * columns]
+        last = torch.arange(rows * columns, device=field.device) + (len(fitter.layers) - 1) * (
+            rows * columns
+        )
+        whole = last.expand(1, method.recipe.fit.steps, -1)
+        if not len(drawn):
+            return whole
+        repeats = -(-whole.shape[2] // drawn.shape[2])
+        return torch.cat([whole, drawn.repeat(1, 1, repeats)[..., : whole.shape[2]]])
+
+    options: dict[str, Sampler | Loss] = {"sampler": sampler, "binding": loss}
+    return options
 
 
-def segments(method: LQN, images: Images, seen: Pass) -> Tensor:
-    """(B, H + rows, W) the segment of each position; context tokens are one of their own."""
+def _segments(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any]:
+    """Source 1, source 2 and destination from three different segments (the paper's section 10).
+
+    Each source is uniform over the places outside the others' segments, or over all where none is
+    left: an image of one segment has no other.
+    """
     assert images.task is not None
-    labels = images.task.segments(seen)
-    return F.pad(labels, (0, 0, 0, method.context_rows), value=int(labels.max()) + 1)
+    labels = images.task.segments(seen)[:count]
+    labels = F.pad(labels, (0, 0, 0, method.context_rows), value=int(labels.max()) + 1).flatten(1)
+    fitter, size = method.fitter, labels.shape[1]
+
+    def sampler(student: int, key: RandomKey) -> Tensor:
+        drawn, segments = fitter.uniform(student, key), labels[student]  # (draws, N, n), (H W,)
+        taken = [segments[drawn[0] % size]]
+        for index, draw in enumerate((Draw.SOURCE_1, Draw.SOURCE_2)[: len(drawn) - 1], start=1):
+            free = torch.stack([segments != other[..., None] for other in taken]).all(0)
+            free |= ~free.any(-1, keepdim=True)  # (N, n, H W)
+            random = generator(key, draw, labels.device)
+            place = free.flatten(0, 1).float().multinomial(1, generator=random).view(taken[0].shape)
+            drawn[index] = drawn[index] // size * size + place
+            taken.append(segments[place])
+        return drawn
+
+    return {"sampler": sampler}
+
+
+class AddedPositions(Students):
+    """P(src) + P(dest) in one block of the first matrix, in place of one beside the other."""
+
+    def __init__(self, fitter: StudentFitter, keys: Sequence[RandomKey]) -> None:
+        super().__init__(fitter, keys)
+        self.weights["first.source"] = self.weights["first.destination"]
+
+
+_OPTIONS: dict[str, Callable[[LQN, Images, Pass, int], dict[str, Any]]] = {
+    "views": _views,
+    "entropy": _entropy,
+    "segments": _segments,
+    "added-positions": lambda *_: {"students": AddedPositions},
+}
 
 
 def fit_whole_image(method: LQN, images: Images, seen: Pass) -> Callable[[], Answer]:
@@ -57,9 +146,9 @@ def fit_whole_image(method: LQN, images: Images, seen: Pass) -> Callable[[], Ans
     field = layout.stitch(seen.field)
     grid = (field.shape[1], field.shape[2], field.shape[3])
     fitter = StudentFitter(method.recipe, grid, field.shape[-1], field.device)
-    pixels = whole[None].to(field.device).float() / 255
-    places = layout.places(images.teacher.grid)
-    fitted = fitter.fit(method.student_input(pixels), field, images.keys[:1], places=places)
+    pixels = method.student_input(whole[None].to(field.device).float() / 255)
+    coordinates = layout.places(images.teacher.grid)
+    fitted = fitter.fit(pixels, field, images.keys[:1], coordinates=coordinates)
 
     def query() -> Answer:
         finite = fitted.finite.expand(len(seen.field))

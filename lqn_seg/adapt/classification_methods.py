@@ -44,7 +44,6 @@ class Adaptation:
             ``teacher`` not even the statistics are restored.
         readout: one of `READOUTS`.
         reentry_layer: where a student's tokens re-enter (``reentry`` alone); 0 is half the depth.
-        include_cls: fit the CLS token too where the read-out does not ask for it.
         views: how many views of an image (`corner_view`) are adapted to; the answers' mean
             direction counts.
     """
@@ -52,7 +51,6 @@ class Adaptation:
     recipe: LQNConfig
     readout: str = "cls"
     reentry_layer: int = 0
-    include_cls: bool = False
     views: int = 1
 
     def __post_init__(self) -> None:
@@ -64,8 +62,8 @@ class Adaptation:
 
     @property
     def knows_cls(self) -> bool:
-        """Whether the student is fitted to the CLS token."""
-        return self.include_cls or self.readout in ("cls", "mean_cls")
+        """Whether the read-out needs the student's CLS token."""
+        return self.readout in ("cls", "mean_cls")
 
     @property
     def has_student(self) -> bool:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lqn_seg.adapt.timing import Clock, is_out_of_memory
 from lqn_seg.core.alignment import Calibration, Restorer
 from lqn_seg.core.random import RandomKey
-from lqn_seg.core.timing import Clock, is_out_of_memory
 from lqn_seg.teachers.base import Teacher, normalise
 
 
@@ -141,10 +141,12 @@ class Method:
     Attributes:
         layer: whose tokens it answers with.
         student: whether it fits something to the image.
+        whole_image: whether it wants all windows of an image at once.
         precision: of its own matrix products; empty where there are none.
     """
 
     student = False
+    whole_image = False
     precision = ""
 
     def __init__(self, teacher: Teacher[Any], aligned: bool = False, layer: int = 0) -> None:

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.adapt.ablations import ablation_inputs, fit_whole_image
+from lqn_seg.adapt.ablations import fit_options, fit_whole_image, query_options
 from lqn_seg.adapt.journey import Answer, Images, Method, Pass
 from lqn_seg.core.alignment import noise_share
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.fit import StudentFitter
+from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalise
 
 
@@ -27,21 +27,21 @@ class LQN(Method):
 
     Args:
         recipe: student, fit, and what is done before and after.
-        context: whether the student is fitted to the context tokens, and gives them.
+        context: whether what is made of the answer needs the context tokens.
         layer: that is queried; 0 is the last.
-        context_size: K.
     """
 
     student = True
 
     def __init__(
-        self, recipe: LQNConfig, teacher: Teacher[Any], context_size: int = 0, layer: int = 0
+        self, recipe: LQNConfig, teacher: Teacher[Any], context: bool = False, layer: int = 0
     ) -> None:
         super().__init__(teacher, recipe.adapt.restore, layer)
-        self.recipe, self.context_size = recipe, context_size
+        self.recipe, self.whole_image = recipe, recipe.ablation == "fit-per-image"
+        self.context_size = context_size(recipe, teacher, context)
         rows, columns = teacher.grid
         self.rows = rows  # of the patches; those of the context tokens come below
-        self.context_rows = math.ceil(context_size / columns)
+        self.context_rows = math.ceil(self.context_size / columns)
         self.grid = (teacher.num_layers, rows + self.context_rows, columns)
         self.fitter = StudentFitter(recipe, self.grid, teacher.width, teacher.device)
         self.precision = self.fitter.precision
@@ -50,16 +50,18 @@ class LQN(Method):
         return mixing_weight(self.recipe, images, seen)
 
     def fit(self, images: Images, seen: Pass) -> Callable[[], Answer]:
-        if images.whole is not None:
+        if self.whole_image and images.whole is not None:
             return fit_whole_image(self, images, seen)
         count = students(self.recipe, images)
         field = self.field(seen.field[:count], seen.context)
         inputs = self.student_input(images.pixels[:count])
-        extra = ablation_inputs(self, images, seen)
-        fitted = self.fitter.fit(inputs, field, images.keys[:count], **extra)
+        keys, options = images.keys[:count], fit_options(self, images, seen, count)
+        fitted = self.fitter.fit(inputs, field, keys, **options)
 
         def query() -> Answer:
-            return Answer(*self.split(fitted.query_layer(self.layer)), fitted.finite)
+            options = query_options(self, keys, self.grid[1] * self.grid[2])
+            tokens = fitted.query_layer(self.layer, **options)
+            return Answer(*self.split(tokens), fitted.finite)
 
         return query
 
@@ -94,6 +96,16 @@ class LQN(Method):
         """Which context token each cell below the grid holds."""
         cells = self.context_rows * self.grid[2]
         return torch.arange(cells, device=device) % self.context_size
+
+
+def context_size(recipe: LQNConfig, teacher: Teacher[Any], queried: bool = False) -> int:
+    """K: how many context tokens a student is fitted to and gives; 0 leaves them the teacher's.
+
+    Args:
+        queried: whether what is made of the answer needs them.
+    """
+    gives = queried or recipe.ablation in ("student-queries", "cls-in-field")
+    return max(getattr(teacher, "num_queries", 1), 1) if gives else 0
 
 
 def students(recipe: LQNConfig, images: Images) -> int:

@@ -32,9 +32,6 @@ class SegmentationConfig:
             side (EoMT's protocol for semantic segmentation, the only output it can make).
         object_mask_threshold, overlap_threshold: of the panoptic output.
         top_k: instances kept per image.
-        queries: whose query tokens the head reads, the ``teacher``'s or the ``student``'s.
-        fit_per: ``window`` fits a student to each window; ``image`` fits one to the tokens of all
-            windows of an image, at their coordinates in the image, and shows it the whole image.
         seed: of every random number, with the CRC32 of the image's pixels and the window.
         batch: students fitted side by side. Changing it changes results within float rounding.
         threads: CPU threads, likewise; set for each call, and given back after it.
@@ -47,8 +44,6 @@ class SegmentationConfig:
     object_mask_threshold: float = 0.8
     overlap_threshold: float = 0.8
     top_k: int = 100
-    queries: Literal["teacher", "student"] = "teacher"
-    fit_per: Literal["window", "image"] = "window"
     seed: int = 0
     batch: int = 1
     threads: int = field(default=1, repr=False)  # a run's fingerprint has it by its own name
@@ -56,12 +51,6 @@ class SegmentationConfig:
     def __post_init__(self) -> None:
         if self.inference not in ("pad", "windows"):
             raise InputError(f"INFERENCE must be pad or windows, not {self.inference!r}")
-        if self.queries not in ("teacher", "student"):
-            raise InputError(f"QUERIES must be teacher or student, not {self.queries!r}")
-        if self.fit_per not in ("window", "image"):
-            raise InputError(f"FIT_PER must be window or image, not {self.fit_per!r}")
-        if self.fit_per == "image" and self.queries == "student":
-            raise InputError("FIT_PER image knows the teacher's queries only, not QUERIES student")
         if self.inference == "windows" and (self.instances or self.panoptic):
             raise InputError("INFERENCE windows makes semantic output only; panoptic needs pad")
         if self.batch < 1:

@@ -35,13 +35,13 @@ class OnTokens(Method):
         adapt(self, images)
 
 
-def _of_recipe(recipe: LQNConfig, teacher: Teacher[Any], context_size: int, layer: int) -> Method:
+def _of_recipe(recipe: LQNConfig, teacher: Teacher[Any], context: bool, layer: int) -> Method:
     variant = recipe.fit.variant
     if variant in ("teacher", "restore"):
         return Method(teacher, variant == "restore" and recipe.adapt.restore, layer)
     if variant in ("kernel", "ridge"):
         return ClosedForm(recipe, teacher)
-    return LQN(recipe, teacher, context_size, layer)
+    return LQN(recipe, teacher, context, layer)
 
 
 _MAKERS: dict[type, Callable[..., Method]] = {
@@ -55,13 +55,13 @@ _MAKERS: dict[type, Callable[..., Method]] = {
 def make_method(
     named: NamedMethod,
     teacher: Teacher[Any],
-    context_size: int = 0,
+    context: bool = False,
     layer: int = 0,
 ) -> Method:
     """The method of a recipe, a control or a function; None is the teacher itself.
 
     Args:
-        context_size: how many context tokens its student shall give; 0 leaves them the teacher's.
+        context: whether its student shall give context tokens too.
         layer: whose tokens it answers with; 0 is the last.
     """
-    return _MAKERS[type(named)](named, teacher, context_size, layer)
+    return _MAKERS[type(named)](named, teacher, context, layer)

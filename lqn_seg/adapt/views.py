@@ -9,7 +9,6 @@ its corners, both ways round: the ten views of Krizhevsky et al. (NIPS 2012), no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,16 +18,13 @@ import torchvision.transforms.functional as V
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from lqn_seg.core.random import CounterRandom, RandomKey
+from lqn_seg.core.random import Draw, RandomKey, image_seed
 from lqn_seg.teachers.clip import ClipTeacher
 
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
-_ATTEMPTS = 10  # as torchvision: then the largest crop of an allowed aspect in the middle
-_VIEWS_DRAW, _MIRROR_DRAW = 16, 17  # of the counter-based random numbers; the core has the first
 CORNER_SIDE = 0.85  # of the view's side, of a crop in a corner
-Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def centre_view(image: NDArray[np.uint8], teacher: ClipTeacher) -> Tensor:
@@ -65,16 +61,14 @@ def random_views(
     image: NDArray[np.uint8], teacher: ClipTeacher, count: int, key: RandomKey
 ) -> Tensor:
     """(H, W, 3) uint8 RGB to (count, 3, S, S) uint8 random crops, some of them mirrored."""
-    random = CounterRandom([key])
-    picture = Image.fromarray(image)
-    mirrored = random.uniform((count,), draw=_MIRROR_DRAW)[0] < 0.5
-    views = [torch.empty(0, 3, *teacher.image_size, dtype=torch.uint8)]
-    for (top, left, height, width), mirror in zip(
-        crop_boxes(random, image.shape[:2], count), mirrored.tolist()
-    ):
-        view = V.resized_crop(picture, top, left, height, width, list(teacher.image_size))
-        views.append(_to_tensor(V.hflip(view) if mirror else view)[None])
-    return torch.cat(views)
+    picture, size = Image.fromarray(image), list(teacher.image_size)
+    cut = transforms.Compose(
+        [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(image_seed(key, Draw.VIEW))
+        views = [_to_tensor(cut(picture)) for _ in range(count)]
+    return torch.stack(views) if views else torch.empty(0, 3, *size, dtype=torch.uint8)
 
 
 def corner_view(pixels: Tensor, number: int) -> Tensor:
@@ -92,38 +86,6 @@ def corner_view(pixels: Tensor, number: int) -> Tensor:
         rows, columns = (slice(-n, None) if far else slice(n) for n, far in ((h, down), (w, right)))
         pixels = F.interpolate(pixels[..., rows, columns], size, mode="bilinear")
     return pixels.flip(-1) if mirror else pixels
-
-
-def crop_boxes(random: CounterRandom, size: tuple[int, ...], count: int) -> list[Box]:
-    """``count`` boxes in an image of (height, width), drawn as RandomResizedCrop draws them."""
-    height, width = size
-    numbers = random.uniform((count, _ATTEMPTS, 4), draw=_VIEWS_DRAW)[0].double()
-    area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * numbers[..., 0])
-    low, high = (math.log(end) for end in ASPECT)
-    aspect = (low + (high - low) * numbers[..., 1]).exp()
-    w, h = ((area * aspect).sqrt().round().int(), (area / aspect).sqrt().round().int())
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    boxes = []
-    for view in range(count):
-        if not fits[view].any():
-            boxes.append(_middle_box(height, width))
-            continue
-        attempt = int(fits[view].int().argmax())
-        box_h, box_w = int(h[view, attempt]), int(w[view, attempt])
-        down, right = (float(n) for n in numbers[view, attempt, 2:])
-        top = int(down * (height - box_h + 1))
-        boxes.append((top, int(right * (width - box_w + 1)), box_h, box_w))
-    return boxes
-
-
-def _middle_box(height: int, width: int) -> Box:
-    """The largest box in the middle whose aspect is allowed."""
-    h, w = height, width
-    if width / height < ASPECT[0]:
-        h = round(width / ASPECT[0])
-    elif width / height > ASPECT[1]:
-        w = round(height * ASPECT[1])
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:

@@ -27,12 +27,12 @@ from lqn_seg.adapt.classification_methods import (
 )
 from lqn_seg.adapt.ineffective import warn, why_ineffective
 from lqn_seg.adapt.journey import Adapted, Images, Pass, adapt
+from lqn_seg.adapt.threads import fixed_threads
+from lqn_seg.adapt.timing import Clock
 from lqn_seg.adapt.views import centre_view, corner_view, random_views
 from lqn_seg.classification.pooling import image_features, method_for
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.random import image_key
-from lqn_seg.core.threads import fixed_threads
-from lqn_seg.core.timing import Clock
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import ClipTeacher
 

@@ -36,7 +36,7 @@ def method_for(adaptation: Adaptation, teacher: ClipTeacher) -> Method:
             f"CLASSIFICATION.REENTRY_LAYER must be in 1..{teacher.num_layers}, not {layer}"
         )
     layer = layer if adaptation.readout == "reentry" else teacher.num_layers
-    method = make_method(adaptation.recipe, teacher, int(adaptation.knows_cls), layer)
+    method = make_method(adaptation.recipe, teacher, adaptation.knows_cls, layer)
     fitted = method.fitter.layers if isinstance(method, LQN) else (layer,)
     if adaptation.readout == "reentry" and layer not in fitted:
         raise InputError(

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.core.fast.products import dense
 from lqn_seg.core.kernel import guided_kernel, guiding_tokens, leave_one_out_error
 from lqn_seg.core.precision import own_precision
 from lqn_seg.errors import InputError
@@ -68,7 +68,7 @@ class LayerRange:
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
         with own_precision(tokens.device):  # the weak directions would drown in bfloat16's rounding
-            parts = dense(tokens.float() - self.centre, self.basis.mT)
+            parts = F.linear(tokens.float() - self.centre, self.basis.mT)
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
 
@@ -88,7 +88,7 @@ class LayerRange:
         parts += mean.clamp(*self.mean)[:, None, None]
         damage = (change - common)[:, self.signal].square().mean(1).sqrt()
         with own_precision(tokens.device):
-            restored = dense(parts, self.basis) + self.centre
+            restored = F.linear(parts, self.basis) + self.centre
         return restored.to(tokens.dtype), damage
 
     def distances(self, tokens: Tensor) -> Tensor:

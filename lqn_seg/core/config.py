@@ -5,9 +5,11 @@ Needs the standard library alone, so that a mistyped configuration is answered a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Literal
 
 from lqn_seg.errors import InputError
@@ -18,6 +20,17 @@ VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
 ALIASES = {"two-word": "lqn"}
 # Features of a location that say whether it is a source or a destination.
 FLAG_FEATURES = 2
+# The paper's, and ours that gained nothing (REPORT.md): runnable all the same.
+ABLATIONS = (
+    "views",
+    "entropy",
+    "segments",
+    "random-source",
+    "added-positions",
+    "fit-per-image",
+    "student-queries",
+    "cls-in-field",
+)
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -50,6 +63,22 @@ def positions_per_step(amount: int | float, grid: tuple[int, int, int]) -> int:
     return amount
 
 
+def fitted_layers(config: FitConfig, depth: int) -> tuple[int, ...]:
+    """The layers to fit on, ascending.
+
+    Raises:
+        InputError: there is none, or one is not in 1..depth.
+    """
+    if config.layers == "last" or config.variant == "apm":
+        return (depth,)
+    if config.layers is None:
+        return tuple(range(1, depth + 1))
+    layers = tuple(sorted(set(config.layers)))
+    if not layers or layers[0] < 1 or layers[-1] > depth:
+        raise InputError(f"layers must be among 1..{depth}, got {config.layers}")
+    return layers
+
+
 def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
     """How the d_p - 2 features of the coordinate code fall to i, j (and l): whole sin-cos pairs,
     the same number for every axis, the remainder to the last.
@@ -77,7 +106,6 @@ class StudentConfig:
         widths: hidden widths.
         position_dim: d_p, features of a location: coordinate code and flag.
         source: whether the student reads a source location (LQN) or only a destination (LQN-[src]).
-        combine: the two locations side by side ("concatenate") or summed ("add", an ablation).
         axes: 3 for (i, j, l), 2 for (i, j) (APM).
         guide: depth, as a share of the teacher's layers, of the layer whose token at the same
             position the student reads too; 0 reads none.
@@ -90,7 +118,6 @@ class StudentConfig:
     widths: tuple[int, ...] = (4096, 4096, 4096, 2048, 1024)
     position_dim: int = 768
     source: bool = True
-    combine: Literal["concatenate", "add"] = "concatenate"
     axes: Literal[2, 3] = 3
     guide: float = 0.0
     init: Literal["normal", "he"] = "normal"
@@ -105,7 +132,6 @@ class StudentConfig:
         if not 0 <= self.guide <= 1:
             raise InputError(f"student: guide must be a share of the depth, got {self.guide}")
         for name, value, choices in (
-            ("combine", self.combine, ("concatenate", "add")),
             ("axes", self.axes, (2, 3)),
             ("init", self.init, ("normal", "he")),
         ):
@@ -119,9 +145,40 @@ class StudentConfig:
         return (self.input_size // self.stride) ** 2
 
     @property
-    def locations(self) -> int:
-        """How many blocks of d_p features the first layer reads."""
-        return 2 if self.source and self.combine == "concatenate" else 1
+    def later_layers(self) -> list[str]:
+        """Names of the layers after the first."""
+        return [f"hidden{k}" for k in range(1, len(self.widths))] + ["output"]
+
+    def weights(self, feature_dim: int) -> dict[str, tuple[tuple[int, ...], float]]:
+        """Name -> shape, (inputs, outputs), and standard deviation of the initial values.
+
+        The first matrix is kept as blocks of its inputs: image, source, destination, guide.
+        """
+        blocks = {"image": self.image_features, "destination": self.position_dim}
+        blocks |= {"source": self.position_dim} if self.source else {}
+        blocks |= {"guide": feature_dim} if self.guide else {}
+        he, conv = self.init == "he", 3 * self.stride**2
+        deviation = {n: math.sqrt(2 / n) if he else 0.01 for n in (conv, sum(blocks.values()))}
+        found: dict[str, tuple[tuple[int, ...], float]] = {
+            "conv.weight": ((conv,), deviation[conv]),
+            "conv.bias": ((1,), 0.0),
+        }
+        for name, inputs in blocks.items():
+            found[f"first.{name}"] = (inputs, self.widths[0]), deviation[sum(blocks.values())]
+        found["first.bias"] = (self.widths[0],), 0.0
+        sizes = pairwise((*self.widths, feature_dim))
+        for name, (inputs, outputs) in zip(self.later_layers, sizes):
+            scale = 0.1 if name == "output" else 1.0
+            found[f"{name}.weight"] = (
+                (inputs, outputs),
+                scale * math.sqrt(2 / inputs) if he else 0.01,
+            )
+            found[f"{name}.bias"] = (outputs,), 0.0
+        return found
+
+    def parameter_count(self, feature_dim: int) -> int:
+        """Of one student (Table 4's products, and the biases)."""
+        return sum(math.prod(shape) for shape, _ in self.weights(feature_dim).values())
 
 
 @dataclass(frozen=True)
@@ -139,20 +196,10 @@ class FitConfig:
             in the fitted layers.
         layers: 1-based layers to fit on; None for all, "last" for the last one. The others can
             still be queried (depth extrapolation). "apm" fits the last one whatever it says.
-        sampling: "uniform" draws destination and sources independently; "segments" draws source 1,
-            source 2 and destination from three different segments (an ablation: somebody has to
-            segment the image first). Without recirculation nothing is drawn that could differ.
-        views: augmented views of the image that are fitted, itself the first (an ablation); step k
-            looks at view k mod `views`, so there should be as many steps.
         target_norm: "layer" standardises the targets per layer and feature over the positions, and
             undoes it at query time; "none" fits the teacher's own units.
-        objective: "l2" (binding), or instead the "entropy" of what a classifier says of the whole
-            last layer (an ablation); `positions_per_step` is then that layer's H x W.
-        readout_source: source of a query: "anchor" is (0, 0, 0), "random" draws one for each
-            position, (i, j, l) is that address.
         precision: of the hidden layers' matrix products, over float32 weights: "float32",
-            "bfloat16", "float16" (with a loss scale of each student's own), or "auto", bfloat16
-            where the hardware has it and float32 elsewhere.
+            "bfloat16", or "auto", bfloat16 where the hardware has it and float32 elsewhere.
     """
 
     variant: str = "lqn"
@@ -161,33 +208,19 @@ class FitConfig:
     alpha: float = 0.7
     positions_per_step: int | float = 196
     layers: tuple[int, ...] | Literal["last"] | None = None
-    sampling: Literal["uniform", "segments"] = "uniform"
-    views: int = 1
     target_norm: Literal["none", "layer"] = "none"
-    objective: Literal["l2", "entropy"] = "l2"
-    readout_source: Literal["anchor", "random"] | tuple[float, float, float] = "anchor"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
         nearest(self.variant, VARIANTS, "variant")
-        nearest(self.sampling, ("uniform", "segments"), "sampling")
         nearest(self.target_norm, ("none", "layer"), "target_norm")
-        nearest(self.objective, ("l2", "entropy"), "objective")
-        nearest(self.precision, PRECISIONS, "precision")
-        if isinstance(self.readout_source, str):
-            nearest(self.readout_source, ("anchor", "random"), "readout_source")
-        elif len(self.readout_source) != 3:
-            raise InputError(f"readout_source must be an address (i, j, l): {self.readout_source}")
+        nearest(self.precision, ("auto", "float32", "bfloat16"), "precision")
         if isinstance(self.layers, str):
             nearest(self.layers, ("last",), "layers")
         if self.steps < 0:
             raise InputError(f"steps must not be negative, got {self.steps}")
-        if not isinstance(self.views, int) or self.views < 1:
-            raise InputError(f"views must be a count of at least 1, got {self.views}")
-        if self.views > 1 and self.sampling == "segments":
-            raise InputError("sampling segments knows those of the image, not of other views of it")
         positions_per_step(self.positions_per_step, (1, 1, 1))
 
 
@@ -211,6 +244,9 @@ class AdaptConfig:
 class LQNConfig:
     """A student, how it is fitted, and what is done with its answer.
 
+    Attributes:
+        ablation: one of `ABLATIONS` (`lqn_seg.adapt.ablations`); empty for none.
+
     Raises:
         InputError: the student's inputs are not those of the variant (`with_variant` sets both).
     """
@@ -218,8 +254,11 @@ class LQNConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    ablation: str = ""
 
     def __post_init__(self) -> None:
+        if self.ablation:
+            nearest(self.ablation, ABLATIONS, "ablation")
         variant = self.fit.variant
         expected = {"lqn": (True, 3), "lqn-src": (False, 3), "apm": (False, 2)}.get(variant)
         if expected and expected != (self.student.source, self.student.axes):
@@ -238,7 +277,7 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
     name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
     adapt = replace(config.adapt, restore=True) if name == "restore" else config.adapt
-    return LQNConfig(student, replace(config.fit, variant=name), adapt)
+    return replace(config, student=student, fit=replace(config.fit, variant=name), adapt=adapt)
 
 
 _SLIM = StudentConfig(widths=(4096, 2048, 1024))

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lqn_seg.core.positions import grid_positions
-
 # Bandwidths: of the guide, in root-mean-square standard deviations per feature; of the position,
 # as a share of the grid's longer side.
 GUIDE_BANDWIDTH = 0.5
@@ -31,8 +29,8 @@ def guiding_tokens(fields: Tensor, share: float) -> Tensor:
 def guided_kernel(guide: Tensor) -> Tensor:
     """(B, N, N) Gaussian kernel in (0, 1] of (B, H, W, D) guiding tokens and their positions."""
     height, width = guide.shape[1:3]
-    places = grid_positions(height, width, 1, guide.device)[:, :2].float()
-    places /= POSITION_BANDWIDTH * max(height, width)
+    rows, columns = (torch.arange(1.0, side + 1, device=guide.device) for side in (height, width))
+    places = torch.cartesian_prod(rows, columns) / (POSITION_BANDWIDTH * max(height, width))
     tokens = guide.flatten(1, 2) / (GUIDE_BANDWIDTH * guide.shape[-1] ** 0.5)
     distance = torch.cdist(tokens, tokens).square_() + torch.cdist(places, places).square_()
     return distance.mul_(-0.5).exp_()

@@ -19,7 +19,7 @@ from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
 from lqn_seg.config.classification import adaptation
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.core.threads import fixed_threads
+from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
 from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image

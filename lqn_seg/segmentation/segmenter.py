@@ -23,12 +23,12 @@ from lqn_seg.adapt.ineffective import CALIBRATE, warn, why_ineffective
 from lqn_seg.adapt.journey import Adapted, Images, Pass, adapt
 from lqn_seg.adapt.methods import Method, PixelControl, SegmentationConfig
 from lqn_seg.adapt.registry import make_method
+from lqn_seg.adapt.threads import fixed_threads
+from lqn_seg.adapt.timing import Clock
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.kernel import centred
 from lqn_seg.core.random import RandomKey, image_key
-from lqn_seg.core.threads import fixed_threads
-from lqn_seg.core.timing import Clock
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.comparators import UniversalModel
 from lqn_seg.segmentation.postprocess import (
@@ -111,17 +111,14 @@ class Segmenter:
         self.teacher, self.head, self.methods = teacher, head, dict(methods)
         self.comparators = dict(comparators or {})
         self.thing_ids, self.config, self.calibration = thing_ids, config, calibration
-        if config.fit_per == "image":
-            self._check_fit_per_image()
         larger = [name for name, m in self.methods.items() if m == PixelControl("larger")]
         self.larger = self._larger(larger) if larger else None
-        queries = teacher.num_queries if config.queries == "student" else 0
-        self.query_rows = math.ceil(queries / teacher.grid[1])
         self.adapters = {
-            name: make_method(method, teacher, queries)
+            name: make_method(method, teacher)
             for name, method in self.methods.items()
             if name not in (*larger, *self.comparators)
         }
+        self.per_image = any(adapter.whole_image for adapter in self.adapters.values())
         self._check_methods()
 
     @torch.no_grad()
@@ -132,15 +129,6 @@ class Segmenter:
         noise = Images(self.teacher, pixels.to(self.teacher.device), [])
         for adapter in self.adapters.values():
             adapter.check(noise)
-
-    def _check_fit_per_image(self) -> None:
-        for name, method in self.methods.items():
-            fit = method.fit if isinstance(method, LQNConfig) else None
-            if fit and (fit.views > 1 or fit.sampling != "uniform" or fit.objective != "l2"):
-                raise InputError(
-                    f"method {name}: FIT_PER image goes without the ablations VIEWS, SAMPLING "
-                    "segments and OBJECTIVE entropy, which are made per window"
-                )
 
     def _larger(self, names: Sequence[str]) -> Segmenter:
         """The teacher alone at a larger input: images meet it in windows of its own."""
@@ -238,7 +226,7 @@ class Segmenter:
 
     def _chunks(self, windows: list[_Window]) -> list[list[_Window]]:
         """Windows that are worked on together: a student's each, or all of one student's image."""
-        if self.config.fit_per == "image":
+        if self.per_image:
             return [list(group) for _, group in groupby(windows, lambda window: window.image)]
         size = self.config.batch
         return [windows[first : first + size] for first in range(0, len(windows), size)]
@@ -247,11 +235,10 @@ class Segmenter:
         """What each method gives for each window."""
         # Always the same number of students: a short chunk is filled up, so that a result does not
         # depend on how many images happened to come with it.
-        per_image = self.config.fit_per == "image"
-        size = len(chunk) if per_image else self.config.batch
+        size = len(chunk) if self.per_image else self.config.batch
         filled = [*chunk, *[chunk[-1]] * (size - len(chunk))]
         pixels = torch.stack([window.pixels for window in filled]).float() / 255
-        whole = (chunk[0].whole, chunk[0].layout) if per_image and len(chunk) > 1 else None
+        whole = (chunk[0].whole, chunk[0].layout) if self.per_image and len(chunk) > 1 else None
         keys = [window.key for window in filled]
         images = Images(self.teacher, pixels, keys, self.calibration, self, whole=whole)
         results = {}

@@ -1,7 +1,7 @@
 """A teacher's layers at their fastest: the same classes, weights and answers, other products.
 
 PyTorch's own lose time in three places, all of them on a CPU: float32 products that use half of an
-AMD processor's vector units (`core.fast.products`), weights that autocast lowers anew for every
+AMD processor's vector units (`dense`), weights that autocast lowers anew for every
 image, and an attention that turns (B, T, D) round and then copies its weights for every token.
 """
 
@@ -9,11 +9,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lqn_seg.core.fast.products import dense
 from lqn_seg.core.precision import DTYPES
+
+
+# A product below so many multiply-adds is over before oneDNN has looked up its kernel.
+_WORTH_A_LOOK_UP = 1 << 20
+# None where PyTorch was built without it.
+_ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` of (..., k) inputs and an (m, k) weight, in float32 on a CPU by oneDNN: 1.3 times
+    as fast as MKL on a Zen 4 core, twice on a Zen 5. Not recorded for gradients there."""
+    usual = (
+        torch.jit.is_tracing()  # a tracer knows no oneDNN product, and what it records must be F's
+        or _ONE_DNN is None
+        or inputs.device.type != "cpu"
+        or not inputs.dtype == weight.dtype == torch.float32
+        or inputs.numel() * len(weight) < _WORTH_A_LOOK_UP
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad))
+    )
+    if usual:
+        return F.linear(inputs, weight, bias)
+    result: Tensor = _ONE_DNN(inputs, weight, bias, "none", [], "")
+    return result
 
 
 class _Linear(nn.Linear):

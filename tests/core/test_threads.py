@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lqn_seg.core.threads import fixed_threads
+from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.errors import InputError
 
 

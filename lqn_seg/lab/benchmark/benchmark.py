@@ -31,7 +31,7 @@ from lqn_seg.core.fit import visited_positions
 from lqn_seg.core.kernel import share
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
-from lqn_seg.core.threads import fixed_threads
+from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.store import make_writable, write_atomically
 from lqn_seg.errors import InputError

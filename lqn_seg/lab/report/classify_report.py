@@ -19,7 +19,7 @@ from tabulate import tabulate
 from lqn_seg.adapt.classification_methods import CONTROLS
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
 from lqn_seg.config.classification import load_classification_cfg
-from lqn_seg.core.threads import fixed_threads
+from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.engine import launch
 from lqn_seg.engine.classify import Classification, classifications
 from lqn_seg.engine.evaluate import CLEAN, Condition

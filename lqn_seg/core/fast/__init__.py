@@ -1,1 +1,0 @@
-"""What makes the student fast: the same answers as `core`, behind one switch."""

@@ -1,0 +1,117 @@
+"""What students see of their images: patches, the tokens that they are fitted to, and a guide.
+
+Shapes: B images, L x H x W grid, D features, m fitted layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.kernel import guiding_tokens
+from lqn_seg.errors import InputError
+
+
+@dataclass(frozen=True)
+class View:
+    """Attributes:
+    patches: (B, h/s * w/s, 3 s s) of the images, as the convolution of stride s sees them.
+    layers: numbers of the fitted layers, ascending, (m,).
+    targets: (B, m * H * W, D) their tokens, standardised if there are statistics.
+    mean, deviation: (B, m, D) over positions; None where the targets are in the teacher's units.
+    guide: (B, H * W, D) standardised tokens of the guiding layer; None where students read none.
+    size: (H, W).
+    """
+
+    patches: Tensor
+    layers: Tensor
+    targets: Tensor
+    mean: Tensor | None
+    deviation: Tensor | None
+    guide: Tensor | None
+    size: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        images: Tensor,
+        fields: Tensor,
+        config: LQNConfig,
+        layers: Sequence[int],
+        shape: tuple[int, ...],
+    ) -> View:
+        """Of (B, 3, s, s) images and their (B, L, H, W, D) fields.
+
+        Raises:
+            InputError: the fields have not this shape, or the images not the student's size.
+        """
+        student, device = config.student, fields.device
+        side = student.input_size
+        wanted = {"images": (shape[0], 3, side, side), "fields": shape}
+        for (name, size), tensor in zip(wanted.items(), (images, fields)):
+            if tuple(tensor.shape) != size:
+                raise InputError(f"{name} must have shape {size}, got {tuple(tensor.shape)}")
+        if not shape[0]:
+            raise InputError("there is no image to fit: no random keys were given")
+        with torch.no_grad():
+            patches = F.unfold(images.to(device).float(), student.stride, stride=student.stride)
+            guide = guiding_tokens(fields, student.guide).flatten(1, 2) if student.guide else None
+            chosen = fields if len(layers) == shape[1] else fields[:, [k - 1 for k in layers]]
+            tokens = chosen.flatten(2, 3).float()  # (B, m, H * W, D)
+            mean = deviation = None
+            if config.fit.target_norm == "layer":
+                variance, mean = torch.var_mean(tokens, dim=2, correction=0, keepdim=True)
+                deviation = variance.sqrt_().clamp_(min=1e-6)
+                tokens = (tokens - mean).div_(deviation)
+                mean, deviation = mean.squeeze(2), deviation.squeeze(2)
+            numbers = torch.tensor(layers, device=device, dtype=torch.float32)
+            statistics = (mean, deviation)
+        size = (shape[2], shape[3])
+        return cls(patches.mT.contiguous(), numbers, tokens.flatten(1, 2), *statistics, guide, size)
+
+    def targets_at(self, places: Tensor) -> Tensor:
+        """(B, n) places among the m H W fitted tokens to their (B, n, D)."""
+        return _at(self.targets, places)
+
+    def guide_at(self, places: Tensor) -> Tensor | None:
+        """(B, n, D) guide at the same places."""
+        return None if self.guide is None else _at(self.guide, places % self.guide.shape[1])
+
+    def guide_between(self, addresses: Tensor) -> Tensor | None:
+        """(B, Q, D) guide at (B, Q, 3) addresses, bilinear between the grid's."""
+        if self.guide is None:
+            return None
+        size = addresses.new_tensor(self.size[::-1])
+        where = (2 * addresses[..., :2].flip(-1) - 1) / size - 1  # grid_sample's x, y in -1..1
+        grid = self.guide.mT.unflatten(2, self.size)  # (B, D, H, W)
+        sampled = F.grid_sample(grid, where[:, None], padding_mode="border", align_corners=False)
+        return sampled.squeeze(2).mT
+
+    def in_units(self, tokens: Tensor, layer: Tensor) -> Tensor:
+        """(B, Q, D) tokens at (B, Q) layers, in the teacher's units.
+
+        Statistics are linear between neighbouring fitted layers and constant beyond them: a layer
+        that was held out of the fit lends nothing, its statistics included.
+        """
+        if self.mean is None or self.deviation is None:
+            return tokens
+        known, last = self.layers, len(self.layers) - 1
+        layer = layer.clamp(known[0], known[-1]).contiguous()
+        above = torch.searchsorted(known, layer).clamp_(min=min(1, last))
+        below = (above - 1).clamp_(min=0)
+        weight = ((layer - known[below]) / (known[above] - known[below]).clamp_(min=1.0))[..., None]
+        mean, deviation = (
+            torch.lerp(_at(statistic, below), _at(statistic, above), weight)
+            for statistic in (self.mean, self.deviation)
+        )
+        return torch.addcmul(mean, tokens, deviation)
+
+
+def _at(rows: Tensor, places: Tensor) -> Tensor:
+    """(B, R, D) and (B, n) to (B, n, D)."""
+    return rows[torch.arange(len(rows), device=rows.device)[:, None], places]

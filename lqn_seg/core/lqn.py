@@ -1,6 +1,6 @@
 """The Layer Query Network, from the paper: addresses, student, binding, recirculation, fit, query.
 
-    reset S; N times: sample dest, src1, src2; loss L_B + alpha L_R; one Adam step      (Algorithm 1)
+    reset S; N times: sample dest, src1, src2; loss L_B + alpha L_R; one Adam step     (Algorithm 1)
     query: S(src0, (i, j, L), x) for all (i, j)
 
 An *address* is (i, j, l) = (row, column, layer), 1-based; l = 1..L are the outputs of the teacher's

@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def calibrate(arguments: argparse.Namespace) -> None:
     cli.check_config(arguments, classification=True)
-    from lqn_seg.config.classification import load_classification_cfg
+    from lqn_seg.config.nodes import load_classification_cfg
     from lqn_seg.engine.classify import calibrate_clip
 
     cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)

@@ -9,13 +9,14 @@ import pytest
 from fvcore.common.config import CfgNode
 
 from lqn_seg.adapt.methods import SegmentationConfig
-from lqn_seg.config.classification import load_classification_cfg
+from lqn_seg.config.methods import adaptation
 from lqn_seg.config.nodes import (
     add_lqn_config,
     augmentation_config,
     get_cfg,
     load_any_cfg,
     load_cfg,
+    load_classification_cfg,
     lqn_config,
     method_config,
     methods,
@@ -46,8 +47,6 @@ def test_the_nodes_defaults_are_the_dataclasses():
         ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", False, "panoptic"),
         ("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", 0.3, "object_mask_threshold"),
         ("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 0.3, "overlap_threshold"),
-        ("MODEL.LQN.QUERIES", "student", "queries"),
-        ("MODEL.LQN.FIT_PER", "image", "fit_per"),
         ("MODEL.LQN.BATCH", 3, "batch"),
         ("MODEL.LQN.EVAL.THREADS", 3, "threads"),
     ],
@@ -60,8 +59,8 @@ def test_a_key_changes_its_field_alone(key, value, field):
 
 def test_windows_are_a_choice_of_the_configuration():
     assert segmentation_config(load_cfg(str(CONFIGS / "ade20k_lqn.yaml"))).inference == "windows"
-    with pytest.raises(InputError, match="FIT_PER must be window or image"):
-        segmentation_config(load_cfg(str(CONFIGS / "demo_lqn.yaml"), ["MODEL.LQN.FIT_PER", "one"]))
+    changed = load_cfg(str(CONFIGS / "ade20k_lqn.yaml"), ["MODEL.LQN.ABLATION", "fit-per-image"])
+    assert segmentation_config(changed).fit_per == "image"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -146,18 +145,22 @@ def test_beside_mask2former_in_either_order():
         (["MODEL.LQN.PRESET", "papr"], "did you mean 'paper'"),
         (["MODEL.LQN.FIT.STEPS", "-1"], "steps must not be negative"),
         (["MODEL.LQN.INFERENCE", "tiles"], "pad or windows"),
-        (["MODEL.LQN.FIT.STEPS", "abc"], r"MODEL\.LQN\.FIT\.STEPS must be of the kind of 40"),
-        (["MODEL.LQN.FIT.STEPS", "2.5"], r"FIT\.STEPS must be"),
-        (["MODEL.LQN.FIT.LEARNING_RATE", "nan"], r"FIT\.LEARNING_RATE must be"),
-        (["MODEL.LQN.FIT.LAYERS", "3"], r"FIT\.LAYERS must be"),
-        (["MODEL.LQN.STUDENT.WIDTHS", "256"], r"STUDENT\.WIDTHS must be"),
-        (["MODEL.LQN.FIT.OBJECTIVE", "entrpy"], "did you mean 'entropy'"),
-        (["MODEL.LQN.FIT.VIEWS", "0.5"], "views"),
-        (["MODEL.LQN.EVAL.SEVERITY", "6"], "at least 1 and at most 5, not 6"),
+        (["MODEL.LQN.FIT.STEPS", "abc"], r"LQN\.FIT\.STEPS: expected `int`, got `str`, not 'abc'"),
+        (["MODEL.LQN.FIT.STEPS", "2.5"], r"FIT\.STEPS: expected `int`"),
+        (["MODEL.LQN.FIT.LEARNING_RATE", "nan"], r"FIT\.LEARNING_RATE: expected `float`"),
+        (["MODEL.LQN.FIT.LAYERS", "3"], r"FIT\.LAYERS: expected `str \| array \| null`"),
+        (["MODEL.LQN.STUDENT.WIDTHS", "256"], r"STUDENT\.WIDTHS: expected `array`"),
+        (["MODEL.LQN.STUDENT.WIDTHS.X", "256"], r"Type mismatch.*STUDENT\.WIDTHS"),
+        (["MODEL.LQN.ABLATION", "entrpy"], "did you mean 'entropy'"),
+        (["MODEL.LQN.ABLATION", "views"], "is like views-8"),
+        (["MODEL.LQN.ABLATION", "source-1"], "is like views-8, source-2-5-8"),
+        (["MODEL.LQN.ABLATION", "views-0"], "views must be a count of at least 1"),
+        (["MODEL.LQN.ABLATION", "cls-in-field"], "unknown ablation in MODEL.LQN.ABLATION"),
+        (["MODEL.LQN.EVAL.SEVERITY", "6"], r"EVAL\.SEVERITY: expected `int` <= 5, not 6"),
         (["MODEL.LQN.EVAL.CORRUPTIONS", "('frog',)"], "did you mean 'fog'"),
-        (["MODEL.LQN.EVAL.MAX_IMAGES", "-1"], "at least 0"),
-        (["MODEL.LQN.EVAL.MAX_FAILED", "2"], "at least 0 and at most 1, not 2"),
-        (["MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES", "0"], "at least 1"),
+        (["MODEL.LQN.EVAL.MAX_IMAGES", "-1"], "expected `int` >= 0"),
+        (["MODEL.LQN.EVAL.MAX_FAILED", "2"], r"MAX_FAILED: expected `float` <= 1\.0, not 2"),
+        (["MODEL.LQN.EVAL.BOOTSTRAP_SAMPLES", "0"], "expected `int` >= 1"),
         (["MODEL.LQN.BATCH"], "has no value"),
         (["MODEL.LQN.BATCH", "many"], "config"),
     ],
@@ -174,7 +177,6 @@ def test_a_wrong_override_is_named(overrides, sentence, small_config):
         ("FIT.POSITIONS_PER_STEP", "300", 300),
         ("FIT.LAYERS", "(1, 2)", (1, 2)),
         ("FIT.LAYERS", "last", "last"),
-        ("FIT.READOUT_SOURCE", "(2, 5, 8)", (2, 5, 8)),
         ("FIT.ALPHA", "1", 1),
     ],
 )
@@ -233,30 +235,48 @@ def test_a_file_without_keys_is_named(tmp_path, load, text):
         load(str(tmp_path / "c.yaml"))
 
 
-def test_any_configuration_is_read_once_and_as_what_it_is(monkeypatch):
-    reads, load = [], CfgNode.load_yaml_with_base
-
-    def reading(path, **keywords):
-        reads.append(path)
-        return load(path, **keywords)
-
-    monkeypatch.setattr(CfgNode, "load_yaml_with_base", reading)
+def test_any_configuration_is_read_as_what_it_is():
     for name, kind in (("demo_lqn", load_cfg), ("classification/demo", load_classification_cfg)):
         path = str(CONFIGS / f"{name}.yaml")
-        found = load_any_cfg(path, ["SEED", "7"], "cpu")
-        assert reads.count(path) == 1
-        assert found == kind(path, ["SEED", "7"], "cpu")
-        reads.clear()
+        assert load_any_cfg(path, ["SEED", "7"], "cpu") == kind(path, ["SEED", "7"], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "field", "value"),
+    [
+        ("views-8", "fit", "views", 8),
+        ("entropy", "fit", "objective", "entropy"),
+        ("segments", "fit", "sampling", "segments"),
+        ("random-source", "fit", "readout_source", "random"),
+        ("source-2-5-8", "fit", "readout_source", (2, 5, 8)),
+        ("added-positions", "student", "combine", "add"),
+    ],
+)
+def test_an_ablation_changes_one_field_of_the_preset_and_of_no_named_one(name, part, field, value):
+    path, pairs = str(CONFIGS / "demo_lqn.yaml"), ["MODEL.LQN.ABLATION", name]
+    cfg, plain = load_cfg(path, pairs), load_cfg(path)
+    without = lqn_config(plain)
+    changed = replace(getattr(without, part), **{field: value})
+    assert lqn_config(cfg) == replace(without, **{part: changed})
+    assert method_config(cfg, "lqn@paper") == method_config(plain, "lqn@paper")
+
+
+def test_ablations_of_a_task_are_of_all_its_methods():
+    path = str(CONFIGS / "demo_lqn.yaml")
+    changed = load_cfg(path, ["MODEL.LQN.ABLATION", "student-queries"])
+    assert segmentation_config(changed).queries == "student"
+    path = str(CONFIGS / "classification" / "demo.yaml")
+    changed = load_classification_cfg(path, ["MODEL.LQN.ABLATION", "cls-in-field"])
+    assert adaptation(changed, "lqn@paper:mean").include_cls
+    assert not adaptation(load_classification_cfg(path), "lqn@paper:mean").include_cls
 
 
 @pytest.mark.parametrize(
     "key, value, sentence",
     [
-        ("CROPP", "True", r"no key MODEL\.LQN\.TRAIN\.CROPP; did you mean MODEL\.LQN\.TRAIN\.CROP"),
-        ("CROP", "1.0", r"MODEL\.LQN\.TRAIN\.CROP"),
-        ("SCALE", "(1.5, 0.5)", r"MODEL\.LQN\.TRAIN\.SCALE must be \(least, most\)"),
-        ("HUE", "0.7", r"MODEL\.LQN\.TRAIN\.HUE must be at least 0 and at most 0\.5, not 0\.7"),
-        ("PIXEL_LOSS_WEIGHT", "-1.0", r"PIXEL_LOSS_WEIGHT must be at least 0, not -1\.0"),
+        ("BACKBON", "x", r"no key MODEL\.LQN\.TRAIN\.BACKBON; did you mean .*TRAIN\.BACKBONE"),
+        ("AUGMENTATION", "flop", r"MODEL\.LQN\.TRAIN\.AUGMENTATION 'flop': did you mean 'flip'"),
+        ("PIXEL_LOSS_WEIGHT", "-1.0", r"WEIGHT: expected `float` >= 0\.0, not -1\.0"),
         ("PIXEL_LOSS_WEIGHT", "much", r"MODEL\.LQN\.TRAIN\.PIXEL_LOSS_WEIGHT"),
     ],
 )

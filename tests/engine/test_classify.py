@@ -36,6 +36,7 @@ ALL = (
 @pytest.fixture
 def config(tmp_path, prepare_demo, monkeypatch) -> Path:
     monkeypatch.setattr(catalog, "_registered", {})
+    monkeypatch.setenv("LQN_SEG_CACHE", str(tmp_path / "cache"))
     for name, seed in (("objects", 0), ("others", 1)):
         prepare_demo.write_objects(tmp_path / name, "val", 16, seed=seed)
         catalog.register_image_folder(name, tmp_path / name / "val")
@@ -62,7 +63,6 @@ def config(tmp_path, prepare_demo, monkeypatch) -> Path:
             "METHODS": list(ALL),
             "VIEWS": 5,
             "HISTORY": True,
-            "CACHE": str(tmp_path / "cache"),
         },
         "DATASETS": {"TEST": ["objects"]},
         "SEED": 0,

@@ -23,7 +23,7 @@ from lqn_seg.cli import Parser, exit_status
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("name", metavar="NAME", help="of a data set, see datasets/README.md")
-    parser.add("--config-file", "", "YAML that describes the data set", metavar="FILE")
+    parser.add_argument("--config-file", metavar="FILE", help="YAML that describes the data set")
     parser.add("--max-images", 0, "the first so many; 0 is all")
     return parser.parse_args()
 

@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
-from lqn_seg.detectron2.config import check_cfg
+from lqn_seg.detectron2.data import check_cfg
 from lqn_seg.engine.build import build_teacher
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.feature_maps import feature_maps
@@ -19,18 +19,16 @@ from lqn_seg.teachers.base import Teacher
 
 
 class TeacherBackbone(Backbone):
-    """Block outputs of a frozen teacher (EoMT, or DINOv2) as ``layer1`` ... ``layerL``.
+    """Block outputs of a frozen teacher as ``layer1`` ... ``layerL``, at the stride of its patches.
 
-    All maps have the stride p of the teacher's patches and its width. An image of any size goes
-    through, as tiles of the one size that the teacher knows: see `feature_maps`, which also pads,
-    whatever wraps the backbone (``FPN``, ``SimpleFeaturePyramid``, Mask2Former). A map of an h x w
-    image has ceil(h / p) x ceil(w / p) cells; Detectron2 pads h and w to multiples of p.
+    Images of any size go through: `feature_maps` pads and tiles them, whatever wraps the backbone
+    (``FPN``, ``SimpleFeaturePyramid``, Mask2Former).
 
     Args:
-        teacher: frozen.
+        teacher: EoMT or DINOv2; frozen.
         out_features: names of the maps to give out; all where empty.
-        pixel_mean, pixel_std: what the meta-architecture normalises images with. The teacher has
-            its own normalisation, so this one is taken back first, whatever it is.
+        pixel_mean, pixel_std: what the meta-architecture normalises images with, which is taken
+            back first: the teacher has its own normalisation.
         input_format: channel order of the images, ``RGB`` or ``BGR``.
 
     Raises:
@@ -57,28 +55,23 @@ class TeacherBackbone(Backbone):
         self.teacher, self.flip = teacher, input_format == "BGR"
         self.teacher_model = teacher.model  # so that .to() and state_dict() see it
         self.layers = {name: layers[name] for name in out_features or layers}
+        self.stride = teacher.image_size[0] // teacher.grid[0]  # side of a patch, in pixels
         values = torch.tensor([list(pixel_mean), list(pixel_std)], device=teacher.device)
         normalisation = (values.flip(1) if self.flip else values)[..., None, None]
         self.register_buffer("normalisation", normalisation, persistent=False)
 
     @property
-    def stride(self) -> int:
-        """Side of the teacher's patches, in pixels."""
-        return self.teacher.image_size[0] // self.teacher.grid[0]
-
-    @property
     def size_divisibility(self) -> int:
-        """The stride: of an image padded to it, maps and image lie exactly on each other."""
+        """Of an image padded to it, maps and image lie exactly on each other."""
         return self.stride
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every map."""
-        return dict.fromkeys(
-            self.layers, ShapeSpec(channels=self.teacher.width, stride=self.stride)
-        )
+        shape = ShapeSpec(channels=self.teacher.width, stride=self.stride)
+        return dict.fromkeys(self.layers, shape)
 
     def train(self, mode: bool = True) -> TeacherBackbone:
-        """The teacher is frozen and always in evaluation mode; ``train()`` changes nothing."""
+        """Changes nothing: the teacher is frozen."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

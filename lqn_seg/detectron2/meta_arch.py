@@ -12,11 +12,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from lqn_seg.config.nodes import method_config
+from lqn_seg.config.methods import method_config
 from lqn_seg.data.catalog import listeners
 from lqn_seg.detectron2.backbone import build_teacher_backbone
-from lqn_seg.detectron2.config import check_cfg
-from lqn_seg.detectron2.data import class_table, give_way, register_datasets
+from lqn_seg.detectron2.data import check_cfg, class_table, give_way, register_datasets
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.training.eomt_training import mapped_targets
 from lqn_seg.engine.training.trainable_eomt import TrainableEomt, trainable_segmenter
@@ -57,10 +56,9 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
         check_cfg(cfg)
         if cfg.DATASETS.TRAIN:  # a trainer says no more than that its list of parameters is empty
             logging.getLogger("detectron2.lqn_seg").warning(NOTHING_TO_TRAIN)
-        method = method_name(cfg)
         things, names = class_table(cfg.DATASETS.TEST)
-        chosen = {method: method_config(cfg, method)}
-        segmenter = build_segmenter(cfg, things, len(names), chosen)
+        method = {method_name(cfg): method_config(cfg, method_name(cfg))}
+        segmenter = build_segmenter(cfg, things, len(names), method)
         return {"segmenter": segmenter, "input_format": cfg.INPUT.FORMAT}
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -78,7 +76,7 @@ class EomtMetaArch(TrainableEomt):
 
     Args:
         segmenter, input_format, pixel_weight: as of `TrainableEomt`.
-        max_iter: iterations of the training, over which masked attention is annealed.
+        max_iter: iterations over which masked attention is annealed.
         ignore_label: of ``sem_seg``.
     """
 
@@ -140,10 +138,9 @@ def method_name(cfg: CfgNode) -> str:
 def register() -> None:
     """Fill Detectron2's registries and catalogs; safe to call again.
 
-    Data sets whose files are not there yet are registered too, and say what is missing when they
-    are used; those that are registered later follow by themselves. A name that Detectron2 itself
-    knows (``ade20k_sem_seg_val``) is left alone, and one that another package registers later
-    (Mask2Former: ``ade20k_panoptic_val``) is then that package's.
+    Data sets that are registered later, or whose files come later, follow by themselves. A name
+    that Detectron2 itself knows (``ade20k_sem_seg_val``) is left alone, and one that another
+    package registers later (Mask2Former: ``ade20k_panoptic_val``) is then that package's.
     """
     if LQNTTTMetaArch.__name__ not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)

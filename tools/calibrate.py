@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Find what a teacher's tokens look like on clean images: what the preset `default` restores to.
+"""Calibrate a teacher on clean images; the preset `default` aligns its statistics to them.
 
 Any folder of images without labels will do, a hundred or more of the kind that the teacher will
-see. The file is written beside the teacher's local weights, where the other tools find it, or to
---output (then name it in MODEL.LQN.CALIBRATION).
+see. calibration.safetensors is saved beside the teacher's local weights, where the other tools find
+it, or to --output (then name it in MODEL.LQN.CALIBRATION).
 
 Examples:
     python tools/calibrate.py --config configs/demo_lqn.yaml --images datasets/demo/train --max 2048

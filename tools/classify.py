@@ -12,7 +12,7 @@ Examples:
 Prints the tables and writes inference/results.json, every image's line, config.yaml and log.txt
 into OUTPUT_DIR. Methods: zero-shot, ensemble, apm, lqn-src, lqn, teacher (lqn's views, not adapted
 to), restore (no student), zero, mta, tps, gs-bias, tpt, tda; "lqn@paper" is another preset,
-"lqn:mean" another read-out (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both. The exit
+"lqn:mean" another query (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both. The exit
 status is 0 if every image was scored or left out by name, and 2 if more than
 MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input.
 """

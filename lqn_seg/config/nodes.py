@@ -40,6 +40,15 @@ from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
 from lqn_seg.errors import InputError
 
+# Fields of `SegmentationConfig` and what Mask2Former calls them under MODEL.MASK_FORMER.TEST.
+_OUTPUTS = {
+    "semantic": "SEMANTIC_ON",
+    "instances": "INSTANCE_ON",
+    "panoptic": "PANOPTIC_ON",
+    "object_mask_threshold": "OBJECT_MASK_THRESHOLD",
+    "overlap_threshold": "OVERLAP_THRESHOLD",
+}
+
 
 def get_cfg() -> CfgNode:
     """The native engine's configuration: what it reads of Detectron2's schema, and ours."""
@@ -112,27 +121,16 @@ def add_lqn_config(cfg: CfgNode) -> None:
     if "MASK_FORMER" not in cfg.MODEL:
         cfg.MODEL.MASK_FORMER = node()
     if "TEST" not in cfg.MODEL.MASK_FORMER:
-        cfg.MODEL.MASK_FORMER.TEST = node(
-            {
-                "SEMANTIC_ON": defaults.semantic,
-                "INSTANCE_ON": defaults.instances,
-                "PANOPTIC_ON": defaults.panoptic,
-                "OBJECT_MASK_THRESHOLD": defaults.object_mask_threshold,
-                "OVERLAP_THRESHOLD": defaults.overlap_threshold,
-            }
-        )
+        outputs = {key: getattr(defaults, field) for field, key in _OUTPUTS.items()}
+        cfg.MODEL.MASK_FORMER.TEST = node(outputs)
 
 
 def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
     """Outputs and protocol of a configuration."""
     test, lqn = cfg.MODEL.MASK_FORMER.TEST, cfg.MODEL.LQN
     return SegmentationConfig(
-        semantic=test.SEMANTIC_ON,
-        instances=test.INSTANCE_ON,
-        panoptic=test.PANOPTIC_ON,
+        **{field: test[key] for field, key in _OUTPUTS.items()},
         inference=lqn.INFERENCE,
-        object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
-        overlap_threshold=test.OVERLAP_THRESHOLD,
         queries="student" if lqn.ABLATION == "student-queries" else "teacher",
         fit_per="image" if lqn.ABLATION == "fit-per-image" else "window",
         seed=max(cfg.SEED, 0),  # Detectron2's -1 asks for a random seed: nothing here is random
@@ -205,7 +203,7 @@ def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[Any] = (), device: st
         _update(loaded, branch)
     try:
         cfg.merge_from_other_cfg(type(cfg)(loaded))
-    except InputError:
+    except InputError:  # of Detectron2's node, which registers data sets
         raise
     except (ValueError, KeyError, AssertionError) as error:
         raise InputError(f"config {path}: {' '.join(str(error).split())}") from error

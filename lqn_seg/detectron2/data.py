@@ -44,12 +44,7 @@ class LazyMetadata(data.Metadata):
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """What every model of ours wants of a configuration, however it was put together.
-
-    Raises:
-        InputError: MODEL.LQN.DATASETS describes no data sets, or Detectron2 cannot put a model on
-            MODEL.DEVICE; it knows no ``auto``.
-    """
+    """Refuse bad MODEL.LQN.DATASETS, and a MODEL.DEVICE that Detectron2 has not: ``auto``, say."""
     register_entries(cfg.MODEL.LQN.DATASETS)
     device = resolve_device(cfg.MODEL.DEVICE)
     if device != cfg.MODEL.DEVICE:
@@ -82,11 +77,7 @@ def give_way(name: str, func: Callable[[], list[Record]]) -> None:
 
 
 def class_table(datasets: Sequence[str]) -> tuple[frozenset[int], Sequence[str]]:
-    """Contiguous ids of the things, and the names of all classes, of the first data set.
-
-    Raises:
-        InputError: there is none, or it is unknown or lacks its files.
-    """
+    """Contiguous ids of the things, and the names of all classes, of the first data set."""
     if not datasets:
         raise InputError("DATASETS.TEST is empty; its first data set says what the classes are")
     name = datasets[0]

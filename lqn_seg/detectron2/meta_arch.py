@@ -42,12 +42,7 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor; the classes are those of DATASETS.TEST[0].
-
-        Raises:
-            InputError: MODEL.WEIGHTS is not empty, or DATASETS.TEST, MODEL.DEVICE or the teacher
-                is missing or does not fit.
-        """
+        """Arguments of the constructor; the classes are those of DATASETS.TEST[0]."""
         if cfg.MODEL.WEIGHTS:
             raise InputError(
                 f"MODEL.WEIGHTS must be empty, not {cfg.MODEL.WEIGHTS!r}: LQNTTTMetaArch loads its "
@@ -69,36 +64,24 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
 class EomtMetaArch(TrainableEomt):
     """The teacher itself, for Detectron2 to train: losses in training mode, else its answers.
 
-    It starts from MODEL.LQN.TEACHER.WEIGHTS, or new from .CONFIG and MODEL.LQN.TRAIN.BACKBONE.
     What Detectron2 saves is loaded by MODEL.WEIGHTS here, and by TEACHER.WEIGHTS everywhere else.
     Any mapper that gives ``instances`` with masks, ``sem_seg`` or both will do; Detectron2's own
     needs MODEL.MASK_ON True and INPUT.MASK_FORMAT bitmask for instances.
 
     Args:
-        segmenter, input_format, pixel_weight: as of `TrainableEomt`.
         max_iter: iterations over which masked attention is annealed.
         ignore_label: of ``sem_seg``.
+        others: as of `TrainableEomt`.
     """
 
     @configurable
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        input_format: str = "RGB",
-        pixel_weight: float = 0.0,
-        max_iter: int = 1,
-        ignore_label: int = 255,
-    ) -> None:
-        super().__init__(segmenter, input_format, pixel_weight)
+    def __init__(self, max_iter: int = 1, ignore_label: int = 255, **others: Any) -> None:
+        super().__init__(**others)
         self.max_iter, self.ignore_label = max_iter, ignore_label
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor; the classes are those of the first data set that is named.
-
-        Raises:
-            InputError: no data set is named, or MODEL.DEVICE or the teacher does not fit.
-        """
+        """Arguments of the constructor; the classes are those of the first data set named."""
         check_cfg(cfg)
         table = class_table((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         return {
@@ -138,9 +121,9 @@ def method_name(cfg: CfgNode) -> str:
 def register() -> None:
     """Fill Detectron2's registries and catalogs; safe to call again.
 
-    Data sets that are registered later, or whose files come later, follow by themselves. A name
-    that Detectron2 itself knows (``ade20k_sem_seg_val``) is left alone, and one that another
-    package registers later (Mask2Former: ``ade20k_panoptic_val``) is then that package's.
+    Data sets that are registered later, or whose files come later, follow by themselves. Names that
+    Detectron2 knows (``ade20k_sem_seg_val``) or another package registers later (Mask2Former:
+    ``ade20k_panoptic_val``) are theirs.
     """
     if LQNTTTMetaArch.__name__ not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)

@@ -60,6 +60,8 @@ class FeatureMaps(nn.Module):
         InputError: a name is no layer of the teacher, or the format is another.
     """
 
+    normalisation: Tensor  # (2, 3, 1, 1), mean and standard deviation
+
     def __init__(
         self,
         teacher: Teacher[Any],
@@ -92,5 +94,5 @@ class FeatureMaps(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps (B, D, ceil(h / stride), ceil(w / stride)) of normalised images (B, 3, h, w)."""
         rgb = images.flip(1) if self.flip else images
-        maps = feature_maps(self.teacher, rgb, *self.normalisation)
+        maps = feature_maps(self.teacher, rgb, self.normalisation[0], self.normalisation[1])
         return {name: maps[index] for name, index in self.layers.items()}

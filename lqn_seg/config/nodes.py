@@ -40,6 +40,7 @@ from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
 from lqn_seg.errors import InputError
 
+_SECTIONS = {"TEACHER": TeacherConfig, "TRAIN": TrainConfig, "EVAL": EvalConfig}
 # Fields of `SegmentationConfig` and what Mask2Former calls them under MODEL.MASK_FORMER.TEST.
 _OUTPUTS = {
     "semantic": "SEMANTIC_ON",
@@ -112,10 +113,8 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "BASELINE_SIZES": (),
             # Feature maps of the teacher as a Detectron2 backbone, `layer1` ...; () is all of them.
             "BACKBONE": {"OUT_FEATURES": ()},
-            "TEACHER": keys_of(TeacherConfig),
             **recipe,
-            "TRAIN": keys_of(TrainConfig),
-            "EVAL": keys_of(EvalConfig),
+            **{name: keys_of(section) for name, section in _SECTIONS.items()},
         }
     )
     if "MASK_FORMER" not in cfg.MODEL:
@@ -264,8 +263,8 @@ def check_cfg(cfg: CfgNode) -> None:
         for name in cfg.CLASSIFICATION.METHODS:
             adaptation(cfg, name)
     segmentation_config(cfg)
-    convert(lqn.TRAIN, TrainConfig, "MODEL.LQN.TRAIN")
-    convert(lqn.EVAL, EvalConfig, "MODEL.LQN.EVAL")
+    for name, section in _SECTIONS.items():
+        convert(lqn[name], section, f"MODEL.LQN.{name}")
     if len(lqn.BASELINE_SIZES) not in (0, 2):
         raise InputError(f"MODEL.LQN.BASELINE_SIZES must be (least, most): {lqn.BASELINE_SIZES}")
     register_entries(lqn.DATASETS)

@@ -15,119 +15,107 @@ from lqn_seg.engine.interruption import is_launched
 from lqn_seg.errors import InputError, PeerError
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo_lqn.yaml"
+# What the keys of a configuration begin with; `TEST` is Detectron2's.
+_ROOTS = (
+    *("MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST", "CLASSIFICATION"),
+    *("SEED", "OUTPUT_DIR", "VERSION"),
+)
+_PAIRS = "overrides are KEY VALUE pairs, as in MODEL.LQN.FIT.STEPS 50"
+
+
+def is_config_key(word: str) -> bool:
+    """Whether a word looks like a key of a configuration."""
+    return word.split(".")[0] in _ROOTS
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the docstring, and tells defaults that a help text does not tell."""
+    """Keeps the lines of the docstring, and adds the defaults that a help text does not state."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told, default = action.help or "", action.default
+        text, default = action.help or "", action.default
         # A switch's default goes without saying; 0 and 1 are equal to switches, and do not.
-        is_said = isinstance(default, int | float | str) and not isinstance(default, bool)
-        if not is_said or default == "" or "default" in told or default == argparse.SUPPRESS:
-            return told
-        return f"{told} (default: {default})"
+        is_stated = isinstance(default, int | float | str | Path) and not isinstance(default, bool)
+        if not is_stated or default == "" or "default" in text or default == argparse.SUPPRESS:
+            return text
+        return f"{text} (default: {default})"
 
 
-# A key of a configuration: MODEL.LQN.FIT.STEPS, SEED, TEACHERS.small.WEIGHTS.
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[\w+-]+)*")
-# What looks like a key and is a file: DSC_0001.JPG.
-_FILE = re.compile(
-    r".*\.(jpe?g|png|bmp|gif|webp|tiff?|ya?ml|json|npy|safetensors|bin|pth?|st)", re.I
-)
-_PAIRS = "overrides are KEY VALUE pairs, as in MODEL.LQN.FIT.STEPS 50"
+class _Pair(argparse.Action):
+    """``--override=KEY=VALUE``, which `Parser` writes for ``KEY VALUE``."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        namespace.overrides = [*namespace.overrides, *values.split("=", 1)]
 
 
 class Parser(argparse.ArgumentParser):
     """A command line whose help is a docstring, and whose complaints are one sentence each."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
-        keywords.setdefault("formatter_class", _Help)
-        super().__init__(*args, **keywords)
-        self._takes_overrides = False
+        super().__init__(*args, **{"formatter_class": _Help, **keywords})
+        self.is_key: Callable[[str], bool] = lambda word: False
 
-    def add_overrides(self) -> None:
-        """Take ``KEY VALUE`` pairs, wherever they stand, as ``overrides``."""
-        self.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override config keys")
-        self._takes_overrides = True
+    def add(self, name: str, default: Any, help: str, **keywords: Any) -> None:
+        """An option whose default says its type; False makes it a switch."""
+        if default is False:
+            self.add_argument(name, action="store_true", help=help, **keywords)
+        else:
+            self.add_argument(name, type=type(default), default=default, help=help, **keywords)
+
+    def add_overrides(self, is_key: Callable[[str], bool] = is_config_key) -> None:
+        """Take ``KEY VALUE`` pairs, wherever they stand, as ``overrides``.
+
+        Args:
+            is_key: of a word that does not directly follow an option, whose value it would be.
+        """
+        hidden = argparse.SUPPRESS
+        self.add_argument("--override", action=_Pair, dest="overrides", default=[], help=hidden)
+        self.epilog = "\n".join(filter(None, [self.epilog, "KEY VALUE pairs override config keys"]))
+        self.is_key = is_key
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, but an unknown option is found before its value is taken for something else, and
-        ``KEY VALUE`` pairs before an option takes them for values of its own."""
+        """As ever, but an unknown option is found before its value is taken for something else."""
         words, known = list(sys.argv[1:] if args is None else args), self._options()
-        for word in words:
-            name = word.partition("=")[0]
+        for name in (word.partition("=")[0] for word in words):
             if name.startswith("--") and not any(option.startswith(name) for option in known):
                 self.error(f"unrecognized arguments: {name}")
-        if not self._takes_overrides:
-            return super().parse_known_args(words, namespace)
-        words, pairs = self.split_overrides(words)
-        found, extras = super().parse_known_args(words, namespace)
-        for word in (*found.overrides, *extras):
-            if not word.startswith("-"):
-                self._refuse(word)
-        found.overrides = pairs
-        return found, extras
+        return super().parse_known_args(self._mark_pairs(words), namespace)
 
-    def split_overrides(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The words without ``KEY VALUE`` pairs, and the pairs.
-
-        What directly follows an option is its value, whatever it looks like; where an option takes
-        any number of values, a word that looks like a key ends them unless it is a file.
-        """
-        rest: list[str] = []
-        pairs: list[str] = []
+    def _mark_pairs(self, words: Sequence[str]) -> list[str]:
+        """The words with each ``KEY VALUE`` as one option, which ends the values of any other."""
+        marked: list[str] = []
         left = list(words)
-        option: argparse.Action | None = None  # takes any number of values, more may follow
-        interrupted = False  # it did, until a pair came
         while left:
             word = left.pop(0)
-            if word.startswith("--"):
-                rest.append(word)
-                option, interrupted = self._option(word), False
-                for _ in range(_least(option) if "=" not in word else 0):
-                    if left and not left[0].startswith("--"):
-                        rest.append(left.pop(0))
-                option = option if option and option.nargs in ("+", "*") else None
-                continue
             key, assigned, value = word.partition("=")
-            is_key = _KEY.fullmatch(key) and not _FILE.fullmatch(key)
-            if option and (os.path.exists(word) or ("=" in str(option.metavar) and assigned)):
-                is_key = None
-            if not is_key:
-                if interrupted:
-                    self._refuse(word)
-                rest.append(word)
+            if word.startswith("--"):
+                marked.append(word)
+                if not assigned and self._takes_a_value(word) and left:
+                    marked += [left.pop(0)] if not left[0].startswith("--") else []
+            elif not self.is_key(key):
+                marked.append(word)
             elif assigned:
                 self.error(f"{_PAIRS}: write {key} {value or 'VALUE'}, not {word}")
             elif not left or left[0].startswith("--"):
                 self.error(f"{_PAIRS}; {word} has no value")
             else:
-                pairs += [word, left.pop(0)]
-                interrupted, option = interrupted or option is not None, None
-        return rest, pairs
+                marked.append(f"--override={word}={left.pop(0)}")
+        return marked
 
-    def _refuse(self, word: str) -> NoReturn:
-        """Of a word that belongs to nothing."""
-        self.error(
-            f"{word!r} is no option and no KEY: {_PAIRS}, and several names in one option are "
-            "separated by commas"
-        )
-
-    def _option(self, word: str) -> argparse.Action | None:
-        """The option that a word names, by its beginning too."""
-        name = word.partition("=")[0]
-        known = self._option_string_actions
-        near = [option for option in known if option.startswith(name)]
-        return known.get(name) or (known[near[0]] if len(near) == 1 else None)
+    def _takes_a_value(self, word: str) -> bool:
+        options = self._option_string_actions.items()
+        return any(name.startswith(word) and action.nargs != 0 for name, action in options)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2; of a word that is unknown the nearest known one is suggested."""
         hint = ""
-        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            hint = _did_you_mean(found[1], re.findall(r"[\w.@-]+", found[2]))
-        elif found := re.search(r"unrecognized arguments: (-\S+)", message):
-            hint = _did_you_mean(found[1].partition("=")[0], self._options())
+        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = _did_you_mean(match[1], re.findall(r"[\w.@-]+", match[2]))
+        elif match := re.search(r"unrecognized arguments: (-\S+)", message):
+            hint = _did_you_mean(match[1].partition("=")[0], self._options())
+        elif message.startswith("unrecognized") and "--override" in self._options():
+            word = message.split()[2]
+            message = f"{word!r} is no option and no KEY: {_PAIRS}, and several names in one "
+            message += "option are separated by commas"
         self.exit(2, f"error: {message}{hint}; {self.prog} --help explains\n")
 
     def _options(self) -> list[str]:
@@ -137,13 +125,6 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action.choices, dict):
                 options += [o for p in action.choices.values() for o in p._option_string_actions]
         return options
-
-
-def _least(option: argparse.Action | None) -> int:
-    """How many words at least are an option's values."""
-    if option is None or option.nargs in ("*", "?"):
-        return 0
-    return option.nargs if isinstance(option.nargs, int) else 1
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
@@ -189,43 +170,49 @@ def add_config_flags(parser: Parser, default: Path | None = None) -> None:
         metavar="FILE",
         help="YAML configuration" + (" (default: the demo's)" if default else ""),
     )
-    parser.add_argument("--device", default="", help="auto, cpu, cuda or mps")
+    parser.add("--device", "", "auto, cpu, cuda or mps")
     parser.add_overrides()
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_run_flags(parser: Parser) -> None:
     """Going on, stopping early, and how many processes share the job."""
-    parser.add_argument("--resume", action="store_true", help="go on from what is in OUTPUT_DIR")
-    parser.add_argument(
+    parser.add("--resume", False, "go on from what is in OUTPUT_DIR")
+    parser.add(
         "--strict",
-        action="store_true",
-        help="stop at the first image that cannot be read or scored, and when the disk is full; "
+        False,
+        "stop at the first image that cannot be read or scored, and when the disk is full; "
         "else both are named and counted, and the run goes on (native; detectron2 always stops)",
     )
-    parser.add_argument(
-        "--num-gpus", type=int, default=1, help="processes per machine, also where there is no GPU"
-    )
-    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
-    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
+    parser.add("--num-gpus", 1, "processes per machine, also where there is no GPU")
+    parser.add("--num-machines", 1, "total number of machines")
+    parser.add("--machine-rank", 0, "number of this machine")
+    parser.add("--dist-url", "auto", "tcp://HOST:PORT of machine 0")
 
 
-def check_config(arguments: argparse.Namespace, *more: str, classification: bool = False) -> None:
-    """Find what is mistyped before torch is imported, which takes seconds.
+def all_overrides(arguments: argparse.Namespace, methods: str) -> list[str]:
+    """The ``KEY VALUE`` pairs, with the key that ``--methods`` stands for."""
+    chosen = names(arguments.methods)
+    return [*arguments.overrides, *((methods, repr(tuple(chosen))) if chosen else ())]
+
+
+def check_config(
+    arguments: argparse.Namespace, methods: str = "", classification: bool = False
+) -> Any:
+    """The configuration on a CPU; what is mistyped is found before torch is imported, in seconds.
 
     Args:
-        more: ``KEY VALUE`` pairs that other flags stand for.
+        methods: the key that ``--methods`` stands for.
         classification: the command takes classification's keys, whatever the file holds; otherwise
             the file says which it is of.
 
     Raises:
         InputError: the file is missing or malformed, or a key or value is wrong.
     """
-    if classification:
-        from lqn_seg.config.classification import load_classification_cfg as load
-    else:
-        from lqn_seg.config.nodes import load_any_cfg as load
-    load(arguments.config_file, [*arguments.overrides, *more], "cpu")
+    from lqn_seg.config.nodes import load_any_cfg, load_classification_cfg
+
+    load = load_classification_cfg if classification else load_any_cfg
+    pairs = all_overrides(arguments, methods) if methods else arguments.overrides
+    return load(arguments.config_file, pairs, "cpu")
 
 
 def processes(arguments: argparse.Namespace) -> int:
@@ -257,10 +244,7 @@ def prepare_splits(
     from lqn_seg.data.catalog import dataset_roots
 
     parser = Parser(description=description)
-    root = dataset_roots()[0]
-    parser.add_argument(
-        "--root", type=Path, default=root, metavar="DIR", help=f"holds {folder}/ (default: {root})"
-    )
+    parser.add("--root", dataset_roots()[0], f"holds {folder}/", metavar="DIR")
     parser.add_argument("--split", choices=tuple(splits), action="append", help="default: all")
     arguments = parser.parse_args()
 

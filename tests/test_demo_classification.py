@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lqn_seg.config.classification import load_classification_cfg
+from lqn_seg.config.nodes import load_classification_cfg
 from lqn_seg.engine.classify import classifications
 from lqn_seg.lab.report.classify_report import ClassificationReport
 
@@ -17,11 +17,11 @@ def test_the_teacher_is_under_ten_megabytes():
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
 
 
-def test_it_recognises_things_and_restoring_helps_against_contrast(tmp_path):
+def test_it_recognises_things_and_restoring_helps_against_contrast(tmp_path, monkeypatch):
+    monkeypatch.setenv("LQN_SEG_CACHE", str(tmp_path))
     overrides = {
         "CLASSIFICATION.METHODS": "('restore', 'ensemble')",
         "CLASSIFICATION.HISTORY": "False",
-        "CLASSIFICATION.CACHE": str(tmp_path),
         "OUTPUT_DIR": str(tmp_path),
         "MODEL.LQN.EVAL.CORRUPTIONS": "('contrast',)",
         "MODEL.LQN.EVAL.MAX_IMAGES": "0",

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lqn_seg.config.classification import load_classification_cfg
-from lqn_seg.config.nodes import load_any_cfg, load_cfg
+from lqn_seg.config.nodes import load_any_cfg, load_cfg, load_classification_cfg
 from lqn_seg.errors import InputError
 
 ROOT = Path(__file__).parents[1]

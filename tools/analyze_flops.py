@@ -28,26 +28,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, help="pixels, square")
     parser.add_argument("--queries", type=int, help="mask queries")
     parser.add_argument("--labels", type=int, help="classes, without 'no object'")
-    parser.add_argument("--preset", default="paper", help=f"one of {', '.join(PRESETS)}")
+    parser.add("--preset", "paper", f"one of {', '.join(PRESETS)}")
     parser.add_argument("--steps", type=int, help="Adam steps, instead of the preset's")
     parser.add_argument("--positions", type=int, help="positions per step, instead of the preset's")
-    parser.add_argument("--windows", type=float, default=1.0, help="windows per image")
-    parser.add_argument("--literal", action="store_true", help="student as Table 4 states it")
-    parser.add_argument(
-        "--count", action="store_true", help="also count the real model, with two counters"
-    )
+    parser.add("--windows", 1.0, "windows per image")
+    parser.add("--literal", False, "student as Table 4 states it")
+    parser.add("--count", False, "also count the real model, with two counters")
     return parser.parse_args(argv)
+
+
+def show(arguments: argparse.Namespace) -> None:
+    from lqn_seg.lab.cost.flops_report import flops_lines
+
+    print("\n".join(flops_lines(arguments)))
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-
-    def show() -> None:
-        from lqn_seg.lab.cost.flops_report import flops_lines
-
-        print("\n".join(flops_lines(arguments)))
-
-    return exit_status(show, "nothing was printed")
+    return exit_status(lambda: show(arguments), "nothing was printed")
 
 
 if __name__ == "__main__":

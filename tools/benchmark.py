@@ -28,32 +28,23 @@ REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "core" / "reference.
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--teacher", default="clip-b16", help="by name; a wrong one lists them")
-    parser.add_argument(
-        "--image-size", type=int, default=0, help="pixels, square (default: its own)"
-    )
-    parser.add_argument("--classes", type=int, default=0, help="of the head (default: its own)")
-    parser.add_argument("--preset", default="paper", help="recipe of lqn, lqn-src and apm")
-    parser.add_argument("--variants", default="lqn,lqn-src,apm,default", help="comma-separated")
-    parser.add_argument("--precisions", default="auto,float32", help="comma-separated")
-    parser.add_argument("--baselines", default="", help="of zero, mta, tps, tpt: with a clip")
-    parser.add_argument("--views", type=int, default=64, help="that the baselines look at")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
-    parser.add_argument("--repeats", type=int, default=3, help="turns")
-    parser.add_argument("--steps", type=int, default=0, help="of fits (default: the preset's)")
-    parser.add_argument("--no-references", action="store_true", help="without the plain ways")
-    parser.add_argument("--no-sweep", action="store_true", help="without cost against size")
-    parser.add_argument(
-        "--read",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="tables and plot of a benchmark.json",
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/benchmark"), metavar="DIR", help="for files"
-    )
+    parser.add("--teacher", "clip-b16", "by name; a wrong one lists them")
+    parser.add("--image-size", 0, "pixels, square (default: its own)")
+    parser.add("--classes", 0, "of the head (default: its own)")
+    parser.add("--preset", "paper", "recipe of lqn, lqn-src and apm")
+    parser.add("--variants", "lqn,lqn-src,apm,default", "comma-separated")
+    parser.add("--precisions", "auto,float32", "comma-separated")
+    parser.add("--baselines", "", "of zero, mta, tps, tpt: with a clip")
+    parser.add("--views", 64, "that the baselines look at")
+    parser.add("--device", "cpu", "cpu or cuda")
+    parser.add("--threads", 1, "on a CPU")
+    parser.add("--repeats", 3, "turns")
+    parser.add("--steps", 0, "of fits (default: the preset's)")
+    for name, what in (("references", "the plain ways"), ("sweep", "cost against size")):
+        parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"without {what}")
+    read = "tables and plot of a benchmark.json"
+    parser.add_argument("--read", type=Path, metavar="FILE", help=read)
+    parser.add("--output", Path("output/benchmark"), "for files", metavar="DIR")
     return parser.parse_args(argv)
 
 
@@ -75,22 +66,10 @@ def run(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine.store import make_writable
     from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
 
-    config = BenchmarkConfig(
-        teacher=arguments.teacher,
-        image_size=arguments.image_size,
-        classes=arguments.classes,
-        preset=arguments.preset,
-        variants=tuple(names(arguments.variants)),
-        precisions=tuple(names(arguments.precisions)),
-        device=arguments.device,
-        threads=arguments.threads,
-        repeats=arguments.repeats,
-        steps=arguments.steps,
-        references=not arguments.no_references,
-        baselines=tuple(names(arguments.baselines)),
-        views=arguments.views,
-        sweep=not arguments.no_sweep,
-    )
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("read", "output")}
+    for key in ("variants", "precisions", "baselines"):
+        settings[key] = tuple(names(settings[key]))
+    config = BenchmarkConfig(**settings)
     make_writable(arguments.output)
     benchmark = Benchmark(config, load_reference(), partial(print, flush=True))
     try:

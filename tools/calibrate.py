@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Find what a teacher's tokens look like on clean images: what the preset `default` restores to.
+"""Calibrate a teacher on clean images; the preset `default` aligns its statistics to them.
 
 Any folder of images without labels will do, a hundred or more of the kind that the teacher will
-see. The file is written beside the teacher's local weights, where the other tools find it, or to
---output (then name it in MODEL.LQN.CALIBRATION).
+see. calibration.safetensors is saved beside the teacher's local weights, where the other tools find
+it, or to --output (then name it in MODEL.LQN.CALIBRATION).
 
 Examples:
     python tools/calibrate.py --config configs/demo_lqn.yaml --images datasets/demo/train --max 2048
@@ -25,15 +25,10 @@ def parse_arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of clean images")
     source.add_argument("--dataset", metavar="NAME", help="or the images of a registered data set")
-    parser.add_argument("--max", type=int, default=0, help="use the first so many; 0 is all")
-    parser.add_argument(
-        "--quantile",
-        type=float,
-        help="of the images, left out at either end (default: QUANTILE of the library)",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="stop at the first image that cannot be read"
-    )
+    parser.add("--max", 0, "use the first so many; 0 is all")
+    quantile = "of the images, left out at either end (default: QUANTILE of the library)"
+    parser.add_argument("--quantile", type=float, help=quantile)
+    parser.add("--strict", False, "stop at the first image that cannot be read")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the weights")
     cli.add_config_flags(parser)
     return parser.parse_args()

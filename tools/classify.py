@@ -12,7 +12,7 @@ Examples:
 Prints the tables and writes inference/results.json, every image's line, config.yaml and log.txt
 into OUTPUT_DIR. Methods: zero-shot, ensemble, apm, lqn-src, lqn, teacher (lqn's views, not adapted
 to), restore (no student), zero, mta, tps, gs-bias, tpt, tda; "lqn@paper" is another preset,
-"lqn:mean" another read-out (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both. The exit
+"lqn:mean" another query (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both. The exit
 status is 0 if every image was scored or left out by name, and 2 if more than
 MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input.
 """
@@ -23,30 +23,27 @@ import argparse
 import sys
 
 from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.cli import Parser, exit_status
 from lqn_seg.engine.interruption import is_launched
+
+METHODS = "CLASSIFICATION.METHODS"
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     cli.add_config_flags(parser)
     cli.add_run_flags(parser)
-    parser.add_argument(
-        "--methods", default="", metavar="NAMES", help="comma-separated, for CLASSIFICATION.METHODS"
-    )
-    parser.add_argument(
-        "--calibrate",
-        metavar="DATASET",
-        help="do not classify: find what the teacher's tokens look like on these clean images, and "
-        "write that beside its local weights",
-    )
-    parser.add_argument("--max", type=int, default=0, help="images to calibrate on; 0 is all")
+    parser.add("--methods", "", f"comma-separated, for {METHODS}", metavar="NAMES")
+    calibrate = "do not classify: calibrate the teacher on these clean images, and save "
+    calibrate += "calibration.safetensors beside its local weights"
+    parser.add("--calibrate", "", calibrate, metavar="DATASET")
+    parser.add("--max", 0, "images to calibrate on; 0 is all")
     return parser.parse_args()
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
     cli.check_config(arguments, classification=True)
-    from lqn_seg.config.classification import load_classification_cfg
+    from lqn_seg.config.nodes import load_classification_cfg
     from lqn_seg.engine.classify import calibrate_clip
 
     cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)
@@ -55,9 +52,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    chosen = repr(tuple(names(arguments.methods)))
-    methods = ["CLASSIFICATION.METHODS", chosen] if arguments.methods else []
-    cli.check_config(arguments, *methods, classification=True)
+    cli.check_config(arguments, methods=METHODS, classification=True)
     if cli.processes(arguments) > 1 and not is_launched():
         return cli.start_processes(arguments)
     from lqn_seg.engine import launch
@@ -67,7 +62,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with launch.joined():
         report = classify(
             arguments.config_file,
-            overrides=[*arguments.overrides, *methods],
+            overrides=cli.all_overrides(arguments, METHODS),
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,

@@ -16,26 +16,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tabulate import tabulate
 
 from lqn_seg import cli
 from lqn_seg.cli import Parser, exit_status, names
 
-if TYPE_CHECKING:
-    from lqn_seg.lab.inspect.diagnose import FitDiagnosis
-
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--methods", default="lqn@paper,lqn@distill", metavar="NAMES", help="comma-separated"
-    )
-    parser.add_argument("--images", type=int, default=4, help="the first so many are fitted")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/diagnose_fit"), metavar="DIR", help="for files"
-    )
+    parser.add("--methods", "lqn@paper,lqn@distill", "comma-separated", metavar="NAMES")
+    parser.add("--images", 4, "the first so many are fitted")
+    parser.add("--output", Path("output/diagnose_fit"), "for files", metavar="DIR")
     cli.add_config_flags(parser)
     return parser.parse_args()
 
@@ -46,28 +39,23 @@ def run(arguments: argparse.Namespace) -> None:
     from lqn_seg.lab.inspect.diagnose import diagnose, write_diagnosis
 
     make_writable(arguments.output)
-    found: dict[str, FitDiagnosis] = {}
+    done: dict[str, Any] = {}
+    given = (arguments.images, arguments.overrides, arguments.device)
     try:
-        for name, diagnosis in diagnose(
-            arguments.config_file,
-            names(arguments.methods),
-            arguments.images,
-            arguments.overrides,
-            arguments.device,
-        ):
-            found[name] = diagnosis
+        for name, diagnosis in diagnose(arguments.config_file, names(arguments.methods), *given):
+            done[name] = diagnosis
             show(name, diagnosis)
     except KeyboardInterrupt:
-        if found:
-            write_diagnosis(found, arguments.output)
-            kept = f"{', '.join(found)} done, written to {arguments.output}"
-            raise KeyboardInterrupt(kept) from None
-        raise
-    for path in write_diagnosis(found, arguments.output):
+        if not done:
+            raise
+        write_diagnosis(done, arguments.output)
+        kept = f"{', '.join(done)} done, written to {arguments.output}"
+        raise KeyboardInterrupt(kept) from None
+    for path in write_diagnosis(done, arguments.output):
         print(f"written: {path}")
 
 
-def show(name: str, diagnosis: FitDiagnosis) -> None:
+def show(name: str, diagnosis: Any) -> None:
     curve = diagnosis.loss
     first, middle, last = curve[0], curve[len(curve) // 2], curve[-1]
     print(f"\n{name}: loss {first:.4g} at the first step, {middle:.4g} halfway, {last:.4g} last")

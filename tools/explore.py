@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import webbrowser
 
 from lqn_seg import cli
 from lqn_seg.cli import Parser, exit_status
@@ -32,25 +31,22 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME=WEIGHTS",
         help="teachers to choose from (default: the configuration's)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="to listen on; 0.0.0.0 is everybody")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free")
-    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    parser.add("--host", "127.0.0.1", "to listen on; 0.0.0.0 is everybody")
+    parser.add("--port", 7860, "0 takes any that is free")
+    parser.add("--no-browser", False, "only print the address")
     cli.add_config_flags(parser, cli.DEMO)
     return parser.parse_args()
 
 
-def named_teachers(words: list[str]) -> dict[str, str]:
-    """``NAME=WEIGHTS`` as name -> weights."""
-    for word in words:
-        if not all(word.partition("=")):
-            raise InputError(f"--teacher: expected NAME=WEIGHTS, not {word!r}")
-    return {name: weights for name, _, weights in (word.partition("=") for word in words)}
-
-
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until Ctrl-C, which is the way to end it."""
-    teachers = named_teachers(arguments.teacher)
+    for word in arguments.teacher:
+        if not all(word.partition("=")):
+            raise InputError(f"--teacher: expected NAME=WEIGHTS, not {word!r}")
+    teachers = dict(word.split("=", 1) for word in arguments.teacher)
     cli.check_config(arguments)
+    import webbrowser
+
     from lqn_seg.lab.explorer.server import make_server, open_explorer
 
     explorer = open_explorer(arguments.config_file, teachers, arguments.device, arguments.overrides)

@@ -18,25 +18,17 @@ import argparse
 import sys
 
 from lqn_seg.cli import Parser, exit_status
-from lqn_seg.errors import InputError
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "studies", nargs="+", metavar="FILE", help="study files (.yaml), and KEY VALUE overrides"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from what is in OUTPUT_DIR")
-    words, overrides = parser.split_overrides(sys.argv[1:])
-    arguments = parser.parse_intermixed_args(words)
-    arguments.overrides = overrides
-    return arguments
+    parser.add_argument("studies", nargs="+", metavar="FILE", help="study files (.yaml)")
+    parser.add("--resume", False, "go on from what is in OUTPUT_DIR")
+    parser.add_overrides(is_key=lambda word: not word.endswith((".yaml", ".yml")))
+    return parser.parse_intermixed_args()
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for path in arguments.studies:
-        if not path.endswith((".yaml", ".yml")):
-            raise InputError(f"{path} is no study file, whose name ends in .yaml, and no KEY")
     from lqn_seg.config.nodes import load_cfg
     from lqn_seg.lab.study.study_file import load_study
 

@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace) -> None:
     cli.check_config(arguments, classification=True)
-    from lqn_seg.config.classification import load_classification_cfg
+    from lqn_seg.config.nodes import load_classification_cfg
     from lqn_seg.engine.training.train_clip import ClipTrainer
 
     cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.cli import Parser, exit_status
 from lqn_seg.engine.interruption import is_launched
 from lqn_seg.errors import InputError
 
@@ -32,10 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     cli.add_config_flags(parser)
     cli.add_run_flags(parser)
-    parser.add_argument("--eval-only", action="store_true", help="evaluate; else train a teacher")
-    parser.add_argument(
-        "--methods", default="", metavar="NAMES", help="comma-separated, for MODEL.LQN.METHODS"
-    )
+    parser.add("--eval-only", False, "evaluate; else train a teacher")
+    parser.add("--methods", "", "comma-separated, for MODEL.LQN.METHODS", metavar="NAMES")
     parser.add_argument(
         "--engine",
         default="auto",
@@ -46,24 +45,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def detectron2_is_installed() -> bool:
+def choose_engine(arguments: argparse.Namespace, cfg: Any) -> str:
+    if arguments.engine != "auto":
+        return arguments.engine
+    lqn = cfg.MODEL.LQN
+    if arguments.resume or arguments.methods or len(lqn.METHODS) > 1 or lqn.EVAL.CORRUPTIONS:
+        return "native"
     try:
         import detectron2.config  # noqa: F401  (any folder called detectron2 has a spec)
     except ImportError:
-        return False
-    return True
-
-
-def choose_engine(arguments: argparse.Namespace) -> str:
-    if arguments.engine != "auto":
-        return arguments.engine
-    if arguments.resume or arguments.methods or not detectron2_is_installed():
         return "native"
-    from lqn_seg.config.nodes import load_cfg
-
-    cfg = load_cfg(arguments.config_file, arguments.overrides, arguments.device)
-    one_method = len(cfg.MODEL.LQN.METHODS) < 2 and not cfg.MODEL.LQN.EVAL.CORRUPTIONS
-    return "detectron2" if one_method else "native"
+    return "detectron2"
 
 
 def evaluate_natively(arguments: argparse.Namespace) -> None:
@@ -75,9 +67,8 @@ def evaluate_natively(arguments: argparse.Namespace) -> None:
             print("engine: native", flush=True)
         report = evaluate(
             arguments.config_file,
-            overrides=arguments.overrides,
+            overrides=cli.all_overrides(arguments, "MODEL.LQN.METHODS"),
             device=arguments.device,
-            chosen=names(arguments.methods),
             resume=arguments.resume,
             strict=arguments.strict,
         )
@@ -102,34 +93,6 @@ def evaluate_in_detectron2(arguments: argparse.Namespace) -> None:
         evaluate(arguments.config_file, overrides=arguments.overrides, device=arguments.device)
 
 
-def start_processes(arguments: argparse.Namespace, engine: str) -> int:
-    """Run this command in ``--num-gpus`` processes, through the engine's own launcher."""
-    if engine == "native":
-        return cli.start_processes(arguments)
-    from detectron2.engine import launch as detectron2_launch
-    from torch.multiprocessing import ProcessExitedException
-
-    from lqn_seg.engine import launch
-
-    try:
-        detectron2_launch(
-            detectron2_worker,
-            arguments.num_gpus,
-            arguments.num_machines,
-            arguments.machine_rank,
-            arguments.dist_url,
-            args=(arguments,),
-            timeout=launch.PATIENCE,
-        )
-    except ProcessExitedException as error:
-        return error.exit_code
-    return 0
-
-
-def detectron2_worker(arguments: argparse.Namespace) -> None:
-    sys.exit(exit_status(lambda: evaluate_in_detectron2(arguments), LEFT))
-
-
 def train(arguments: argparse.Namespace) -> None:
     cli.check_config(arguments)
     if cli.processes(arguments) > 1 or is_launched():
@@ -138,21 +101,19 @@ def train(arguments: argparse.Namespace) -> None:
     from lqn_seg.engine.training.train import TeacherTrainer
 
     cfg = load_cfg(arguments.config_file, arguments.overrides, arguments.device)
-    folder = TeacherTrainer(cfg).train(arguments.resume)
-    print(f"teacher: {folder}")
+    print(f"teacher: {TeacherTrainer(cfg).train(arguments.resume)}")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    chosen = repr(tuple(names(arguments.methods)))
-    cli.check_config(arguments, *(("MODEL.LQN.METHODS", chosen) if arguments.methods else ()))
-    engine = choose_engine(arguments)
+    cfg = cli.check_config(arguments, methods="MODEL.LQN.METHODS")
+    native = choose_engine(arguments, cfg) == "native"
 
     def run() -> int | None:
         if cli.processes(arguments) > 1 and not is_launched():
-            return start_processes(arguments, engine)
-        return (evaluate_natively if engine == "native" else evaluate_in_detectron2)(arguments)
+            return cli.start_processes(arguments)
+        return (evaluate_natively if native else evaluate_in_detectron2)(arguments)
 
-    return exit_status(run) if engine == "native" else exit_status(run, LEFT)
+    return exit_status(run) if native else exit_status(run, LEFT)
 
 
 def main() -> int:

@@ -24,17 +24,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("name", metavar="NAME", help="of a data set, see datasets/README.md")
     parser.add_argument("--config-file", metavar="FILE", help="YAML that describes the data set")
-    parser.add_argument("--max-images", type=int, default=0, help="the first so many; 0 is all")
+    parser.add("--max-images", 0, "the first so many; 0 is all")
     return parser.parse_args()
 
 
 def check(arguments: argparse.Namespace) -> int:
+    from lqn_seg.config.nodes import load_cfg
     from lqn_seg.data.catalog import get_dataset
     from lqn_seg.lab.validate.validate import validate
 
     if arguments.config_file:
-        from lqn_seg.config.nodes import load_cfg
-
         load_cfg(arguments.config_file)  # makes its data sets known
     found = validate(get_dataset(arguments.name), arguments.max_images)
     print(found.text())

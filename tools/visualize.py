@@ -64,38 +64,20 @@ def parse_arguments() -> argparse.Namespace:
 def add_options(parser: Parser, name: str, methods: str) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the files")
     if name == "curves":
-        parser.add_argument(
-            "--results",
-            type=Path,
-            metavar="FILE",
-            help="a study's results.json (default: configs/study/quick.yaml is run, a minute)",
-        )
+        results = "a study's results.json (default: configs/study/quick.yaml is run, a minute)"
+        parser.add_argument("--results", type=Path, metavar="FILE", help=results)
         return
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="image files or folders of them (default: the first of the data set)",
-    )
-    parser.add_argument(
-        "--images", type=int, default=1, help="where there is no --input, the first so many"
-    )
-    parser.add_argument(
-        "--corruption", default="", metavar="NAMES", help="comma-separated, clean among them"
-    )
+    files = "image files or folders of them (default: the first of the data set)"
+    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help=files)
+    parser.add("--images", 1, "where there is no --input, the first so many")
+    parser.add("--corruption", "", "comma-separated, clean among them", metavar="NAMES")
     if name != "gauge":
-        parser.add_argument("--severity", type=int, default=3, help="of corruptions, 1..5")
-        parser.add_argument(
-            "--methods", default="", metavar="NAMES", help=f"comma-separated (default: {methods})"
-        )
+        parser.add("--severity", 3, "of corruptions, 1..5")
+        parser.add("--methods", "", f"comma-separated (default: {methods})", metavar="NAMES")
     if name == "tokens":
-        parser.add_argument(
-            "--layers", type=int, nargs="+", default=[], help="default: six, evenly"
-        )
-        parser.add_argument(
-            "--projection", default="pca", choices=("pca", "tsne"), help="of tokens to colours"
-        )
+        layers, projections = "default: six, evenly", ("pca", "tsne")
+        parser.add_argument("--layers", type=int, nargs="+", default=[], help=layers)
+        parser.add("--projection", "pca", "of tokens to colours", choices=projections)
     cli.add_config_flags(parser, cli.DEMO)
 
 

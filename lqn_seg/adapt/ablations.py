@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from lqn_seg.adapt.journey import Answer, Images, Pass
+from lqn_seg.core.config import parse_ablation
 from lqn_seg.core.lqn import Loss, Sampler, StudentFitter, Students
 from lqn_seg.core.random import Draw, RandomKey, generator, image_seed
 from lqn_seg.core.view import View
@@ -22,18 +23,19 @@ from lqn_seg.core.view import View
 if TYPE_CHECKING:
     from lqn_seg.adapt.lqn import LQN
 
-VIEWS = 2  # of an image, itself included
-
 
 def fit_options(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any]:
     """What the fit of the first `count` images is given beside them."""
-    make = _OPTIONS.get(method.recipe.ablation)
+    make = _OPTIONS.get(parse_ablation(method.recipe.ablation)[0])
     return make(method, images, seen, count) if make else {}
 
 
 def query_options(method: LQN, keys: Sequence[RandomKey], places: int) -> dict[str, Any]:
     """What a query of so many addresses is given."""
-    if method.recipe.ablation != "random-source":
+    word, numbers = parse_ablation(method.recipe.ablation)
+    if word == "source":
+        return {"source": numbers}
+    if word != "random-source":
         return {}
     depth, rows, columns = method.grid
     streams = [generator(key, Draw.QUERY, method.fitter.device) for key in keys]
@@ -49,7 +51,8 @@ def _views(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any
     torchvision's RandomResizedCrop and RandomHorizontalFlip at their defaults.
     """
     further = []
-    for number in range(1, VIEWS):
+    (views,) = parse_ablation(method.recipe.ablation)[1]
+    for number in range(1, views):
         pixels = torch.cat([_part(x, key, number) for x, key in zip(images.pixels, images.keys)])
         other = images.encode_pixels(pixels, method.aligned)
         field = method.field(other.field[:count], other.context)

@@ -6,6 +6,7 @@ Needs the standard library alone, so that a mistyped configuration is answered a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -20,17 +21,14 @@ VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
 ALIASES = {"two-word": "lqn"}
 # Features of a location that say whether it is a source or a destination.
 FLAG_FEATURES = 2
-# The paper's, and ours that gained nothing (REPORT.md): runnable all the same.
-ABLATIONS = (
-    "views",
-    "entropy",
-    "segments",
-    "random-source",
-    "added-positions",
-    "fit-per-image",
-    "student-queries",
-    "cls-in-field",
-)
+# The paper's ablations, and ours, that gained nothing (REPORT.md): runnable all the same
+# (`lqn_seg.adapt.ablations`). Some end in numbers: views-8, source-2-5-8.
+ABLATIONS = {
+    **dict.fromkeys(("none", "entropy", "segments", "random-source", "added-positions"), 0),
+    **dict.fromkeys(("fit-per-image", "student-queries", "cls-in-field"), 0),
+    "views": 1,
+    "source": 3,
+}
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -41,6 +39,19 @@ def nearest(name: str, choices: Sequence[str], what: str) -> str:
     close = get_close_matches(str(name).lower(), choices, n=1, cutoff=0.0)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise InputError(f"unknown {what} {name!r}: {hint}choices are {', '.join(choices)}")
+
+
+def parse_ablation(name: str) -> tuple[str, tuple[int, ...]]:
+    """The word and the numbers of an ablation.
+
+    Raises:
+        InputError: there is no such one, or it has the wrong numbers.
+    """
+    word, *numbers = re.split(r"-(?=\d)", name)
+    nearest(word, tuple(ABLATIONS), "ablation in MODEL.LQN.ABLATION")
+    if len(numbers) != ABLATIONS[word] or not all(map(str.isdecimal, numbers)):
+        raise InputError(f"MODEL.LQN.ABLATION is like views-8, source-2-5-8, entropy, not {name}")
+    return word, tuple(map(int, numbers))
 
 
 def positions_per_step(amount: int | float, grid: tuple[int, int, int]) -> int:
@@ -245,7 +256,7 @@ class LQNConfig:
     """A student, how it is fitted, and what is done with its answer.
 
     Attributes:
-        ablation: one of `ABLATIONS` (`lqn_seg.adapt.ablations`); empty for none.
+        ablation: one of `ABLATIONS`.
 
     Raises:
         InputError: the student's inputs are not those of the variant (`with_variant` sets both).
@@ -254,11 +265,10 @@ class LQNConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    ablation: str = ""
+    ablation: str = "none"
 
     def __post_init__(self) -> None:
-        if self.ablation:
-            nearest(self.ablation, ABLATIONS, "ablation")
+        parse_ablation(self.ablation)
         variant = self.fit.variant
         expected = {"lqn": (True, 3), "lqn-src": (False, 3), "apm": (False, 2)}.get(variant)
         if expected and expected != (self.student.source, self.student.axes):

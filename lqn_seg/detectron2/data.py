@@ -9,38 +9,49 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2 import data
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from iopath.common.file_io import get_cache_dir
 
-from lqn_seg.data.catalog import Metadata, Record, dataset_names, get_dataset
+from lqn_seg.config.nodes import resolve_device
+from lqn_seg.data.catalog import Metadata, Record, dataset_names, get_dataset, register_entries
 from lqn_seg.data.derived import complete_records, detectron2_facts
 from lqn_seg.errors import InputError
 
 _registered: set[str] = set()
-_unfilled: set[str] = set()
 
 
 class LazyMetadata(data.Metadata):
     """Detectron2's entry of one of our data sets, filled when it is first asked for something.
 
-    By then the data set's files may be there, which need not be so when it is registered. Where
-    they still are not, an attribute is missing, and the error says which file is.
+    A data set may be registered before its files are there; until they are, an attribute is
+    missing, and the error says which file is.
     """
 
     def __getattr__(self, key: str) -> Any:
-        if self.name in _unfilled and not key.startswith("__"):
+        if "evaluator_type" not in vars(self) and not key.startswith("__"):
             try:
-                entries = detectron2_facts(get_dataset(self.name).metadata)
+                facts = detectron2_facts(get_dataset(self.name).metadata)
             except InputError as error:
                 raise AttributeError(str(error)) from None
-            _unfilled.discard(self.name)
-            self.__dict__.update({**entries, **vars(self)})
+            self.__dict__.update({**facts, **vars(self)})
         return getattr(self, key) if key in vars(self) else super().__getattr__(key)
 
     def as_dict(self) -> dict[str, Any]:
         self.get("evaluator_type")
         return super().as_dict()
+
+
+def check_cfg(cfg: CfgNode) -> None:
+    """Refuse bad MODEL.LQN.DATASETS, and a MODEL.DEVICE that Detectron2 has not: ``auto``, say."""
+    register_entries(cfg.MODEL.LQN.DATASETS)
+    device = resolve_device(cfg.MODEL.DEVICE)
+    if device != cfg.MODEL.DEVICE:
+        raise InputError(
+            f"MODEL.DEVICE {cfg.MODEL.DEVICE}: Detectron2 wants a device by its name, and the best "
+            f"one here is MODEL.DEVICE {device}"
+        )
 
 
 def register_datasets() -> None:
@@ -51,7 +62,6 @@ def register_datasets() -> None:
             _registered.add(name)
             if name not in MetadataCatalog:
                 MetadataCatalog[name] = LazyMetadata(name=name)
-                _unfilled.add(name)
 
 
 def give_way(name: str, func: Callable[[], list[Record]]) -> None:
@@ -61,18 +71,13 @@ def give_way(name: str, func: Callable[[], list[Record]]) -> None:
     """
     if name in _registered:
         _registered.discard(name)
-        _unfilled.discard(name)
         DatasetCatalog.pop(name)
         MetadataCatalog.pop(name)
     type(DatasetCatalog).register(DatasetCatalog, name, func)
 
 
 def class_table(datasets: Sequence[str]) -> tuple[frozenset[int], Sequence[str]]:
-    """Contiguous ids of the things, and the names of all classes, of the first data set.
-
-    Raises:
-        InputError: there is none, or it is unknown or lacks its files.
-    """
+    """Contiguous ids of the things, and the names of all classes, of the first data set."""
     if not datasets:
         raise InputError("DATASETS.TEST is empty; its first data set says what the classes are")
     name = datasets[0]
@@ -86,12 +91,11 @@ def class_table(datasets: Sequence[str]) -> tuple[frozenset[int], Sequence[str]]
 
 def set_metadata(metadata: Metadata) -> None:
     """Fill Detectron2's entry; one that was made for other files of the same name is replaced."""
-    _unfilled.discard(metadata.name)
-    entries = detectron2_facts(metadata)
+    facts = detectron2_facts(metadata)
     there = vars(MetadataCatalog.get(metadata.name))
-    if any(there.get(key, value) != value for key, value in entries.items()):
+    if any(there.get(key, value) != value for key, value in facts.items()):
         MetadataCatalog.pop(metadata.name)
-    MetadataCatalog.get(metadata.name).set(**entries)
+    vars(MetadataCatalog.get(metadata.name)).update(facts)
 
 
 def load_records(name: str) -> list[Record]:

@@ -35,13 +35,12 @@ Metrics = dict[str, dict[str, float]]
 class LQNEvaluator(DatasetEvaluator):
     """Our evaluators for the outputs that MODEL.MASK_FORMER.TEST turns on, as one of Detectron2's.
 
-    For a data set of our catalog, on any number of processes. ``images`` holds, by image id, each
-    task's statistics, ``lqn`` (the model's own) and ``mask_hash``; after :meth:`evaluate`, on the
-    main process, those of all processes.
+    ``images`` holds, by image id, each task's statistics, ``lqn`` (the model's own) and
+    ``mask_hash``; after :meth:`evaluate`, on the main process, those of all processes.
 
     Args:
-        prefix: of the tasks' names in what :meth:`evaluate` returns, so that they stand beside
-            those of Detectron2's evaluators in ``DatasetEvaluators``, which refuses a name twice.
+        prefix: of the tasks' names in what :meth:`evaluate` returns: ``DatasetEvaluators`` refuses
+            a name twice, and Detectron2's evaluators may stand beside this one.
     """
 
     def __init__(self, cfg: CfgNode, dataset_name: str, prefix: str = "lqn/") -> None:
@@ -85,10 +84,9 @@ class LQNEvaluator(DatasetEvaluator):
 
 
 class LQNTrainer(DefaultTrainer):
-    """DefaultTrainer that tests with our evaluators, on the data sets of our catalog.
+    """DefaultTrainer for EomtMetaArch and for stock architectures on the frozen backbone.
 
-    It trains EomtMetaArch, or stock architectures on the frozen backbone. Its metrics have the
-    tasks' plain names.
+    It tests with our evaluators, on the data sets of our catalog.
     """
 
     @classmethod
@@ -123,14 +121,10 @@ def evaluate(
 ) -> tuple[Metrics, dict[int | str, str]]:
     """Evaluate the one method of a configuration on Detectron2's engine, and print its metrics.
 
-    Every process that Detectron2's launcher or `launch.joined` has joined takes its share.
+    Every process that Detectron2's launcher or `launch.joined` has joined takes its part.
 
     Returns:
-        metrics by task, and each image's mask hash by its id, to hold against the native engine's;
-        of this process's own share but on the main one.
-
-    Raises:
-        InputError: something from outside is missing or wrong.
+        metrics by task, and each image's mask hash by its id: of all on the main process.
     """
     if launch.size() > 1 and is_launched():
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

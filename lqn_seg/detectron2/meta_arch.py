@@ -12,11 +12,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from lqn_seg.config.nodes import method_config
+from lqn_seg.config.methods import method_config
 from lqn_seg.data.catalog import listeners
 from lqn_seg.detectron2.backbone import build_teacher_backbone
-from lqn_seg.detectron2.config import check_cfg
-from lqn_seg.detectron2.data import class_table, give_way, register_datasets
+from lqn_seg.detectron2.data import check_cfg, class_table, give_way, register_datasets
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.training.eomt_training import mapped_targets
 from lqn_seg.engine.training.trainable_eomt import TrainableEomt, trainable_segmenter
@@ -43,12 +42,7 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor; the classes are those of DATASETS.TEST[0].
-
-        Raises:
-            InputError: MODEL.WEIGHTS is not empty, or DATASETS.TEST, MODEL.DEVICE or the teacher
-                is missing or does not fit.
-        """
+        """Arguments of the constructor; the classes are those of DATASETS.TEST[0]."""
         if cfg.MODEL.WEIGHTS:
             raise InputError(
                 f"MODEL.WEIGHTS must be empty, not {cfg.MODEL.WEIGHTS!r}: LQNTTTMetaArch loads its "
@@ -57,10 +51,9 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
         check_cfg(cfg)
         if cfg.DATASETS.TRAIN:  # a trainer says no more than that its list of parameters is empty
             logging.getLogger("detectron2.lqn_seg").warning(NOTHING_TO_TRAIN)
-        method = method_name(cfg)
         things, names = class_table(cfg.DATASETS.TEST)
-        chosen = {method: method_config(cfg, method)}
-        segmenter = build_segmenter(cfg, things, len(names), chosen)
+        method = {method_name(cfg): method_config(cfg, method_name(cfg))}
+        segmenter = build_segmenter(cfg, things, len(names), method)
         return {"segmenter": segmenter, "input_format": cfg.INPUT.FORMAT}
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -71,36 +64,24 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
 class EomtMetaArch(TrainableEomt):
     """The teacher itself, for Detectron2 to train: losses in training mode, else its answers.
 
-    It starts from MODEL.LQN.TEACHER.WEIGHTS, or new from .CONFIG and MODEL.LQN.TRAIN.BACKBONE.
     What Detectron2 saves is loaded by MODEL.WEIGHTS here, and by TEACHER.WEIGHTS everywhere else.
     Any mapper that gives ``instances`` with masks, ``sem_seg`` or both will do; Detectron2's own
     needs MODEL.MASK_ON True and INPUT.MASK_FORMAT bitmask for instances.
 
     Args:
-        segmenter, input_format, pixel_weight: as of `TrainableEomt`.
-        max_iter: iterations of the training, over which masked attention is annealed.
+        max_iter: iterations over which masked attention is annealed.
         ignore_label: of ``sem_seg``.
+        others: as of `TrainableEomt`.
     """
 
     @configurable
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        input_format: str = "RGB",
-        pixel_weight: float = 0.0,
-        max_iter: int = 1,
-        ignore_label: int = 255,
-    ) -> None:
-        super().__init__(segmenter, input_format, pixel_weight)
+    def __init__(self, max_iter: int = 1, ignore_label: int = 255, **others: Any) -> None:
+        super().__init__(**others)
         self.max_iter, self.ignore_label = max_iter, ignore_label
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor; the classes are those of the first data set that is named.
-
-        Raises:
-            InputError: no data set is named, or MODEL.DEVICE or the teacher does not fit.
-        """
+        """Arguments of the constructor; the classes are those of the first data set named."""
         check_cfg(cfg)
         table = class_table((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         return {
@@ -140,10 +121,9 @@ def method_name(cfg: CfgNode) -> str:
 def register() -> None:
     """Fill Detectron2's registries and catalogs; safe to call again.
 
-    Data sets whose files are not there yet are registered too, and say what is missing when they
-    are used; those that are registered later follow by themselves. A name that Detectron2 itself
-    knows (``ade20k_sem_seg_val``) is left alone, and one that another package registers later
-    (Mask2Former: ``ade20k_panoptic_val``) is then that package's.
+    Data sets that are registered later, or whose files come later, follow by themselves. Names that
+    Detectron2 knows (``ade20k_sem_seg_val``) or another package registers later (Mask2Former:
+    ``ade20k_panoptic_val``) are theirs.
     """
     if LQNTTTMetaArch.__name__ not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)

@@ -114,14 +114,13 @@ def build_segmenter(
         teacher.model, class_names, "MODEL.LQN.TEACHER.WEIGHTS: the teacher", data_set
     )
     chosen = methods(cfg) if chosen is None else chosen
-    sides = cfg.MODEL.LQN.COMPARATOR
+    sizes = cfg.MODEL.LQN.BASELINE_SIZES or (0, 0)
     comparators = {
         name: load_universal(
             replace(method, weights=find_local(method.weights)),
             teacher.device,
             num_classes,
-            sides.MIN_SIZE,
-            sides.MAX_SIZE,
+            *sizes,
         )
         for name, method in chosen.items()
         if isinstance(method, Comparator)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lqn_seg.adapt.calibration import FILE_NAME, QUANTILE, save_calibration
 from lqn_seg.adapt.classification_methods import CONTROLS, Adaptation
+from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.adapt.views import centre_view
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
-from lqn_seg.config.classification import adaptation
+from lqn_seg.config.methods import adaptation
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
 from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
@@ -41,7 +41,7 @@ class Classification(DatasetRun):
     """All methods on one data set.
 
     Args:
-        cfg: see `lqn_seg.config.classification`.
+        cfg: of `load_classification_cfg`.
         dataset: images with one label each.
         teacher: frozen.
         calibration: the teacher's clean ranges.
@@ -70,7 +70,8 @@ class Classification(DatasetRun):
         self.classifier = self._build(cfg, methods, cfg.MODEL.LQN.BATCH, self._calibration)
         evaluators = {self.evaluator.task: self.evaluator}
         dataset = dataset.listed()
-        records = _chosen(cfg, dataset.records(strict))
+        # A subset is spread over the classes, which lie in order.
+        records = _spread(dataset.records(strict), cfg.MODEL.LQN.EVAL.MAX_IMAGES)
         super().__init__(
             cfg, dataset, records, self.classifier, evaluators, None, folder, resume, strict
         )
@@ -82,7 +83,7 @@ class Classification(DatasetRun):
 
     def _text(self, cfg: CfgNode, dataset: Dataset, ensemble: bool) -> dict[str, Tensor]:
         """Class features by name, as `Classifier` takes them."""
-        cache, names = cfg.CLASSIFICATION.CACHE or cache_folder(), dataset.metadata.class_names
+        cache, names = cache_folder(), dataset.metadata.class_names
         wanted = {"text": cfg.CLASSIFICATION.PROMPTS, "zero-shot": "single"}
         wanted |= {"ensemble": "ensemble"} if ensemble else {}
         return {
@@ -187,14 +188,6 @@ def classifications(
             )
             for dataset, place in zip(datasets, folders)
         }
-
-
-def _chosen(cfg: CfgNode, records: list[Record]) -> list[Record]:
-    """The images of this run: a subset is spread over the classes, which lie in order; of those
-    this shard's."""
-    records = _spread(records, cfg.MODEL.LQN.EVAL.MAX_IMAGES)
-    first, step = cfg.CLASSIFICATION.SHARD
-    return records[first::step]
 
 
 def _spread(records: list[Record], most: int) -> list[Record]:

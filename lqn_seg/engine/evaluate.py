@@ -21,9 +21,9 @@ import torch
 from fvcore.common.config import CfgNode
 
 from lqn_seg import __version__
+from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.config.nodes import methods
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
 from lqn_seg.data.images import read_record, untold_turn

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Teacher, normalise
 
 
@@ -41,3 +44,55 @@ def feature_maps(
     maps = field.permute(3, 0, 6, 1, 4, 2, 5).flatten(5, 6).flatten(3, 4)
     patch = rows // teacher.grid[0]
     return maps[..., : -(-height // patch), : -(-width // patch)]
+
+
+class FeatureMaps(nn.Module):
+    """Block outputs of a frozen teacher as ``layer1`` ... ``layerL``, at the stride of its patches.
+
+    Args:
+        teacher: frozen.
+        out_features: names of the maps to give out; all where empty.
+        pixel_mean, pixel_std: what the images are normalised with, which is taken back first: the
+            teacher has its own normalisation.
+        input_format: channel order of the images, ``RGB`` or ``BGR``.
+
+    Raises:
+        InputError: a name is no layer of the teacher, or the format is another.
+    """
+
+    normalisation: Tensor  # (2, 3, 1, 1), mean and standard deviation
+
+    def __init__(
+        self,
+        teacher: Teacher[Any],
+        out_features: Sequence[str] = (),
+        pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
+        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+        input_format: str = "BGR",
+    ) -> None:
+        super().__init__()
+        if len(pixel_mean) != 3 or input_format not in ("RGB", "BGR"):
+            raise InputError(f"INPUT.FORMAT must be RGB or BGR, not {input_format!r}")
+        layers = {f"layer{index + 1}": index for index in range(teacher.num_layers)}
+        if unknown := [name for name in out_features if name not in layers]:
+            raise InputError(
+                f"MODEL.LQN.BACKBONE.OUT_FEATURES: there is no map {unknown[0]!r}, the teacher has "
+                f"layer1 to layer{teacher.num_layers}"
+            )
+        self.teacher, self.flip = teacher, input_format == "BGR"
+        self.teacher_model = teacher.model  # so that .to() and state_dict() see it
+        self.layers = {name: layers[name] for name in out_features or layers}
+        self.stride = teacher.image_size[0] // teacher.grid[0]  # side of a patch, in pixels
+        values = torch.tensor([list(pixel_mean), list(pixel_std)], device=teacher.device)
+        normalisation = (values.flip(1) if self.flip else values)[..., None, None]
+        self.register_buffer("normalisation", normalisation, persistent=False)
+
+    def train(self, mode: bool = True) -> FeatureMaps:
+        """Changes nothing: the teacher is frozen."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps (B, D, ceil(h / stride), ceil(w / stride)) of normalised images (B, 3, h, w)."""
+        rgb = images.flip(1) if self.flip else images
+        maps = feature_maps(self.teacher, rgb, self.normalisation[0], self.normalisation[1])
+        return {name: maps[index] for name, index in self.layers.items()}

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import DTYPES
 
-
 # A product below so many multiply-adds is over before oneDNN has looked up its kernel.
 _WORTH_A_LOOK_UP = 1 << 20
 # None where PyTorch was built without it.

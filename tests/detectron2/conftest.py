@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import EomtConfig, EomtForUniversalSegmentation
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 YAML = """
 MODEL:
@@ -50,15 +44,9 @@ VERSION: 2
 
 
 @pytest.fixture(scope="session")
-def data_root(tmp_path_factory):
+def data_root(tmp_path_factory, prepare_demo):
     """Three validation and two training scenes, where both engines look for them."""
-    spec = importlib.util.spec_from_file_location(
-        "prepare_demo", REPOSITORY / "datasets" / "prepare_demo.py"
-    )
-    prepare_demo = importlib.util.module_from_spec(spec)
     patch = pytest.MonkeyPatch()
-    patch.setitem(sys.modules, "prepare_demo", prepare_demo)
-    spec.loader.exec_module(prepare_demo)
     root = tmp_path_factory.mktemp("datasets")
     prepare_demo.write_split(root / "demo", "val", 3, seed=5)
     prepare_demo.write_split(root / "demo", "train", 2, seed=5)
@@ -74,16 +62,9 @@ def teacher_dir(tmp_path_factory):
     torch.manual_seed(1)
     model = EomtForUniversalSegmentation(
         EomtConfig(
-            hidden_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-            num_blocks=1,
-            num_queries=12,
-            num_upscale_blocks=1,
-            num_register_tokens=1,
-            num_labels=13,
+            **dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=32),
+            **dict(patch_size=8, num_blocks=1, num_queries=12, num_upscale_blocks=1),
+            **dict(num_register_tokens=1, num_labels=13),
         )
     )
     model.attn_mask_probs.zero_()

@@ -21,7 +21,6 @@ from detectron2.data import (
 )
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from detectron2.evaluation import SemSegEvaluator
 from pycocotools import mask as mask_api
 
 import lqn_seg.detectron2 as lqn
@@ -29,7 +28,7 @@ from lqn_seg.data.ade20k import ADE20K_CLASSES
 from lqn_seg.data.catalog import dataset_names, get_dataset, register_label_folders
 from lqn_seg.data.derived import complete_records
 from lqn_seg.data.masks import decode
-from lqn_seg.detectron2.data import LazyMetadata, class_table, set_metadata
+from lqn_seg.detectron2.data import LazyMetadata, class_table
 from lqn_seg.errors import InputError
 
 THINGS = [c for c in COCO_CATEGORIES if c["isthing"]]
@@ -99,9 +98,6 @@ def test_every_name_is_in_their_catalog_once_registered(data_root):
     lqn.register()
     assert set(dataset_names(labelled=False)) <= set(DatasetCatalog.list())
     assert not set(dataset_names(labelled=True)) & set(DatasetCatalog.list())  # no segmentation
-    metadata = get_dataset("demo_panoptic_val").metadata
-    set_metadata(metadata)
-    assert MetadataCatalog.get("demo_panoptic_val").panoptic_json == metadata.panoptic_json
 
 
 def test_cityscapes_is_not_read_by_their_reader(tmp_path, monkeypatch):
@@ -165,14 +161,6 @@ def test_label_folders_go_through_the_stock_loaders(folders, register_first):
     assert [set(inputs["sem_seg"].unique().tolist()) for inputs in batch] == [{0, 1, 2}] * 2
     assert all("instances" not in inputs for inputs in batch)
     assert len(list(build_detection_test_loader(cfg, name))) == 4
-    evaluator = SemSegEvaluator(name)
-    evaluator.reset()
-    labels = folders[1]
-    for record in DatasetCatalog.get(name):
-        truth = np.array(Image.open(labels / f"{record['image_id']}.png"))
-        scores = torch.nn.functional.one_hot(torch.from_numpy(truth).long(), 3).permute(2, 0, 1)
-        evaluator.process([record], [{"sem_seg": scores.float()}])
-    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
     assert MetadataCatalog.get(name).stuff_classes == ["sky", "road", "tree"]
 
 

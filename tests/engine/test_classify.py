@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from lqn_seg.adapt.classification_methods import DEFAULT_VIEWS
-from lqn_seg.config.classification import adaptation, load_classification_cfg
+from lqn_seg.config.methods import adaptation
+from lqn_seg.config.nodes import load_classification_cfg
 from lqn_seg.data import catalog
 from lqn_seg.engine.classify import Classification, calibrate_clip, classifications
 from lqn_seg.engine.store import parse_line
@@ -35,6 +36,7 @@ ALL = (
 @pytest.fixture
 def config(tmp_path, prepare_demo, monkeypatch) -> Path:
     monkeypatch.setattr(catalog, "_registered", {})
+    monkeypatch.setenv("LQN_SEG_CACHE", str(tmp_path / "cache"))
     for name, seed in (("objects", 0), ("others", 1)):
         prepare_demo.write_objects(tmp_path / name, "val", 16, seed=seed)
         catalog.register_image_folder(name, tmp_path / name / "val")
@@ -61,7 +63,6 @@ def config(tmp_path, prepare_demo, monkeypatch) -> Path:
             "METHODS": list(ALL),
             "VIEWS": 5,
             "HISTORY": True,
-            "CACHE": str(tmp_path / "cache"),
         },
         "DATASETS": {"TEST": ["objects"]},
         "SEED": 0,
@@ -128,22 +129,6 @@ def run(config: Path, *overrides: str) -> list[Classification]:
     for one in found:
         one.run(progress=False)
     return found
-
-
-def answers(found: list[Classification]) -> dict:
-    """By image and method, on clean images."""
-    (one,) = found
-    return {
-        record["image_id"]: [one.lines("clean", m)[k]["classification"] for m in ("lqn", "zero")]
-        for k, record in enumerate(one.scored)
-    }
-
-
-def test_shards_together_are_the_whole(config):
-    whole = answers(run(config))
-    parts = [answers(run(config, "CLASSIFICATION.SHARD", f"({k}, 3)")) for k in range(3)]
-    assert sum(map(len, parts)) == len(whole) == 16
-    assert {key: value for part in parts for key, value in part.items()} == whole
 
 
 def test_a_subset_is_spread_over_the_classes_and_says_so(config):
@@ -305,15 +290,13 @@ def test_published_rows_stand_beside_the_teacher_they_belong_to(config):
     "overrides, message",
     [
         (["CLASSIFICATION.METHODS", "('tda',)", "CLASSIFICATION.HISTORY", "False"], "HISTORY True"),
-        (["CLASSIFICATION.SHARD", "(0, 2)"], r"tda sees one stream"),
         (["CLASSIFICATION.METHODS", "('zeroo',)"], "did you mean 'zero'"),
-        (["CLASSIFICATION.METHODS", "('zero:mean',)"], "zero has no recipe and no read-out"),
+        (["CLASSIFICATION.METHODS", "('zero:mean',)"], "zero has no recipe and no query"),
         (["CLASSIFICATION.METHODS", "('lqn@defualt',)"], "did you mean 'default'"),
         (["CLASSIFICATION.PROMPTS", "many"], "unknown CLASSIFICATION.PROMPTS 'many'"),
         (["CLASSIFICATION.STUDENT_VIEWS", "11"], r"STUDENT_VIEWS must be in 1\.\.10, not 11"),
-        (["CLASSIFICATION.VIEWS", "0"], r"VIEWS must be in 1\.\.1024"),
-        (["CLASSIFICATION.SHARD", "(2, 2)"], "0 <= k < n"),
-        (["MODEL.LQN.EVAL.SEVERITY", "6"], "SEVERITY must be at least 1 and at most 5"),
+        (["CLASSIFICATION.VIEWS", "0"], r"CLASSIFICATION\.VIEWS: expected `int` >= 1, not 0"),
+        (["MODEL.LQN.EVAL.SEVERITY", "6"], r"EVAL\.SEVERITY: expected `int` <= 5, not 6"),
         (["CLASSIFICATION.VEIWS", "3"], "did you mean CLASSIFICATION.VIEWS"),
     ],
 )

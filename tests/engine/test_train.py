@@ -76,10 +76,8 @@ def augmented(cfg):
     """The same on crops of another size than the scenes', with colours and the per-pixel loss."""
     path = Path(cfg.MODEL.LQN.TEACHER.CONFIG)
     path.write_text(path.read_text().replace('"image_size": 96', '"image_size": 64'))
-    train = ["CROP", True, "SCALE", (0.5, 1.5), "BRIGHTNESS", 0.5, "HUE", 0.1]
-    train += ["PIXEL_LOSS_WEIGHT", 2.0]
-    for key, value in zip(train[::2], train[1::2]):
-        cfg.MODEL.LQN.TRAIN[key] = value
+    cfg.MODEL.LQN.TRAIN.AUGMENTATION = "photographs"
+    cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT = 2.0
     return cfg
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
-from lqn_seg.config.classification import get_classification_cfg
+from lqn_seg.config.nodes import get_classification_cfg
 from lqn_seg.data import catalog
 from lqn_seg.engine.training.train_clip import ClipTrainer, augment, read_model_cfg, start_from_eomt
 from lqn_seg.errors import InputError

@@ -38,15 +38,16 @@ SEMANTIC = [
     *("MODEL.LQN.TEACHER.IMAGE_SIZE", "(96,96)"),
 ]
 ONE = ["MODEL.LQN.METHODS", "('lqn',)"]
+ABLATION = ["MODEL.LQN.ABLATION"]
 SEGMENTATION: dict[str, list[str]] = {
     "demo": [],
     "controls": [*FEW, "MODEL.LQN.METHODS", CONTROLS],
-    "views": [*PAPER, *ONE, "MODEL.LQN.FIT.VIEWS", "2"],
-    "segments": [*PAPER, *ONE, "MODEL.LQN.FIT.SAMPLING", "segments"],
-    "entropy": [*PAPER, *ONE, "MODEL.LQN.FIT.OBJECTIVE", "entropy"],
-    "random_source": [*PAPER, *ONE, "MODEL.LQN.FIT.READOUT_SOURCE", "random"],
-    "added_positions": [*PAPER, *ONE, "MODEL.LQN.STUDENT.COMBINE", "add"],
-    "student_queries": [*PAPER, *ONE, "MODEL.LQN.QUERIES", "student"],
+    "views": [*PAPER, *ONE, *ABLATION, "views-2"],
+    "segments": [*PAPER, *ONE, *ABLATION, "segments"],
+    "entropy": [*PAPER, *ONE, *ABLATION, "entropy"],
+    "random_source": [*PAPER, *ONE, *ABLATION, "random-source"],
+    "added_positions": [*PAPER, *ONE, *ABLATION, "added-positions"],
+    "student_queries": [*PAPER, *ONE, *ABLATION, "student-queries"],
     "bfloat16": [*PAPER, *ONE, "MODEL.LQN.FIT.PRECISION", "bfloat16"],
     "float16": [*PAPER, *ONE, "MODEL.LQN.FIT.PRECISION", "float16"],
 }
@@ -166,7 +167,7 @@ def make(names: list[str]) -> Iterator[tuple[str, Any]]:
         "fit_per_image": lambda: _evaluated(
             "train_net.py",
             "configs/demo_lqn.yaml",
-            [*PAPER, *SEMANTIC, *ONE, "MODEL.LQN.FIT_PER", "image"],
+            [*PAPER, *SEMANTIC, *ONE, *ABLATION, "fit-per-image"],
         ),
         **{
             name: lambda o=o: _evaluated("classify.py", "configs/classification/demo.yaml", o)

@@ -267,6 +267,6 @@ def test_one_command_gives_one_table(small_config, folders, capsys):
 
 def test_comparators_alone_run_no_teacher(small_config, folders):
     name = f"mask2former={folders['mask2former']}"
-    overrides = [*QUICKLY, "MODEL.LQN.COMPARATOR.MIN_SIZE", "96"]
+    overrides = [*QUICKLY, "MODEL.LQN.BASELINE_SIZES", "(96, 0)"]
     report = evaluate(str(small_config), overrides, chosen=[name])
     assert report.sentence() == "" and report.metrics["clean"][name]["lqn"]["input_height"] == 96

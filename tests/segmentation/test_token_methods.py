@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lqn_seg.adapt.methods import TokenMethod
-from lqn_seg.config import nodes as module
+from lqn_seg.config import methods as module
 from lqn_seg.config.nodes import load_cfg, method_config, register_method
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.errors import InputError
@@ -22,7 +22,7 @@ from lqn_seg.segmentation.postprocess import mask_hash
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """Names that a test registers are gone after it."""
-    monkeypatch.setattr(module, "_own_methods", {})
+    monkeypatch.setattr(module, "_registered", {})
 
 
 @pytest.fixture

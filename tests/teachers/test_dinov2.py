@@ -204,7 +204,7 @@ def test_training_starts_from_it(small_config, folder, tmp_path):
         *("MODEL.LQN.TEACHER.CONFIG", str(path), "MODEL.LQN.TRAIN.BACKBONE", str(tmp_path)),
         *("DATASETS.TRAIN", '("demo_panoptic_train",)', "SOLVER.IMS_PER_BATCH", "2"),
         *("SEED", "0", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1"),
-        *("MODEL.LQN.TRAIN.CROP", "True", "MODEL.LQN.TEACHER.WEIGHTS", ""),
+        *("MODEL.LQN.TRAIN.AUGMENTATION", "crop", "MODEL.LQN.TEACHER.WEIGHTS", ""),
     ]
     about = json.loads((folder / "config.json").read_text())
     said = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic"}

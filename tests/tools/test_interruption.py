@@ -72,7 +72,7 @@ def test_detectron2s_engine_promises_no_resume(script, monkeypatch, capsys, proc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tool, "evaluate_in_detectron2", interrupt)
-    monkeypatch.setattr(tool, "start_processes", interrupt)
+    monkeypatch.setattr("lqn_seg.cli.start_processes", interrupt)
     arguments = ["--eval-only", "--engine", "detectron2", "--config", DEMO]
     monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments, "--num-gpus", str(processes)])
     assert tool.main() == 130

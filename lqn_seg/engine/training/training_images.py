@@ -73,8 +73,8 @@ class TrainingImages:
         if image.shape[:2] != self.size and not self.augmentation.crop:
             raise InputError(
                 f"{self.records[index]['file_name']} is {image.shape[0]}x{image.shape[1]} pixels; "
-                f"the teacher is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN.CROP "
-                "True takes images of any size)"
+                f"the teacher is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN."
+                "AUGMENTATION crop takes images of any size)"
             )
         return image, index_map, categories
 

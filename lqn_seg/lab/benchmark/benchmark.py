@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lqn_seg.adapt.calibration import calibrate
 from lqn_seg.adapt.classification_methods import Adaptation, usual_views
+from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig, preset, with_variant
@@ -31,7 +32,6 @@ from lqn_seg.core.fit import visited_positions
 from lqn_seg.core.kernel import share
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
-from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.store import make_writable, write_atomically
 from lqn_seg.errors import InputError

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from lqn_seg.adapt.classification_methods import CONTROLS
-from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
-from lqn_seg.config.classification import load_classification_cfg
 from lqn_seg.adapt.threads import fixed_threads
+from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
+from lqn_seg.config.nodes import load_classification_cfg
 from lqn_seg.engine import launch
 from lqn_seg.engine.classify import Classification, classifications
 from lqn_seg.engine.evaluate import CLEAN, Condition
@@ -394,7 +394,6 @@ class ClassificationReport:
             },
             "warnings": list(self.classifier.ineffective.values()),
             "prompts": self.cfg.CLASSIFICATION.PROMPTS,
-            "shard": list(self.cfg.CLASSIFICATION.SHARD),
             "policy": {
                 "reset": "everything is fresh for every image, TDA's caches excepted",
                 "order": "results do not depend on it, TDA's excepted",

@@ -1,0 +1,180 @@
+"""Methods by name, for segmentation and classification: the one place that reads such names.
+
+- ``VARIANT``: ``lqn``, ``lqn-src``, ``apm``, ``teacher``; the controls ``restore``, ``kernel``,
+  ``ridge`` and ``untrained`` (the recipe with 0 steps); `PIXEL_CONTROLS`; in classification also
+  ``zero-shot``, ``ensemble`` and the baselines; the names of `register_method`;
+- ``VARIANT@PRESET``: the variant with that preset's recipe, at this configuration's student sizes;
+- ``VARIANT:QUERY`` and ``VARIANT@PRESET:QUERY``: classification, what the student is queried for;
+- ``LABEL=WEIGHTS``: segmentation, another model as a baseline: ``mask2former=DIRECTORY``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from lqn_seg.adapt.classification_methods import (
+    BASELINES,
+    PLAIN,
+    WITHOUT_STUDENT,
+    Adaptation,
+    usual_views,
+)
+from lqn_seg.adapt.methods import (
+    PIXEL_CONTROLS,
+    Answer,
+    Comparator,
+    Method,
+    PixelControl,
+    TokenMethod,
+)
+from lqn_seg.config.schema import convert
+from lqn_seg.core.config import (
+    ALIASES,
+    CONTROLS,
+    VARIANTS,
+    LQNConfig,
+    nearest,
+    parse_ablation,
+    preset,
+    with_variant,
+)
+from lqn_seg.errors import InputError
+
+UNTRAINED = "untrained"
+SEGMENTATION = (*VARIANTS, *ALIASES, UNTRAINED, *PIXEL_CONTROLS)
+_STUDENTS = tuple(name for name in VARIANTS if name not in ("teacher", *CONTROLS))
+CLASSIFICATION = (*PLAIN, *_STUDENTS, *ALIASES, *WITHOUT_STUDENT, *BASELINES)
+_registered: dict[str, TokenMethod] = {}
+
+# Keys that change a preset; of a method's own preset (`lqn@paper`) only the student's sizes and
+# the precision do.
+_SIZES = ("input_size", "stride", "widths", "position_dim")
+_STEPS = ("steps", "learning_rate", "alpha", "positions_per_step", "layers", "target_norm")
+RECIPE_KEYS = {"student": _SIZES, "fit": (*_STEPS, "precision"), "adapt": ("gauged",)}
+_ALWAYS = {"student": _SIZES, "fit": ("precision",)}
+
+# Ablations that the other task does not have.
+_OF_SEGMENTATION, _OF_CLASSIFICATION = ("fit-per-image", "student-queries"), ("cls-in-field",)
+
+
+def register_method(name: str, answer: Answer, version: str = "") -> None:
+    """Make a test-time method known by a name, for ``METHODS`` and every table.
+
+    Args:
+        name: letters, digits, ``_`` and ``-``; the same name again replaces what it was.
+        answer: (teacher, normalised images (B, 3, h, w), token field (B, L, H, W, D)) to the last
+            layer's tokens (B, H, W, D), which the frozen head reads. Its time is the column "fit";
+            its GMACs are not counted.
+        version: of an object or of a function whose source is not all there is to it (a closure, a
+            partial); another one whenever it changes, so that a resume does not mix the two.
+
+    Raises:
+        InputError: the name is one of this project's, or has other characters; or the version is
+            missing.
+    """
+    if name in SEGMENTATION or not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"a method of one's own needs a name of its own, not {name!r}")
+    _registered[name] = TokenMethod(name, answer, version)
+
+
+def parse(name: Any, key: str) -> tuple[str, str, str]:
+    """Variant, preset and query of a method's name; the last two may be empty.
+
+    Raises:
+        InputError: YAML made a number or a list of the name.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"{key}: a method is named by text, not by {name!r}")
+    rest, _, query = name.partition(":")
+    variant, _, recipe = rest.partition("@")
+    return variant, recipe, query
+
+
+def lqn_config(cfg: CfgNode, recipe: str = "") -> LQNConfig:
+    """The student recipe of a configuration, as the ``lqn`` variant.
+
+    Args:
+        cfg: a configuration with ``MODEL.LQN``.
+        recipe: a preset in place of ``MODEL.LQN.PRESET``; of the other keys the student's sizes and
+            ``FIT.PRECISION`` still hold.
+
+    Raises:
+        InputError: a value has the wrong type or is out of range; its key is named.
+    """
+    lqn = cfg.MODEL.LQN
+    base = preset(recipe or lqn.PRESET)
+    parts = {}
+    for part, names in (_ALWAYS if recipe else RECIPE_KEYS).items():
+        node, default = lqn[part.upper()], getattr(base, part)
+        given = {name: node[name.upper()] for name in names if node[name.upper()] is not None}
+        values = {**asdict(default), **given}
+        parts[part] = convert(values, type(default), f"MODEL.LQN.{part.upper()}")
+    config = replace(base, **parts)
+    return config if recipe else replace(config, ablation=ablation(cfg))
+
+
+def ablation(cfg: CfgNode) -> str:
+    """``MODEL.LQN.ABLATION``, checked.
+
+    Raises:
+        InputError: there is no such ablation of this task, or it has the wrong numbers.
+    """
+    name = cfg.MODEL.LQN.ABLATION
+    word, _ = parse_ablation(name)
+    other = _OF_SEGMENTATION if "CLASSIFICATION" in cfg else _OF_CLASSIFICATION
+    if word in other:
+        raise InputError(f"MODEL.LQN.ABLATION: {word} is an ablation of the other task")
+    return name
+
+
+def method_config(cfg: CfgNode, name: str) -> Method:
+    """Segmentation's method of that name; None for ``teacher``.
+
+    Raises:
+        InputError: no method or preset has that name.
+    """
+    variant, recipe, query = parse(name, "MODEL.LQN.METHODS")
+    if "=" in name:
+        return Comparator.parse(name)
+    if query:
+        raise InputError(f"method {name!r}: {query!r} is a query of classification")
+    nearest(variant, (*SEGMENTATION, *_registered), "method")
+    if variant in (*PIXEL_CONTROLS, *_registered):
+        if recipe:
+            raise InputError(f"method {name!r}: {variant} has no recipe to take from a preset")
+        return _registered.get(variant) or PixelControl(variant)
+    config = lqn_config(cfg, recipe)
+    if variant == UNTRAINED:
+        return replace(config, fit=replace(config.fit, steps=0))
+    config = with_variant(config, variant)
+    return None if config.fit.variant == "teacher" else config
+
+
+def methods(cfg: CfgNode) -> dict[str, Method]:
+    """All of segmentation's methods by name: ``METHODS``, or the one ``METHOD``."""
+    names = tuple(cfg.MODEL.LQN.METHODS) or (cfg.MODEL.LQN.METHOD,)
+    return {name: method_config(cfg, name) for name in names}
+
+
+def adaptation(cfg: CfgNode, name: str) -> Adaptation | None:
+    """Classification's method of that name; None for those without a student's recipe.
+
+    Raises:
+        InputError: no method, preset or query has that name.
+    """
+    variant, recipe, query = parse(name, "CLASSIFICATION.METHODS")
+    nearest(variant, CLASSIFICATION, "method in CLASSIFICATION.METHODS")
+    if variant in (*PLAIN, *BASELINES):
+        if recipe or query:
+            raise InputError(f"CLASSIFICATION.METHODS: {variant} has no recipe and no query")
+        return None
+    config = with_variant(lqn_config(cfg, recipe), variant)
+    return Adaptation(
+        config,
+        readout=query or Adaptation.readout,
+        views=cfg.CLASSIFICATION.STUDENT_VIEWS or usual_views(config),
+    )

@@ -1,0 +1,126 @@
+"""What the nodes of the configuration hold: dataclasses that say keys, defaults, types and ranges.
+
+Nodes are made from them (`keys_of`) and read back into them (`convert`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from lqn_seg.adapt.classification_methods import PROMPTS, VIEWS
+from lqn_seg.core.config import nearest
+from lqn_seg.data.augmentation import AugmentationConfig
+from lqn_seg.data.corruptions import CORRUPTIONS
+from lqn_seg.errors import InputError
+
+Section = TypeVar("Section")
+Amount = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+# MODEL.LQN.TRAIN.AUGMENTATION: how training images vary.
+AUGMENTATIONS = {
+    "flip": AugmentationConfig(),
+    "crop": AugmentationConfig(crop=True),
+    # At scale 1 the short side fills the crop, as INFERENCE windows shows it at evaluation.
+    # The colours vary strongly: CamVid's reported drive is at dusk.
+    "photographs": AugmentationConfig(
+        crop=True, scale=(0.7, 1.6), brightness=0.6, contrast=0.5, saturation=0.5, hue=0.05
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """``MODEL.LQN.TEACHER``: directories, files or hub ids."""
+
+    name: str = "eomt"  # or clip; or dinov2, for features alone
+    weights: str = ""
+    config: str = ""  # what describes a model without weights
+    base: str = ""  # what delta weights (EoMT on DINOv3) are the difference to
+    image_size: tuple[int, ...] = ()  # (height, width) in place of the checkpoint's
+    precision: str = "float32"  # of its matrix products, as FIT.PRECISION
+    compile: bool = False  # its blocks by torch.compile, for a GPU (a CPU gains nothing)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """``MODEL.LQN.TRAIN``, beside Detectron2's ``SOLVER``."""
+
+    backbone: str = ""  # DINOv2 that a new ViT starts from (timm's layout); empty: random
+    augmentation: str = "flip"  # of `AUGMENTATIONS`
+    pixel_loss_weight: Annotated[float, Meta(ge=0)] = 0.0  # cross-entropy on the last tokens
+
+    def __post_init__(self) -> None:
+        nearest(self.augmentation, tuple(AUGMENTATIONS), "MODEL.LQN.TRAIN.AUGMENTATION")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """``MODEL.LQN.EVAL``."""
+
+    corruptions: tuple[str, ...] = ()  # evaluated after the clean images
+    severity: Annotated[int, Meta(ge=1, le=5)] = 3
+    max_images: Amount = 0  # the first so many; 0 is all
+    # Fraction of the images that may fail, each by name, before the command ends with an error.
+    max_failed: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    # CPU threads of a process, the same on every machine and for any number of processes: it
+    # decides the last bits of a result.
+    threads: Count = 1
+    panel_images: Amount = 3
+    panel_methods: tuple[str, ...] = ()
+    bootstrap_samples: Count = 2000
+
+    def __post_init__(self) -> None:
+        for name in self.corruptions:
+            nearest(name, CORRUPTIONS, "corruption in MODEL.LQN.EVAL.CORRUPTIONS")
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """``CLASSIFICATION``."""
+
+    methods: tuple[Any, ...] = ("zero-shot", "lqn")
+    prompts: str = "ensemble"
+    views: Annotated[int, Meta(ge=1, le=1024)] = VIEWS  # that baselines take, the image included
+    student_views: Amount = 0  # that are adapted to; 0 leaves it to the recipe (`usual_views`)
+    history: bool = False  # allows methods whose scores depend on the images before (tda)
+
+    def __post_init__(self) -> None:
+        nearest(self.prompts, PROMPTS, "CLASSIFICATION.PROMPTS")
+        if not self.methods:
+            raise InputError("CLASSIFICATION.METHODS names no method")
+        if "tda" in self.methods and not self.history:
+            raise InputError(
+                "tda learns from the images before, so its figures depend on their order: set "
+                "CLASSIFICATION.HISTORY True to run it all the same"
+            )
+
+
+def keys_of(section: type) -> dict[str, Any]:
+    """A node's keys and defaults."""
+    return {field.name.upper(): field.default for field in dataclasses.fields(section)}
+
+
+def convert(node: Mapping[str, Any], section: type[Section], where: str) -> Section:
+    """A node, whose name is ``where``, as its dataclass.
+
+    Raises:
+        InputError: a value is of the wrong type or out of range; its key is named.
+    """
+    values = {key.lower(): value for key, value in node.items()}
+    try:
+        return msgspec.convert(values, section)
+    except msgspec.ValidationError as error:
+        found = re.fullmatch(r"(.+) - at `\$\.(\w+).*", str(error))
+        if not found:  # of the dataclass itself
+            raise InputError(str(error)) from error
+        reason, key = found.groups()
+        name, value = f"{where}.{key.upper()}", values[key]
+        raise InputError(f"{name}: {reason[0].lower()}{reason[1:]}, not {value!r}") from error

@@ -7,6 +7,7 @@ benchmark.json, benchmark.txt and, with the sweeps, benchmark.png.
 Examples:
     python tools/benchmark.py                               # CLIP ViT-B/16, the paper's student
     python tools/benchmark.py --teacher eomt-l --image-size 640 --device cuda
+    python tools/benchmark.py --parts --variants lqn,default --no-references --no-sweep
     python tools/benchmark.py --baselines zero,mta,tps,tpt --variants default --no-references
 """
 
@@ -44,6 +45,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="of fits (default: the preset's)")
     parser.add_argument("--no-references", action="store_true", help="without the plain ways")
     parser.add_argument("--no-sweep", action="store_true", help="without cost against size")
+    parser.add_argument("--parts", action="store_true", help="what the fast path's parts bring")
     parser.add_argument(
         "--read",
         type=Path,
@@ -90,6 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
         baselines=tuple(names(arguments.baselines)),
         views=arguments.views,
         sweep=not arguments.no_sweep,
+        parts=arguments.parts,
     )
     make_writable(arguments.output)
     benchmark = Benchmark(config, load_reference(), partial(print, flush=True))

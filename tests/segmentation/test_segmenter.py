@@ -21,7 +21,8 @@ from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig
 from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
-from lqn_seg.lab.cost.flops import EomtShape, count_torch, method_gmacs
+from lqn_seg.lab.cost.cost import measure
+from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
 from lqn_seg.lab.report.report import count_gmacs
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
@@ -593,7 +594,7 @@ def test_what_an_ablation_runs_is_what_is_counted(build, fit):
     crops = image(0)[None].float() / 255
     run = segmenter._encode(method, crops, {})
     fitter = segmenter._fitters["lqn"]
-    counted = count_torch(lambda: segmenter._fit(fitter, crops, run, [image_key(0, image(0))]))
+    counted = measure(lambda: segmenter._fit(fitter, crops, run, [image_key(0, image(0))]))
     shape = EomtShape.from_config(segmenter.teacher.model.config)
     plain = replace(LQN, fit=replace(LQN.fit, alpha=method.fit.alpha))
     costs, once = method_gmacs(method, shape), method_gmacs(plain, shape)

@@ -13,11 +13,37 @@ from torch import Tensor, nn
 
 from lqn_seg.adapt.baselines.zero_shot import class_probabilities, mean_direction
 from lqn_seg.core.config import nearest
+from lqn_seg.core.fit import Grid
 from lqn_seg.errors import InputError
-from lqn_seg.lab.cost.flops import ClipShape, EomtShape, clip_gmacs, eomt_gmacs
+from lqn_seg.lab.cost.flops import EomtShape, clip_gmacs, eomt_gmacs
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.clip import ClipTeacher
 from lqn_seg.teachers.modules import lower_weights
+
+# open_clip's names.
+CLIPS = {"clip-b16": "ViT-B-16-quickgelu", "clip-l14": "ViT-L-14-quickgelu"}
+_CLIP_CLASSES = 1000
+# Arguments of transformers' EomtConfig, which is EoMT-L's by default.
+EOMTS: dict[str, dict[str, int]] = {
+    "eomt-b": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "num_labels": 133,
+    },
+    "eomt-l": {"image_size": 640, "num_labels": 133},
+    # Runs in milliseconds, to see that everything works.
+    "eomt-tiny": {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 48,
+        "patch_size": 8,
+        "num_queries": 7,
+        "num_labels": 5,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -25,9 +51,9 @@ class Subject:
     """A teacher and its frozen head, and what they cost.
 
     Attributes:
-        name: one of `TEACHERS`.
+        name: of `CLIPS` or `EOMTS`.
         teacher: frozen, with random weights, in the precision that its head has too.
-        head: last-layer tokens (B, H, W, D) and the teacher's context to an answer.
+        head: last-layer tokens (B, H, W, D) and the teacher's context to masks or class scores.
         gmacs: of "teacher" and "head", one image.
     """
 
@@ -37,93 +63,9 @@ class Subject:
     gmacs: dict[str, float]
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> Grid:
         """(L, H, W) of its token field."""
         return (self.teacher.num_layers, *self.teacher.grid)
-
-    def answer(self, tokens: Tensor, context: Any) -> Any:
-        """What the head makes of last-layer tokens."""
-        with torch.no_grad():
-            return self.head(tokens, context)
-
-
-@dataclass(frozen=True)
-class _Eomt:
-    """An EoMT's size; everything else is transformers' default, EoMT-L's."""
-
-    width: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int = 16
-    queries: int = 200
-    labels: int = 133
-
-    def build(self, name: str, image_size: int, classes: int, precision: str) -> Subject:
-        # Here, because transformers' EoMT asks for scipy, which a CLIP does not.
-        from transformers import EomtConfig
-
-        from lqn_seg.teachers.eomt import EomtTeacher
-        from lqn_seg.teachers.eomt_head import EomtHead
-        from lqn_seg.teachers.eomt_model import build_eomt
-
-        config = EomtConfig(
-            hidden_size=self.width,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            image_size=image_size or self.image_size,
-            patch_size=self.patch_size,
-            num_queries=self.queries,
-            num_labels=classes or self.labels,
-        )
-        model = build_eomt(config)
-        nn.init.zeros_(model.attn_mask_probs)  # masked attention off, as in evaluation
-        teacher, head = EomtTeacher(model, precision), EomtHead(model, precision)
-        lower_weights(model, precision)
-        gmacs = eomt_gmacs(EomtShape.from_config(config))
-        answer = lambda tokens, context: head(tokens, context.last_queries)  # noqa: E731
-        return Subject(name, teacher, answer, gmacs)
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """A CLIP by open_clip's name."""
-
-    model: str
-    classes: int = 1000
-
-    def build(self, name: str, image_size: int, classes: int, precision: str) -> Subject:
-        size = {"force_image_size": image_size} if image_size else {}
-        model = open_clip.create_model(self.model, pretrained=None, **size)
-        tokenizer = open_clip.get_tokenizer(self.model)
-        teacher = ClipTeacher(model, tokenizer, precision)
-        lower_weights(model.visual, precision)
-        generator = torch.Generator().manual_seed(0)
-        count = classes or self.classes
-        text = torch.randn(count, teacher.joint_width, generator=generator)
-        text = F.normalize(text, dim=-1)
-
-        def head(tokens: Tensor, _: Any) -> Tensor:
-            features = mean_direction(teacher.project(tokens.flatten(1, 2)))
-            return class_probabilities(features, text.to(features.device), teacher.logit_scale)
-
-        shape = ClipShape.from_model(model)
-        patches = shape.grid[0] * shape.grid[1]
-        gmacs = {
-            "teacher": clip_gmacs(shape)["teacher"],
-            "head": shape.joint_width * (patches * shape.width + count) / 1e9,
-        }
-        return Subject(name, teacher, head, gmacs)
-
-
-TEACHERS: dict[str, _Eomt | _Clip] = {
-    "clip-b16": _Clip("ViT-B-16-quickgelu"),
-    "clip-l14": _Clip("ViT-L-14-quickgelu"),
-    "eomt-b": _Eomt(768, 12, 12, 224),
-    "eomt-l": _Eomt(1024, 24, 16, 640),
-    # Runs in milliseconds, to see that everything works.
-    "eomt-tiny": _Eomt(32, 4, 2, 48, patch_size=8, queries=7, labels=5),
-}
 
 
 def build_subject(
@@ -133,7 +75,7 @@ def build_subject(
     precision: str = "float32",
     device: torch.device | str = "cpu",
 ) -> Subject:
-    """A teacher of `TEACHERS` with random weights, the same at every call.
+    """A teacher with random weights, the same at every call.
 
     Args:
         image_size: pixels, square; 0 for its own.
@@ -142,12 +84,53 @@ def build_subject(
     Raises:
         InputError: no teacher has that name, or it does not take images of that size.
     """
-    size = TEACHERS[nearest(name, tuple(TEACHERS), "teacher")]
+    build = _clip if nearest(name, (*CLIPS, *EOMTS), "teacher") in CLIPS else _eomt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        subject = size.build(name, image_size, classes, precision)
+        subject = build(name, image_size, classes, precision)
     side = subject.teacher.image_size[0]
     if image_size and side != image_size:
         raise InputError(f"{name} does not take images of {image_size} pixels: it takes {side}")
     subject.teacher.model.to(device)
     return subject
+
+
+def _eomt(name: str, image_size: int, classes: int, precision: str) -> Subject:
+    # Here, because transformers' EoMT asks for scipy, which a CLIP does not.
+    from transformers import EomtConfig
+
+    from lqn_seg.teachers.eomt import EomtTeacher
+    from lqn_seg.teachers.eomt_head import EomtHead
+    from lqn_seg.teachers.eomt_model import build_eomt
+
+    config = EomtConfig(**EOMTS[name])
+    config.image_size = image_size or config.image_size
+    config.num_labels = classes or config.num_labels
+    model = build_eomt(config)
+    nn.init.zeros_(model.attn_mask_probs)  # masked attention off, as in evaluation
+    teacher, head = EomtTeacher(model, precision), EomtHead(model, precision)
+    lower_weights(model, precision)
+
+    def segment(tokens: Tensor, context: Any) -> Any:
+        return head(tokens, context.last_queries)
+
+    return Subject(name, teacher, segment, eomt_gmacs(EomtShape.from_config(config)))
+
+
+def _clip(name: str, image_size: int, classes: int, precision: str) -> Subject:
+    size = {"force_image_size": image_size} if image_size else {}
+    model = open_clip.create_model(CLIPS[name], pretrained=None, **size)
+    teacher = ClipTeacher(model, open_clip.get_tokenizer(CLIPS[name]), precision)
+    lower_weights(model.visual, precision)
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(classes or _CLIP_CLASSES, teacher.joint_width, generator=generator)
+    text = F.normalize(text, dim=-1)
+
+    def classify(tokens: Tensor, _: Any) -> Tensor:
+        features = mean_direction(teacher.project(tokens.flatten(1, 2)))
+        return class_probabilities(features, text.to(features.device), teacher.logit_scale)
+
+    rows, columns = teacher.grid
+    head = teacher.joint_width * (rows * columns * teacher.width + len(text)) / 1e9
+    gmacs = {"teacher": clip_gmacs(model)["teacher"], "head": head}
+    return Subject(name, teacher, classify, gmacs)

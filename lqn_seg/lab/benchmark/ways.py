@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.fast import products
 from lqn_seg.core.fit import FittedStudents, StudentFitter
+from lqn_seg.core.kernel import guiding_tokens
+from lqn_seg.core.precision import products_in
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, sample_positions
 from lqn_seg.lab.benchmark.teachers import Subject
 from lqn_seg.lab.cost.cost import measure
+
+
+def with_fit(config: LQNConfig, **changes: Any) -> LQNConfig:
+    """The recipe with other options of its fit."""
+    return replace(config, fit=replace(config.fit, **changes))
+
+
+def without_products(function: Callable[[], Any]) -> Callable[[], Any]:
+    """The function with PyTorch's batched products instead of `core.fast.products`."""
+
+    def run() -> Any:
+        with patch.object(products, "_WORTH_A_LOOK_UP", math.inf):
+            return function()
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -32,11 +53,20 @@ class Scene:
         inputs = pixels.sub(0.45).div(0.225).to(subject.teacher.device)
         return cls(subject, inputs, *subject.teacher.encode(inputs))
 
+    def encode(self) -> Any:
+        return self.subject.teacher.encode(self.inputs)
+
+    @torch.no_grad()
+    def head(self) -> Any:
+        return self.subject.head(self.field[:, -1], self.context)
+
 
 class Run:
     """A recipe's students on one image, `batch` times side by side."""
 
-    def __init__(self, scene: Scene, config: LQNConfig, batch: int = 1) -> None:
+    def __init__(
+        self, scene: Scene, config: LQNConfig, batch: int = 1, capture: bool | None = None
+    ) -> None:
         self.config, self.device = config, scene.field.device
         self.grid, self.width = scene.subject.grid, scene.subject.teacher.width
         self.fields = scene.field.expand(batch, *self.grid, self.width)
@@ -44,42 +74,47 @@ class Run:
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(batch, 3, side, side, generator=generator)
         self.images, self.keys = images.to(self.device), [RandomKey(0, b) for b in range(batch)]
-        self.fitter = StudentFitter(config, self.grid, self.width, self.device)
+        self.fitter = self._fitter(config, capture)
         self.fitted: FittedStudents | None = None
+
+    def _fitter(self, config: LQNConfig, capture: bool | None = None) -> StudentFitter:
+        return StudentFitter(config, self.grid, self.width, self.device, capture)
 
     def fit(self) -> FittedStudents:
         self.fitted = self.fitter.fit(self.images, self.fields, self.keys)
         return self.fitted
 
     def readout(self) -> Tensor:
-        if self.fitted is None:
-            raise RuntimeError("nothing has been fitted yet")
-        return self.fitted.query_layer(self.grid[0])
+        """The last layer's tokens, of the students fitted last."""
+        return (self.fitted or self.fit()).query_layer(self.grid[0])
+
+    def first_weights(self) -> dict[str, Tensor]:
+        """What the students start from."""
+        fitter = self._fitter(with_fit(self.config, steps=0))
+        fitted = fitter.fit(self.images, self.fields, self.keys)
+        return {name: weight.clone() for name, weight in fitted.weights.items()}
 
     def peak_bytes(self) -> int:
         """Of two steps with storage of their own, and a read-out: more steps hold no more."""
-        config = replace(
-            self.config, fit=replace(self.config.fit, steps=min(2, self.config.fit.steps))
-        )
+        short = with_fit(self.config, steps=min(2, self.config.fit.steps))
 
         def once() -> None:
-            fitter = StudentFitter(config, self.grid, self.width, self.device, capture=False)
+            fitter = self._fitter(short, capture=False)
             fitter.fit(self.images, self.fields, self.keys).query_layer(self.grid[0])
 
         return measure(once).peak_bytes
 
 
 class PlainWay:
-    """The plain port in float32, from our students' weights, at our students' positions."""
+    """The plain port, from our students' weights, at our students' positions."""
 
-    def __init__(self, scene: Scene, reference: ModuleType, config: LQNConfig) -> None:
-        self.scene, self.reference = scene, reference
-        self.config = replace(config, fit=replace(config.fit, precision="float32"))
+    def __init__(
+        self, scene: Scene, reference: ModuleType, config: LQNConfig, precision: str = "float32"
+    ) -> None:
+        self.scene, self.reference, self.precision = scene, reference, precision
+        self.config = with_fit(config, precision="float32")
         self.ours = Run(scene, self.config)
-        bare = replace(self.config, fit=replace(self.config.fit, steps=0))
-        start = StudentFitter(bare, self.ours.grid, self.ours.width, self.ours.device)
-        fitted = start.fit(self.ours.images, self.ours.fields, self.ours.keys)
-        self.weights = {name: weight.clone() for name, weight in fitted.weights.items()}
+        self.weights = self.ours.first_weights()
         self.draws = self._draws()
         self.curve: list[float] = []
 
@@ -101,8 +136,16 @@ class PlainWay:
         return student.load(self.weights)
 
     def run(self) -> None:
-        look = [(self.ours.images[0], self.ours.fields[0].float())]
-        self.curve = self.reference.fit(self.student(), look, self.draws, self.config.fit)
+        student, fit = self.config.student, self.config.fit
+        field, guide = self.ours.fields[0].float(), None
+        if student.guide:
+            guide = guiding_tokens(field[None], student.guide)[0]
+        if fit.target_norm == "layer":
+            variance, mean = torch.var_mean(field, dim=(1, 2), correction=0, keepdim=True)
+            field = (field - mean) / variance.sqrt()
+        look = [(self.ours.images[0], field)]
+        with products_in(self.precision, self.ours.device):
+            self.curve = self.reference.fit(self.student(), look, self.draws, fit, guide)
 
     def loss_difference(self, ours: Run | None) -> float | None:
         """The largest relative difference to the loss curve of our students in float32, which are
@@ -120,10 +163,9 @@ class ApmsWay(PlainWay):
     def run(self) -> None:
         student, fit = self.student(), self.config.fit
         adam = torch.optim.Adam(student.parameters(), fit.learning_rate, fit.betas, fit.eps)
-        scene = self.scene
 
         def last_layer() -> Tensor:
-            return scene.subject.teacher.encode(scene.inputs)[0][0, -1].float()
+            return self.scene.encode()[0][0, -1].float()
 
         destinations = [draw[0] for draw in self.draws]
         self.reference.fit_as_apm_does(student, adam, self.ours.images[0], last_layer, destinations)

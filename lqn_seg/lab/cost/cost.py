@@ -1,8 +1,8 @@
 """What a call costs, counted while it runs: multiply-adds each way, and memory at its peak.
 
-Unit: GMACs, as in `lqn_seg.lab.cost.flops`. PyTorch's registry of rules, which counts a multiply-add
-as two, is halved; fvcore counts the forward passes of teachers independently. A matrix product,
-convolution or attention without a rule is an error, not a zero.
+Unit: GMACs, as in `lqn_seg.lab.cost.flops`; PyTorch's rules count a multiply-add as two and are
+halved. fvcore counts the forward passes of teachers once more. A matrix product, convolution or
+attention without a rule is an error, not a zero.
 """
 
 from __future__ import annotations

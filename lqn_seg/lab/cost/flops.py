@@ -215,9 +215,7 @@ def _deep_macs(config: StudentConfig, feature_dim: int) -> int:
     return sum(n_in * n_out for n_in, n_out in pairwise((*config.widths, feature_dim)))
 
 
-def step_macs(
-    config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False
-) -> PassMacs:
+def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> PassMacs:
     """All passes of one step: from Src0, and to recirculate from Src1 and Src2.
 
     Args:

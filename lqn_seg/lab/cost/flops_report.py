@@ -129,9 +129,7 @@ def _clip_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
     return lines
 
 
-def _teacher_lines(
-    what: str, closed: float, counts: Mapping[str, Cost | FlopCount]
-) -> list[str]:
+def _teacher_lines(what: str, closed: float, counts: Mapping[str, Cost | FlopCount]) -> list[str]:
     lines = [f"{what}: closed form {closed:.3f} GMACs"]
     for counter, count in counts.items():
         lines.append(f"{what}: {count.gmacs:.3f} GMACs counted by {counter}")

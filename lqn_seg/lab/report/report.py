@@ -28,7 +28,8 @@ from lqn_seg.evaluation.bootstrap import (
 )
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
-from lqn_seg.lab.cost.flops import EomtShape, count_torch, method_gmacs
+from lqn_seg.lab.cost.cost import measure
+from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.provenance import environment, json_numbers
 from lqn_seg.lab.report.wording import (
@@ -138,7 +139,7 @@ def _comparator_gmacs(
     input_size = (round(stats["input_height"]), round(stats["input_width"]))
     model = segmenter.comparators[method]
     tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
-    total = sum(count_torch(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
+    total = sum(measure(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
     stages = ("teacher", "restore", "fit", "readout", "head", "total", "paper_convention")
     whole = ("teacher", "total", "paper_convention")
     return {f"gmacs_{stage}": total if stage in whole else 0.0 for stage in stages}

@@ -23,7 +23,6 @@ from lqn_seg.adapt.classification_methods import Adaptation
 from lqn_seg.classification.classifier import ClassifierConfig
 from lqn_seg.core.config import LQNConfig, preset, with_variant
 from lqn_seg.core.fit import visited_positions
-from lqn_seg.core.kernel import share
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.student import parameter_count
 from lqn_seg.core.threads import fixed_threads
@@ -33,7 +32,15 @@ from lqn_seg.errors import InputError
 from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
 from lqn_seg.lab.benchmark.sweeps import depth, sweeps
 from lqn_seg.lab.benchmark.teachers import build_subject
-from lqn_seg.lab.benchmark.ways import ApmsWay, PlainWay, Run, Scene, with_fit, without_products
+from lqn_seg.lab.benchmark.ways import (
+    ApmsWay,
+    PlainWay,
+    Run,
+    Scene,
+    drifts,
+    with_fit,
+    without_products,
+)
 from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, readout_gmacs
 from lqn_seg.lab.cost.speed import Roofline, Timing, device_name, interleaved, turns
 from lqn_seg.lab.report.attempt import attempt
@@ -208,12 +215,12 @@ class Benchmark:
         plain = self._plain_ways(variant, runs[self.precisions[-1]].config)
         times = self._interleaved(functions | {n: way.run for n, way in plain.items()}, cold=plain)
         fits = {precision: times[f"fit {precision}"] for precision in runs}
-        drifts = self._drifts(runs)
+        drift = drifts(runs, self.scene.field[:, -1].float())
         for precision, run in runs.items():
             row = self._method(variant, precision, run)
             both = {stage: times[f"{stage} {precision}"] for stage in ("fit", "readout")}
             row["times"] = {stage: asdict(timing) for stage, timing in both.items()}
-            row["drift"] = drifts.get(precision)
+            row["drift"] = drift.get(precision)
             self.results["methods"].append(row)
             stages = ", ".join(f"{stage} {t.median_ms:.1f} ms" for stage, t in both.items())
             self.say(f"{variant} {precision}: {stages}")
@@ -251,15 +258,6 @@ class Benchmark:
             ),
             "bytes": fit_bytes(config, width, lowered=precision != "float32"),
         }
-
-    def _drifts(self, runs: Mapping[str, Run]) -> dict[str, float]:
-        """By precision, how far the last layer that a student answers with is from what the same
-        student answers in float32, over the variance of the teacher's tokens: a part of what an
-        answer's error over variance is. Empty where float32 was not measured."""
-        if "float32" not in runs:
-            return {}
-        exact, tokens = runs["float32"].readout(), self.scene.field[:, -1].float()
-        return {name: share(run.readout() - exact, tokens) for name, run in runs.items()}
 
     def _plain_ways(self, variant: str, config: LQNConfig) -> dict[str, PlainWay]:
         # The port knows the paper's recipe: no guide, targets in the teacher's units.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.fast import products
 from lqn_seg.core.fit import FittedStudents, StudentFitter
-from lqn_seg.core.kernel import guiding_tokens
+from lqn_seg.core.kernel import guiding_tokens, share
 from lqn_seg.core.precision import products_in
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, sample_positions
@@ -103,6 +103,16 @@ class Run:
             fitter.fit(self.images, self.fields, self.keys).query_layer(self.grid[0])
 
         return measure(once).peak_bytes
+
+
+def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
+    """By precision, how far the last layer that a student answers with is from what the same
+    student answers in float32, over the variance of the teacher's `tokens` (B, H, W, D): a part of
+    what an answer's error over variance is. Empty where float32 was not measured."""
+    if "float32" not in runs:
+        return {}
+    exact = runs["float32"].readout()
+    return {name: share(run.readout() - exact, tokens) for name, run in runs.items()}
 
 
 class PlainWay:

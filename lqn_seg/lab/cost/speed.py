@@ -25,7 +25,7 @@ from lqn_seg.core.fast.products import product
 from lqn_seg.core.timing import Clock
 
 _WARM_UPS = 2
-_COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
+COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Roofline:
     def measure(cls, device: torch.device, precisions: Sequence[str], side: int = 2048) -> Roofline:
         """Products of `side` x `side` matrices, and a copy of 128 MiB."""
         peaks = {name: peak_gmacs_per_ms(device, name, side) for name in precisions}
-        source = torch.ones(_COPIED_FLOATS, device=device)
+        source = torch.ones(COPIED_FLOATS, device=device)
         target = torch.empty_like(source)
         return cls(peaks, 2 * source.nbytes / _best_ms(lambda: target.copy_(source)))
 

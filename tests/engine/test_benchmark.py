@@ -17,7 +17,7 @@ from lqn_seg.core.config import PRESETS, FitConfig, LQNConfig, StudentConfig, wi
 from lqn_seg.errors import InputError
 from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
 from lqn_seg.lab.benchmark.report import report_text, write_report
-from lqn_seg.lab.benchmark.teachers import CLIPS, build_subject
+from lqn_seg.lab.benchmark.teachers import CLIPS, build_scene
 from lqn_seg.lab.benchmark.ways import Run, drifts
 from lqn_seg.lab.cost import speed
 from lqn_seg.lab.cost.cost import measure
@@ -208,24 +208,24 @@ def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):
     text = report_text(results)
     assert "over default" in text and "4 views, 6 classes" in text
     # the closed form of the whole, against the counter
-    subject = build_subject("clip-tiny", classes=6)
+    scene = build_scene("clip-tiny", classes=6)
     image = torch.zeros(1, 3, 32, 32)
-    field, context = subject.teacher.encode(image)
-    counted = measure(lambda: subject.teacher.encode(image)).gmacs
-    assert counted == pytest.approx(subject.gmacs["teacher"], rel=0.01)
+    field, context = scene.teacher.encode(image)
+    counted = measure(lambda: scene.teacher.encode(image)).gmacs
+    assert counted == pytest.approx(scene.gmacs["teacher"], rel=0.01)
     with torch.no_grad():
-        counted = measure(lambda: subject.head(field[:, -1], context)).gmacs
-    assert counted == pytest.approx(subject.gmacs["head"], rel=0.01)
+        counted = measure(lambda: scene.head(field[:, -1], context)).gmacs
+    assert counted == pytest.approx(scene.gmacs["head"], rel=0.01)
 
 
 def test_teachers_are_the_same_at_every_call_and_leave_the_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, two = (build_subject("eomt-tiny").teacher.model.state_dict() for _ in range(2))
+    one, two = (build_scene("eomt-tiny").teacher.model.state_dict() for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert build_subject("eomt-tiny", image_size=64).grid == (4, 8, 8)
+    assert build_scene("eomt-tiny", image_size=64).grid == (4, 8, 8)
 
 
 def test_memory_traffic_of_a_fit():
@@ -255,7 +255,7 @@ def test_bad_requests_take_one_sentence(tool, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ") and word in error
     with pytest.raises(InputError, match="multiples"):
-        build_subject("eomt-tiny", image_size=50)
+        build_scene("eomt-tiny", image_size=50)
 
 
 def test_drift_is_measured_in_the_teachers_variance():

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 from typing import Any
 
@@ -31,12 +31,11 @@ from lqn_seg.engine.store import make_writable, write_atomically
 from lqn_seg.errors import InputError
 from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
 from lqn_seg.lab.benchmark.sweeps import depth, sweeps
-from lqn_seg.lab.benchmark.teachers import build_subject
+from lqn_seg.lab.benchmark.teachers import Scene, build_scene
 from lqn_seg.lab.benchmark.ways import (
     ApmsWay,
     PlainWay,
     Run,
-    Scene,
     drifts,
     with_fit,
     without_products,
@@ -113,19 +112,16 @@ class Benchmark:
         self.scene = self._scene(config.image_size)
 
     def _scene(self, image_size: int) -> Scene:
-        """The teacher at an image side (0: its own), and an image of random pixels."""
-        config, precision = self.config, self.precisions[0]
-        subject = build_subject(config.teacher, image_size, config.classes, precision, self.device)
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.rand(1, 3, *subject.teacher.image_size, generator=generator)
-        return Scene.of(subject, pixels)
+        """The teacher and image at a side in pixels; 0 is the teacher's own."""
+        name, classes, precision = self.config.teacher, self.config.classes, self.precisions[0]
+        return build_scene(name, image_size, classes, precision, self.device)
 
     def run(self) -> dict[str, Any]:
         """Everything that was asked for, as it is written to ``benchmark.json``."""
         keep_memory()
         with fixed_threads(self.config.threads):
             self.roofline = Roofline.measure(self.device, self.precisions)
-            self.results = results = {
+            results: dict[str, Any] = {
                 "environment": self._environment(),
                 "settings": asdict(self.config),
                 "teacher": self._teacher(),
@@ -135,11 +131,13 @@ class Benchmark:
                 "baselines": [],
                 "sweeps": {},
             }
+            self.results = results
             try:
                 for variant in self.config.variants:
                     self._variant(variant)
                     if self.config.parts:
-                        results["parts"] += self._parts(variant)
+                        for precision in self.precisions:
+                            results["parts"] += self._parts(variant, precision)
                 if self.config.baselines:
                     results["baselines"] = self._baselines()
                 if self.config.sweep:
@@ -178,17 +176,17 @@ class Benchmark:
         }
 
     def _teacher(self) -> dict[str, Any]:
-        subject, teacher = self.scene.subject, self.scene.subject.teacher
-        times = self._interleaved({"teacher": self.scene.encode, "head": self.scene.head})
+        scene, teacher = self.scene, self.scene.teacher
+        times = self._interleaved({"teacher": scene.encode, "head": scene.answer})
         return {
-            "name": subject.name,
+            "name": scene.name,
             "precision": teacher.precision,
             "image_size": teacher.image_size,
-            "grid": subject.grid,
+            "grid": scene.grid,
             "width": teacher.width,
             "parameters": sum(p.numel() for p in teacher.model.parameters()),
             "times": {stage: asdict(timing) for stage, timing in times.items()},
-            "gmacs": subject.gmacs,
+            "gmacs": scene.gmacs,
         }
 
     def _interleaved(self, functions: Functions, cold: Mapping[str, Any] = {}) -> dict[str, Timing]:
@@ -269,35 +267,30 @@ class Benchmark:
             ways["APM's release"] = ApmsWay(self.scene, self.reference, config)
         return ways
 
-    def _parts(self, variant: str) -> Rows:
+    def _parts(self, variant: str, precision: str) -> Rows:
         """Fits with one part of the fast path missing over whole ones, turn by turn, in processor
-        time (on a GPU, in time)."""
+        time (on a GPU in time)."""
+        recipe, on_gpu = self.recipe(variant, precision), self.device.type == "cuda"
+        whole = Run(self.scene, recipe).fit
+        fits: Functions = {"oneDNN products": without_products(whole)}
+        if on_gpu:
+            fits["CUDA graph"] = Run(self.scene, recipe, capture=False).fit
+        if self.reference is not None:
+            plain = PlainWay(self.scene, self.reference, recipe, precision)
+            fits["all (plain port)"] = plain.run
+        samples = turns({"whole": whole, **fits}, self.config.repeats, self.device)
+        wall_or_busy = 0 if on_gpu else 1
         rows: Rows = []
-        for precision in self.precisions:
-            recipe = self.recipe(variant, precision)
-            whole = Run(self.scene, recipe)
-            fits: Functions = {"whole": whole.fit, "oneDNN products": without_products(whole.fit)}
-            if self.device.type == "cuda":
-                fits["CUDA graph"] = Run(self.scene, recipe, capture=False).fit
-            if self.reference is not None:
-                fits["all (plain port)"] = PlainWay(
-                    self.scene, self.reference, recipe, precision
-                ).run
-            column = 0 if self.device.type == "cuda" else 1
-            samples = {
-                name: [sample[column] for sample in of_one]
-                for name, of_one in turns(fits, self.config.repeats, self.device).items()
-            }
-            for name in list(fits)[1:]:
-                ratios = [x / y for x, y in zip(samples[name], samples["whole"])]
-                row = {"method": variant, "precision": precision, "part": name}
-                row |= {"ratio": statistics.median(ratios), "span": [min(ratios), max(ratios)]}
-                rows.append(row)
-                self.say(f"{variant} {precision} without {name}: {row['ratio']:.2f} x the time")
+        for part in fits:
+            pairs = zip(samples[part], samples["whole"])
+            ratios = [x[wall_or_busy] / y[wall_or_busy] for x, y in pairs]
+            row = {"method": variant, "precision": precision, "part": part}
+            rows.append(row | {"ratio": median(ratios), "span": [min(ratios), max(ratios)]})
+            self.say(f"{variant} {precision} without {part}: {median(ratios):.2f} x the time")
         return rows
 
     def _baselines(self) -> Rows:
-        config, teacher = self.config, self.scene.subject.teacher
+        config, teacher = self.config, self.scene.teacher
         assert isinstance(teacher, ClipTeacher)
         methods: dict[str, Adaptation | None] = dict.fromkeys(config.baselines)
         for variant in config.variants:

@@ -10,7 +10,8 @@ import torch
 
 from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.core.fit import visited_positions
-from lqn_seg.lab.benchmark.ways import Run, Scene, with_fit
+from lqn_seg.lab.benchmark.teachers import Scene
+from lqn_seg.lab.benchmark.ways import Run, with_fit
 from lqn_seg.lab.cost.flops import fit_gmacs, readout_gmacs
 from lqn_seg.lab.cost.speed import exponent, interleaved, layer_times, query_times
 
@@ -31,10 +32,10 @@ def sweeps(
     """
     few = min(_STEPS, recipe.fit.steps)
     recipe = with_fit(recipe, steps=few)
-    positions = visited_positions(recipe.fit, scene.subject.grid)
+    positions = visited_positions(recipe.fit, scene.grid)
     halves = [max(1, round(factor * positions)) for factor in _DOUBLINGS]
-    sides = [round(factor * scene.inputs.shape[-1]) for factor in _DOUBLINGS]
-    scenes = [scene if side == scene.inputs.shape[-1] else resized(side) for side in sides]
+    sides = [round(factor * scene.side) for factor in _DOUBLINGS]
+    scenes = [scene if side == scene.side else resized(side) for side in sides]
     sweep = partial(_sweep, repeats=repeats, device=scene.field.device)
     return {
         "positions": sweep("fit", _fits(scene, recipe, "positions_per_step", halves)),
@@ -42,7 +43,7 @@ def sweeps(
         "batch": sweep("fit", _fits(scene, recipe, None, _BATCHES)),
         "image_side_teacher": sweep(
             "teacher",
-            ((x.inputs.shape[-1], x.encode, x.subject.gmacs["teacher"]) for x in scenes),
+            ((x.side, x.encode, x.gmacs["teacher"]) for x in scenes),
         ),
         "image_side_readout": sweep("readout", _readouts(scenes, recipe)),
     }
@@ -61,7 +62,7 @@ def _fits(
 def _readouts(scenes: Sequence[Scene], recipe: LQNConfig) -> Iterator[Point]:
     for scene in scenes:
         run = Run(scene, with_fit(recipe, steps=1))
-        yield scene.inputs.shape[-1], run.readout, readout_gmacs(recipe, run.grid, run.width)
+        yield scene.side, run.readout, readout_gmacs(recipe, run.grid, run.width)
 
 
 def _sweep(
@@ -87,9 +88,9 @@ def _sweep(
 
 def depth(scene: Scene, recipe: LQNConfig, repeats: int) -> dict[str, Any]:
     """When the teacher arrives at each layer, and how long a student takes to answer for it."""
-    layers = scene.subject.grid[0]
+    layers = scene.grid[0]
     run = Run(scene, with_fit(with_variant(recipe, "lqn-src"), steps=1, layers=None))
-    encode = partial(scene.subject.teacher.encode, scene.inputs)
+    encode = partial(scene.teacher.encode, scene.inputs)
     return {
         "layers": list(range(1, layers + 1)),
         "teacher_ms": layer_times(encode, run.device, repeats),

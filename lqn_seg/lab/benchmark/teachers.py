@@ -1,4 +1,4 @@
-"""Teachers for the benchmark: real architectures by name, with random weights."""
+"""Teachers for the benchmark: real architectures by name, random weights, one random image."""
 
 from __future__ import annotations
 
@@ -23,62 +23,67 @@ from lqn_seg.teachers.modules import lower_weights
 # open_clip's names.
 CLIPS = {"clip-b16": "ViT-B-16-quickgelu", "clip-l14": "ViT-L-14-quickgelu"}
 _CLIP_CLASSES = 1000
-# Arguments of transformers' EomtConfig, which is EoMT-L's by default.
-EOMTS: dict[str, dict[str, int]] = {
-    "eomt-b": {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "num_labels": 133,
-    },
-    "eomt-l": {"image_size": 640, "num_labels": 133},
+# width, layers, heads, image side, and what differs from transformers' default, EoMT-L's
+EOMTS: dict[str, tuple[int, int, int, int, dict[str, int]]] = {
+    "eomt-b": (768, 12, 12, 224, {}),
+    "eomt-l": (1024, 24, 16, 640, {}),
     # Runs in milliseconds, to see that everything works.
-    "eomt-tiny": {
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "image_size": 48,
-        "patch_size": 8,
-        "num_queries": 7,
-        "num_labels": 5,
-    },
+    "eomt-tiny": (32, 4, 2, 48, {"patch_size": 8, "num_queries": 7, "num_labels": 5}),
 }
+
+Head = Callable[[Tensor, Any], Any]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A teacher and its frozen head, and what they cost.
+class Scene:
+    """A teacher with its frozen head, and what it makes of one image of random pixels.
 
     Attributes:
         name: of `CLIPS` or `EOMTS`.
         teacher: frozen, with random weights, in the precision that its head has too.
         head: last-layer tokens (B, H, W, D) and the teacher's context to masks or class scores.
         gmacs: of "teacher" and "head", one image.
+        inputs, field, context: (1, 3, h, w) to a (1, L, H, W, D) token field and its context.
     """
 
     name: str
     teacher: Teacher[Any]
-    head: Callable[[Tensor, Any], Any]
+    head: Head
     gmacs: dict[str, float]
+    inputs: Tensor
+    field: Tensor
+    context: Any
 
     @property
     def grid(self) -> Grid:
-        """(L, H, W) of its token field."""
+        """(L, H, W) of the token field."""
         return (self.teacher.num_layers, *self.teacher.grid)
 
+    @property
+    def side(self) -> int:
+        """Pixels of the square image."""
+        return self.inputs.shape[-1]
 
-def build_subject(
+    def encode(self) -> Any:
+        return self.teacher.encode(self.inputs)
+
+    @torch.no_grad()
+    def answer(self) -> Any:
+        """What the head makes of the last layer."""
+        return self.head(self.field[:, -1], self.context)
+
+
+def build_scene(
     name: str,
     image_size: int = 0,
     classes: int = 0,
     precision: str = "float32",
     device: torch.device | str = "cpu",
-) -> Subject:
-    """A teacher with random weights, the same at every call.
+) -> Scene:
+    """The same weights and image at every call.
 
     Args:
-        image_size: pixels, square; 0 for its own.
+        image_size: pixels, square; 0 for the teacher's own.
         classes: of the head; 0 for its own.
 
     Raises:
@@ -87,15 +92,19 @@ def build_subject(
     build = _clip if nearest(name, (*CLIPS, *EOMTS), "teacher") in CLIPS else _eomt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        subject = build(name, image_size, classes, precision)
-    side = subject.teacher.image_size[0]
+        teacher, head, gmacs = build(name, image_size, classes, precision)
+    side = teacher.image_size[0]
     if image_size and side != image_size:
         raise InputError(f"{name} does not take images of {image_size} pixels: it takes {side}")
-    subject.teacher.model.to(device)
-    return subject
+    teacher.model.to(device)
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    inputs = pixels.sub(0.45).div(0.225).to(teacher.device)
+    return Scene(name, teacher, head, gmacs, inputs, *teacher.encode(inputs))
 
 
-def _eomt(name: str, image_size: int, classes: int, precision: str) -> Subject:
+def _eomt(
+    name: str, image_size: int, classes: int, precision: str
+) -> tuple[Teacher[Any], Head, dict[str, float]]:
     # Here, because transformers' EoMT asks for scipy, which a CLIP does not.
     from transformers import EomtConfig
 
@@ -103,9 +112,14 @@ def _eomt(name: str, image_size: int, classes: int, precision: str) -> Subject:
     from lqn_seg.teachers.eomt_head import EomtHead
     from lqn_seg.teachers.eomt_model import build_eomt
 
-    config = EomtConfig(**EOMTS[name])
-    config.image_size = image_size or config.image_size
-    config.num_labels = classes or config.num_labels
+    width, layers, heads, side, changes = EOMTS[name]
+    config = EomtConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=image_size or side,
+        **{"num_labels": 133, **changes, **({"num_labels": classes} if classes else {})},
+    )
     model = build_eomt(config)
     nn.init.zeros_(model.attn_mask_probs)  # masked attention off, as in evaluation
     teacher, head = EomtTeacher(model, precision), EomtHead(model, precision)
@@ -114,10 +128,12 @@ def _eomt(name: str, image_size: int, classes: int, precision: str) -> Subject:
     def segment(tokens: Tensor, context: Any) -> Any:
         return head(tokens, context.last_queries)
 
-    return Subject(name, teacher, segment, eomt_gmacs(EomtShape.from_config(config)))
+    return teacher, segment, eomt_gmacs(EomtShape.from_config(config))
 
 
-def _clip(name: str, image_size: int, classes: int, precision: str) -> Subject:
+def _clip(
+    name: str, image_size: int, classes: int, precision: str
+) -> tuple[Teacher[Any], Head, dict[str, float]]:
     size = {"force_image_size": image_size} if image_size else {}
     model = open_clip.create_model(CLIPS[name], pretrained=None, **size)
     teacher = ClipTeacher(model, open_clip.get_tokenizer(CLIPS[name]), precision)
@@ -132,5 +148,4 @@ def _clip(name: str, image_size: int, classes: int, precision: str) -> Subject:
 
     rows, columns = teacher.grid
     head = teacher.joint_width * (rows * columns * teacher.width + len(text)) / 1e9
-    gmacs = {"teacher": clip_gmacs(model)["teacher"], "head": head}
-    return Subject(name, teacher, classify, gmacs)
+    return teacher, classify, {"teacher": clip_gmacs(model)["teacher"], "head": head}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -19,46 +19,13 @@ from lqn_seg.core.kernel import guiding_tokens, share
 from lqn_seg.core.precision import products_in
 from lqn_seg.core.random import CounterRandom, RandomKey
 from lqn_seg.core.sampling import Draw, sample_positions
-from lqn_seg.lab.benchmark.teachers import Subject
+from lqn_seg.lab.benchmark.teachers import Scene
 from lqn_seg.lab.cost.cost import measure
 
 
 def with_fit(config: LQNConfig, **changes: Any) -> LQNConfig:
     """The recipe with other options of its fit."""
     return replace(config, fit=replace(config.fit, **changes))
-
-
-def without_products(function: Callable[[], Any]) -> Callable[[], Any]:
-    """The function with PyTorch's batched products instead of `core.fast.products`."""
-
-    def run() -> Any:
-        with patch.object(products, "_WORTH_A_LOOK_UP", math.inf):
-            return function()
-
-    return run
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A teacher and what it made of one image: (1, 3, h, w) inputs to a (1, L, H, W, D) field."""
-
-    subject: Subject
-    inputs: Tensor
-    field: Tensor
-    context: Any
-
-    @classmethod
-    def of(cls, subject: Subject, pixels: Tensor) -> Scene:
-        """From (1, 3, h, w) pixels in 0..1."""
-        inputs = pixels.sub(0.45).div(0.225).to(subject.teacher.device)
-        return cls(subject, inputs, *subject.teacher.encode(inputs))
-
-    def encode(self) -> Any:
-        return self.subject.teacher.encode(self.inputs)
-
-    @torch.no_grad()
-    def head(self) -> Any:
-        return self.subject.head(self.field[:, -1], self.context)
 
 
 class Run:
@@ -68,16 +35,16 @@ class Run:
         self, scene: Scene, config: LQNConfig, batch: int = 1, capture: bool | None = None
     ) -> None:
         self.config, self.device = config, scene.field.device
-        self.grid, self.width = scene.subject.grid, scene.subject.teacher.width
+        self.grid, self.width = scene.grid, scene.teacher.width
         self.fields = scene.field.expand(batch, *self.grid, self.width)
         side = config.student.input_size
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(batch, 3, side, side, generator=generator)
         self.images, self.keys = images.to(self.device), [RandomKey(0, b) for b in range(batch)]
-        self.fitter = self._fitter(config, capture)
+        self.fitter = self.new_fitter(config, capture)
         self.fitted: FittedStudents | None = None
 
-    def _fitter(self, config: LQNConfig, capture: bool | None = None) -> StudentFitter:
+    def new_fitter(self, config: LQNConfig, capture: bool | None = None) -> StudentFitter:
         return StudentFitter(config, self.grid, self.width, self.device, capture)
 
     def fit(self) -> FittedStudents:
@@ -88,21 +55,25 @@ class Run:
         """The last layer's tokens, of the students fitted last."""
         return (self.fitted or self.fit()).query_layer(self.grid[0])
 
-    def first_weights(self) -> dict[str, Tensor]:
-        """What the students start from."""
-        fitter = self._fitter(with_fit(self.config, steps=0))
-        fitted = fitter.fit(self.images, self.fields, self.keys)
-        return {name: weight.clone() for name, weight in fitted.weights.items()}
-
     def peak_bytes(self) -> int:
         """Of two steps with storage of their own, and a read-out: more steps hold no more."""
         short = with_fit(self.config, steps=min(2, self.config.fit.steps))
 
         def once() -> None:
-            fitter = self._fitter(short, capture=False)
+            fitter = self.new_fitter(short, capture=False)
             fitter.fit(self.images, self.fields, self.keys).query_layer(self.grid[0])
 
         return measure(once).peak_bytes
+
+
+def without_products(function: Callable[[], Any]) -> Callable[[], Any]:
+    """The function with PyTorch's batched products instead of `core.fast.products`."""
+
+    def run() -> Any:
+        with patch.object(products, "_WORTH_A_LOOK_UP", math.inf):
+            return function()
+
+    return run
 
 
 def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
@@ -124,30 +95,30 @@ class PlainWay:
         self.scene, self.reference, self.precision = scene, reference, precision
         self.config = with_fit(config, precision="float32")
         self.ours = Run(scene, self.config)
-        self.weights = self.ours.first_weights()
-        self.draws = self._draws()
+        start = self.ours.new_fitter(with_fit(self.config, steps=0))
+        fitted = start.fit(self.ours.images, self.ours.fields, self.ours.keys)
+        self.weights = {name: weight.clone() for name, weight in fitted.weights.items()}
+        # (n, 3) destinations and both sources of every step.
+        random, fitter = CounterRandom(self.ours.keys, self.ours.device), self.ours.fitter
+        kinds = (Draw.DESTINATION, Draw.SOURCE_1, Draw.SOURCE_2)
+        self.positions = [
+            [
+                sample_positions(random, scene.grid, fitter.positions, fitter.layers, step, kind)[0]
+                for kind in kinds
+            ]
+            for step in range(config.fit.steps)
+        ]
         self.curve: list[float] = []
 
-    def _draws(self) -> list[list[Tensor]]:
-        """(n, 3) destinations and both sources of every step, as our students draw them."""
-        run = self.ours
-        random = CounterRandom(run.keys, run.device)
-        kinds = (Draw.DESTINATION, Draw.SOURCE_1, Draw.SOURCE_2)
-        count, layers = run.fitter.positions, run.fitter.layers
-        return [
-            [sample_positions(random, run.grid, count, layers, step, kind)[0] for kind in kinds]
-            for step in range(self.config.fit.steps)
-        ]
-
     def student(self) -> Any:
-        """Fresh weights: drawn, and then, to be comparable, our own."""
+        """Fresh weights: drawn, and then, to be comparable, our students'."""
         student = self.reference.Student(self.config.student, self.ours.width, torch.float32)
         student.to(self.ours.device).reset()
         return student.load(self.weights)
 
     def run(self) -> None:
         student, fit = self.config.student, self.config.fit
-        field, guide = self.ours.fields[0].float(), None
+        field, guide = self.scene.field[0].float(), None
         if student.guide:
             guide = guiding_tokens(field[None], student.guide)[0]
         if fit.target_norm == "layer":
@@ -155,7 +126,7 @@ class PlainWay:
             field = (field - mean) / variance.sqrt()
         look = [(self.ours.images[0], field)]
         with products_in(self.precision, self.ours.device):
-            self.curve = self.reference.fit(self.student(), look, self.draws, fit, guide)
+            self.curve = self.reference.fit(self.student(), look, self.positions, fit, guide)
 
     def loss_difference(self, ours: Run | None) -> float | None:
         """The largest relative difference to the loss curve of our students in float32, which are
@@ -173,9 +144,10 @@ class ApmsWay(PlainWay):
     def run(self) -> None:
         student, fit = self.student(), self.config.fit
         adam = torch.optim.Adam(student.parameters(), fit.learning_rate, fit.betas, fit.eps)
-
-        def last_layer() -> Tensor:
-            return self.scene.encode()[0][0, -1].float()
-
-        destinations = [draw[0] for draw in self.draws]
-        self.reference.fit_as_apm_does(student, adam, self.ours.images[0], last_layer, destinations)
+        self.reference.fit_as_apm_does(
+            student,
+            adam,
+            self.ours.images[0],
+            lambda: self.scene.encode()[0][0, -1].float(),
+            [destination for destination, *_ in self.positions],
+        )

@@ -315,8 +315,8 @@ def _traceable_meta_convolutions() -> Iterator[None]:
     bypasses `aten::_convolution`, the only convolution fvcore knows.
     """
 
-    def convolution(*arguments: Any) -> Tensor:
-        return torch._convolution(*arguments, False, False, False, False)
+    def convolution(*arguments: Any) -> Any:
+        return torch.ops.aten._convolution(*arguments, False, False, False, False)
 
     def empty_convolution(x: Tensor, weight: Tensor, _: Any, *geometry: Any) -> Tensor:
         stride, padding, dilation, transposed, output_padding, groups = geometry[:6]

@@ -28,6 +28,7 @@ from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.fast.products import ONE_DNN_LINEAR
 from lqn_seg.core.fit import Grid, StudentFitter
 from lqn_seg.errors import InputError
+from lqn_seg.lab.cost.flops import EomtShape
 
 _MATMUL_WORDS = frozenset(
     ("matmul", "mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot", "tensordot")
@@ -74,8 +75,7 @@ def measure(function: Callable[[], Any]) -> Cost:
 
 
 def fit_cost(config: LQNConfig, grid: Grid, feature_dim: int) -> Cost:
-    """What one image's fit costs, storage for the student included, counted on the meta device: no
-    memory and no arithmetic, at any size.
+    """What one image's fit costs, storage for the student included, counted on the meta device.
 
     Args:
         grid: (L, H, W) of the teacher's token field.
@@ -205,9 +205,8 @@ def count_eomt(config: Any) -> dict[str, Cost | FlopCount]:
         model = AutoModelForUniversalSegmentation.from_config(config).eval()
     # Read by the forward pass to decide on masked attention, so it needs a value: 0 = off.
     model.attn_mask_probs = torch.zeros(config.num_blocks)
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    image = torch.empty(1, config.num_channels, height, width, device="meta")
+    sides = EomtShape.from_config(config).image_size
+    image = torch.empty(1, config.num_channels, *sides, device="meta")
 
     def logits(image: Tensor) -> tuple[Tensor, Tensor]:
         output = model(pixel_values=image)
@@ -217,7 +216,7 @@ def count_eomt(config: Any) -> dict[str, Cost | FlopCount]:
 
 
 def clip_on_meta(name: str, image_size: int = 0) -> Any:
-    """open_clip's model of that name without weights: no memory, no arithmetic.
+    """open_clip's model of that name, without weights.
 
     Raises:
         InputError: open_clip has no model of that name.

@@ -160,59 +160,48 @@ def clip_gmacs(model: Any) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PassMacs:
-    """Multiply-adds of one forward pass of some queries, and of the backward pass through it."""
+    """Multiply-adds of one pass of some queries, and of the way back."""
 
     forward: int
     backward: int
 
 
-def literal_pass_macs(config: StudentConfig, feature_dim: int, queries: int) -> PassMacs:
-    """One pass as Table 4 states it: `[conv(x) | P(src) | P(dest)]` concatenated for every query.
-
-    Backward, every matrix product has two of the same size, for its weights and for its input; the
-    convolution has one, for its input is the image.
-    """
-    convolution = _convolution_macs(config)
-    inputs = first_inputs(config, feature_dim)
-    every_query = queries * (inputs * config.widths[0] + _deep_macs(config, feature_dim))
-    return PassMacs(convolution + every_query, convolution + 2 * every_query)
-
-
-def shared_pass_macs(
-    config: StudentConfig, feature_dim: int, queries: int, grid: Grid, guided: int = 0
+def pass_macs(
+    config: StudentConfig,
+    feature_dim: int,
+    queries: int,
+    grid: Grid | None = None,
+    guided: int = 0,
 ) -> PassMacs:
-    """One pass as `core.student` computes it: the first layer once per distinct row.
+    """One pass as Table 4 states it, `[conv(x) | P(src) | P(dest)]` concatenated for every query;
+    or with a grid as `core.student` computes it, the first layer once per distinct row.
 
-    Its image part is one row, its positional parts one row per value of i, j and l, for source and
-    destination; queries only add rows up. The way back sums each row's gradient over its queries by
-    a product with the 0/1 matrix of who reads what. Position codes are constants: no gradient.
+    Backward, a product has two of the same size, for its weights and for its input; where the input
+    is constant (the image, position codes) only one. Of distinct rows, the image is one, and each
+    value of i, j and l is one for source and destination; queries add rows up. The way back sums a
+    row's gradient over its queries by a product with the 0/1 matrix of who reads what.
 
     Args:
         grid: (L, H, W) whose addresses are tabulated, the anchor's beside them.
         guided: guiding tokens, where there is a guide: queries, without those that share one.
     """
-    width, convolution = config.widths[0], _convolution_macs(config)
+    width = config.widths[0]
+    convolution = config.image_features * _CHANNELS * config.stride**2
+    deep = queries * sum(n_in * n_out for n_in, n_out in pairwise((*config.widths, feature_dim)))
+    if grid is None:
+        every_query = queries * first_inputs(config, feature_dim) * width + deep
+        return PassMacs(convolution + every_query, convolution + 2 * every_query)
     layers, rows, columns = grid
     table_rows = sum(size + 1 for size in (rows, columns, layers)[: config.axes])
     table_rows *= 2 if config.source else 1
     guided *= feature_dim if config.guide else 0
     image = config.image_features * width
     tables = (table_rows * config.position_dim + guided) * width
-    deep = queries * _deep_macs(config, feature_dim)
     look_ups = queries * (1 + table_rows) * width
     return PassMacs(
         forward=convolution + image + tables + deep,
         backward=convolution + 2 * image + tables + look_ups + 2 * deep,
     )
-
-
-def _convolution_macs(config: StudentConfig) -> int:
-    return config.image_features * _CHANNELS * config.stride**2
-
-
-def _deep_macs(config: StudentConfig, feature_dim: int) -> int:
-    """Per query: every layer after the first."""
-    return sum(n_in * n_out for n_in, n_out in pairwise((*config.widths, feature_dim)))
 
 
 def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> PassMacs:
@@ -225,10 +214,10 @@ def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
     passes = 3 if config.student.source and config.fit.alpha else 1
     n = visited_positions(config.fit, grid)
     if literal:
-        one = literal_pass_macs(config.student, feature_dim, n)
+        one = pass_macs(config.student, feature_dim, n)
         return PassMacs(passes * one.forward, passes * one.backward)
     # The passes share the first layer's rows, and the destinations, which are what is guided.
-    return shared_pass_macs(config.student, feature_dim, passes * n, grid, guided=n)
+    return pass_macs(config.student, feature_dim, passes * n, grid, guided=n)
 
 
 def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
@@ -240,15 +229,14 @@ def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
 def pass_gmacs(config: LQNConfig, grid: Grid, feature_dim: int) -> float:
     """One forward pass of one step's positions as Table 4 states it: the paper's "10 GFLOPs"."""
     n = visited_positions(config.fit, grid)
-    return literal_pass_macs(config.student, feature_dim, n).forward / 1e9
+    return pass_macs(config.student, feature_dim, n).forward / 1e9
 
 
 def readout_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
     """One forward pass for all H x W addresses of the last layer."""
     queries = grid[1] * grid[2]
-    if literal:
-        return literal_pass_macs(config.student, feature_dim, queries).forward / 1e9
-    return shared_pass_macs(config.student, feature_dim, queries, grid, queries).forward / 1e9
+    tabulated = None if literal else grid
+    return pass_macs(config.student, feature_dim, queries, tabulated, queries).forward / 1e9
 
 
 def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int:
@@ -285,10 +273,9 @@ def method_gmacs(
         fit_per_image: one student for all windows' tokens, instead of one for each window.
 
     Returns:
-        `gmacs_teacher` (encoder, once per view), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`,
-        `gmacs_head`, `gmacs_total`, their sum (of an image whose gauge asks for a student: the most
-        there is), and `gmacs_paper_convention`: teacher and head, and for each step but one a
-        single forward pass of one batch of positions, as the paper counts ("20.5 + 14 x 10").
+        `gmacs_teacher` (once per view), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`, `gmacs_head`
+        and `gmacs_total`, their sum (with a student, the most there is); `gmacs_paper_convention`:
+        teacher, head, and a single forward pass of one batch of positions for each step but one.
     """
     parts, variant = eomt_gmacs(teacher), config.fit.variant
     grid, width = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1]), teacher.width

@@ -13,17 +13,13 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 from lqn_seg.cli import Parser, exit_status, names
 from lqn_seg.errors import InputError
-
-REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "core" / "reference.py"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,17 +44,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_reference() -> ModuleType | None:
-    """The plain port that the tests hold the students against; None without the tests."""
-    if not REFERENCE.is_file():
-        return None
-    spec = importlib.util.spec_from_file_location("core_reference", REFERENCE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(arguments: argparse.Namespace) -> None:
     if arguments.read:
         report(arguments.read)
@@ -71,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         settings[key] = tuple(names(settings[key]))
     config = BenchmarkConfig(**settings)
     make_writable(arguments.output)
-    benchmark = Benchmark(config, load_reference(), partial(print, flush=True))
+    benchmark = Benchmark(config, partial(print, flush=True))
     try:
         benchmark.run()
     except BaseException as end:

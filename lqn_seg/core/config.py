@@ -90,6 +90,12 @@ def fitted_layers(config: FitConfig, depth: int) -> tuple[int, ...]:
     return layers
 
 
+def visited_positions(config: FitConfig, grid: tuple[int, int, int]) -> int:
+    """n, the positions that one step visits; a fraction is of the fitted layers only."""
+    fitted = (len(fitted_layers(config, grid[0])), *grid[1:])
+    return positions_per_step(config.positions_per_step, fitted)
+
+
 def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
     """How the d_p - 2 features of the coordinate code fall to i, j (and l): whole sin-cos pairs,
     the same number for every axis, the remainder to the last.
@@ -186,6 +192,11 @@ class StudentConfig:
             )
             found[f"{name}.bias"] = (outputs,), 0.0
         return found
+
+    def inputs(self, feature_dim: int) -> int:
+        """Features that the first layer reads."""
+        weights = self.weights(feature_dim)
+        return sum(s[0] for n, (s, _) in weights.items() if n.startswith("first.") and len(s) == 2)
 
     def parameter_count(self, feature_dim: int) -> int:
         """Of one student (Table 4's products, and the biases)."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lqn_seg.core.config import LQNConfig, axis_features, fitted_layers, positions_per_step
+from lqn_seg.core.config import LQNConfig, axis_features, fitted_layers, visited_positions
 from lqn_seg.core.precision import DTYPES, own_precision, resolve_precision
 from lqn_seg.core.random import Draw, RandomKey, generator
 from lqn_seg.core.view import View
@@ -205,10 +205,9 @@ class StudentFitter:
         """(1 or 3, N, n) places among the m H W fitted tokens, uniform, with replacement, fresh
         each step: dest and, to recirculate, src1 and src2."""
         kinds = (Draw.DESTINATION, Draw.SOURCE_1, Draw.SOURCE_2)[: 3 if self.recirculates else 1]
-        fit, fitted = self.config.fit, (len(self.layers), *self.grid[1:])
-        shape = (fit.steps, positions_per_step(fit.positions_per_step, fitted))
+        shape = (self.config.fit.steps, visited_positions(self.config.fit, self.grid))
         streams = [generator(key, kind, self.device) for kind in kinds]
-        high, device = math.prod(fitted), self.device
+        high, device = len(self.layers) * self.grid[1] * self.grid[2], self.device
         drawn = [torch.randint(high, shape, generator=g, device=device) for g in streams]
         return torch.stack(drawn)
 

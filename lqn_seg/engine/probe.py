@@ -16,9 +16,10 @@ from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lqn_seg.adapt.timing import Clock
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.fit import FittedStudents, StudentFitter
 from lqn_seg.core.kernel import share
+from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.file_names import file_name
@@ -183,7 +184,10 @@ class Probe:
         fitter = StudentFitter(method, (layers, rows, columns), features, tokens.device)
         side = method.student.input_size
         small = F.interpolate(self.windows, (side, side), mode="bilinear", antialias=True)
-        return fitter.fit(normalise(small, IMAGENET_MEAN, IMAGENET_STD), tokens, self.keys)
+        clock = Clock(tokens.device)
+        students = fitter.fit(normalise(small, IMAGENET_MEAN, IMAGENET_STD), tokens, self.keys)
+        self.fit_ms = clock.lap()
+        return students
 
     def at(self, layer: float) -> Tensor:
         """(B, H, W, D) teacher's tokens; between two layers, what is linear between them.

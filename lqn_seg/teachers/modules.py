@@ -18,7 +18,7 @@ from lqn_seg.core.precision import DTYPES
 # A product below so many multiply-adds is over before oneDNN has looked up its kernel.
 _WORTH_A_LOOK_UP = 1 << 20
 # None where PyTorch was built without it.
-_ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -26,7 +26,7 @@ def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     as fast as MKL on a Zen 4 core, twice on a Zen 5. Not recorded for gradients there."""
     usual = (
         torch.jit.is_tracing()  # a tracer knows no oneDNN product, and what it records must be F's
-        or _ONE_DNN is None
+        or ONE_DNN is None
         or inputs.device.type != "cpu"
         or not inputs.dtype == weight.dtype == torch.float32
         or inputs.numel() * len(weight) < _WORTH_A_LOOK_UP
@@ -36,7 +36,7 @@ def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     )
     if usual:
         return F.linear(inputs, weight, bias)
-    result: Tensor = _ONE_DNN(inputs, weight, bias, "none", [], "")
+    result: Tensor = ONE_DNN(inputs, weight, bias, "none", [], "")
     return result
 
 

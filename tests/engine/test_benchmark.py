@@ -13,21 +13,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lqn_seg.core.config import PRESETS, FitConfig, LQNConfig, StudentConfig
+from lqn_seg.core.config import PRESETS, FitConfig, LQNConfig, StudentConfig, with_variant
 from lqn_seg.errors import InputError
-from lqn_seg.lab.benchmark import teachers as benchmark_teachers
-from lqn_seg.lab.benchmark import ways as benchmark_ways
-from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, _drifts, write_numbers
+from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
 from lqn_seg.lab.benchmark.report import report_text, write_report
-from lqn_seg.lab.benchmark.teachers import TEACHERS, _Clip, build_subject
+from lqn_seg.lab.benchmark.teachers import CLIPS, build_scene
+from lqn_seg.lab.benchmark.ways import Run, drifts
 from lqn_seg.lab.cost import speed
-from lqn_seg.lab.cost.flops import (
-    count_torch,
-    fit_bytes,
-    fit_gmacs,
-    plain_attention,
-    step_bytes,
-)
+from lqn_seg.lab.cost.cost import measure
+from lqn_seg.lab.cost.flops import fit_bytes
 
 SMALL = LQNConfig(
     StudentConfig(input_size=28, stride=14, widths=(16, 8), position_dim=16),
@@ -35,14 +29,18 @@ SMALL = LQNConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
+def make_small(monkeypatch):
     monkeypatch.setitem(PRESETS, "paper", SMALL)
     default = replace(SMALL, student=replace(SMALL.student, guide=0.5, init="he"))
     default = replace(default, fit=replace(default.fit, target_norm="layer", alpha=0.0))
     default = replace(default, adapt=PRESETS["default"].adapt)
     monkeypatch.setitem(PRESETS, "default", default)
-    monkeypatch.setattr(speed, "_COPIED_FLOATS", 1 << 16)
+    monkeypatch.setattr(speed, "COPIED_FLOATS", 1 << 16)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    make_small(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -60,44 +58,59 @@ def run(tool, **changes):
     return Benchmark(config, tool.load_reference(), said.append).run(), said
 
 
-def test_everything_is_measured_and_written(tool, tmp_path):
-    results, said = run(tool, precisions=("bfloat16", "float32"))
-    assert len(said) == 8 + 4  # four variants in two precisions; the plain ways
-    found = [(row["method"], row["precision"]) for row in results["methods"]]
+@pytest.fixture(scope="module")
+def everything(tool):
+    """Results of all there is, in both precisions, and what was said."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_small(monkeypatch)
+        return run(tool, precisions=("bfloat16", "float32"), parts=True)
+
+
+def test_students_are_timed_and_held_against_the_roofline(everything):
+    results, said = everything
+    assert len(said) == 8 + 4 + 16  # four variants in two precisions; the plain ways; the parts
     variants = ("lqn", "lqn-src", "apm", "default")
-    assert found == [(v, p) for v in variants for p in ("bfloat16", "float32")]
-    for row in results["methods"]:
-        assert row["steps"] == 4 and row["positions"] == 6
+    rows = {(row["method"], row["precision"]): row for row in results["methods"]}
+    assert list(rows) == [(v, p) for v in variants for p in ("bfloat16", "float32")]
+    for (_, precision), row in rows.items():
+        assert row["steps"] == 4 and row["positions"] == 6 and row["peak_mib"] > 0
         for timing in row["times"].values():
             assert 0 < timing["median_ms"] <= timing["p95_ms"] and timing["runs"] == 2
-        assert row["peak_mib"] > 0 and row["fraction"] > 0 and row["least_ms"]["memory"] > 0
-    ways = [(row["method"], row["reference"]) for row in results["references"]]
-    assert ways == [
-        ("lqn", "plain port"),
-        ("lqn-src", "plain port"),
-        ("apm", "plain port"),
-        ("apm", "APM's release"),
-    ]
-    for row in results["references"]:
-        assert row["ratio"].keys() == {"bfloat16", "float32"}
-        fit = next(m for m in results["methods"] if m["method"] == row["method"])["times"]["fit"]
+        least = row["least_ms"]
+        busy_ms = row["times"]["fit"]["busy_ms"]
+        assert row["fraction_busy"] == pytest.approx(sum(least.values()) / busy_ms)
+        rate = results["roofline"]["gmacs_per_ms"][precision]
+        assert least["arithmetic"] == pytest.approx(row["gmacs"]["fit"] / rate)
+        assert least["memory"] > 0
+    assert rows["lqn", "float32"]["drift"] == 0 < rows["lqn", "bfloat16"]["drift"] < 1e-2
+
+
+def test_plain_ways_and_the_fast_paths_parts_are_timed_beside_them(everything):
+    results, _ = everything
+    plain = [("lqn", "plain port"), ("lqn-src", "plain port"), ("apm", "plain port")]
+    rows = {(row["method"], row["reference"]): row for row in results["references"]}
+    assert list(rows) == [*plain, ("apm", "APM's release")]
+    for (method, _), row in rows.items():
+        fit = next(m for m in results["methods"] if m["method"] == method)["times"]["fit"]
         expected = row["times"]["fit"]["median_ms"] / fit["median_ms"]
-        assert row["ratio"]["bfloat16"] == pytest.approx(expected)
-        if row["reference"] == "plain port":
-            assert row["loss_difference"] < 1e-4
-        else:  # it sees nothing but the last layer, and gradients pile up: another curve altogether
-            assert row["loss_difference"] is None
-    drifts = {row["precision"]: row["drift"] for row in results["methods"]}
-    assert drifts["float32"] == 0 < drifts["bfloat16"] < 1e-2
-    for row in results["methods"]:
-        least = sum(row["least_ms"].values())
-        assert row["fraction"] == pytest.approx(least / row["times"]["fit"]["median_ms"])
-        rate = results["roofline"]["gmacs_per_ms"][row["precision"]]
-        assert row["least_ms"]["arithmetic"] == pytest.approx(row["gmacs"]["fit"] / rate)
-    assert results["depth"]["layers"] == [1, 2, 3, 4]
-    assert len(results["depth"]["teacher_ms"]) == len(results["depth"]["student_ms"]) == 4
-    teacher_ms = results["depth"]["teacher_ms"]
-    assert teacher_ms == sorted(teacher_ms)
+        assert row["ratio"] == {
+            "bfloat16": pytest.approx(expected),
+            "float32": row["ratio"]["float32"],
+        }
+    assert all(rows[way]["loss_difference"] < 1e-4 for way in plain)
+    # It sees nothing but the last layer, and gradients pile up: another curve altogether.
+    assert rows["apm", "APM's release"]["loss_difference"] is None
+    for row in results["parts"]:
+        assert 0 < row["span"][0] <= row["ratio"] <= row["span"][1]
+    parts = {(row["method"], row["part"]) for row in results["parts"]}
+    assert {("default", "oneDNN products"), ("default", "all (plain port)")} <= parts
+
+
+def test_cost_against_size_and_depth(everything):
+    results, _ = everything
+    depth = results["depth"]
+    assert depth["layers"] == [1, 2, 3, 4] and len(depth["student_ms"]) == 4
+    assert len(depth["teacher_ms"]) == 4 and depth["teacher_ms"] == sorted(depth["teacher_ms"])
     # GMACs of a student are close to linear in all three, teacher and read-out in the pixels
     for name, low, high in [
         ("steps", 0.99, 1.01),
@@ -106,8 +119,12 @@ def test_everything_is_measured_and_written(tool, tmp_path):
         ("image_side_teacher", 1.5, 2.5),
     ]:
         assert low < results["sweeps"][name]["exponent_gmacs"] < high, name
+
+
+def test_results_are_written_as_numbers_tables_and_a_plot(tool, everything, tmp_path, capsys):
+    results, _ = everything
     text = report_text(results)
-    for part in (*variants, "Roofline", "plain port", "APM's release", "image side", "busy"):
+    for part in ("default", "Roofline", "plain port", "APM's release", "image side", "oneDNN"):
         assert part in text
     written = [write_numbers(results, tmp_path), *write_report(results, tmp_path)]
     assert [path.name for path in written] == [
@@ -115,6 +132,9 @@ def test_everything_is_measured_and_written(tool, tmp_path):
     ]
     assert json.loads(written[0].read_text())["settings"]["teacher"] == "eomt-tiny"
     assert written[2].read_bytes()[:4] == b"\x89PNG"
+    written[1].unlink()
+    assert tool.main(["--read", str(written[0])]) == 0
+    assert written[1].read_text() == f"{text}\n" and text in capsys.readouterr().out
 
 
 def test_ctrl_c_leaves_what_was_measured(tool, tmp_path, monkeypatch, capsys):
@@ -137,7 +157,7 @@ def test_what_fails_loses_nothing_that_was_measured(tool, tmp_path, monkeypatch,
     quick = ["--teacher", "eomt-tiny", "--repeats", "1", "--variants", "apm", "--no-references"]
     quick += ["--precisions", "float32", "--output"]
     monkeypatch.setattr(Benchmark, "_sweeps", broken)
-    monkeypatch.setattr(benchmark_ways.Run, "peak_bytes", broken)
+    monkeypatch.setattr(Run, "peak_bytes", broken)
     with pytest.raises(RuntimeError, match="broken"):
         tool.main([*quick, str(tmp_path)])
     (row,) = json.loads((tmp_path / "benchmark.json").read_text())["methods"]
@@ -169,7 +189,7 @@ def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):
                      "layers": 1},
     }  # fmt: skip
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
-    monkeypatch.setitem(TEACHERS, "clip-tiny", _Clip(name, classes=6))
+    monkeypatch.setitem(CLIPS, "clip-tiny", name)
     settings = BenchmarkConfig(
         teacher="clip-tiny",
         classes=6,
@@ -190,42 +210,30 @@ def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):
     text = report_text(results)
     assert "over default" in text and "4 views, 6 classes" in text
     # the closed form of the whole, against the counter
-    subject = build_subject("clip-tiny", classes=6)
-    image = torch.zeros(1, 3, 32, 32)
-    field, context = subject.teacher.encode(image)
-    with plain_attention():
-        counted = count_torch(lambda: subject.teacher.encode(image)).gmacs
-    assert counted == pytest.approx(subject.gmacs["teacher"], rel=0.01)
-    counted = count_torch(lambda: subject.answer(field[:, -1], context)).gmacs
-    assert counted == pytest.approx(subject.gmacs["head"], rel=0.01)
+    scene = build_scene("clip-tiny", classes=6)
+    counted = {"teacher": measure(scene.encode).gmacs, "head": measure(scene.answer).gmacs}
+    assert counted == pytest.approx(scene.gmacs, rel=0.01)
 
 
 def test_teachers_are_the_same_at_every_call_and_leave_the_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, two = (build_subject("eomt-tiny").teacher.model.state_dict() for _ in range(2))
+    one, two = (build_scene("eomt-tiny").teacher.model.state_dict() for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert build_subject("eomt-tiny", image_size=64).grid == (4, 8, 8)
+    assert build_scene("eomt-tiny", image_size=64).grid == (4, 8, 8)
 
 
-def test_memory_traffic_of_a_step():
-    # Table 4's student in float32: parameters and gradients, and Adam's two moments, "about 2 GB"
-    small = StudentConfig(input_size=14, stride=14, widths=(1,), position_dim=8, source=False)
-    parameters = 3 * 14 * 14 + 1 + (1 + 8) * 1 + 1 + 1 * 2 + 2
-    assert step_bytes(small, 2) == 40 * parameters
-    assert step_bytes(small, 2, lowered=True) == 46 * parameters
-    config = LQNConfig(replace(small, source=True), FitConfig(steps=3))
-    parameters += 8  # the source's block
+def test_memory_traffic_of_a_fit():
+    # Table 4's student in float32: parameters and gradients, and Adam's two moments
+    paper = with_variant(LQNConfig(), "lqn-src")
+    assert fit_bytes(paper, 768) == pytest.approx(15 * 2.1e9, rel=0.05)
+    small = StudentConfig(input_size=14, stride=14, widths=(1,), position_dim=8)
+    parameters = 3 * 14 * 14 + 1 + (1 + 8 + 8) * 1 + 1 + 1 * 2 + 2
+    config = LQNConfig(small, FitConfig(steps=3))
     assert fit_bytes(config, 2) == (3 * 40 + 12) * parameters
-
-
-def test_the_papers_arithmetic():
-    paper = LQNConfig()
-    assert fit_gmacs(paper, (12, 14, 14), 768, literal=True) == pytest.approx(1450, rel=0.02)
-    source_less = replace(paper.student, source=False)
-    assert step_bytes(source_less, 768) == pytest.approx(2.1e9, rel=0.05)
+    assert fit_bytes(config, 2, lowered=True) == (3 * 46 + 12) * parameters
 
 
 def test_bad_requests_take_one_sentence(tool, capsys):
@@ -240,21 +248,20 @@ def test_bad_requests_take_one_sentence(tool, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ") and word in error
     with pytest.raises(InputError, match="multiples"):
-        benchmark_teachers.build_subject("eomt-tiny", image_size=50)
+        build_scene("eomt-tiny", image_size=50)
 
 
 def test_drift_is_measured_in_the_teachers_variance():
     """A constant offset counts, and what all positions have in common is no variance."""
     tokens = 7 + torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     answer = torch.randn(1, 3, 4, 5)
-    runs = {
-        precision: SimpleNamespace(readout=lambda offset=offset: answer + offset)
-        for precision, offset in {"bfloat16": 0.5, "float32": 0.0}.items()
-    }
+    lowered, exact = (
+        SimpleNamespace(readout=lambda offset=offset: answer + offset) for offset in (0.5, 0.0)
+    )
     variance = tokens.flatten(1, 2).var(1, correction=0).mean().item()
-    assert _drifts(runs, tokens) == [pytest.approx(0.25 / variance), 0.0]
-    del runs["float32"]
-    assert _drifts(runs, tokens) == [None]
+    both = drifts({"bfloat16": lowered, "float32": exact}, tokens)
+    assert both == {"bfloat16": pytest.approx(0.25 / variance), "float32": 0.0}
+    assert drifts({"bfloat16": lowered}, tokens) == {}
 
 
 def test_a_gpu_machine_needs_little_beside_torch(tmp_path):
@@ -271,13 +278,3 @@ def test_a_gpu_machine_needs_little_beside_torch(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "benchmark.json").read_text() == "{}\n"
-
-
-def test_tables_are_made_again_from_the_numbers(tool, tmp_path, capsys):
-    small = ["--teacher", "eomt-tiny", "--steps", "1", "--repeats", "1", "--no-sweep"]
-    small += ["--no-references", "--output", str(tmp_path)]
-    assert tool.main(small) == 0
-    first = (tmp_path / "benchmark.txt").read_text()
-    (tmp_path / "benchmark.txt").unlink()
-    assert tool.main(["--read", str(tmp_path / "benchmark.json")]) == 0
-    assert (tmp_path / "benchmark.txt").read_text() == first and first in capsys.readouterr().out

@@ -22,7 +22,8 @@ from lqn_seg.engine.classify import Classification, calibrate_clip, classificati
 from lqn_seg.engine.store import parse_line
 from lqn_seg.engine.training.train_clip import save_clip
 from lqn_seg.errors import InputError
-from lqn_seg.lab.cost.flops import UncountedOperatorError, step_macs
+from lqn_seg.lab.cost.cost import UncountedOperatorError
+from lqn_seg.lab.cost.flops import step_macs
 from lqn_seg.lab.report import classify_report
 from lqn_seg.lab.report.classify_report import ClassificationReport, classify, title
 from tests.classification.conftest import TEXT, VISION, build_clip

@@ -27,7 +27,7 @@ from lqn_seg.evaluation.bootstrap import (
     PairedDifference,
     paired_bootstrap_totals,
 )
-from lqn_seg.lab.cost.flops import UncountedOperatorError, count_torch
+from lqn_seg.lab.cost.cost import UncountedOperatorError, measure
 from lqn_seg.lab.report import pictures
 from lqn_seg.lab.report import report as report_module
 from lqn_seg.lab.report.report import Report, count_gmacs
@@ -483,7 +483,7 @@ def test_every_pass_of_the_teacher_is_counted(cfg):
     costs = {name: count_gmacs(segmenter, name, {"windows": 1.0}) for name in segmenter.methods}
     plain = costs["teacher"]
     assert costs["flip"]["gmacs_teacher"] == 2 * plain["gmacs_teacher"]
-    counted = count_torch(lambda: segmenter.larger.teacher.model(torch.zeros(1, 3, 40, 40)))
+    counted = measure(lambda: segmenter.larger.teacher.model(torch.zeros(1, 3, 40, 40)))
     assert costs["larger"]["gmacs_total"] == pytest.approx(counted.gmacs, rel=1e-6)
     assert costs["larger"]["gmacs_total"] > 1.3 * plain["gmacs_total"]
     assert costs["untrained"]["gmacs_fit"] == 0 < costs["untrained"]["gmacs_readout"]

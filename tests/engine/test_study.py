@@ -13,7 +13,7 @@ from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.evaluate import Evaluation
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.semantic import SemanticEvaluator
-from lqn_seg.lab.cost.flops import UncountedOperatorError
+from lqn_seg.lab.cost.cost import UncountedOperatorError
 from lqn_seg.lab.study import study as study_module
 from lqn_seg.lab.study.study import plan, study_hashes
 from lqn_seg.lab.study.study_file import load_study

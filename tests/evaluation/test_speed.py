@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lqn_seg.lab.cost import speed
-from lqn_seg.lab.cost.speed import Roofline, exponent, interleaved, peak_gmacs_per_ms
+from lqn_seg.lab.cost.speed import Roofline, Timing, exponent, interleaved, peak_gmacs_per_ms
 
 CPU = torch.device("cpu")
 
@@ -20,11 +20,9 @@ def test_functions_run_in_turns_and_only_warm_ones_beforehand():
 
 
 def test_median_and_95th_percentile_of_known_samples():
-    samples = [(float(ms), 10.0 * ms) for ms in range(1, 21)]
-    timing = speed._timing(samples[::-1])
-    assert (timing.median_ms, timing.p95_ms, timing.busy_ms) == (10.5, 19.0, 105.0)
-    alone = speed._timing([(3.0, 1.0)])
-    assert (alone.median_ms, alone.p95_ms, alone.runs) == (3.0, 3.0, 1)
+    timing = Timing.of([(float(ms), 10.0 * ms) for ms in range(20, 0, -1)])
+    assert timing == Timing(median_ms=10.5, p95_ms=19.0, busy_ms=105.0, runs=20)
+    assert Timing.of([(3.0, 1.0)]) == Timing(3.0, 3.0, 1.0, 1)
 
 
 def test_sleep_takes_time_but_no_processor():
@@ -51,7 +49,7 @@ def test_the_better_of_two_rooflines_is_the_devices():
 
 
 def test_measured_roofline_is_a_machines(monkeypatch):
-    monkeypatch.setattr(speed, "_COPIED_FLOATS", 1 << 16)
+    monkeypatch.setattr(speed, "COPIED_FLOATS", 1 << 16)
     roofline = Roofline.measure(CPU, ("float32",), side=64)
     # a calculator and a supercomputer, per millisecond
     assert 1e-4 < roofline.gmacs_per_ms["float32"] < 1e4

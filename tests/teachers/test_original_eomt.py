@@ -15,7 +15,8 @@ from torch import nn
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from lqn_seg.errors import InputError
-from lqn_seg.lab.cost.flops import EomtShape, count_eomt, eomt_gmacs
+from lqn_seg.lab.cost.cost import count_eomt
+from lqn_seg.lab.cost.flops import EomtShape, eomt_gmacs
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
 from lqn_seg.teachers.eomt_head import EomtHead
 
@@ -429,4 +430,4 @@ def test_costs_on_dinov3_are_counted():
     )
     config.num_labels = 3
     closed = sum(eomt_gmacs(EomtShape.from_config(config)).values())
-    assert closed == pytest.approx(count_eomt(config, "torch").gmacs, rel=1e-6)
+    assert closed == pytest.approx(count_eomt(config)["torch"].gmacs, rel=1e-6)

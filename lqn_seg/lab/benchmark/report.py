@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,21 @@ from lqn_seg.lab.report.wording import number
 from lqn_seg.visualization.benchmark import draw_benchmark
 
 Results = Mapping[str, Any]
+# A column: its head, the format of its numbers.
+Columns = Sequence[tuple[str, str]]
+_TIMES = (("ms", ".1f"), ("p95 ms", ".1f"), ("busy ms", ".1f"))
 
 
 def report_text(results: Results) -> str:
     """All tables."""
     parts = [_heading(results), _teacher(results), _methods(results)]
-    if results["references"]:
-        parts.append(_references(results))
-    if results["baselines"]:
-        parts.append(_baselines(results))
-    if results["sweeps"]:
-        parts.append(_sweeps(results))
+    for key, section in (
+        ("references", _references),
+        ("baselines", _baselines),
+        ("sweeps", _sweeps),
+    ):
+        if results.get(key):
+            parts.append(section(results))
     return "\n\n".join(parts)
 
 
@@ -30,10 +34,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     """``benchmark.txt``; with sweeps, ``benchmark.png``."""
     text = folder / "benchmark.txt"
     text.write_text(f"{report_text(results)}\n")
-    written = [text]
-    if results["sweeps"]:
-        written += draw_benchmark(results, folder / "benchmark")
-    return written
+    return [text, *(draw_benchmark(results, folder / "benchmark") if results["sweeps"] else [])]
 
 
 def _heading(results: Results) -> str:
@@ -49,108 +50,104 @@ def _heading(results: Results) -> str:
     )
 
 
+def _table(title: str, rows: list[list[Any]], columns: Columns, missing: str = "") -> str:
+    heads, formats = zip(*columns)
+    return f"{title}\n{tabulate(rows, heads, floatfmt=formats, missingval=missing)}"
+
+
 def _teacher(results: Results) -> str:
     teacher = results["teacher"]
     grid = " x ".join(map(str, (*teacher["grid"], teacher["width"])))
-    rows = [
-        [stage, *_time_cells(times), teacher["gmacs"][stage], 100 * teacher["fraction"][stage]]
-        for stage, times in teacher["times"].items()
-    ]
     title = (
         f"{teacher['name']}, {teacher['parameters'] / 1e6:.1f} M parameters (random), "
         f"{teacher['image_size'][0]} px, field {grid}, {teacher['precision']}"
     )
-    headers = ["", "ms", "p95 ms", "busy ms", "GMACs", "% of roofline"]
-    return f"{title}\n{tabulate(rows, headers, floatfmt='.1f')}"
+    rows = [
+        [stage, *_times(times), teacher["gmacs"][stage], 100 * teacher["fraction"][stage]]
+        for stage, times in teacher["times"].items()
+    ]
+    return _table(title, rows, (("", ""), *_TIMES, ("GMACs", ".1f"), ("% of roofline", ".1f")))
 
 
 def _methods(results: Results) -> str:
-    rows = []
-    for row in results["methods"]:
-        fit, least = row["times"]["fit"], row["least_ms"]
-        rows.append(
-            [
-                f"{row['method']} {row['precision']}",
-                row["parameters"] / 1e6,
-                *_time_cells(fit),
-                row["times"]["readout"]["median_ms"],
-                row["gmacs"]["fit"],
-                row["peak_mib"],
-                least["arithmetic"],
-                least["memory"],
-                100 * row["fraction_busy"],
-                row["drift"],
-            ]
-        )
-    headers = ["", "M\nparameters", "fit\nms", "fit\np95 ms", "fit\nbusy ms", "readout\nms"]
-    headers += ["fit\nGMACs", "peak\nMiB", "roofline\narithmetic ms", "roofline\nmemory ms"]
-    headers += ["% of roofline\n(busy)", "drift from\nfloat32"]
-    formats = ("", *(".1f",) * (len(headers) - 2), ".1e")
+    rows = [
+        [
+            f"{row['method']} {row['precision']}",
+            row["parameters"] / 1e6,
+            *_times(row["times"]["fit"]),
+            row["times"]["readout"]["median_ms"],
+            row["gmacs"]["fit"],
+            row["peak_mib"],
+            row["least_ms"]["arithmetic"],
+            row["least_ms"]["memory"],
+            100 * row["fraction_busy"],
+            row["drift"],
+        ]
+        for row in results["methods"]
+    ]
+    heads = ["M\nparameters", *(f"fit\n{head}" for head, _ in _TIMES), "readout\nms"]
+    heads += ["fit\nGMACs", "peak\nMiB", "roofline\narithmetic ms", "roofline\nmemory ms"]
+    heads += ["% of roofline\n(busy)"]
+    columns = [("", ""), *((head, ".1f") for head in heads), ("drift from\nfloat32", ".1e")]
     first = results["methods"][0] if results["methods"] else {"steps": 0, "positions": 0}
     title = f"students ({first['method']}: {first['steps']} steps, {first['positions']} positions)"
-    return f"{title}\n{tabulate(rows, headers, floatfmt=formats, missingval='-')}"
+    return _table(title, rows, columns, missing="-")
 
 
 def _references(results: Results) -> str:
-    rows = []
-    for row in results["references"]:
-        for precision, ratio in row["ratio"].items():
-            rows.append(
-                [
-                    f"{row['method']} {precision}",
-                    row["reference"],
-                    row["times"]["fit"]["median_ms"],
-                    ratio,
-                    row["ratio_busy"][precision],
-                    row["loss_difference"],
-                ]
-            )
-    headers = ["ours", "against", "its fit\nms", "ratio\n(wall)", "ratio\n(busy)"]
-    headers.append("loss curves differ by\n(both in float32)")
-    formats = ("", "", ".1f", ".2f", ".2f", ".1e")
-    return "how much faster a fit is than the plain ways of doing the same (float32)\n" + tabulate(
-        rows, headers, floatfmt=formats
-    )
+    rows = [
+        [
+            f"{row['method']} {precision}",
+            row["reference"],
+            row["times"]["fit"]["median_ms"],
+            ratio,
+            row["ratio_busy"][precision],
+            row["loss_difference"],
+        ]
+        for row in results["references"]
+        for precision, ratio in row["ratio"].items()
+    ]
+    columns = [("ours", ""), ("against", ""), ("its fit\nms", ".1f"), ("ratio\n(wall)", ".2f")]
+    columns += [("ratio\n(busy)", ".2f"), ("loss curves differ by\n(both in float32)", ".1e")]
+    title = "how much faster a fit is than the plain ways of doing the same (float32)"
+    return _table(title, rows, columns)
 
 
 def _baselines(results: Results) -> str:
-    rows = results["baselines"]
-    ours = next((row for row in rows if row["method"] == "default"), None)
-    lines = []
-    for row in rows:
+    ours = {row["method"]: row for row in results["baselines"]}.get("default")
+    rows = []
+    for row in results["baselines"]:
         without = row["teacher_ms"] + row["method_ms"]
         cells = [row["method"], row["views_ms"], row["teacher_ms"], row["method_ms"], without]
         if ours is not None:
-            own = ours["teacher_ms"] + ours["method_ms"]
-            cells += [without / own, (without + row["views_ms"]) / (own + ours["views_ms"])]
-        lines.append(cells)
-    headers = ["", "views\nms", "teacher\nms", "method\nms", "teacher + method\nms"]
+            whole = ours["teacher_ms"] + ours["method_ms"]
+            cells += [without / whole, (without + row["views_ms"]) / (whole + ours["views_ms"])]
+        rows.append(cells)
+    heads = ["", "views\nms", "teacher\nms", "method\nms", "teacher + method\nms"]
     if ours is not None:
-        headers += ["over default,\nwithout views", "over default,\nwith views"]
+        heads += ["over default,\nwithout views", "over default,\nwith views"]
     settings = results["settings"]
-    classes = settings["classes"] or 1000
     title = (
-        f"one image, from pixels to class scores: {settings['views']} views, {classes} classes, "
-        f"all in {results['teacher']['precision']}"
+        f"one image, from pixels to class scores: {settings['views']} views, "
+        f"{settings['classes'] or 1000} classes, all in {results['teacher']['precision']}"
     )
-    return f"{title}\n{tabulate(lines, headers, floatfmt='.1f')}"
+    return _table(title, rows, [(head, ".1f") for head in heads])
 
 
 def _sweeps(results: Results) -> str:
-    rows = []
-    for name, sweep in results["sweeps"].items():
-        sizes = ", ".join(f"{size:g}" for size in sweep["sizes"])
-        times = ", ".join(f"{ms:.1f}" for ms in sweep["ms"])
-        what = name.removesuffix(f"_{sweep['stage']}").replace("_", " ")
-        rows.append(
-            [
-                *(sweep["stage"], what, sizes, times),
-                *(number(sweep[key], ".2f") for key in ("exponent", "exponent_gmacs")),
-            ]
-        )
-    headers = ["stage", "against", "sizes", "ms", "exponent\nof time", "exponent\nof GMACs"]
-    return "cost against size: cost ~ size^exponent\n" + tabulate(rows, headers, floatfmt=".2f")
+    rows = [
+        [
+            sweep["stage"],
+            name.removesuffix(f"_{sweep['stage']}").replace("_", " "),
+            ", ".join(f"{size:g}" for size in sweep["sizes"]),
+            ", ".join(f"{ms:.1f}" for ms in sweep["ms"]),
+            *(number(sweep[key], ".2f") for key in ("exponent", "exponent_gmacs")),
+        ]
+        for name, sweep in results["sweeps"].items()
+    ]
+    heads = ["stage", "against", "sizes", "ms", "exponent\nof time", "exponent\nof GMACs"]
+    return _table("cost against size: cost ~ size^exponent", rows, [(x, ".2f") for x in heads])
 
 
-def _time_cells(times: Mapping[str, float]) -> list[float]:
+def _times(times: Mapping[str, float]) -> list[float]:
     return [times["median_ms"], times["p95_ms"], times["busy_ms"]]

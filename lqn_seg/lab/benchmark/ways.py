@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from types import ModuleType
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.fit import FittedStudents, StudentFitter
-from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.sampling import Draw, sample_positions
-from lqn_seg.lab.benchmark.teachers import Subject
+from lqn_seg.core.kernel import guiding_tokens, share
+from lqn_seg.core.lqn import FittedStudents, StudentFitter
+from lqn_seg.core.precision import products_in
+from lqn_seg.core.random import RandomKey
+from lqn_seg.lab.benchmark import plain_port
+from lqn_seg.lab.benchmark.teachers import Scene
 from lqn_seg.lab.cost.cost import measure
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A teacher and what it made of one image: (1, 3, h, w) inputs to a (1, L, H, W, D) field."""
-
-    subject: Subject
-    inputs: Tensor
-    field: Tensor
-    context: Any
-
-    @classmethod
-    def of(cls, subject: Subject, pixels: Tensor) -> Scene:
-        """From (1, 3, h, w) pixels in 0..1."""
-        inputs = pixels.sub(0.45).div(0.225).to(subject.teacher.device)
-        return cls(subject, inputs, *subject.teacher.encode(inputs))
+def with_fit(config: LQNConfig, **changes: Any) -> LQNConfig:
+    """The recipe with other options of its fit."""
+    return replace(config, fit=replace(config.fit, **changes))
 
 
 class Run:
@@ -38,71 +29,80 @@ class Run:
 
     def __init__(self, scene: Scene, config: LQNConfig, batch: int = 1) -> None:
         self.config, self.device = config, scene.field.device
-        self.grid, self.width = scene.subject.grid, scene.subject.teacher.width
+        self.grid, self.width = scene.grid, scene.teacher.width
         self.fields = scene.field.expand(batch, *self.grid, self.width)
         side = config.student.input_size
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(batch, 3, side, side, generator=generator)
         self.images, self.keys = images.to(self.device), [RandomKey(0, b) for b in range(batch)]
-        self.fitter = StudentFitter(config, self.grid, self.width, self.device)
+        self.fitter = self.new_fitter(config)
         self.fitted: FittedStudents | None = None
+
+    def new_fitter(self, config: LQNConfig) -> StudentFitter:
+        return StudentFitter(config, self.grid, self.width, self.device)
 
     def fit(self) -> FittedStudents:
         self.fitted = self.fitter.fit(self.images, self.fields, self.keys)
         return self.fitted
 
     def readout(self) -> Tensor:
-        if self.fitted is None:
-            raise RuntimeError("nothing has been fitted yet")
-        return self.fitted.query_layer(self.grid[0])
+        """The last layer's tokens, of the students fitted last."""
+        return (self.fitted or self.fit()).query_layer(self.grid[0])
 
     def peak_bytes(self) -> int:
         """Of two steps with storage of their own, and a read-out: more steps hold no more."""
-        config = replace(
-            self.config, fit=replace(self.config.fit, steps=min(2, self.config.fit.steps))
-        )
+        short = with_fit(self.config, steps=min(2, self.config.fit.steps))
 
         def once() -> None:
-            fitter = StudentFitter(config, self.grid, self.width, self.device, capture=False)
+            fitter = self.new_fitter(short)
             fitter.fit(self.images, self.fields, self.keys).query_layer(self.grid[0])
 
         return measure(once).peak_bytes
 
 
-class PlainWay:
-    """The plain port in float32, from our students' weights, at our students' positions."""
+def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
+    """By precision, how far the last layer that a student answers with is from what the same
+    student answers in float32, over the variance of the teacher's `tokens` (B, H, W, D): a part of
+    what an answer's error over variance is. Empty where float32 was not measured."""
+    if "float32" not in runs:
+        return {}
+    exact = runs["float32"].readout()
+    return {name: share(run.readout() - exact, tokens) for name, run in runs.items()}
 
-    def __init__(self, scene: Scene, reference: ModuleType, config: LQNConfig) -> None:
-        self.scene, self.reference = scene, reference
-        self.config = replace(config, fit=replace(config.fit, precision="float32"))
+
+class PlainWay:
+    """The plain port, from our students' weights, at our students' positions."""
+
+    def __init__(self, scene: Scene, config: LQNConfig, precision: str = "float32") -> None:
+        self.scene, self.precision = scene, precision
+        self.config = with_fit(config, precision="float32")
         self.ours = Run(scene, self.config)
-        bare = replace(self.config, fit=replace(self.config.fit, steps=0))
-        start = StudentFitter(bare, self.ours.grid, self.ours.width, self.ours.device)
+        start = self.ours.new_fitter(with_fit(self.config, steps=0))
         fitted = start.fit(self.ours.images, self.ours.fields, self.ours.keys)
-        self.weights = {name: weight.clone() for name, weight in fitted.weights.items()}
-        self.draws = self._draws()
+        weights = fitted.students.weights
+        self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
+        # (n, 3) destinations and both sources of every step.
+        places = self.ours.fitter.uniform(0, self.ours.keys[0])
+        self.positions = [list(fitted.addresses[step].long()) for step in places.unbind(1)]
         self.curve: list[float] = []
 
-    def _draws(self) -> list[list[Tensor]]:
-        """(n, 3) destinations and both sources of every step, as our students draw them."""
-        run = self.ours
-        random = CounterRandom(run.keys, run.device)
-        kinds = (Draw.DESTINATION, Draw.SOURCE_1, Draw.SOURCE_2)
-        count, layers = run.fitter.positions, run.fitter.layers
-        return [
-            [sample_positions(random, run.grid, count, layers, step, kind)[0] for kind in kinds]
-            for step in range(self.config.fit.steps)
-        ]
-
     def student(self) -> Any:
-        """Fresh weights: drawn, and then, to be comparable, our own."""
-        student = self.reference.Student(self.config.student, self.ours.width, torch.float32)
+        """Fresh weights: drawn, and then, to be comparable, our students'."""
+        student = plain_port.Student(self.config.student, self.ours.width, torch.float32)
         student.to(self.ours.device).reset()
         return student.load(self.weights)
 
     def run(self) -> None:
-        look = [(self.ours.images[0], self.ours.fields[0].float())]
-        self.curve = self.reference.fit(self.student(), look, self.draws, self.config.fit)
+        student, fit = self.config.student, self.config.fit
+        field, guide = self.scene.field[0].float(), None
+        if student.guide:
+            guide = guiding_tokens(field[None], student.guide)[0]
+        if fit.target_norm == "layer":
+            variance, mean = torch.var_mean(field, dim=(1, 2), correction=0, keepdim=True)
+            field = (field - mean) / variance.sqrt()
+        look = [(self.ours.images[0], field)]
+        with products_in(self.precision, self.ours.device):
+            self.curve = plain_port.fit(self.student(), look, self.positions, fit, guide)
 
     def loss_difference(self, ours: Run | None) -> float | None:
         """The largest relative difference to the loss curve of our students in float32, which are
@@ -120,10 +120,10 @@ class ApmsWay(PlainWay):
     def run(self) -> None:
         student, fit = self.student(), self.config.fit
         adam = torch.optim.Adam(student.parameters(), fit.learning_rate, fit.betas, fit.eps)
-        scene = self.scene
-
-        def last_layer() -> Tensor:
-            return scene.subject.teacher.encode(scene.inputs)[0][0, -1].float()
-
-        destinations = [draw[0] for draw in self.draws]
-        self.reference.fit_as_apm_does(student, adam, self.ours.images[0], last_layer, destinations)
+        plain_port.fit_as_apm_does(
+            student,
+            adam,
+            self.ours.images[0],
+            lambda: self.scene.encode()[0][0, -1].float(),
+            [destination for destination, *_ in self.positions],
+        )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lqn_seg.adapt.ineffective import shown
 from lqn_seg.config.nodes import method_config
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.fit import FittedStudents
+from lqn_seg.core.lqn import FittedStudents
 from lqn_seg.engine.probe import Probe, Source, share, student_method
 from lqn_seg.errors import InputError
 from lqn_seg.lab.inspect.visualize import Studio, after, compare, steps_of, stops
@@ -180,7 +180,7 @@ class Job:
         if self.depth is not None:
             known["depth"] = {
                 "layers": self.depth.probe.depth,
-                "fit_ms": self.depth.students.fit_ms,
+                "fit_ms": self.depth.probe.fit_ms,
                 "error_over_variance": self.depth.errors,
             }
         return json_numbers(known)

@@ -21,7 +21,7 @@ from lqn_seg.adapt.methods import Method
 from lqn_seg.config.nodes import load_any_cfg, method_config, segmentation_config
 from lqn_seg.core.alignment import Calibration, Restorer, noise_share
 from lqn_seg.core.config import LQNConfig, nearest
-from lqn_seg.core.fit import FittedStudents
+from lqn_seg.core.lqn import FittedStudents
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
@@ -438,7 +438,7 @@ def draw_depth(studio: Studio) -> list[Path]:
             probe = studio.probe(source)
             students = probe.fit(recipe)
             teacher_ms, student_ms = layer_times(probe), query_times(probe, students)
-            fit_ms = students.fit_ms
+            fit_ms = probe.fit_ms
             device, threads = studio.cfg.MODEL.DEVICE, torch.get_num_threads()
             where = (
                 f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from lqn_seg.engine.store import say
 from lqn_seg.errors import InputError
-from lqn_seg.lab.cost.flops import UncountedOperatorError
+from lqn_seg.lab.cost.cost import UncountedOperatorError
 
 T = TypeVar("T")
 _FORESEEN = (InputError, UncountedOperatorError)

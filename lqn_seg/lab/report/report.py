@@ -28,7 +28,8 @@ from lqn_seg.evaluation.bootstrap import (
 )
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
-from lqn_seg.lab.cost.flops import EomtShape, count_torch, method_gmacs
+from lqn_seg.lab.cost.cost import measure
+from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.provenance import environment, json_numbers
 from lqn_seg.lab.report.wording import (
@@ -80,8 +81,6 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
             paid_recipe(recipe, segmenter.calibration is not None, stats.get("blend", 1) > 0),
             shape,
             windows=windows,
-            query_rows=segmenter.query_rows,
-            fit_per_image=segmenter.config.fit_per == "image",
         )
     costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
     if isinstance(recipe, PixelControl) and recipe.name == "flip":
@@ -138,7 +137,7 @@ def _comparator_gmacs(
     input_size = (round(stats["input_height"]), round(stats["input_width"]))
     model = segmenter.comparators[method]
     tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
-    total = sum(count_torch(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
+    total = sum(measure(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
     stages = ("teacher", "restore", "fit", "readout", "head", "total", "paper_convention")
     whole = ("teacher", "total", "paper_convention")
     return {f"gmacs_{stage}": total if stage in whole else 0.0 for stage in stages}

@@ -1,8 +1,7 @@
-"""The algorithm as one would write it down from the paper: plain, and in float64 unless asked.
+"""The algorithm as one would write it down from the paper, for one image, in float64 unless asked.
 
-Inputs are concatenated, layers are torch.nn's, the optimizer is torch.optim.Adam, and all queries
-of a step are one batch. The tests hold the fast path against it; `tools/benchmark.py` times it, in
-float32, beside the fast path.
+Inputs are concatenated for every query. The tests hold `core.lqn` against it; `tools/benchmark.py`
+times both.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Student(nn.Module):
         super().__init__()
         self.config = config
         self.conv = nn.Conv2d(3, 1, config.stride, config.stride)
-        locations = 2 if config.source and config.combine == "concatenate" else 1
+        locations = 2 if config.source else 1
         inputs = (config.input_size // config.stride) ** 2 + locations * config.position_dim
         inputs += feature_dim if config.guide else 0
         sizes = [inputs, *config.widths, feature_dim]
@@ -58,7 +57,7 @@ class Student(nn.Module):
         parts = [dest]
         if c.source:
             src = encode(source, c.position_dim, 0, c.axes).to(flat.dtype)
-            parts = [src, dest] if c.combine == "concatenate" else [src + dest]
+            parts = [src, dest]
         if c.guide:
             parts.append(guide)
         hidden = torch.cat([flat.expand(len(dest), -1), *parts], dim=1)
@@ -83,25 +82,25 @@ class Student(nn.Module):
         named = {
             "conv.weight": t["conv.weight"].view(-1),
             "conv.bias": t["conv.bias"],
-            "first.image": first[:, :image],
-            "first.destination": first[:, -c.position_dim :],
+            "first.image": first[:, :image].T,
+            "first.destination": first[:, -c.position_dim :].T,
             "first.bias": t["linears.0.bias"],
         }
-        if c.source and c.combine == "concatenate":
-            named["first.source"] = first[:, image : image + c.position_dim]
+        if c.source:
+            named["first.source"] = first[:, image : image + c.position_dim].T
         if c.guide:
-            named["first.guide"] = guide
+            named["first.guide"] = guide.T
         for k in range(1, len(self.linears)):
             name = f"hidden{k}" if k < len(c.widths) else "output"
-            named[f"{name}.weight"] = t[f"linears.{k}.weight"]
+            named[f"{name}.weight"] = t[f"linears.{k}.weight"].T
             named[f"{name}.bias"] = t[f"linears.{k}.bias"]
         return named
 
     def load(self, weights: dict[str, Tensor], student: int = 0) -> Student:
         """Take the weights of one of lqn_seg's students."""
-        own = self.tensors()
-        assert own.keys() == weights.keys()
-        for name, tensor in own.items():
+        tensors = self.tensors()
+        assert tensors.keys() == weights.keys()
+        for name, tensor in tensors.items():
             tensor.copy_(weights[name][student])
         return self
 
@@ -115,7 +114,7 @@ def standardised(layer: Tensor) -> Tensor:
 def fit(
     student: Student, looks, steps, config, guide: Tensor | None = None, classify=None
 ) -> list[float]:
-    """Algorithm 1 at given positions; `steps` yields (dest, src1, src2), (n, 3) each.
+    """Algorithm 1 at given positions; `steps` yields dest and, to recirculate, src1 and src2, (n, 3) each.
 
     `looks` are (image, field) of each view, taken in turn. `guide` is (H, W, D), where the student
     reads one. With `classify`, tokens (n, D) to logits, its entropy is in the binding loss's place.
@@ -124,12 +123,10 @@ def fit(
         student.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.eps
     )
     curve = []
-    for step, (dest, src1, src2) in enumerate(steps):
+    for step, (dest, *others) in enumerate(steps):
         image, field = looks[step % len(looks)]
         i, j, layer = dest.unbind(1)
-        sources = [torch.zeros_like(dest)]
-        if student.config.source and config.alpha:
-            sources += [src1, src2]
+        sources = [torch.zeros_like(dest), *others]
         near = None if guide is None else guide[i - 1, j - 1].repeat(len(sources), 1)
         destinations = dest.repeat(len(sources), 1)
         tokens = student(image, torch.cat(sources), destinations, near)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
+from lqn_seg.lab.benchmark import plain_port
+
 
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
-    path = Path(__file__).with_name("reference.py")
-    spec = importlib.util.spec_from_file_location("core_reference", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return plain_port
 
 
 def make_fields(batch: int, grid: tuple[int, int, int], features: int, seed: int = 0) -> Tensor:

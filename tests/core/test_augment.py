@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from lqn_seg.adapt.augment import augmented_views, crop_box
+from lqn_seg.core.sampling import Draw
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
-from lqn_seg.adapt.augment import augmented_views, crop_box
 from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.sampling import Draw
 
 KEYS = [RandomKey(0, 1), RandomKey(0, 2)]
 

@@ -4,6 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lqn_seg.core.fit import (
+    Adam,
+    StudentFitter,
+    _Inputs,
+    fit_student,
+    fitted_layers,
+    guiding_tokens,
+)
+from lqn_seg.core.positions import AddressTable, grid_positions
+from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
 
 from lqn_seg.core.config import (
     PRESETS,
@@ -14,18 +24,8 @@ from lqn_seg.core.config import (
     preset,
     with_variant,
 )
-from lqn_seg.core.fit import (
-    Adam,
-    StudentFitter,
-    _Inputs,
-    fit_student,
-    fitted_layers,
-    guiding_tokens,
-)
-from lqn_seg.core.positions import AddressTable, grid_positions
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
 from lqn_seg.errors import InputError
 
 GRID = (4, 5, 6)  # L, H, W

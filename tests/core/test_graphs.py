@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lqn_seg.core.fast import graphs
+from lqn_seg.core.fast.graphs import Replay, constant
+from lqn_seg.core.fit import FittedStudents, StudentFitter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lqn_seg.core import student
 from lqn_seg.core.config import FitConfig, LQNConfig, StudentConfig, with_variant
-from lqn_seg.core.fast import graphs
-from lqn_seg.core.fast.graphs import Replay, constant
-from lqn_seg.core.fit import FittedStudents, StudentFitter
 from lqn_seg.core.random import CounterRandom, RandomKey
 
 GRID, FEATURES = (4, 5, 6), 8

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 
 import torch
-
 from lqn_seg.core.losses import binding_loss, entropy_loss, recirculation_loss, total_loss
 
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from lqn_seg.core.config import axis_features
 from lqn_seg.core.positions import (
     ANCHOR,
     DESTINATION_FLAG,
@@ -15,6 +13,8 @@ from lqn_seg.core.positions import (
     placed,
     tabulate,
 )
+
+from lqn_seg.core.config import axis_features
 from lqn_seg.errors import InputError
 
 GRID = (5, 3, 4)  # L, H, W

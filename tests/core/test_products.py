@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from lqn_seg.core.fast import products
 from lqn_seg.core.fast.products import dense, linear, product
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
 
 from lqn_seg.core.config import positions_per_step
 from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.sampling import Draw, sample_apart, sample_positions
 from lqn_seg.errors import InputError
 
 GRID = (5, 3, 4)  # L, H, W

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lqn_seg.core.positions import grid_rows, grid_table, tabulate
+from lqn_seg.core.student import Students, image_patches, parameter_count, parameter_shapes
 
 from lqn_seg.core.config import PRESETS, StudentConfig, with_variant
-from lqn_seg.core.positions import grid_rows, grid_table, tabulate
 from lqn_seg.core.random import CounterRandom, RandomKey
-from lqn_seg.core.student import Students, image_patches, parameter_count, parameter_shapes
 from lqn_seg.errors import InputError
 
 GRID = (3, 4, 5)  # L, H, W

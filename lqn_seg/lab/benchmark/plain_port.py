@@ -58,7 +58,7 @@ class Student(nn.Module):
         if c.source:
             src = encode(source, c.position_dim, 0, c.axes).to(flat.dtype)
             parts = [src, dest]
-        if c.guide:
+        if c.guide and guide is not None:
             parts.append(guide)
         hidden = torch.cat([flat.expand(len(dest), -1), *parts], dim=1)
         for linear in self.linears[:-1]:
@@ -70,7 +70,7 @@ class Student(nn.Module):
         return self._named({n: p.data for n, p in self.named_parameters()})
 
     def gradients(self) -> dict[str, Tensor]:
-        return self._named({n: p.grad for n, p in self.named_parameters()})
+        return self._named({n: p.grad for n, p in self.named_parameters() if p.grad is not None})
 
     def _named(self, t: dict[str, Tensor]) -> dict[str, Tensor]:
         c = self.config
@@ -114,7 +114,7 @@ def standardised(layer: Tensor) -> Tensor:
 def fit(
     student: Student, looks, steps, config, guide: Tensor | None = None, classify=None
 ) -> list[float]:
-    """Algorithm 1 at given positions; `steps` yields dest and, to recirculate, src1 and src2, (n, 3) each.
+    """Algorithm 1 at given (n, 3) positions: `steps` yields dest and, to recirculate, src1 and src2.
 
     `looks` are (image, field) of each view, taken in turn. `guide` is (H, W, D), where the student
     reads one. With `classify`, tokens (n, D) to logits, its entropy is in the binding loss's place.

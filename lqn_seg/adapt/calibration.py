@@ -15,16 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lqn_seg.adapt.controls import pixel_statistics
+from lqn_seg.adapt.familiarity import NEAR, Acquaintance
 from lqn_seg.core.alignment import (
-    NEAR,
     UNDAMAGED,
-    Acquaintance,
     Calibration,
     LayerRange,
-    RangeBuilder,
     calibrated_layers,
     quantiles,
     residual,
+    total_deviation,
 )
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Teacher, normalise
@@ -146,3 +145,75 @@ def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
             f"{'x'.join(map(str, shape))}"
         )
     return calibration.to(teacher.device)
+
+
+class RangeBuilder:
+    """Finds one layer's clean range in two passes over clean images: `observe`, then `measure`.
+
+    It works on the CPU wherever the tokens lie: in float64, which not every device has, and with an
+    eigendecomposition, which some are slow at.
+
+    Args:
+        centre: (H, W, D) in place of the mean over the images. At the embedding it should be that
+            of a blank image, the position embedding alone: what a loss of contrast does not scale.
+    """
+
+    def __init__(self, centre: Tensor | None = None) -> None:
+        self._given = None if centre is None else centre.cpu()
+        self._count = 0
+        self._sum = self._outer = torch.zeros(())
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._range: LayerRange | None = None
+
+    def observe(self, tokens: Tensor) -> None:
+        """First pass: (B, H, W, D) tokens of clean images."""
+        tokens = tokens.cpu().double()
+        self._count += len(tokens)
+        self._sum = self._sum + tokens.sum(0)
+        flat = tokens.flatten(0, 2)
+        self._outer = self._outer + flat.T @ flat
+
+    def measure(self, tokens: Tensor) -> None:
+        """Second pass: the same tokens again."""
+        if self._range is None:
+            self._range = self._directions()
+        _, mean, deviation = self._range.components(tokens.cpu())
+        self._statistics.append((mean, deviation))
+
+    def _directions(self) -> LayerRange:
+        """Centre and basis; the ranges are still empty."""
+        mean = self._sum / self._count
+        centre = mean if self._given is None else self._given.double()
+        places = centre.shape[0] * centre.shape[1]
+        shifted = (mean - centre).flatten(0, 1)
+        # E[(x - c)(x - c)'] from E[x x'], E[x] and c, then about the mean of x - c.
+        cross = mean.flatten(0, 1).T @ centre.flatten(0, 1)
+        second = self._outer / self._count - cross - cross.T
+        second = (second + centre.flatten(0, 1).T @ centre.flatten(0, 1)) / places
+        offset = shifted.mean(0)
+        basis = torch.linalg.eigh(second - offset.outer(offset)).eigenvectors.float()
+        empty = torch.zeros(2, centre.shape[-1])
+        return LayerRange(centre.float(), basis, empty, empty, empty[:, 0])
+
+    def finish(self, quantile: float) -> LayerRange:
+        """The range, on the CPU.
+
+        Args:
+            quantile: share of the images left out at either end.
+
+        Raises:
+            InputError: fewer than two images were seen, or the quantile is not in [0, 0.5).
+        """
+        if self._count < 2 or self._range is None:
+            raise InputError(f"calibration needs at least two images, not {self._count}")
+        if not 0 <= quantile < 0.5:
+            raise InputError(f"the quantile must be in [0, 0.5), not {quantile}")
+        mean, deviation = (torch.cat(parts) for parts in zip(*self._statistics))
+        ends = (quantile, 1 - quantile)
+        return LayerRange(
+            self._range.centre,
+            self._range.basis,
+            quantiles(mean, ends),
+            quantiles(deviation, ends),
+            quantiles(total_deviation(deviation), ends).squeeze(1),
+        )

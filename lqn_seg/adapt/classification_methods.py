@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lqn_seg.core.config import LQNConfig, nearest
-from lqn_seg.errors import InputError
+from lqn_seg.core.config import LQNConfig
+from lqn_seg.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor

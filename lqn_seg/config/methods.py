@@ -37,12 +37,11 @@ from lqn_seg.core.config import (
     CONTROLS,
     VARIANTS,
     LQNConfig,
-    nearest,
     parse_ablation,
     preset,
     with_variant,
 )
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 
 UNTRAINED = "untrained"
 SEGMENTATION = (*VARIANTS, *ALIASES, UNTRAINED, *PIXEL_CONTROLS)

@@ -15,10 +15,9 @@ import msgspec
 from msgspec import Meta
 
 from lqn_seg.adapt.classification_methods import PROMPTS, VIEWS
-from lqn_seg.core.config import nearest
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.corruptions import CORRUPTIONS
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 
 Section = TypeVar("Section")
 Amount = Annotated[int, Meta(ge=0)]

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import Literal
 
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 
 # What stands in for a student as a control: nothing, a kernel smoother, kernel ridge regression.
 CONTROLS = ("restore", "kernel", "ridge")
@@ -32,15 +30,6 @@ ABLATIONS = {
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
-def nearest(name: str, choices: Sequence[str], what: str) -> str:
-    """`name` if it is one of `choices`; otherwise an InputError that suggests the nearest one."""
-    if name in choices:
-        return name
-    close = get_close_matches(str(name).lower(), choices, n=1, cutoff=0.0)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise InputError(f"unknown {what} {name!r}: {hint}choices are {', '.join(choices)}")
-
-
 def parse_ablation(name: str) -> tuple[str, tuple[int, ...]]:
     """The word and the numbers of an ablation.
 
@@ -52,48 +41,6 @@ def parse_ablation(name: str) -> tuple[str, tuple[int, ...]]:
     if len(numbers) != ABLATIONS[word] or not all(map(str.isdecimal, numbers)):
         raise InputError(f"MODEL.LQN.ABLATION is like views-8, source-2-5-8, entropy, not {name}")
     return word, tuple(map(int, numbers))
-
-
-def positions_per_step(amount: int | float, grid: tuple[int, int, int]) -> int:
-    """Number of positions a step visits.
-
-    Args:
-        amount: an int is that many; a float in (0, 1] is that fraction of the L x H x W positions.
-        grid: (L, H, W), L counting only the layers that are fitted.
-
-    Raises:
-        InputError: a count below 1 or a fraction outside (0, 1].
-    """
-    if isinstance(amount, float):
-        if not 0.0 < amount <= 1.0:
-            raise InputError(f"positions_per_step: a fraction must be in (0, 1], got {amount}")
-        layers, rows, columns = grid
-        return max(1, round(amount * layers * rows * columns))
-    if amount < 1:
-        raise InputError(f"positions_per_step: a count must be at least 1, got {amount}")
-    return amount
-
-
-def fitted_layers(config: FitConfig, depth: int) -> tuple[int, ...]:
-    """The layers to fit on, ascending.
-
-    Raises:
-        InputError: there is none, or one is not in 1..depth.
-    """
-    if config.layers == "last" or config.variant == "apm":
-        return (depth,)
-    if config.layers is None:
-        return tuple(range(1, depth + 1))
-    layers = tuple(sorted(set(config.layers)))
-    if not layers or layers[0] < 1 or layers[-1] > depth:
-        raise InputError(f"layers must be among 1..{depth}, got {config.layers}")
-    return layers
-
-
-def visited_positions(config: FitConfig, grid: tuple[int, int, int]) -> int:
-    """n, the positions that one step visits; a fraction is of the fitted layers only."""
-    fitted = (len(fitted_layers(config, grid[0])), *grid[1:])
-    return positions_per_step(config.positions_per_step, fitted)
 
 
 def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
@@ -148,12 +95,9 @@ class StudentConfig:
             raise InputError(f"student: widths must be positive, and at least one: {self.widths}")
         if not 0 <= self.guide <= 1:
             raise InputError(f"student: guide must be a share of the depth, got {self.guide}")
-        for name, value, choices in (
-            ("axes", self.axes, (2, 3)),
-            ("init", self.init, ("normal", "he")),
-        ):
-            if value not in choices:
-                raise InputError(f"student: {name} must be one of {choices}, got {value!r}")
+        if self.axes not in (2, 3):
+            raise InputError(f"student: axes must be 2 or 3, got {self.axes!r}")
+        nearest(self.init, ("normal", "he"), "init")
         axis_features(self.position_dim, self.axes)
 
     @property
@@ -174,24 +118,25 @@ class StudentConfig:
         blocks = {"image": self.image_features, "destination": self.position_dim}
         blocks |= {"source": self.position_dim} if self.source else {}
         blocks |= {"guide": feature_dim} if self.guide else {}
-        he, conv = self.init == "he", 3 * self.stride**2
-        deviation = {n: math.sqrt(2 / n) if he else 0.01 for n in (conv, sum(blocks.values()))}
-        found: dict[str, tuple[tuple[int, ...], float]] = {
-            "conv.weight": ((conv,), deviation[conv]),
+        first, conv = self.widths[0], 3 * self.stride**2
+
+        def deviation(fan_in: int, scale: float = 1.0) -> float:
+            return scale * math.sqrt(2 / fan_in) if self.init == "he" else 0.01
+
+        spread = deviation(sum(blocks.values()))
+        table: dict[str, tuple[tuple[int, ...], float]] = {
+            "conv.weight": ((conv,), deviation(conv)),
             "conv.bias": ((1,), 0.0),
+            **{
+                f"first.{n}": ((k, first), deviation(sum(blocks.values())))
+                for n, k in blocks.items()
+            },
+            "first.bias": ((first,), 0.0),
         }
-        for name, inputs in blocks.items():
-            found[f"first.{name}"] = (inputs, self.widths[0]), deviation[sum(blocks.values())]
-        found["first.bias"] = (self.widths[0],), 0.0
-        sizes = pairwise((*self.widths, feature_dim))
-        for name, (inputs, outputs) in zip(self.later_layers, sizes):
-            scale = 0.1 if name == "output" else 1.0
-            found[f"{name}.weight"] = (
-                (inputs, outputs),
-                scale * math.sqrt(2 / inputs) if he else 0.01,
-            )
-            found[f"{name}.bias"] = (outputs,), 0.0
-        return found
+        for name, (k, m) in zip(self.later_layers, pairwise((*self.widths, feature_dim))):
+            table[f"{name}.weight"] = (k, m), deviation(k, 0.1 if name == "output" else 1.0)
+            table[f"{name}.bias"] = (m,), 0.0
+        return table
 
     def inputs(self, feature_dim: int) -> int:
         """Features that the first layer reads."""
@@ -243,7 +188,29 @@ class FitConfig:
             nearest(self.layers, ("last",), "layers")
         if self.steps < 0:
             raise InputError(f"steps must not be negative, got {self.steps}")
-        positions_per_step(self.positions_per_step, (1, 1, 1))
+        amount = self.positions_per_step
+        if isinstance(amount, float) and not 0.0 < amount <= 1.0:
+            raise InputError(f"positions_per_step: a fraction must be in (0, 1], got {amount}")
+        if not isinstance(amount, float) and amount < 1:
+            raise InputError(f"positions_per_step: a count must be at least 1, got {amount}")
+
+    def fitted_layers(self, depth: int) -> tuple[int, ...]:
+        """Ascending.
+
+        Raises:
+            InputError: there is none, or one is not in 1..depth.
+        """
+        if self.layers == "last" or self.variant == "apm":
+            return (depth,)
+        layers = tuple(sorted(set(range(1, depth + 1) if self.layers is None else self.layers)))
+        if not layers or layers[0] < 1 or layers[-1] > depth:
+            raise InputError(f"layers must be among 1..{depth}, got {self.layers}")
+        return layers
+
+    def visited(self, grid: tuple[int, int, int]) -> int:
+        """n, the positions of a grid (L, H, W) that one step visits."""
+        amount, fitted = self.positions_per_step, (len(self.fitted_layers(grid[0])), *grid[1:])
+        return max(1, round(amount * math.prod(fitted))) if isinstance(amount, float) else amount
 
 
 @dataclass(frozen=True)
@@ -251,11 +218,10 @@ class AdaptConfig:
     """What happens before the fit and after it; the defaults are the paper's: nothing.
 
     Attributes:
-        restore: pull the teacher's tokens into the range of its clean images while it runs
-            (`lqn_seg.core.alignment`), where the teacher has been calibrated.
-        gauged: take of the student's answer only the share that the gauge says is noise in the
-            teacher's own (0..1; 0 without a calibration), the rest being the teacher's. Otherwise
-            the student's answer is the whole answer.
+        restore: align the teacher's tokens with those of its clean images while it runs
+            (`core.alignment`), where the teacher has been calibrated.
+        gauged: mix the student's answer in with weight = noise fraction of the teacher's last layer
+            (0 without a calibration); otherwise the student's answer is the whole answer.
     """
 
     restore: bool = False
@@ -314,9 +280,9 @@ PRESETS: dict[str, LQNConfig] = {
         student=replace(_SLIM, init="he"),
         fit=FitConfig(steps=250, learning_rate=1e-3, target_norm="layer"),
     ),
-    # The one to switch on: the teacher's statistics restored, and a student of the last layer,
-    # guided by an early one, that is stopped early and heard as far as the last layer is noise.
-    # Without recirculation: it did not help, and it triples the passes (REPORT.md).
+    # The one to switch on: statistics alignment, and a student of the last layer, guided by an
+    # early one and mixed in by the noise fraction. Without recirculation: it did not help, and it
+    # triples the passes (REPORT.md).
     "default": LQNConfig(
         student=StudentConfig(widths=(1024, 1024), init="he", guide=0.125),
         fit=FitConfig(steps=40, learning_rate=1e-3, alpha=0.0, target_norm="layer", layers="last"),

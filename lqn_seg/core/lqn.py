@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lqn_seg.core.config import LQNConfig, axis_features, fitted_layers, visited_positions
+from lqn_seg.core.config import LQNConfig, axis_features
 from lqn_seg.core.precision import DTYPES, own_precision, resolve_precision
 from lqn_seg.core.random import Draw, RandomKey, generator
 from lqn_seg.core.view import View
@@ -152,7 +152,7 @@ class StudentFitter:
             raise InputError(f"variant {config.fit.variant!r} has no student to be fitted")
         self.config, self.grid, self.feature_dim = config, grid, feature_dim
         self.device = torch.device(device)
-        self.layers = fitted_layers(config.fit, grid[0])  # m
+        self.layers = config.fit.fitted_layers(grid[0])  # m
         self.precision = resolve_precision(config.fit.precision, self.device)
         self.recirculates = config.student.source and config.fit.alpha > 0
 
@@ -205,7 +205,7 @@ class StudentFitter:
         """(1 or 3, N, n) places among the m H W fitted tokens, uniform, with replacement, fresh
         each step: dest and, to recirculate, src1 and src2."""
         kinds = (Draw.DESTINATION, Draw.SOURCE_1, Draw.SOURCE_2)[: 3 if self.recirculates else 1]
-        shape = (self.config.fit.steps, visited_positions(self.config.fit, self.grid))
+        shape = (self.config.fit.steps, self.config.fit.visited(self.grid))
         streams = [generator(key, kind, self.device) for kind in kinds]
         high, device = len(self.layers) * self.grid[1] * self.grid[2], self.device
         drawn = [torch.randint(high, shape, generator=g, device=device) for g in streams]

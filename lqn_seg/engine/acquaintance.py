@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lqn_seg.core.alignment import Acquaintance, Calibration
+from lqn_seg.adapt.familiarity import Acquaintance
+from lqn_seg.core.alignment import Calibration
 from lqn_seg.engine.probe import Probe
 from lqn_seg.teachers.base import Teacher
 

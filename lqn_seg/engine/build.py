@@ -17,8 +17,7 @@ from lqn_seg.adapt.calibration import FILE_NAME, load_calibration
 from lqn_seg.adapt.methods import Comparator, Method
 from lqn_seg.config.nodes import methods, segmentation_config
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.core.config import nearest
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 from lqn_seg.segmentation.comparators import load_universal
 from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.base import Teacher

@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from lqn_seg.core.fit import StudentFitter
 
 from lqn_seg.adapt import ineffective
 from lqn_seg.adapt.calibration import calibrate
@@ -20,7 +21,6 @@ from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.pooling import image_features, method_for
 from lqn_seg.classification.prompts import templates, text_features
 from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
-from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import normalise

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from lqn_seg.adapt.calibration import RangeBuilder
 from lqn_seg.core.alignment import (
     Calibration,
     LayerRange,
-    RangeBuilder,
     Restorer,
     calibrated_layers,
     noise_share,

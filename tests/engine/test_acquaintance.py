@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from lqn_seg.adapt.familiarity import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
 from lqn_seg.config.nodes import load_cfg
-from lqn_seg.core.alignment import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
 from lqn_seg.data.corruptions import CORRUPTIONS, corrupt
 from lqn_seg.data.images import read_image
 from lqn_seg.engine.acquaintance import UNLIKE as WORDS

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lqn_seg.core.fit import StudentFitter
+from lqn_seg.core.positions import grid_rows, grid_table
+from lqn_seg.core.student import Students, image_patches, parameter_count
 from torch import nn
 from torch.nn import functional as F
 from transformers import EomtConfig, EomtForUniversalSegmentation
@@ -24,10 +27,7 @@ from lqn_seg.core.config import (
     preset,
     with_variant,
 )
-from lqn_seg.core.fit import StudentFitter
-from lqn_seg.core.positions import grid_rows, grid_table
 from lqn_seg.core.random import RandomKey
-from lqn_seg.core.student import Students, image_patches, parameter_count
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.cost import (
     UncountedOperatorError,

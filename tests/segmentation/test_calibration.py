@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lqn_seg.adapt.calibration import calibrate, load_calibration, save_calibration
-from lqn_seg.core.alignment import Calibration, RangeBuilder, Restorer, residual
+from lqn_seg.adapt.calibration import RangeBuilder, calibrate, load_calibration, save_calibration
+from lqn_seg.core.alignment import Calibration, Restorer, residual
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt

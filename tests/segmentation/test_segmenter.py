@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from lqn_seg.adapt.augment import augmented_views
+from lqn_seg.core.fit import StudentFitter
 
 from lqn_seg.adapt import controls, ineffective
-from lqn_seg.adapt.augment import augmented_views
 from lqn_seg.adapt.calibration import calibrate
 from lqn_seg.adapt.controls import change_pixels, larger_size
 from lqn_seg.adapt.ineffective import IneffectiveMethodWarning
@@ -18,7 +19,6 @@ from lqn_seg.adapt.journey import Images
 from lqn_seg.adapt.methods import PixelControl, SegmentationConfig
 from lqn_seg.core.alignment import Restorer, residual
 from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
-from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.flops import EomtShape, count_torch, method_gmacs

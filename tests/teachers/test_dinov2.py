@@ -7,13 +7,13 @@ import json
 import pytest
 import timm
 import torch
+from lqn_seg.core.fit import fit_student
 from safetensors.torch import save_file
 from transformers import EomtConfig
 
 from lqn_seg.adapt.calibration import calibrate
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.config import LQNConfig, StudentConfig
-from lqn_seg.core.fit import fit_student
 from lqn_seg.core.random import image_key
 from lqn_seg.engine.build import build_segmenter, build_teacher
 from lqn_seg.engine.training.train import TeacherTrainer

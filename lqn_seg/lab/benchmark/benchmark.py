@@ -20,7 +20,7 @@ import torch
 from lqn_seg.adapt.classification_methods import Adaptation
 from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.classification.classifier import ClassifierConfig
-from lqn_seg.core.config import LQNConfig, preset, visited_positions, with_variant
+from lqn_seg.core.config import LQNConfig, preset, with_variant
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.store import make_writable, write_atomically
@@ -229,7 +229,7 @@ class Benchmark:
             "precision": precision,
             "parameters": config.student.parameter_count(width),
             "steps": config.fit.steps,
-            "positions": visited_positions(config.fit, grid),
+            "positions": config.fit.visited(grid),
             "gmacs": {
                 "fit": fit_gmacs(config, grid, width),
                 "readout": readout_gmacs(config, grid, width),

@@ -114,7 +114,7 @@ def standardised(layer: Tensor) -> Tensor:
 def fit(
     student: Student, looks, steps, config, guide: Tensor | None = None, classify=None
 ) -> list[float]:
-    """Algorithm 1 at given (n, 3) positions: `steps` yields dest and, to recirculate, src1 and src2.
+    """Algorithm 1 at (n, 3) positions: `steps` yields dest and, to recirculate, src1 and src2.
 
     `looks` are (image, field) of each view, taken in turn. `guide` is (H, W, D), where the student
     reads one. With `classify`, tokens (n, D) to logits, its entropy is in the binding loss's place.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lqn_seg.core.config import LQNConfig, visited_positions, with_variant
+from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.lab.benchmark.teachers import Scene
 from lqn_seg.lab.benchmark.ways import Run, with_fit
 from lqn_seg.lab.cost.flops import fit_gmacs, readout_gmacs
@@ -31,7 +31,7 @@ def sweeps(
     """
     few = min(_STEPS, recipe.fit.steps)
     recipe = with_fit(recipe, steps=few)
-    positions = visited_positions(recipe.fit, scene.grid)
+    positions = recipe.fit.visited(scene.grid)
     halves = [max(1, round(factor * positions)) for factor in _DOUBLINGS]
     sides = [round(factor * scene.side) for factor in _DOUBLINGS]
     scenes = [scene if side == scene.side else resized(side) for side in sides]

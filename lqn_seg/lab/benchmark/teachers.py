@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lqn_seg.adapt.baselines.zero_shot import class_probabilities, mean_direction
-from lqn_seg.core.config import nearest
 from lqn_seg.core.lqn import Grid
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.cost.flops import EomtShape, clip_gmacs, eomt_gmacs
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.clip import ClipTeacher

@@ -16,7 +16,7 @@ from math import ceil, prod
 from typing import Any
 
 from lqn_seg.core.alignment import calibrated_layers
-from lqn_seg.core.config import LQNConfig, StudentConfig, parse_ablation, visited_positions
+from lqn_seg.core.config import LQNConfig, StudentConfig, parse_ablation
 from lqn_seg.core.lqn import Grid
 
 _CHANNELS = 3
@@ -211,7 +211,7 @@ def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
         literal: passes as Table 4 states them instead of as we compute them.
     """
     passes = 3 if config.student.source and config.fit.alpha else 1
-    n = visited_positions(config.fit, grid)
+    n = config.fit.visited(grid)
     if literal:
         one = pass_macs(config.student, feature_dim, n)
         return PassMacs(passes * one.forward, passes * one.backward)
@@ -227,7 +227,7 @@ def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
 
 def pass_gmacs(config: LQNConfig, grid: Grid, feature_dim: int) -> float:
     """One forward pass of one step's positions as Table 4 states it: the paper's "10 GFLOPs"."""
-    n = visited_positions(config.fit, grid)
+    n = config.fit.visited(grid)
     return pass_macs(config.student, feature_dim, n).forward / 1e9
 
 

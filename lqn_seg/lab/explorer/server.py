@@ -20,14 +20,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from lqn_seg.core.config import PRESETS, nearest
+from lqn_seg.core.config import PRESETS
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import read_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.evaluate import CLEAN, Condition
 from lqn_seg.engine.probe import Source, readers, scene
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.explorer.job import Job
 from lqn_seg.lab.inspect.visualize import Request, Studio
 

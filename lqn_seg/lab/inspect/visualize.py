@@ -20,7 +20,7 @@ from lqn_seg.adapt.ineffective import UNTRAINED, shown
 from lqn_seg.adapt.methods import Method
 from lqn_seg.config.nodes import load_any_cfg, method_config, segmentation_config
 from lqn_seg.core.alignment import Calibration, Restorer, noise_share
-from lqn_seg.core.config import LQNConfig, nearest
+from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.lqn import FittedStudents
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.corruptions import CORRUPTIONS
@@ -41,7 +41,7 @@ from lqn_seg.engine.probe import (
     student_method,
 )
 from lqn_seg.engine.store import say, write_atomically
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.cost import speed
 from lqn_seg.lab.report.pictures import Seen, comparison_panel, one_each, segmentation
 from lqn_seg.lab.report.wording import title

@@ -13,8 +13,8 @@ from torch import Tensor
 from lqn_seg.core.alignment import Calibration, LayerRange, Restorer
 
 # An image is unlike anything calibrated on where its distance (`Acquaintance`) is above UNLIKE
-# times the NEAR quantile of clean images plus UNLIKE_DAMAGE times its damage (heavy noise moves tokens,
-# too), or where its damage is above that of any corruption (2.0 at severity 5).
+# times the NEAR quantile of clean images plus UNLIKE_DAMAGE times its damage (heavy noise moves
+# tokens, too), or where its damage is above that of any corruption (2.0 at severity 5).
 NEAR = 0.99
 UNLIKE = 1.05
 UNLIKE_DAMAGE = 0.7

@@ -127,10 +127,7 @@ class StudentConfig:
         table: dict[str, tuple[tuple[int, ...], float]] = {
             "conv.weight": ((conv,), deviation(conv)),
             "conv.bias": ((1,), 0.0),
-            **{
-                f"first.{n}": ((k, first), deviation(sum(blocks.values())))
-                for n, k in blocks.items()
-            },
+            **{f"first.{n}": ((k, first), spread) for n, k in blocks.items()},
             "first.bias": ((first,), 0.0),
         }
         for name, (k, m) in zip(self.later_layers, pairwise((*self.widths, feature_dim))):

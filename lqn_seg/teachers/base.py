@@ -18,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ContextT = TypeVar("ContextT")
 # (layer, patch tokens (B, H, W, D)) -> what the teacher goes on with; layer 0 is the embedding.
-Edit = Callable[[int, Tensor], Tensor]
+Hook = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class Teacher(Protocol[ContextT]):
         """Within, matrix products are computed in the teacher's precision."""
         return products_in(self.precision, self.device)
 
-    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, ContextT]:
+    def encode(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:
         """(B, 3, h, w) normalised images to the token field (B, L, H, W, D) and its context.
 
-        ``edit`` may replace the patch tokens of the embedding and of each layer as they come.
+        ``hook`` may replace the patch tokens of the embedding and of each layer as they come.
         """
 
     def embed(self, images: Tensor) -> Tensor:

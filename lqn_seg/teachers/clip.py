@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Edit, Preprocessing, Teacher
+from lqn_seg.teachers.base import Hook, Preprocessing, Teacher
 from lqn_seg.teachers.files import first_line, read_json, use_cache_without_network
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.preprocessing import clip_values
@@ -122,12 +122,12 @@ class ClipTeacher(Teacher[ClipContext]):
     # ---- images ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, ClipContext]:
+    def encode(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ClipContext]:
         """Token field of a batch, in one forward pass.
 
         Args:
             images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``.
-            edit: replaces the patch tokens of the embedding and of each layer as they come.
+            hook: replaces the patch tokens of the embedding and of each layer as they come.
 
         Returns:
             The token field (B, L, H, W, D), block outputs of layers 1..L, and its context.
@@ -136,9 +136,9 @@ class ClipTeacher(Teacher[ClipContext]):
             InputError: the image size is not the one that the position embeddings were learned at.
         """
         patches, prefix = self._embed(images)
-        if edit is not None:
-            patches = edit(0, patches.unflatten(1, self.grid)).flatten(1, 2)
-        field, prefixes = self._run(0, patches, prefix, edit)
+        if hook is not None:
+            patches = hook(0, patches.unflatten(1, self.grid)).flatten(1, 2)
+        field, prefixes = self._run(0, patches, prefix, hook)
         return field.unflatten(2, self.grid), ClipContext(prefixes)
 
     @torch.no_grad()
@@ -210,7 +210,7 @@ class ClipTeacher(Teacher[ClipContext]):
         return patches + position[1:], cls
 
     def _run(
-        self, layer: int, patches: Tensor, prefix: Tensor, edit: Edit | None = None
+        self, layer: int, patches: Tensor, prefix: Tensor, hook: Hook | None = None
     ) -> tuple[Tensor, Tensor]:
         """Layers ``layer + 1`` to L on (B, N, D) patches and (B, 1, D) CLS.
 
@@ -224,8 +224,8 @@ class ClipTeacher(Teacher[ClipContext]):
                 state = self._visual.ln_pre(state)
             for index in range(layer, self.num_layers):
                 state = self._visual.transformer.resblocks[index](state)
-                if edit is not None:
-                    changed = edit(index + 1, state[:, 1:].unflatten(1, self.grid)).flatten(1, 2)
+                if hook is not None:
+                    changed = hook(index + 1, state[:, 1:].unflatten(1, self.grid)).flatten(1, 2)
                     state = torch.cat([state[:, :1], changed], 1)
                 fields.append(state[:, 1:])
                 prefixes.append(state[:, :1])
@@ -245,16 +245,16 @@ class ClipTeacher(Teacher[ClipContext]):
             tokens: (C, T) ids: where a text ends, and what it says unless ``embedded`` says it.
             embedded: (C, T, d) token embeddings to use in place of the looked-up ones.
         """
-        hook = None
+        handle = None
         if embedded is not None:
             # The embedding's answer is exchanged, and the rest is open_clip's own text tower.
-            hook = self.token_embedding.register_forward_hook(lambda *_: embedded)
+            handle = self.token_embedding.register_forward_hook(lambda *_: embedded)
         try:
             with self.products():
                 return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
         finally:
-            if hook is not None:
-                hook.remove()
+            if handle is not None:
+                handle.remove()
 
     @property
     def token_embedding(self) -> nn.Embedding:

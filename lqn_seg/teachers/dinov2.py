@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Edit, Preprocessing, Teacher
+from lqn_seg.teachers.base import Hook, Preprocessing, Teacher
 from lqn_seg.teachers.eomt_model import Size, image_size_of
 from lqn_seg.teachers.files import WEIGHT_FILES, find_file, first_line, read_json, read_weights
 from lqn_seg.teachers.modules import accelerate, lower_weights
@@ -67,7 +67,7 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         return self.model.blocks
 
     @torch.no_grad()
-    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, Dinov2Context]:
+    def encode(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, Dinov2Context]:
         """(B, 3, h, w) normalised images to the token field (B, L, H, W, D), block outputs.
 
         Raises:
@@ -75,9 +75,9 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         """
         self.check_images(images)
         patches, prefix = self._embed(images)
-        if edit is not None:
-            patches = edit(0, patches.unflatten(1, self.grid)).flatten(1, 2)
-        return self._run(0, patches, prefix, edit)
+        if hook is not None:
+            patches = hook(0, patches.unflatten(1, self.grid)).flatten(1, 2)
+        return self._run(0, patches, prefix, hook)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
         return state[:, count:], state[:, :count]
 
     def _run(
-        self, layer: int, patches: Tensor, prefix: Tensor, edit: Edit | None = None
+        self, layer: int, patches: Tensor, prefix: Tensor, hook: Hook | None = None
     ) -> tuple[Tensor, Dinov2Context]:
         """Layers ``layer + 1`` to L: their patches (B, layers, H, W, D), and prefixes from before
         the first of them on."""
@@ -118,8 +118,8 @@ class Dinov2Teacher(Teacher[Dinov2Context]):
             with self.products():
                 state = self.model.blocks[index](state)
             patch_part = state[:, count:].unflatten(1, self.grid)
-            if edit is not None:
-                patch_part = edit(index + 1, patch_part)
+            if hook is not None:
+                patch_part = hook(index + 1, patch_part)
                 state = torch.cat([state[:, :count], patch_part.flatten(1, 2)], 1)
             fields.append(patch_part)
             prefixes.append(state[:, :count])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Edit, Preprocessing, Teacher
+from lqn_seg.teachers.base import Hook, Preprocessing, Teacher
 from lqn_seg.teachers.eomt_model import (
     Size,
     build_eomt,
@@ -127,12 +127,12 @@ class EomtTeacher(Teacher[EomtContext]):
         return self.model.layers
 
     @torch.no_grad()
-    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, EomtContext]:
+    def encode(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, EomtContext]:
         """Token field of a batch, in one forward pass.
 
         Args:
             images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``.
-            edit: replaces the patch tokens of the embedding and of each layer as they come.
+            hook: replaces the patch tokens of the embedding and of each layer as they come.
 
         Returns:
             The token field (B, L, H, W, D), block outputs of layers 1..L, and its context.
@@ -142,9 +142,9 @@ class EomtTeacher(Teacher[EomtContext]):
         """
         self.check_images(images)
         embedded, prefix, queries = self._embed(images)
-        if edit is not None:
-            embedded = edit(0, embedded.unflatten(1, self.grid)).flatten(1, 2)
-        patches, prefix, queries, masks = self._run(0, embedded, prefix, queries, None, edit)
+        if hook is not None:
+            embedded = hook(0, embedded.unflatten(1, self.grid)).flatten(1, 2)
+        patches, prefix, queries, masks = self._run(0, embedded, prefix, queries, None, hook)
         return patches.unflatten(2, self.grid), EomtContext(prefix, queries, masks)
 
     @torch.no_grad()
@@ -211,7 +211,7 @@ class EomtTeacher(Teacher[EomtContext]):
         prefix: Tensor,
         queries: Tensor,
         mask: Tensor | None,
-        edit: Edit | None = None,
+        hook: Hook | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, ...]]:
         """Layers ``layer + 1`` to L on (B, N, D) patches, (B, P, D) prefix and (B, Q, D) queries.
 
@@ -234,8 +234,8 @@ class EomtTeacher(Teacher[EomtContext]):
             with self.products():
                 state = self.model.layers[index](state, mask, **positions)
             *query_part, prefix_part, patch_part = state.split(sizes, 1)
-            if edit is not None:
-                patch_part = edit(index + 1, patch_part.unflatten(1, self.grid)).flatten(1, 2)
+            if hook is not None:
+                patch_part = hook(index + 1, patch_part.unflatten(1, self.grid)).flatten(1, 2)
                 state = torch.cat([*query_part, prefix_part, patch_part], 1)
             fields.append(patch_part)
             prefixes.append(prefix_part)

@@ -85,17 +85,17 @@ def test_resume_reproduces_the_rest_from_every_layer(model, layer):
     assert torch.equal(moved.cls, context.cls) == (layer == 3)  # nothing is left to listen
 
 
-def test_an_edit_takes_effect_from_its_layer_on():
+def test_a_hook_takes_effect_from_its_layer_on():
     images = torch.randn(1, 3, 32, 32)
     teacher = ClipTeacher(build_clip(), TOKENIZER)
     field, context = teacher.encode(images)
     seen = []
 
-    def edit(layer, tokens):
+    def hook(layer, tokens):
         seen.append(layer)
         return tokens + torch.randn_like(tokens) if layer == 2 else tokens
 
-    edited, after = teacher.encode(images, edit)
+    edited, after = teacher.encode(images, hook)
     assert seen == [0, 1, 2, 3]
     assert torch.equal(edited[:, 0], field[:, 0]) and not torch.equal(edited[:, 1], field[:, 1])
     resumed, rest = teacher.resume(2, edited[:, 1], context)

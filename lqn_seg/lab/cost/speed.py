@@ -131,7 +131,7 @@ def layer_times(
     """Median milliseconds until a teacher has each layer's tokens, embedding included.
 
     Args:
-        encode: the teacher's pass, with the `Edit` that watches it as its argument.
+        encode: the teacher's pass, with the `Hook` that watches it as its argument.
     """
     laps: list[list[float]] = []
     clock = Clock(device)

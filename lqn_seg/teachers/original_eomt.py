@@ -17,16 +17,23 @@ import torch
 from torch import Tensor
 
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.eomt_model import Size, build_eomt, eomt_classes, set_image_size
+from lqn_seg.teachers.base import Size
+from lqn_seg.teachers.eomt_model import build_eomt, eomt_classes, set_image_size
 from lqn_seg.teachers.files import first_line
 
 State = dict[str, Tensor]
+
+_BACKBONE = "encoder.backbone."
+_PIXELS = ("encoder.pixel_mean", "encoder.pixel_std")  # of the input, no part of the model
+_DROPPED = (*_PIXELS, "criterion.empty_weight")
+_POSITIONS = "embeddings.position_embeddings.weight"
+_HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
 
 # timm's ViT -> transformers' EoMT
 TIMM_NAMES = (
     (r"cls_token", r"embeddings.cls_token"),
     (r"reg_token", r"embeddings.register_tokens"),
-    (r"pos_embed", r"embeddings.position_embeddings.weight"),
+    (r"pos_embed", _POSITIONS),
     (r"patch_embed\.proj\.", r"embeddings.patch_embeddings.projection."),
     (r"blocks\.(\d+)\.(norm[12])\.", r"layers.\1.\2."),
     (r"blocks\.(\d+)\.attn\.qkv\.", r"layers.\1.attention.qkv."),  # still to be split
@@ -52,10 +59,6 @@ HEAD_NAMES = (
     (r"upscale\.(\d+)\.norm\.", r"upscale_block.block.\1.layernorm2d."),
     (r"attn_mask_probs", r"attn_mask_probs"),
 )
-_BACKBONE = "encoder.backbone."
-_PIXELS = ("encoder.pixel_mean", "encoder.pixel_std")  # of the input, no part of the model
-_DROPPED = (*_PIXELS, "criterion.empty_weight")
-_HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
 
 
 def is_original(state: Mapping[str, Tensor]) -> bool:
@@ -93,12 +96,9 @@ def convert_original(
         InputError: a key is missing, unknown or of another shape, or the size cannot be told.
     """
     short = {n: value for n, value in _short_names(state).items() if n not in _DROPPED}
-    backbone = _without_prefix(short, _BACKBONE)
-    head = rename(
-        {name: value for name, value in short.items() if not name.startswith(_BACKBONE)},
-        HEAD_NAMES,
-        key,
-    )
+    inside = {n: value for n, value in short.items() if n.startswith(_BACKBONE)}
+    backbone = {n.removeprefix(_BACKBONE): value for n, value in inside.items()}
+    head = rename({n: x for n, x in short.items() if n not in inside}, HEAD_NAMES, key)
     # Off is off, whatever a difference to a start value of one has made of it.
     if "attn_mask_probs" in head:
         head["attn_mask_probs"] = head["attn_mask_probs"].clamp(0, 1)
@@ -110,11 +110,10 @@ def convert_original(
         vit = _add_base(vit, base, key)
     converted = {**vit, **head}
     try:
-        config = _config(converted, kind, key, image_size, overrides or {})
-        model = build_eomt(config)
+        model = build_eomt(_config(converted, kind, key, image_size, overrides or {}))
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{key}: the file is not that of an EoMT ({first_line(error)})") from error
     load_strictly(model, converted, key)
     if image_size is not None:
@@ -149,7 +148,7 @@ def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
         if ".attention.qkv." in name:
             for letter, part in zip("qkv", value.chunk(3)):
                 converted[name.replace(".qkv.", f".{letter}_proj.")] = part
-        elif name == "embeddings.position_embeddings.weight":
+        elif name == _POSITIONS:
             converted[name] = value.squeeze(0)
         else:
             converted[name] = value
@@ -208,25 +207,18 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
     model.load_state_dict(dict(state), strict=False)
 
 
-def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> State:
-    return {n[len(prefix) :]: value for n, value in state.items() if n.startswith(prefix)}
-
-
 def _add_base(delta: State, base: Mapping[str, Tensor], key: str) -> State:
     """Delta weights and what they are the difference to, added up in float32."""
     known = {name: value for name, value in base.items() if not name.endswith("mask_token")}
     renamed = rename(known, DINOV3_NAMES, f"{key}, its base")
+    problem = ""
     if wrong := sorted(set(delta) ^ set(renamed)):
-        raise InputError(
-            f"{key}: the delta weights and their base do not fit together: {wrong[0]} is in "
-            f"{'the delta' if wrong[0] in delta else 'the base'} alone"
-        )
-    for name, value in delta.items():
-        if value.shape != renamed[name].shape:
-            raise InputError(
-                f"{key}: the delta weights and their base do not fit together: {name} is "
-                f"{tuple(value.shape)} and {tuple(renamed[name].shape)}"
-            )
+        problem = f"{wrong[0]} is in {'the delta' if wrong[0] in delta else 'the base'} alone"
+    elif wrong := [name for name in delta if delta[name].shape != renamed[name].shape]:
+        shapes = (tuple(tensors[wrong[0]].shape) for tensors in (delta, renamed))
+        problem = f"{wrong[0]} is {' and '.join(map(str, shapes))}"
+    if problem:
+        raise InputError(f"{key}: the delta weights and their base do not fit together: {problem}")
     return {name: value.float() + renamed[name].float() for name, value in delta.items()}
 
 
@@ -234,10 +226,12 @@ def _config(
     state: State, kind: str, key: str, image_size: Size | None, overrides: Mapping[str, Any]
 ) -> Any:
     """The configuration that a converted file's shapes say, and ``overrides``."""
-    width = state["layernorm.weight"].shape[0]
-    patch_name = "patch_embeddings.projection" if kind == "eomt" else "patch_embeddings"
-    patch = state[f"embeddings.{patch_name}.weight"].shape[-1]
-    found: dict[str, Any] = {
+    width, positions = state["layernorm.weight"].shape[0], state.get(_POSITIONS)
+    patch = next(x for n, x in state.items() if re.match(r"embeddings\.patch_.*weight", n)).shape[
+        -1
+    ]
+    gated = "layers.0.mlp.gate_proj.weight" in state
+    shape: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": _count(state, r"layers\.(\d+)\."),
         "num_attention_heads": max(width // _HEAD_WIDTH, 1),
@@ -247,39 +241,28 @@ def _config(
         "num_blocks": state["attn_mask_probs"].numel(),
         "num_upscale_blocks": _count(state, r"upscale_block\.block\.(\d+)\."),
         "num_register_tokens": state["embeddings.register_tokens"].shape[1],
+        "image_size": list(image_size) if image_size else None,
     }
-    gated = "layers.0.mlp.gate_proj.weight" in state
-    if kind == "eomt":
-        patches = state["embeddings.position_embeddings.weight"].shape[0]
-        side, wanted = (
-            math.isqrt(patches),
-            image_size and (image_size[0] // patch) * (image_size[1] // patch),
-        )
-        if wanted == patches and image_size is not None:
-            found["image_size"] = list(image_size)
-        elif side * side == patches:
-            found["image_size"] = side * patch
-        elif "image_size" not in overrides:
-            raise InputError(
-                f"{key}: the image size of {patches} position embeddings cannot be told, for they "
-                "are no square: give it"
-            )
-        found["use_swiglu_ffn"] = gated
+    if positions is not None:
+        shape["use_swiglu_ffn"] = gated
+        count = len(positions)
+        side = math.isqrt(count)
+        if image_size is None or (image_size[0] // patch) * (image_size[1] // patch) != count:
+            shape["image_size"] = side * patch if side * side == count else None
+        untold = f"of {count} position embeddings cannot be told, for they are no square: give it"
     else:
-        if image_size is None and "image_size" not in overrides:
-            raise InputError(f"{key}: DINOv3 has no position embeddings: give the image size")
-        found["image_size"] = list(image_size) if image_size else None
-        up = state["layers.0.mlp.up_proj.weight"]
-        found |= {
-            "intermediate_size": up.shape[0],
+        shape |= {
+            "intermediate_size": state["layers.0.mlp.up_proj.weight"].shape[0],
             "use_gated_mlp": gated,
             "layer_norm_eps": 1e-5,
-            **{
-                f"{word}_bias": f"layers.0.attention.{word[0]}_proj.bias" in state
-                for word in ("query", "key", "value")
-            },
         }
-    return eomt_classes(kind)[0](**{**found, **overrides})
+        for word in ("query", "key", "value"):
+            shape[f"{word}_bias"] = f"layers.0.attention.{word[0]}_proj.bias" in state
+        untold = "is in no tensor of a DINOv3, whose positions are rotary: give the image size"
+    shape |= overrides
+    if shape["image_size"] is None:
+        raise InputError(f"{key}: the image size {untold}")
+    return eomt_classes(kind)[0](**shape)
 
 
 def _count(state: State, pattern: str) -> int:

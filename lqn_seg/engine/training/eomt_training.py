@@ -21,7 +21,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow
 from lqn_seg.teachers.base import Preprocessing
 from lqn_seg.teachers.dinov2 import start_from_dinov2
-from lqn_seg.teachers.eomt import read_eomt_config
+from lqn_seg.teachers.eomt_checkpoints import read_eomt_config
 from lqn_seg.teachers.eomt_model import build_eomt
 
 # The annealing of block k of n runs over this part of the training, one block after the other.

@@ -220,9 +220,9 @@ def test_training_starts_from_it(small_config, folder, tmp_path):
     assert (teacher / "model.safetensors").is_file()
     found = load_eomt(str(teacher))
     assert found.pixel_mean == (0.5, 0.4, 0.3) and found.pixel_std == (0.2, 0.3, 0.4)
-    batch = trainer.images.batch([0], [False], (0,))["pixel_values"]
+    batch = trainer.images.batch([0], (0,))["pixel_values"]
     trainer.images.preprocessing = Preprocessing()
-    usual = trainer.images.batch([0], [False], (0,))["pixel_values"]
+    usual = trainer.images.batch([0], (0,))["pixel_values"]
     pixels = [
         x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
         for x, mean, std in ((batch, found.pixel_mean, found.pixel_std), (usual, *IMAGENET))

@@ -28,12 +28,11 @@ Size = tuple[int, int]
 class Preprocessing:
     """How pixels become a teacher's input.
 
-    Attributes:
-        mean, std: of three channels, for pixels in 0..1.
-        interpolation: Pillow's name of the filter that images are resized with.
-        resize: "keep" the aspect ratio, "stretch" an image to the teacher's size, or "none".
-        inference: "pad" or "windows" where the checkpoint was made for one of them; "" otherwise.
-        source: the file or tensor that says so; "" where nothing does.
+    mean, std: of three channels, for pixels in 0..1.
+    interpolation: Pillow's name of the filter that images are resized with.
+    resize: "keep" the aspect ratio, "stretch" an image to the teacher's size, or "none".
+    inference: "pad" or "windows" where the checkpoint was made for one of them; "" otherwise.
+    source: the file or tensor that says so; "" where nothing does.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -61,14 +60,11 @@ class Teacher(ABC, Generic[ContextT]):
     """A frozen ViT. A sub-class gives `start`, and `run` where its layers take more than tokens.
 
     Attributes:
-        name: what people call it.
-        model: the network itself.
-        blocks: its layers, in their order.
+        blocks: the layers of `model`, in their order.
         num_layers: L; layers are numbered 1..L, 0 is the patch embedding.
         num_query_layers: how many of the last layers also carry object queries; 0 in a CLIP.
-        width: D.
-        grid: (H, W).
-        image_size: (height, width) in pixels that :meth:`encode` takes.
+        width, grid: D and (H, W).
+        image_size: (height, width) in pixels that `encode` takes.
         precision: of its matrix products: "float32", "bfloat16" or "float16".
     """
 
@@ -112,6 +108,10 @@ class Teacher(ABC, Generic[ContextT]):
     def start(self, images: Tensor) -> tuple[Tensor, ContextT]:
         """Layer 0: patch embeddings (B, H, W, D) of (B, 3, h, w), and the context at layer 0."""
 
+    def enter(self, state: Tensor) -> Tensor:
+        """(B, P + H W, D) tokens of layer 0 to what layer 1 takes."""
+        return state
+
     def run(
         self, layer: int, patches: Tensor, context: ContextT, hook: Hook | None = None
     ) -> tuple[Tensor, ContextT]:
@@ -123,6 +123,8 @@ class Teacher(ABC, Generic[ContextT]):
         prefixes = list(context.prefix[:, : layer + 1].unbind(1))
         count, fields = prefixes[0].shape[1], []
         state = torch.cat([prefixes[-1], patches.flatten(1, 2)], 1)
+        if layer == 0:
+            state = self.enter(state)
         for index, block in enumerate(list(self.blocks)[layer:], layer + 1):
             with self.products():
                 state = block(state)
@@ -160,12 +162,10 @@ class Teacher(ABC, Generic[ContextT]):
 
     @torch.no_grad()
     def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
-        """The frozen rest on patch tokens put in place at ``layer``.
+        """The frozen rest on patch tokens (B, H, W, D) put in place at ``layer``, 0 to L.
 
         Args:
-            layer: 0 (the embedding) to L; the tokens are what that layer gave out.
-            tokens: (B, H, W, D).
-            context: of the same images, from :meth:`encode`.
+            context: of the same images, from `encode`.
 
         Returns:
             Last-layer patch tokens (B, H, W, D) and the context as it is after the resumed layers.

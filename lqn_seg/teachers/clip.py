@@ -1,9 +1,7 @@
 """The CLIP teacher: open_clip's model, opened up so that every layer's tokens can be read.
 
 Sequence order inside the vision tower is ``[CLS | patches]``. Layer 0 is the patch embedding with
-its position, *before* ``ln_pre``: there a loss of contrast still is one, and the gauge can see it.
-``ln_post`` and the projection into the space that images share with texts are frozen and applied
-after the last layer, to whatever tokens are handed in.
+its position, *before* ``ln_pre``, which would hide a loss of contrast from statistics alignment.
 
 Shapes: B images, L layers, H x W patches, D features, E joint features, C texts, T tokens a text.
 """
@@ -26,12 +24,13 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Hook, PrefixContext, Preprocessing, Teacher
+from lqn_seg.teachers.base import PrefixContext, Preprocessing, Teacher
 from lqn_seg.teachers.files import BAD_CHECKPOINT, first_line, read_json, use_cache_without_network
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.preprocessing import clip_values
 
 _KEY = "MODEL.LQN.TEACHER"
+_USUAL = ["ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-H-14"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class ClipTeacher(Teacher[ClipContext]):
             kind = type(visual).__name__ if visual is not None else type(model).__name__
             raise InputError(
                 f"a CLIP teacher needs open_clip's own ViT without attention pooling, not a {kind}:"
-                " choose a model such as ViT-B-16-quickgelu, ViT-L-14-quickgelu or ViT-H-14"
+                f" choose a model such as {', '.join(_USUAL)}"
             )
         values = clip_values(getattr(visual, "preprocess_cfg", {}), source)
         short = Path(source).name if os.path.sep in source else source
@@ -100,10 +99,7 @@ class ClipTeacher(Teacher[ClipContext]):
         """What cosines are multiplied by before the softmax; 100 in the published models."""
         return float(self.model.logit_scale.exp())
 
-    # ---- images ----------------------------------------------------------------------------------
-
     def start(self, images: Tensor) -> tuple[Tensor, ClipContext]:
-        """Patches and CLS token with their positions, before ``ln_pre``."""
         visual = self.model.visual
         with self.products():
             patches = visual.conv1(images).flatten(2).mT
@@ -111,34 +107,19 @@ class ClipTeacher(Teacher[ClipContext]):
         cls = (visual.class_embedding.to(patches.dtype) + position[0]).expand(len(images), 1, 1, -1)
         return (patches + position[1:]).unflatten(1, self.grid), ClipContext(cls)
 
-    def run(
-        self, layer: int, patches: Tensor, context: ClipContext, hook: Hook | None = None
-    ) -> tuple[Tensor, ClipContext]:
-        if layer:
-            return super().run(layer, patches, context, hook)
+    def enter(self, state: Tensor) -> Tensor:
         with self.products():
-            state = self.model.visual.ln_pre(
-                torch.cat([context.prefix[:, 0], patches.flatten(1, 2)], 1)
-            )
-        normed = ClipContext(state[:, None, :1])
-        field, after = super().run(0, state[:, 1:].unflatten(1, self.grid), normed, hook)
-        return field, ClipContext(torch.cat([context.prefix[:, :1], after.prefix[:, 1:]], 1))
+            return self.model.visual.ln_pre(state)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Last-layer tokens (..., D), CLS or patches, to the joint space (..., E), unit length.
-
-        Differentiable in the tokens.
-        """
+        """Last-layer tokens (..., D), CLS or patches, to the joint space (..., E), unit length."""
         visual = self.model.visual
         with self.products():
-            projected = visual.ln_post(tokens) @ visual.proj
-        return F.normalize(projected.float(), dim=-1)
+            return F.normalize((visual.ln_post(tokens) @ visual.proj).float(), dim=-1)
 
     def pooled(self, tokens: Tensor, context: ClipContext) -> Tensor:
-        """Image features (B, E), unit length, as the model itself pools (B, H, W, D) last tokens.
-
-        The CLS token's projection, or for a model without one in its head the patches' mean.
-        """
+        """Image features (B, E), unit length, as the model itself pools (B, H, W, D) last tokens:
+        the CLS token's projection, or for some models the patches' mean."""
         visual = self.model.visual
         if visual.pool_type == "tok":
             return self.project(context.cls)
@@ -156,8 +137,6 @@ class ClipTeacher(Teacher[ClipContext]):
         self.check_images(images)
         with self.products():
             return F.normalize(self.model.encode_image(images).float(), dim=-1)
-
-    # ---- texts -----------------------------------------------------------------------------------
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(C, T) token ids on the teacher's device."""
@@ -183,11 +162,7 @@ class ClipTeacher(Teacher[ClipContext]):
 
     @property
     def token_embedding(self) -> nn.Embedding:
-        """The look-up of text tokens.
-
-        Raises:
-            InputError: the text tower is not open_clip's own.
-        """
+        """The look-up of text tokens; an InputError where the text tower isn't open_clip's own."""
         tower = self.model if hasattr(self.model, "token_embedding") else self.model.text
         if not hasattr(tower, "token_embedding"):
             raise InputError("prompts can be tuned only with a text tower of open_clip's own")
@@ -204,16 +179,11 @@ def load_clip(
             a local weight file or one of open_clip's tags ("openai", "laion2b_s32b_b79k") for the
             architecture ``name``.
         name: open_clip's name of the architecture, such as "ViT-B-16-quickgelu", "ViT-H-14".
-        precision: as of :class:`ClipTeacher`, or "auto"; the image tower is lowered to it, whatever
-            the weights are stored in.
-
-    How images become its input is what ``preprocess_cfg`` in that ``open_clip_config.json`` says,
-    or open_clip's for the tag.
+        precision: as of `ClipTeacher`, or "auto"; the image tower is lowered to it.
 
     Raises:
-        InputError: a file is missing or does not fit, the name or tag is unknown, weights trained
-            with QuickGELU would run without it or the other way round, or they are not in the
-            cache and cannot be fetched.
+        InputError: a file is missing or does not fit, the name or tag is unknown, the QuickGELU
+            differs from the weights', or they are not in the cache and cannot be fetched.
     """
     if not weights:
         raise InputError(f"{_KEY}.WEIGHTS is empty: a CLIP teacher needs its weights")
@@ -262,18 +232,15 @@ def _check_folder(folder: Path, config: Path, name: str) -> None:
 
 
 def check_quick_gelu(name: str, weights: str) -> None:
-    """Weights must run with the activation that they were trained with.
+    """Raises InputError where an architecture or tag is unknown, or the two differ in QuickGELU.
 
-    OpenAI's (and some others') were trained with QuickGELU; without it they still run, some points
+    OpenAI's weights (and some others) were trained with it; without it they still run, some points
     worse, and nothing says so.
-
-    Raises:
-        InputError: the architecture or the tag is unknown, or the two disagree.
     """
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         near = [n for n in open_clip.list_models() if n.lower().startswith(name.lower()[:5])]
-        known = ", ".join((near or ["ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-H-14"])[:5])
+        known = ", ".join((near or _USUAL)[:5])
         raise InputError(
             f"{_KEY}.CONFIG: open_clip knows no model {name!r} (for example {known}), "
             f"and there is no directory {weights}"

@@ -1,8 +1,4 @@
-"""DINOv2 alone, without a mask head: timm's ViT as a frozen teacher, and as a start for an EoMT.
-
-For feature work: every layer's tokens, layer queries on them, a Detectron2 backbone. Segmentation
-needs a head, so it needs an EoMT; `start_from_dinov2` gives one its ViT to be trained from.
-"""
+"""DINOv2 alone, without a mask head: timm's ViT as a frozen teacher, and as a start for an EoMT."""
 
 from __future__ import annotations
 
@@ -72,11 +68,7 @@ def load_dinov2(
             ``{"architecture": ..., "model_args": {...}}``.
         image_size: (height, width) in pixels, multiples of the patch size; default: the
             architecture's. Position embeddings are resampled as timm does it.
-        precision: of the matrix products, or "auto"; the weights are lowered to it, whatever they
-            are stored in.
-
-    Mean, deviation and interpolation of its input are those of ``pretrained_cfg`` in that
-    ``config.json``, else timm's for the architecture.
+        precision: of the matrix products, or "auto"; the weights are lowered to it.
 
     Raises:
         InputError: a file is missing, is no such ViT, or does not fit.
@@ -128,14 +120,10 @@ def build_dinov2(
 
 
 def start_from_dinov2(model: Any, weights: str) -> Preprocessing:
-    """Give a new EoMT the ViT of a DINOv2, as the original's training starts.
+    """Give a new EoMT, in place, the ViT of a DINOv2, as the original's training starts.
 
     Position embeddings are resampled to the EoMT's grid, and the patch embedding to its patches.
     Queries, mask head and class head keep their random start.
-
-    Args:
-        model: transformers' EoMT (DINOv2), changed in place.
-        weights: as in `load_dinov2`.
 
     Returns:
         What the DINOv2 says of its input.

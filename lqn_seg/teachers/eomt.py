@@ -48,7 +48,6 @@ class EomtTeacher(Teacher[EomtContext]):
 
     Args:
         model: transformers' ``EomtForUniversalSegmentation``, or its sister on DINOv3.
-        precision: of the matrix products: "float32", "bfloat16" or "float16".
         preprocessing: what the checkpoint says of its input; None is ImageNet's statistics.
     """
 
@@ -136,7 +135,7 @@ class EomtTeacher(Teacher[EomtContext]):
         """Additive mask (B, heads, N, N) of a query layer, or the previous one where it is off.
 
         Each query attends only to the patches that its current mask covers; off (probability 0)
-        in every published checkpoint. Probabilities between 0 and 1 exist during training only.
+        in every published checkpoint.
         """
         if self._mask_probabilities[block] <= 0:
             return mask
@@ -169,11 +168,7 @@ def load_eomt(
         image_size: (height, width) in pixels in place of the checkpoint's; see `set_image_size`.
         base: of delta weights (every published EoMT on DINOv3), a directory, file or hub id of the
             DINOv3 weights that they are the difference to, or ``absolute``.
-        precision: of the matrix products, or "auto"; the weights are lowered to it, whatever they
-            are stored in.
-
-    How pixels become its input is what ``preprocessor_config.json`` says, or an original file's
-    ``encoder.pixel_mean`` and ``encoder.pixel_std``.
+        precision: of the matrix products, or "auto"; the weights are lowered to it.
 
     Raises:
         InputError: a file is missing, is no EoMT, or does not fit its config.

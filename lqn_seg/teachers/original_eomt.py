@@ -27,6 +27,7 @@ _BACKBONE = "encoder.backbone."
 _PIXELS = ("encoder.pixel_mean", "encoder.pixel_std")  # of the input, no part of the model
 _DROPPED = (*_PIXELS, "criterion.empty_weight")
 _POSITIONS = "embeddings.position_embeddings.weight"
+_DOWN = ".mlp.down_proj."  # of a SwiGLU
 _HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
 
 # timm's ViT -> transformers' EoMT
@@ -143,30 +144,20 @@ def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
 
     A SwiGLU's first matrix holds gate and value; transformers from 5.18 on has one each.
     """
+    renamed = rename(state, TIMM_NAMES, key)
+    first, second = (renamed.get(f"layers.0.mlp.fc{k}.weight") for k in (1, 2))
+    parts = {".attention.qkv.": (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")}
+    if first is not None and second is not None and len(first) == 2 * second.shape[1]:
+        parts |= {".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj."), ".mlp.fc2.": (_DOWN,)}
     converted = {}
-    for name, value in rename(state, TIMM_NAMES, key).items():
-        if ".attention.qkv." in name:
-            for letter, part in zip("qkv", value.chunk(3)):
-                converted[name.replace(".qkv.", f".{letter}_proj.")] = part
-        elif name == _POSITIONS:
-            converted[name] = value.squeeze(0)
-        else:
-            converted[name] = value
-    second = converted.get("layers.0.mlp.fc2.weight")
-    if second is not None and converted["layers.0.mlp.fc1.weight"].shape[0] == 2 * second.shape[1]:
-        return _split_swiglu(converted)
+    for name, value in renamed.items():
+        whole = next((part for part in parts if part in name), "")
+        pieces = parts.get(whole, ("",))
+        for piece, tensor in zip(pieces, value.chunk(len(pieces))):
+            converted[name.replace(whole, piece)] = tensor
+    if _POSITIONS in converted:
+        converted[_POSITIONS] = converted[_POSITIONS].squeeze(0)
     return converted
-
-
-def _split_swiglu(state: State) -> State:
-    split = {}
-    for name, value in state.items():
-        if ".mlp.fc1." in name:
-            for part, half in zip(("gate_proj", "up_proj"), value.chunk(2)):
-                split[name.replace(".fc1.", f".{part}.")] = half
-        else:
-            split[name.replace(".mlp.fc2.", ".mlp.down_proj.")] = value
-    return split
 
 
 def _fuse_swiglu(state: Mapping[str, Tensor]) -> State:
@@ -177,7 +168,7 @@ def _fuse_swiglu(state: Mapping[str, Tensor]) -> State:
             other = state[name.replace("gate_proj", "up_proj")]
             fused[name.replace("gate_proj", "weights_in")] = torch.cat([value, other])
         elif ".mlp.up_proj." not in name:
-            fused[name.replace(".mlp.down_proj.", ".mlp.weights_out.")] = value
+            fused[name.replace(_DOWN, ".mlp.weights_out.")] = value
     return fused
 
 
@@ -187,9 +178,7 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
     Raises:
         InputError: keys are missing, unexpected or of another shape; the first three are named.
     """
-    expected = {
-        name: value for name, value in model.state_dict().items() if not name.startswith("criter")
-    }
+    expected = {n: x for n, x in model.state_dict().items() if not n.startswith("criter")}
     if "layers.0.mlp.weights_in.weight" in expected:
         state = _fuse_swiglu(state)
     problems = {
@@ -201,8 +190,8 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
             if name in state and state[name].shape != value.shape
         ],
     }
-    if any(problems.values()):
-        parts = "; ".join(f"{k}: {', '.join(names[:3])}" for k, names in problems.items() if names)
+    parts = "; ".join(f"{k}: {', '.join(names[:3])}" for k, names in problems.items() if names)
+    if parts:
         raise InputError(f"{key}: the file does not fit the model ({parts})")
     model.load_state_dict(dict(state), strict=False)
 

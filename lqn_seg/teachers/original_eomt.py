@@ -146,7 +146,8 @@ def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
     """
     renamed = rename(state, TIMM_NAMES, key)
     first, second = (renamed.get(f"layers.0.mlp.fc{k}.weight") for k in (1, 2))
-    parts = {".attention.qkv.": (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")}
+    parts: dict[str, tuple[str, ...]] = {}
+    parts[".attention.qkv."] = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
     if first is not None and second is not None and len(first) == 2 * second.shape[1]:
         parts |= {".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj."), ".mlp.fc2.": (_DOWN,)}
     converted = {}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lqn_seg.data.augmentation import UNLABELLED, AugmentationConfig, augment
+from lqn_seg.data.augmentation import AugmentationConfig
+from lqn_seg.engine.training.training_images import UNLABELLED, augment
 from lqn_seg.errors import InputError
 
 

@@ -1,8 +1,7 @@
 """What training an EoMT takes on either engine: its start, targets, losses and mask annealing.
 
-The loss is the one inside ``EomtForUniversalSegmentation`` (Hungarian matching, cross-entropy,
-point-sampled mask and dice losses). The masked attention that EoMT trains with is annealed block by
-block to zero, so that the finished teacher runs without it.
+The masked attention that EoMT trains with is annealed block by block to zero, so that the finished
+teacher runs without it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def anneal(model: Any, progress: float) -> None:
 
 
 def sine_cosine_grid(grid: tuple[int, int], width: int) -> Tensor:
-    """2-D sine-cosine position embeddings (rows * columns, width); learned from there on."""
+    """2-D sine-cosine position embeddings (rows * columns, width)."""
     quarter, (rows, columns) = width // 4, grid
     frequency = 1 / 100 ** (torch.arange(quarter) / quarter)
     axes = [torch.arange(n)[:, None] * frequency for n in grid]
@@ -59,11 +58,10 @@ def sine_cosine_grid(grid: tuple[int, int], width: int) -> Tensor:
 def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> tuple[Any, Preprocessing]:
     """A new EoMT of the shape in MODEL.LQN.TEACHER.CONFIG, for these classes.
 
-    Its ViT starts from the DINOv2 of MODEL.LQN.TRAIN.BACKBONE where that is named, and else with
-    position embeddings that differ from patch to patch.
+    Its ViT starts from the DINOv2 of MODEL.LQN.TRAIN.BACKBONE, if one is named.
 
     Returns:
-        the model, and what its input will be: mean and deviation are the DINOv2's.
+        The model, and what its input will be: mean and deviation are the DINOv2's.
 
     Raises:
         InputError: a file is missing or does not fit.
@@ -82,11 +80,11 @@ def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> tuple[Any, Prepr
 
 
 class EomtLosses(nn.Module):
-    """An EoMT in training, with its set-prediction loss and a cross-entropy per pixel.
+    """An EoMT in training: transformers' set-prediction loss, and a cross-entropy per pixel.
 
-    Set prediction reaches the patch tokens through a matching that is random at first. A per-pixel
-    loss tells every token its class from the first iteration on. Its linear classifier is trained
-    and kept in checkpoints; the finished teacher is without it.
+    Set prediction reaches the patch tokens through a matching that is random at first; a loss per
+    pixel tells every token its class from the start. Its linear classifier is trained and kept in
+    checkpoints; the finished teacher is without it.
 
     Args:
         model: transformers' EoMT.
@@ -174,13 +172,8 @@ def segment_targets(
 def mapped_targets(
     inputs: Mapping[str, Any], things: frozenset[int], ignore_label: int
 ) -> tuple[Tensor, Tensor]:
-    """`segment_targets` of what Detectron2's or Mask2Former's mapper says of an image.
-
-    Args:
-        inputs: with ``instances`` (``gt_masks`` and ``gt_classes``), ``sem_seg``, or both.
-
-    Raises:
-        InputError: it has neither, or its instances have no masks.
+    """`segment_targets` of the ``instances``, the ``sem_seg`` or both that Detectron2's or
+    Mask2Former's mapper gives; an InputError where it gives neither, or instances without masks.
     """
     instances, labels = inputs.get("instances"), inputs.get("sem_seg")
     masks = classes = None
@@ -209,11 +202,7 @@ def mapped_targets(
 def fit_targets(
     image: Tensor, masks: Tensor, classes: Tensor, size: tuple[int, int], num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """An image and its masks in the teacher's window, as `PaddedWindow` shows it at test time.
-
-    Args:
-        image: (3, h, w) uint8 RGB.
-        masks, classes: (N, h, w) bool and (N,).
+    """An image (3, h, w) uint8 and masks (N, h, w) bool in the teacher's window, as at test time.
 
     Returns:
         (3, *size) uint8 and (N, *size) float32, 0 or 1.
@@ -233,7 +222,7 @@ def fit_targets(
     window = PaddedWindow.of((image.shape[1], image.shape[2]), size)
     crop = window.crops(image)[0]
     if not len(masks):
-        return crop, torch.zeros(0, *size)
+        return crop, torch.zeros(0, *size)  # F.interpolate takes no empty batch
     inside = F.interpolate(masks[None].float(), window.inside, mode="nearest-exact")[0]
     bottom, right = size[0] - window.inside[0], size[1] - window.inside[1]
     return crop, F.pad(inside, (0, right, 0, bottom))

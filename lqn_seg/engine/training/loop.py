@@ -29,14 +29,7 @@ def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
 class Trainer(ABC):
     """``SOLVER.MAX_ITER`` iterations on the one data set of ``DATASETS.TRAIN``.
 
-    Attributes:
-        model: the network.
-        optimizers: over parameters; their first rates are scaled by `learning_rate_factor`.
-        iteration, seconds: how many iterations are done, and what they took.
-        losses: of each.
-
-    Raises:
-        InputError: ``DATASETS.TRAIN`` names no data set, or several.
+    A sub-class sets `model` and `optimizers`, whose first rates `learning_rate_factor` scales.
     """
 
     model: Any

@@ -1,9 +1,8 @@
 """Train a small CLIP from scratch on labelled images, captioned by open_clip's templates.
 
-A step takes a batch of images and one caption for every class among them, a template drawn anew
-each time; images and captions of the same class attract, all others repel (CLIP's symmetric loss,
-with all pairs of a class as positives, as in UniCL). The result is a folder that open_clip's own
-``create_model("local-dir:...")`` reads.
+A step takes a batch of images and one caption for every class among them, of a template drawn anew.
+The loss is CLIP's symmetric one, with all pairs of a class as positives (UniCL). The result is a
+folder that open_clip's own ``create_model("local-dir:...")`` reads.
 """
 
 from __future__ import annotations
@@ -39,12 +38,9 @@ WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
 class ClipTrainer(Trainer):
-    """One training run.
+    """Trains a CLIP of the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format).
 
-    Args:
-        cfg: ``DATASETS.TRAIN`` (one set of labelled images), ``MODEL.LQN.TEACHER.CONFIG`` (JSON in
-            open_clip's format), ``MODEL.WEIGHTS`` (empty, or an EoMT whose first layers the image
-            tower starts from) and ``SOLVER``.
+    Its image tower starts from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named.
 
     Raises:
         InputError: the data set or the model's file is missing or malformed.
@@ -104,7 +100,6 @@ class ClipTrainer(Trainer):
         return self._input(images), captions, place.to(self.device), present
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        """CLIP's symmetric loss of a batch; images of a class are its caption's positives alike."""
         images, captions, place, present = batch
         amp = self.solver.AMP.ENABLED
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
@@ -159,8 +154,7 @@ def start_from_eomt(model: Any, weights: str) -> Preprocessing:
         What the EoMT says of its input.
 
     Raises:
-        InputError: the EoMT cannot be loaded, or the tower is not the same kind of ViT: the same
-            patches and width, layer scale, no norm before the first layer.
+        InputError: the EoMT cannot be loaded, or the tower is another kind of ViT.
     """
     eomt, visual = load_eomt(weights), model.visual
     embeddings, layers = eomt.model.embeddings, visual.transformer.layers
@@ -242,17 +236,15 @@ def _groups(model: torch.nn.Module, solver: CfgNode) -> list[dict[str, Any]]:
     The layers of the image tower take ``BACKBONE_MULTIPLIER`` of the rate: what they have been
     taught is lost at the rate that the rest learns at.
     """
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         tower = name.startswith("visual.") and name != "visual.proj"
-        groups.setdefault((tower, parameter.ndim > 1), []).append(parameter)
+        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if tower else 1.0)
+        decay = solver.WEIGHT_DECAY if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if tower else 1.0),
-            "weight_decay": solver.WEIGHT_DECAY if matrix else 0.0,
-        }
-        for (tower, matrix), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
 
 

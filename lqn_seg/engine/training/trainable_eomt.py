@@ -28,7 +28,7 @@ class TrainableEomt(EomtLosses):
     Args:
         segmenter: the teacher alone; its weights may be trained from now on.
         input_format: channel order of the images that come in, ``RGB`` or ``BGR``.
-        pixel_weight: of the auxiliary per-pixel loss; 0 is off.
+        pixel_weight: as of `EomtLosses`.
 
     Raises:
         InputError: the weights are in half precision, which nothing is trained in.

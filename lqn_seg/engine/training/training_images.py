@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
 
-from lqn_seg.data.augmentation import UNLABELLED, AugmentationConfig, augment
+from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import Dataset
 from lqn_seg.data.images import read_record, untold_turn
 from lqn_seg.data.metadata import Record
@@ -19,6 +22,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Preprocessing, normalise
 
 MOST_LEFT_OUT = 0.1  # of the images, before training stops
+UNLABELLED = 0  # in an index map
 FEW = 10  # images that may be left out of any data set
 # Image (h, w, 3), segment indices (h, w) from 1 on, and each segment's class.
 Decoded = tuple[NDArray[np.uint8], NDArray[np.integer], list[int]]
@@ -133,3 +137,34 @@ class TrainingImages:
         for number, (segment, _) in enumerate(segments, start=1):
             index_map[ids == segment] = number
         return index_map, [category for _, category in segments]
+
+
+def augment(
+    image: NDArray[np.uint8],
+    index_map: NDArray[np.integer],
+    config: AugmentationConfig,
+    side: int,
+    seed: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """(H, W, 3) RGB and (H, W) index map varied alike to (3, h, w) uint8 and (h, w) int32.
+
+    All that is drawn follows from ``seed`` alone. An image smaller than the crop's ``side`` lies at
+    random inside it; the rest is black and ``UNLABELLED``.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).movedim(2, 0)
+    labels = torch.from_numpy(index_map.astype(np.int32))[None]
+    colors = config.brightness, config.contrast, config.saturation, config.hue
+    steps: list[v2.Transform] = [v2.RandomHorizontalFlip(config.flip)]
+    if any(colors):
+        steps.append(v2.ColorJitter(*colors))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
+        if config.crop:
+            factor = torch.empty(()).uniform_(*config.scale).item()
+            pixels = v2.functional.resize(pixels, [max(round(factor * side), 1)])
+            # Not as a Mask: torchvision would take the nearest pixel's corner, not its centre.
+            exact = InterpolationMode.NEAREST_EXACT
+            labels = v2.functional.resize(labels, list(pixels.shape[1:]), exact)
+            steps.insert(0, v2.RandomCrop(side, pad_if_needed=True))
+        varied = v2.Compose(steps)(tv_tensors.Image(pixels), tv_tensors.Mask(labels))
+    return varied[0].as_subclass(Tensor), varied[1][0].as_subclass(Tensor)

@@ -158,7 +158,8 @@ def augment(
     if any(colors):
         steps.append(v2.ColorJitter(*colors))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
+        key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(key)
         if config.crop:
             factor = torch.empty(()).uniform_(*config.scale).item()
             pixels = v2.functional.resize(pixels, [max(round(factor * side), 1)])

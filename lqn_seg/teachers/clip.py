@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import PrefixContext, Preprocessing, Teacher
-from lqn_seg.teachers.files import BAD_CHECKPOINT, first_line, read_json, use_cache_without_network
+from lqn_seg.teachers.files import named, read_json, use_cache_without_network
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.preprocessing import clip_values
 
@@ -197,25 +197,20 @@ def load_clip(
         check_quick_gelu(name, weights)
         use_cache_without_network()
         architecture, pretrained = name, weights
-    try:
-        with _quiet():
-            model: Any = open_clip.create_model(
-                architecture, pretrained, device=device, pretrained_text=False
-            ).float()
+    how = "its config or weights are damaged or do not fit each other"
+    if pretrained and not local.is_file():
+        how = (
+            "the weights are not in the cache and could not be fetched; fetch them on a "
+            "machine with internet and give the local file or directory"
+        )
+    asked = f"{name or weights} ({pretrained or 'local'})"
+    with named(f"{_KEY}.WEIGHTS: {asked} could not be loaded: {how}"), _quiet():
+        model: Any = open_clip.create_model(
+            architecture, pretrained, device=device, pretrained_text=False
+        )
         tokenizer = open_clip.get_tokenizer(architecture)
-    except BAD_CHECKPOINT as error:
-        how = "its config or weights are damaged or do not fit each other"
-        if pretrained and not local.is_file():
-            how = (
-                "the weights are not in the cache and could not be fetched; fetch them on a "
-                "machine with internet and give the local file or directory"
-            )
-        raise InputError(
-            f"{_KEY}.WEIGHTS: {name or weights} ({pretrained or 'local'}) could not be "
-            f"loaded: {how} ({first_line(error)})"
-        ) from error
     resolved = resolve_precision(precision, torch.device(device))
-    teacher = ClipTeacher(model, tokenizer, resolved, source)
+    teacher = ClipTeacher(model.float(), tokenizer, resolved, source)
     # Not the texts': open_clip would lower what runs between their layers too.
     lower_weights(model.visual, resolved)
     return teacher

@@ -14,7 +14,7 @@ from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import PrefixContext, Preprocessing, Size, Teacher
 from lqn_seg.teachers.eomt_model import image_size_of
-from lqn_seg.teachers.files import WEIGHT_FILES, find_file, first_line, read_json, read_weights
+from lqn_seg.teachers.files import WEIGHT_FILES, find_file, named, read_json, read_weights
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.original_eomt import convert_timm, load_strictly
 from lqn_seg.teachers.preprocessing import interpolation_of, timm_values
@@ -94,14 +94,10 @@ def build_dinov2(
     sizes = {"img_size": image_size, "patch_size": patch_size}
     arguments = {**content.get("model_args", {}), **{k: v for k, v in sizes.items() if v}}
     pretrained = timm_values(content, f"{key}: {shape}")
-    try:
+    with named(f"{key}: {shape} does not name a ViT of timm's that can be built"):
         model = timm.create_model(
             content["architecture"], num_classes=0, pretrained_cfg_overlay=pretrained, **arguments
         )
-    except (KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise InputError(
-            f"{key}: {shape} does not name a ViT of timm's that can be built ({first_line(error)})"
-        ) from error
     if not isinstance(model, VisionTransformer) or model.cls_token is None:
         raise InputError(f"{key}: {content['architecture']} is no ViT with a CLS token")
     if not weights:
@@ -109,11 +105,9 @@ def build_dinov2(
     file = path if path.is_file() else find_file(weights, WEIGHT_FILES, key)
     if file is None:
         raise InputError(f"{key}: {weights} holds no {' or '.join(WEIGHT_FILES)}")
-    try:
+    with named(f"{key}: {file} does not fit the model"):
         # Meta's names to timm's, and the size of patches and grid to the model's.
         state = checkpoint_filter_fn(read_weights(file, key), model)
-    except (KeyError, RuntimeError) as error:
-        raise InputError(f"{key}: {file} does not fit the model ({first_line(error)})") from error
     state = {name: value for name, value in state.items() if not name.startswith("head.")}
     load_strictly(model, state, f"{key}: {file}")
     return model

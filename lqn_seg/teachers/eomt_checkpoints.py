@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Preprocessing, Size
 from lqn_seg.teachers.eomt_model import build_eomt, eomt_classes, image_size_of, set_image_size
 from lqn_seg.teachers.files import (
-    BAD_CHECKPOINT,
     WEIGHT_FILES,
     find_file,
-    first_line,
+    named,
     read_json,
     read_weights,
 )
@@ -39,15 +36,21 @@ from lqn_seg.teachers.preprocessing import (
 ABSOLUTE = "absolute"  # in place of a base: the file is no difference to anything
 _CONFIG, _BASE = "MODEL.LQN.TEACHER.CONFIG", "MODEL.LQN.TEACHER.BASE"
 _WEIGHTS = "MODEL.LQN.TEACHER.WEIGHTS"
-_BAD = (*BAD_CHECKPOINT, SafetensorError, StrictDataclassError)
 _NAMES = " or ".join(WEIGHT_FILES)
 Read = tuple[Any, Preprocessing | None]  # a model in float32, and what is known of its input
 
 
 def read_eomt(weights: str, config: str, image_size: Size | None, base: str) -> Read:
     """A model and its input; arguments and errors are those of `load_eomt`."""
+    model, preprocessing = _read(weights, config, image_size, base)
+    if image_size is not None:
+        set_image_size(model, image_size)
+    return model, preprocessing
+
+
+def _read(weights: str, config: str, image_size: Size | None, base: str) -> Read:
     if not weights:
-        return _random(config, image_size), None
+        return _random(config), None
     path = Path(weights)
     if not path.is_file():
         file = find_file(weights, ("config.json", *WEIGHT_FILES), _WEIGHTS)
@@ -56,7 +59,7 @@ def read_eomt(weights: str, config: str, image_size: Size | None, base: str) -> 
         has_config = file is not None and file.name == "config.json"
         # The original's repositories may hold some config.json of their own.
         if file is None or (has_config and "model_type" in read_json(file, _WEIGHTS)):
-            return _transformers(weights, image_size)
+            return _transformers(weights, image_size is None)
         if has_config:
             file = find_file(weights, WEIGHT_FILES[::-1], _WEIGHTS)
         if file is None:
@@ -65,61 +68,46 @@ def read_eomt(weights: str, config: str, image_size: Size | None, base: str) -> 
     state, key = read_weights(path, _WEIGHTS), f"{_WEIGHTS}: {path}"
     if is_original(state):
         return _original(state, path, key, config, image_size, base)
-    return _trained(state, key, config, image_size)
+    return _trained(state, key, config)
 
 
-def _random(config: str, image_size: Size | None) -> Any:
-    try:
+def _random(config: str) -> Any:
+    with named(f"{_CONFIG}: no EoMT has the shape of {config}"):
         model = build_eomt(read_eomt_config(config))
-        if image_size is not None:
-            set_image_size(model, image_size)
-    except InputError:
-        raise
-    except _BAD as error:
-        raise InputError(
-            f"{_CONFIG}: no EoMT has the shape of {config} ({first_line(error)})"
-        ) from error
     nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
     return model
 
 
-def _transformers(weights: str, image_size: Size | None) -> Read:
+def _transformers(weights: str, as_stated: bool) -> Read:
+    """From transformers' layout, for images of the stated size if that is asked for."""
     model, preprocessing = _from_pretrained(weights), None
     if said := read_preprocessor(weights, _WEIGHTS):
         content, where = said[0], f"{_WEIGHTS}: {said[1]}"
         preprocessing, window = preprocessing_of(content, where), window_of(content, where)
         size = image_size_of(model.config)
-        if image_size is None and window is not None and window != size:
+        if as_stated and window is not None and window != size:
             if model.config.model_type == "eomt":  # positions were learned at one size
                 raise InputError(
                     f"{where}: size is {window[0]}x{window[1]}, but config.json's image_size is "
                     f"{size[0]}x{size[1]}: say which by MODEL.LQN.TEACHER.IMAGE_SIZE"
                 )
-            image_size = window
-    if image_size is not None:
-        set_image_size(model, image_size)
+            set_image_size(model, window)
     return model, preprocessing
 
 
 def _from_pretrained(weights: str) -> Any:
-    try:
+    how = "its config.json or weights are damaged or not those of an EoMT"
+    if not Path(weights).is_dir():
+        how = (
+            "it is not in the model hub's cache and could not be fetched; download it on a "
+            f"machine with internet by `hf download {weights}` and give the directory"
+        )
+    with named(f"{_WEIGHTS}: {weights} could not be loaded: {how}"):
         file = find_file(weights, ("config.json",), _WEIGHTS)
         kind = read_json(file, _WEIGHTS).get("model_type", "") if file else "eomt"
         model, report = eomt_classes(kind)[1].from_pretrained(  # type: ignore[attr-defined]
             weights, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except InputError:
-        raise
-    except _BAD as error:
-        how = "its config.json or weights are damaged or not those of an EoMT"
-        if not Path(weights).is_dir():
-            how = (
-                "it is not in the model hub's cache and could not be fetched; download it on a "
-                f"machine with internet by `hf download {weights}` and give the directory"
-            )
-        raise InputError(
-            f"{_WEIGHTS}: {weights} could not be loaded: {how} ({first_line(error)})"
-        ) from error
     bad = {key: sorted(map(str, report[key])) for key in report if key != "error_msgs"}
     parts = "; ".join(f"{key}: {', '.join(names[:3])}" for key, names in bad.items() if names)
     if parts:
@@ -155,7 +143,7 @@ def _original(
     return model, preprocessing
 
 
-def _trained(state: Mapping[str, Tensor], key: str, config: str, image_size: Size | None) -> Read:
+def _trained(state: Mapping[str, Tensor], key: str, config: str) -> Read:
     """From what Detectron2 saved of a model around an EoMT."""
     inside = [name for name in state if name.endswith("attn_mask_probs")]
     if not inside:
@@ -174,8 +162,6 @@ def _trained(state: Mapping[str, Tensor], key: str, config: str, image_size: Siz
     shape.num_labels = len(eomt.get("class_predictor.bias", [0, 0])) - 1
     model = build_eomt(shape)
     load_strictly(model, {n: x for n, x in eomt.items() if not n.startswith("criter")}, key)
-    if image_size is not None:
-        set_image_size(model, image_size)
     pixels = {f"encoder.{n}": state[n] for n in ("pixel_mean", "pixel_std") if n in state}
     return model, of_original(pixels, key, delta=False)
 
@@ -213,11 +199,9 @@ def read_eomt_config(path: str) -> Any:
     if not Path(path).is_file():
         raise InputError(f"{_CONFIG}: there is no file {path or '(empty)'}")
     content = read_json(Path(path), _CONFIG)
-    try:
+    with named(f"{_CONFIG}: {path} is no EomtConfig"):
         kind = eomt_classes(content.get("model_type", "eomt"))[0]
         unknown = sorted(set(content) - {*kind().to_dict(), "num_labels"})
         if unknown:
             raise InputError(f"{_CONFIG}: {path} has the unknown key {unknown[0]!r}")
         return kind(**content)
-    except (TypeError, StrictDataclassError) as error:
-        raise InputError(f"{_CONFIG}: {path} is no EomtConfig ({first_line(error)})") from error

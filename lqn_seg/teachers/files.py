@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from urllib.request import getproxies
 import huggingface_hub.constants
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,16 +27,24 @@ from lqn_seg.errors import InputError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What libraries raise where a description or weights of a model make no sense.
-BAD_CHECKPOINT = (
-    *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError),
-    *(ArithmeticError, AssertionError),
+_SENSELESS = (
+    *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, EOFError),
+    *(ArithmeticError, AssertionError, SafetensorError, StrictDataclassError),
+    pickle.UnpicklingError,
 )
 _PATIENCE = 5.0  # seconds until the model hub counts as out of reach
 _LARGEST = 1 << 20  # in a model's description: no width, depth or vocabulary is larger
-_UNREADABLE = (
-    *(RuntimeError, OSError, EOFError, ValueError, KeyError),
-    *(SafetensorError, pickle.UnpicklingError),
-)
+
+
+@contextmanager
+def named(sentence: str) -> Iterator[None]:
+    """Within, what libraries raise at a senseless file becomes an `InputError` of this sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _SENSELESS as error:
+        raise InputError(f"{sentence} ({first_line(error)})") from error
 
 
 def find_file(weights: str, names: Sequence[str], key: str) -> Path | None:
@@ -84,7 +92,7 @@ def _hub_answers() -> bool:
     answered = threading.Event()
 
     def connect() -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             socket.create_connection(address, timeout=_PATIENCE).close()
             answered.set()
 
@@ -100,10 +108,8 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
         InputError: the file cannot be read, holds something else, or a number that no model has.
     """
     where = f"{key}: {path} could not be loaded"
-    try:
+    with named(f"{where}: it is not JSON"):
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: it is not JSON ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: it holds no JSON object")
     _refuse_absurd(content, where)
@@ -129,16 +135,12 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, damaged, or holds more than tensors.
     """
-    try:
+    how = "it is missing, damaged, or holds more than tensors"
+    with named(f"{key}: {path} could not be loaded: {how}"):
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise InputError(
-            f"{key}: {path} could not be loaded: it is missing, damaged, or holds more than "
-            f"tensors ({first_line(error)})"
-        ) from error
     state = content if isinstance(content, dict) else {}
     for inner in ("model", "state_dict"):
         if isinstance(state.get(inner), dict):

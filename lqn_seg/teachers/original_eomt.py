@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Size
-from lqn_seg.teachers.eomt_model import build_eomt, eomt_classes, set_image_size
-from lqn_seg.teachers.files import first_line
+from lqn_seg.teachers.eomt_model import build_eomt, eomt_classes
+from lqn_seg.teachers.files import named
 
 State = dict[str, Tensor]
 
@@ -88,8 +88,8 @@ def convert_original(
 
     Args:
         key: the configuration key or argument that the file comes from, for messages.
-        image_size: (height, width) in pixels. Default: the square that DINOv2's position embeddings
-            were learned at; they are resampled for another. DINOv3 has none, so it must be given.
+        image_size: (height, width) in pixels, wherever the file's position embeddings do not say
+            it: DINOv3 has none, and DINOv2's may be no square.
         overrides: values of the ``EomtConfig`` in place of what the tensors' shapes say.
         base: for delta weights, those of DINOv3 that they are the difference to.
 
@@ -110,15 +110,9 @@ def convert_original(
     if base is not None:
         vit = _add_base(vit, base, key)
     converted = {**vit, **head}
-    try:
+    with named(f"{key}: the file is not that of an EoMT"):
         model = build_eomt(_config(converted, kind, key, image_size, overrides or {}))
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{key}: the file is not that of an EoMT ({first_line(error)})") from error
     load_strictly(model, converted, key)
-    if image_size is not None:
-        set_image_size(model, image_size)
     return model
 
 

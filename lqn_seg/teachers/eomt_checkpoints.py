@@ -81,8 +81,8 @@ def _random(config: str) -> Any:
 def _transformers(weights: str, as_stated: bool) -> Read:
     """From transformers' layout, for images of the stated size if that is asked for."""
     model, preprocessing = _from_pretrained(weights), None
-    if said := read_preprocessor(weights, _WEIGHTS):
-        content, where = said[0], f"{_WEIGHTS}: {said[1]}"
+    if processor := read_preprocessor(weights, _WEIGHTS):
+        content, where = processor[0], f"{_WEIGHTS}: {processor[1]}"
         preprocessing, window = preprocessing_of(content, where), window_of(content, where)
         size = image_size_of(model.config)
         if as_stated and window is not None and window != size:
@@ -138,8 +138,8 @@ def _original(
     preprocessing = of_original(pixel_tensors(state), key, delta=difference_to is not None)
     for folder, at in ((str(path.parent), _WEIGHTS), (base, _BASE)):
         is_there = preprocessing is None and Path(folder, FILE_NAME).is_file()
-        if is_there and (said := read_preprocessor(folder, at)):
-            preprocessing = preprocessing_of(said[0], f"{at}: {said[1]}")
+        if is_there and (processor := read_preprocessor(folder, at)):
+            preprocessing = preprocessing_of(processor[0], f"{at}: {processor[1]}")
     return model, preprocessing
 
 

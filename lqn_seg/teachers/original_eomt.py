@@ -233,7 +233,7 @@ def _config(
         side = math.isqrt(count)
         if image_size is None or (image_size[0] // patch) * (image_size[1] // patch) != count:
             shape["image_size"] = side * patch if side * side == count else None
-        untold = f"of {count} position embeddings cannot be told, for they are no square: give it"
+        problem = f"of {count} position embeddings cannot be told, for they are no square: give it"
     else:
         shape |= {
             "intermediate_size": state["layers.0.mlp.up_proj.weight"].shape[0],
@@ -242,10 +242,10 @@ def _config(
         }
         for word in ("query", "key", "value"):
             shape[f"{word}_bias"] = f"layers.0.attention.{word[0]}_proj.bias" in state
-        untold = "is in no tensor of a DINOv3, whose positions are rotary: give the image size"
+        problem = "is in no tensor of a DINOv3, whose positions are rotary: give the image size"
     shape |= overrides
     if shape["image_size"] is None:
-        raise InputError(f"{key}: the image size {untold}")
+        raise InputError(f"{key}: the image size {problem}")
     return eomt_classes(kind)[0](**shape)
 
 

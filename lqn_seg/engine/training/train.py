@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lqn_seg.engine.training.loop import Trainer
 from lqn_seg.engine.training.training_images import TrainingImages
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt_model import image_size_of
+from lqn_seg.teachers.files import named
 from lqn_seg.teachers.preprocessing import write_preprocessor
 
 
@@ -83,10 +83,8 @@ class TeacherTrainer(Trainer):
         """Go on from the checkpoint in the output folder, if there is one."""
         if not self.checkpoint_path.is_file():
             return
-        try:
+        with named(f"{self.checkpoint_path} cannot be read"):
             state = torch.load(self.checkpoint_path, weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise InputError(f"{self.checkpoint_path} cannot be read ({error})") from error
         if state["recipe"] != self.recipe():
             raise InputError(
                 f"{self.checkpoint_path} was made by another configuration: choose another "

@@ -59,12 +59,12 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
         return tokens
 
     def visitor(visit: Callable[[RangeBuilder, Tensor], None]) -> Callable[[int, Tensor], Tensor]:
-        def edit(layer: int, tokens: Tensor) -> Tensor:
+        def hook(layer: int, tokens: Tensor) -> Tensor:
             if layer in builders:
                 visit(builders[layer], tokens)
             return tokens
 
-        return edit
+        return hook
 
     teacher.encode(blank, first)
     pixels = []
@@ -90,9 +90,9 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
     )
 
 
-def _run(teacher: Teacher[Any], crops: Tensor, edit: Callable[[int, Tensor], Tensor]) -> Tensor:
+def _run(teacher: Teacher[Any], crops: Tensor, hook: Callable[[int, Tensor], Tensor]) -> Tensor:
     crops = normalise(crops.to(teacher.device), teacher.pixel_mean, teacher.pixel_std)
-    return teacher.encode(crops, edit)[0]
+    return teacher.encode(crops, hook)[0]
 
 
 def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, Any]) -> None:

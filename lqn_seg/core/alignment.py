@@ -119,7 +119,7 @@ class Calibration:
 
 
 class Restorer:
-    """Restores one batch while the teacher runs: hand it to `Teacher.encode` as `edit`.
+    """Restores one batch while the teacher runs: hand it to `Teacher.encode` as `hook`.
 
     Attributes:
         damage: (B,) damage at layer 0, once the teacher has run.

@@ -43,5 +43,5 @@ def is_unlike(
     if calibration is None:
         return False
     gauge = Acquaintance(calibration.to(teacher.device))
-    probe = Probe(teacher, [image], inference, edit=gauge)
+    probe = Probe(teacher, [image], inference, hook=gauge)
     return bool(gauge.unlike(probe.shown()))

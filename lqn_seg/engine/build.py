@@ -22,7 +22,8 @@ from lqn_seg.segmentation.comparators import load_universal
 from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.dinov2 import load_dinov2
-from lqn_seg.teachers.eomt import ABSOLUTE, EomtTeacher, load_eomt
+from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
+from lqn_seg.teachers.eomt_checkpoints import ABSOLUTE
 from lqn_seg.teachers.eomt_head import EomtHead
 from lqn_seg.teachers.preprocessing import described
 

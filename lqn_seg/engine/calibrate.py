@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lqn_seg.adapt.calibration import (
-    FILE_NAME,
-    PASSES,
-    QUANTILE,
-    calibrate,
-    save_calibration,
-)
+from lqn_seg.adapt.calibration import FILE_NAME, PASSES, QUANTILE, calibrate, save_calibration
 from lqn_seg.config.nodes import load_cfg, segmentation_config
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.data.catalog import Dataset, get_dataset
@@ -30,7 +24,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import layout_of
 from lqn_seg.teachers.base import Teacher
 
-_BATCH = 8
+BATCH = 8
 T = TypeVar("T")
 
 
@@ -49,7 +43,7 @@ def calibrate_teacher(
     Args:
         images: a folder, searched below, or the name of a registered data set.
         most: use the first so many images by name; 0 is all.
-        quantile: share of the windows left out at either end of each range.
+        quantile: fraction of the windows left out at either end of each range.
         output: file to write; by default beside the teacher's local weights.
         strict: stop at the first image that cannot be read, which is otherwise named and left out.
 
@@ -62,21 +56,17 @@ def calibrate_teacher(
     cfg = load_cfg(config_file, overrides, device)
     if most < 0:
         raise InputError(f"--max must not be negative, not {most}")
+    quantile = QUANTILE if quantile is None else quantile
+    if not 0 <= quantile < 0.5:
+        raise InputError(f"--quantile must be in [0, 0.5), not {quantile}")
     source = get_dataset(images) if isinstance(images, str) else images
     records = calibration_records(source, strict)[: most or None]
-    weights = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
-    if output is None:
-        if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not weights.is_dir():
-            raise InputError("--output is needed: the teacher's weights are not in a local folder")
-        output = weights / FILE_NAME
+    output = output or _beside(cfg.MODEL.LQN.TEACHER.WEIGHTS)
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
     if output.is_dir():
         raise InputError(f"--output: {output} is a folder, expected a file")
     make_writable(output.parent)
-    share = QUANTILE if quantile is None else quantile
-    if not 0 <= share < 0.5:
-        raise InputError(f"--quantile must be in [0, 0.5), not {share}")
     teacher = build_teacher(cfg)
     print(describe_teacher(cfg, teacher), flush=True)
     inference = segmentation_config(cfg).inference
@@ -85,18 +75,17 @@ def calibrate_teacher(
         image = torch.from_numpy(read_labelled_image(record)).movedim(2, 0)
         return layout_of(image, teacher, inference).crops(image)
 
-    found, count = calibrate_on(teacher, records, windows, _BATCH, share, strict)
-    save_calibration(
-        output,
-        found,
-        {
-            "images": count,
-            "from": Path(images).name,
-            "quantile": share,
-            "inference": inference,
-        },
-    )
+    calibration, count = calibrate_on(teacher, records, windows, BATCH, quantile, strict)
+    about = {"images": count, "from": Path(images).name, "quantile": quantile}
+    save_calibration(output, calibration, {**about, "inference": inference})
     return output
+
+
+def _beside(weights: str) -> Path:
+    folder = Path(find_local(weights))
+    if not weights or not folder.is_dir():
+        raise InputError("--output is needed: the teacher's weights are not in a local folder")
+    return folder / FILE_NAME
 
 
 def calibrate_on(
@@ -111,63 +100,53 @@ def calibrate_on(
 
     Args:
         windows: (N, 3, h, w) uint8 teacher inputs that a source holds; raises `InputError` where it
-            cannot be read.
+            cannot be read, which `strict` lets through.
         batch: how many the teacher gets at a time.
-        quantile: see `calibrate`.
-        strict: raise that error.
 
     Returns:
         The calibration, and how many sources it was made from.
-
-    Raises:
-        InputError: fewer than two sources can be read.
     """
     left_out: set[int] = set()
 
-    def read(number: int) -> list[Tensor]:
-        if number in left_out:  # in every pass the same ones
-            return []
-        try:
-            return [*windows(sources[number])]
-        except InputError as error:
-            if strict:
-                raise
-            left_out.add(number)
-            say(f"left out: {error}")
-            return []
+    def batches() -> Iterator[Tensor]:
+        waiting: list[Tensor] = []
+        for number, source in enumerate(sources):
+            bar.update()
+            if number in left_out:  # in every pass the same ones
+                continue
+            try:
+                waiting.extend(windows(source))
+            except InputError as error:
+                if strict:
+                    raise
+                left_out.add(number)
+                say(f"left out: {error}")
+            while len(waiting) >= batch:
+                yield inputs(waiting[:batch])
+                del waiting[:batch]
+        if waiting:
+            yield inputs(waiting)
+
+    def inputs(crops: list[Tensor]) -> Tensor:
+        return torch.stack(crops).to(teacher.device).float() / 255
 
     with tqdm(total=PASSES * len(sources), desc=f"{PASSES} passes", unit="image") as bar:
-
-        def batches() -> Iterator[Tensor]:
-            waiting: list[Tensor] = []
-            for number in range(len(sources)):
-                bar.update()
-                waiting.extend(read(number))
-                is_last = number == len(sources) - 1
-                while len(waiting) >= batch or (waiting and is_last):
-                    yield torch.stack(waiting[:batch]).to(teacher.device).float() / 255
-                    waiting = waiting[batch:]
-
-        found = calibrate(teacher, batches, quantile)
+        calibration = calibrate(teacher, batches, quantile)
     if left_out:
         say(f"{len(left_out)} of {len(sources)} images LEFT OUT")
-    return found, len(sources) - len(left_out)
+    return calibration, len(sources) - len(left_out)
 
 
 def calibration_records(source: Path | Dataset, strict: bool = False) -> list[Record]:
     """Records of the images below a folder, or of a data set.
 
-    Args:
-        strict: whether it is an error that something there cannot be listed, which is otherwise
-            named and left out.
-
     Raises:
-        InputError: there is no image.
+        InputError: there is no image, or with `strict` one that cannot be listed.
     """
     if isinstance(source, Dataset):
         return usable_records(source, strict)
-    found = find_images(source, below=True)
-    name_problems(found.problems(f"folder {source}"), strict)
-    if not found.images:
+    files = find_images(source, below=True)
+    name_problems(files.problems(f"folder {source}"), strict)
+    if not files.images:
         raise InputError(f"--images: there is no image below {source}")
-    return [{"file_name": str(file)} for file in found.images]
+    return [{"file_name": str(file)} for file in files.images]

@@ -29,7 +29,7 @@ from lqn_seg.data.metadata import Record
 from lqn_seg.engine.evaluate import Condition
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow, layout_of
-from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Edit, Teacher, normalise
+from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Hook, Teacher, normalise
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Probe:
         images: (3, h, w) uint8 each; of an image that needs several windows, the first.
         inference: how images meet the teacher, as `SegmentationConfig.inference`.
         seed: of the students.
-        edit: what is done to the teacher's tokens on their way.
+        hook: what is done to the teacher's tokens on their way.
 
     Attributes:
         windows: (B, 3, *S) pixels in 0..1, as the teacher sees them.
@@ -151,7 +151,7 @@ class Probe:
         images: Sequence[Tensor],
         inference: str = "pad",
         seed: int = 0,
-        edit: Edit | None = None,
+        hook: Hook | None = None,
     ) -> None:
         self.teacher = teacher
         crops: list[Tensor] = []
@@ -165,7 +165,7 @@ class Probe:
             self.inside.append(layout.inside if isinstance(layout, PaddedWindow) else whole)
         self.windows = torch.stack(crops).to(teacher.device).float() / 255
         self.normalised = normalise(self.windows, teacher.pixel_mean, teacher.pixel_std)
-        self.field, _ = teacher.encode(self.normalised, edit)
+        self.field, _ = teacher.encode(self.normalised, hook)
 
     @property
     def depth(self) -> int:

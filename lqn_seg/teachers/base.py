@@ -1,11 +1,15 @@
-"""What a teacher is: the protocol that everything above the teachers relies on."""
+"""What a teacher is: a frozen ViT that gives its tokens at every layer and resumes from any.
+
+Shapes: B images, L layers, H x W patches, D features, P prefix tokens (CLS, registers).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +19,20 @@ from lqn_seg.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-ContextT = TypeVar("ContextT")
 # (layer, patch tokens (B, H, W, D)) -> what the teacher goes on with; layer 0 is the embedding.
-Edit = Callable[[int, Tensor], Tensor]
+Hook = Callable[[int, Tensor], Tensor]
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """How pixels become a teacher's input.
 
-    Attributes:
-        mean, std: of three channels, for pixels in 0..1.
-        interpolation: Pillow's name of the filter that images are resized with.
-        resize: "keep" the aspect ratio, "stretch" an image to the teacher's size, or "none".
-        inference: "pad" or "windows" where the checkpoint was made for one of them; "" otherwise.
-        source: the file or tensor that says so; "" where nothing does.
+    mean, std: of three channels, for pixels in 0..1.
+    interpolation: Pillow's name of the filter that images are resized with.
+    resize: "keep" the aspect ratio, "stretch" an image to the teacher's size, or "none".
+    inference: "pad" or "windows" where the checkpoint was made for one of them; "" otherwise.
+    source: the file or tensor that says so; "" where nothing does.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -41,68 +43,148 @@ class Preprocessing:
     source: str = ""
 
 
-class Teacher(Protocol[ContextT]):
-    """A frozen ViT: images to a token field and whatever else its frozen rest needs.
+@dataclass(frozen=True)
+class PrefixContext:
+    """What the frozen rest of a teacher needs beside the patch tokens.
+
+    prefix: (B, L + 1, P, D) prefix tokens after each layer; index 0 is the embedding.
+    """
+
+    prefix: Tensor
+
+
+ContextT = TypeVar("ContextT", bound=PrefixContext)
+
+
+class Teacher(ABC, Generic[ContextT]):
+    """A frozen ViT. A sub-class gives `start`, and `run` where its layers take more than tokens.
 
     Attributes:
-        name: what people call it.
-        model: the network itself.
+        blocks: the layers of `model`, in their order.
         num_layers: L; layers are numbered 1..L, 0 is the patch embedding.
         num_query_layers: how many of the last layers also carry object queries; 0 in a CLIP.
-        width: D, features of a token.
-        grid: (H, W) patches.
-        image_size: (height, width) in pixels that :meth:`encode` takes.
-        pixel_mean, pixel_std: normalisation of the teacher's input, for pixels in 0..1.
+        width, grid: D and (H, W).
+        image_size: (height, width) in pixels that `encode` takes.
         precision: of its matrix products: "float32", "bfloat16" or "float16".
-        preprocessing: what its checkpoint says of its input, ``pixel_mean`` and ``pixel_std``
-            included.
     """
 
     name: ClassVar[str]
-    model: nn.Module
-    num_layers: int
-    num_query_layers: int
-    width: int
-    grid: tuple[int, int]
-    image_size: tuple[int, int]
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
-    precision: str = "float32"
-    preprocessing: Preprocessing = Preprocessing()
+
+    def __init__(
+        self,
+        model: Any,
+        blocks: Sequence[nn.Module] | nn.ModuleList,
+        width: int,
+        grid: Size,
+        image_size: Size,
+        precision: str = "float32",
+        preprocessing: Preprocessing | None = None,
+        num_query_layers: int = 0,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.blocks: Iterable[nn.Module] = blocks
+        self.num_layers, self.num_query_layers = len(blocks), num_query_layers
+        self.width, self.grid, self.image_size = width, grid, image_size
+        self.precision = precision
+        self.preprocessing = preprocessing or Preprocessing()
 
     @property
-    def device(self) -> torch.device: ...
+    def pixel_mean(self) -> tuple[float, ...]:
+        return self.preprocessing.mean
 
     @property
-    def blocks(self) -> Iterable[nn.Module]:
-        """The layers, in their order."""
+    def pixel_std(self) -> tuple[float, ...]:
+        return self.preprocessing.std
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def products(self) -> AbstractContextManager[None]:
         """Within, matrix products are computed in the teacher's precision."""
         return products_in(self.precision, self.device)
 
-    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, ContextT]:
-        """(B, 3, h, w) normalised images to the token field (B, L, H, W, D) and its context.
+    @abstractmethod
+    def start(self, images: Tensor) -> tuple[Tensor, ContextT]:
+        """Layer 0: patch embeddings (B, H, W, D) of (B, 3, h, w), and the context at layer 0."""
 
-        ``edit`` may replace the patch tokens of the embedding and of each layer as they come.
+    def enter(self, state: Tensor) -> Tensor:
+        """(B, P + H W, D) tokens of layer 0 to what layer 1 takes."""
+        return state
+
+    def run(
+        self, layer: int, patches: Tensor, context: ContextT, hook: Hook | None = None
+    ) -> tuple[Tensor, ContextT]:
+        """Layers ``layer + 1`` to L from patches (B, H, W, D) and the context up to ``layer``.
+
+        Returns:
+            Patches of the layers run (B, L - layer, H, W, D), and the whole context.
         """
+        prefixes = list(context.prefix[:, : layer + 1].unbind(1))
+        count, fields = prefixes[0].shape[1], []
+        state = torch.cat([prefixes[-1], patches.flatten(1, 2)], 1)
+        if layer == 0:
+            state = self.enter(state)
+        for index, block in enumerate(list(self.blocks)[layer:], layer + 1):
+            with self.products():
+                state = block(state)
+            patches = state[:, count:].unflatten(1, self.grid)
+            if hook is not None:
+                patches = hook(index, patches)
+                state = torch.cat([state[:, :count], patches.flatten(1, 2)], 1)
+            fields.append(patches)
+            prefixes.append(state[:, :count])
+        return torch.stack(fields, 1), replace(context, prefix=torch.stack(prefixes, 1))
 
+    @torch.no_grad()
+    def encode(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:
+        """Token field of a batch, in one forward pass.
+
+        Args:
+            images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``.
+            hook: replaces the patch tokens of the embedding and of each layer as they come.
+
+        Returns:
+            The token field (B, L, H, W, D), block outputs of layers 1..L, and its context.
+
+        Raises:
+            InputError: the images are not of the teacher's size.
+        """
+        self.check_images(images)
+        patches, context = self.start(images)
+        return self.run(0, patches if hook is None else hook(0, patches), context, hook)
+
+    @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Layer 0 alone: (B, 3, h, w) normalised images to (B, H, W, D) patch embeddings."""
+        self.check_images(images)
+        return self.start(images)[0]
 
+    @torch.no_grad()
     def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
-        """The frozen rest from ``layer`` on: last-layer tokens (B, H, W, D) and their context."""
+        """The frozen rest on patch tokens (B, H, W, D) put in place at ``layer``, 0 to L.
+
+        Args:
+            context: of the same images, from `encode`.
+
+        Returns:
+            Last-layer patch tokens (B, H, W, D) and the context as it is after the resumed layers.
+
+        Raises:
+            InputError: ``layer`` is not one of the teacher's.
+        """
+        if not 0 <= layer <= self.num_layers:
+            raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
+        if layer == self.num_layers:
+            return tokens, context
+        field, context = self.run(layer, tokens, context)
+        return field[:, -1], context
 
     def check_images(self, images: Tensor) -> None:
         """Raises InputError where (B, 3, h, w) images are not of the teacher's size."""
         if tuple(images.shape[-2:]) != self.image_size:
             got, want = ("x".join(map(str, size)) for size in (images.shape[-2:], self.image_size))
             raise InputError(f"the {self.name} teacher takes images of {want} pixels, not {got}")
-
-    def check_layer(self, layer: int) -> None:
-        """Raises InputError where ``layer``, to resume at, is not in 0 (the embedding) to L."""
-        if not 0 <= layer <= self.num_layers:
-            raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

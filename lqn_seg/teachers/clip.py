@@ -1,9 +1,7 @@
 """The CLIP teacher: open_clip's model, opened up so that every layer's tokens can be read.
 
 Sequence order inside the vision tower is ``[CLS | patches]``. Layer 0 is the patch embedding with
-its position, *before* ``ln_pre``: there a loss of contrast still is one, and the gauge can see it.
-``ln_post`` and the projection into the space that images share with texts are frozen and applied
-after the last layer, to whatever tokens are handed in.
+its position, *before* ``ln_pre``, which would hide a loss of contrast from statistics alignment.
 
 Shapes: B images, L layers, H x W patches, D features, E joint features, C texts, T tokens a text.
 """
@@ -12,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,18 @@ from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Edit, Preprocessing, Teacher
-from lqn_seg.teachers.files import first_line, read_json, use_cache_without_network
+from lqn_seg.teachers.base import PrefixContext, Preprocessing, Teacher
+from lqn_seg.teachers.files import named, read_json, use_cache_without_network
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.preprocessing import clip_values
 
-_LOCAL = "local-dir:"
-_BAD_CHECKPOINT = (
-    *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError),
-    *(ArithmeticError, AssertionError),
-)
+_KEY = "MODEL.LQN.TEACHER"
+_USUAL = ["ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-H-14"]
 
 
 @dataclass(frozen=True)
-class ClipContext:
-    """What the frozen rest of the teacher needs beside the patch tokens.
-
-    prefix: (B, L + 1, 1, D) the CLS token after each layer; index 0 is the embedding.
-    """
-
-    prefix: Tensor
+class ClipContext(PrefixContext):
+    """`PrefixContext` whose one prefix token is the CLS token."""
 
     @property
     def cls(self) -> Tensor:
@@ -62,7 +53,7 @@ class ClipContext:
 
 
 class ClipTeacher(Teacher[ClipContext]):
-    """A frozen CLIP that hands out its tokens at every layer and can resume from any of them.
+    """A frozen CLIP: a teacher, and the space that its images share with texts.
 
     Args:
         model: an open_clip model whose vision tower is open_clip's own ViT.
@@ -71,6 +62,7 @@ class ClipTeacher(Teacher[ClipContext]):
         source: what says how its pixels are prepared, for messages.
 
     Attributes:
+        joint_width: E.
         resize_mode: open_clip's: "shortest" or "longest" side to the input's, or "squash".
         fill_color: of what "longest" leaves empty, 0..255.
 
@@ -88,118 +80,65 @@ class ClipTeacher(Teacher[ClipContext]):
         precision: str = "float32",
         source: str = "open_clip's preprocess_cfg",
     ) -> None:
-        visual = getattr(model, "visual", None)
+        visual: Any = getattr(model, "visual", None)
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
             kind = type(visual).__name__ if visual is not None else type(model).__name__
             raise InputError(
                 f"a CLIP teacher needs open_clip's own ViT without attention pooling, not a {kind}:"
-                " choose a model such as ViT-B-16-quickgelu, ViT-L-14-quickgelu or ViT-H-14"
+                f" choose a model such as {', '.join(_USUAL)}"
             )
-        self.model: Any = _batch_first(model.eval().requires_grad_(False))
+        values = clip_values(getattr(visual, "preprocess_cfg", {}), source)
+        short = Path(source).name if os.path.sep in source else source
+        super().__init__(
+            *(model, visual.transformer.resblocks, visual.transformer.width),
+            *(visual.grid_size, visual.image_size, precision),
+            Preprocessing(values["mean"], values["std"], values["interpolation"], source=short),
+        )
+        for tower in model.modules():
+            if isinstance(tower, Transformer):
+                tower.batch_first = True  # (B, T, D) to the attentions, which take nothing else
         accelerate(model)
         self.tokenizer = tokenizer
-        self.precision = precision
-        self._visual: Any = visual
-        self.num_layers: int = visual.transformer.layers
-        self.num_query_layers = 0
-        self.width: int = visual.transformer.width
         self.joint_width: int = visual.output_dim
-        self.grid: tuple[int, int] = visual.grid_size
-        self.image_size: tuple[int, int] = visual.image_size
-        said = clip_values(getattr(visual, "preprocess_cfg", {}), source)
-        self.resize_mode: str = said["resize_mode"]
-        self.fill_color: int = said["fill_color"]
-        short = Path(source).name if os.path.sep in source else source
-        self.preprocessing = Preprocessing(
-            said["mean"], said["std"], said["interpolation"], source=short
-        )
-        self.pixel_mean, self.pixel_std = self.preprocessing.mean, self.preprocessing.std
-
-    @property
-    def device(self) -> torch.device:
-        return self._visual.proj.device
+        self.resize_mode: str = values["resize_mode"]
+        self.fill_color: int = values["fill_color"]
 
     @property
     def logit_scale(self) -> float:
         """What cosines are multiplied by before the softmax; 100 in the published models."""
         return float(self.model.logit_scale.exp())
 
-    @property
-    def blocks(self) -> Iterable[nn.Module]:
-        return self._visual.transformer.resblocks
+    def start(self, images: Tensor) -> tuple[Tensor, ClipContext]:
+        visual = self.model.visual
+        with self.products():
+            patches = visual.conv1(images).flatten(2).mT
+        position = visual.positional_embedding.to(patches.dtype)
+        cls = (visual.class_embedding.to(patches.dtype) + position[0]).expand(len(images), 1, 1, -1)
+        return (patches + position[1:]).unflatten(1, self.grid), ClipContext(cls)
 
-    # ---- images ----------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode(self, images: Tensor, edit: Edit | None = None) -> tuple[Tensor, ClipContext]:
-        """Token field of a batch, in one forward pass.
-
-        Args:
-            images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``.
-            edit: replaces the patch tokens of the embedding and of each layer as they come.
-
-        Returns:
-            The token field (B, L, H, W, D), block outputs of layers 1..L, and its context.
-
-        Raises:
-            InputError: the image size is not the one that the position embeddings were learned at.
-        """
-        patches, prefix = self._embed(images)
-        if edit is not None:
-            patches = edit(0, patches.unflatten(1, self.grid)).flatten(1, 2)
-        field, prefixes = self._run(0, patches, prefix, edit)
-        return field.unflatten(2, self.grid), ClipContext(prefixes)
-
-    @torch.no_grad()
-    def embed(self, images: Tensor) -> Tensor:
-        """Layer 0 alone: (B, 3, h, w) normalised images to (B, H, W, D) patch embeddings."""
-        return self._embed(images)[0].unflatten(1, self.grid)
-
-    @torch.no_grad()
-    def resume(
-        self, layer: int, tokens: Tensor, context: ClipContext
-    ) -> tuple[Tensor, ClipContext]:
-        """Run the frozen rest of the teacher on patch tokens put in place at ``layer``.
-
-        Args:
-            layer: 0 (the embedding) to L; the tokens are what that layer gave out.
-            tokens: (B, H, W, D) patch tokens.
-            context: CLS tokens of the same images, from :meth:`encode`.
-
-        Returns:
-            Last-layer patch tokens (B, H, W, D) and the context as it is after the resumed layers.
-
-        Raises:
-            InputError: ``layer`` is not one of the teacher's.
-        """
-        self.check_layer(layer)
-        field, prefixes = self._run(layer, tokens.flatten(1, 2), context.prefix[:, layer])
-        last = field[:, -1].unflatten(1, self.grid) if layer < self.num_layers else tokens
-        return last, ClipContext(torch.cat([context.prefix[:, : layer + 1], prefixes[:, 1:]], 1))
+    def enter(self, state: Tensor) -> Tensor:
+        with self.products():
+            return self.model.visual.ln_pre(state)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Last-layer tokens (..., D), CLS or patches, to the joint space (..., E), unit length.
-
-        Differentiable in the tokens.
-        """
+        """Last-layer tokens (..., D), CLS or patches, to the joint space (..., E), unit length."""
+        visual = self.model.visual
         with self.products():
-            projected = self._visual.ln_post(tokens) @ self._visual.proj
-        return F.normalize(projected.float(), dim=-1)
+            return F.normalize((visual.ln_post(tokens) @ visual.proj).float(), dim=-1)
 
     def pooled(self, tokens: Tensor, context: ClipContext) -> Tensor:
-        """Image features (B, E), unit length, as the model itself pools (B, H, W, D) last tokens.
-
-        The CLS token's projection, or for a model without one in its head the patches' mean.
-        """
-        if self._visual.pool_type == "tok":
+        """Image features (B, E), unit length, as the model itself pools (B, H, W, D) last tokens:
+        the CLS token's projection, or for some models the patches' mean."""
+        visual = self.model.visual
+        if visual.pool_type == "tok":
             return self.project(context.cls)
+        patches = tokens.flatten(1, 2)
         with torch.no_grad(), self.products():
-            patches = tokens.flatten(1, 2)
-            if self._visual.final_ln_after_pool:
-                pooled = self._visual.ln_post(patches.mean(1))
+            if visual.final_ln_after_pool:
+                pooled = visual.ln_post(patches.mean(1))
             else:
-                pooled = self._visual.ln_post(patches).mean(1)
-            return F.normalize((pooled @ self._visual.proj).float(), dim=-1)
+                pooled = visual.ln_post(patches).mean(1)
+            return F.normalize((pooled @ visual.proj).float(), dim=-1)
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
@@ -207,41 +146,6 @@ class ClipTeacher(Teacher[ClipContext]):
         self.check_images(images)
         with self.products():
             return F.normalize(self.model.encode_image(images).float(), dim=-1)
-
-    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches (B, N, D) and CLS (B, 1, D), with positions, before ``ln_pre``."""
-        self.check_images(images)
-        visual = self._visual
-        with self.products():
-            patches = visual.conv1(images).flatten(2).mT
-        position = visual.positional_embedding.to(patches.dtype)
-        cls = (visual.class_embedding.to(patches.dtype) + position[0]).expand(len(images), 1, -1)
-        return patches + position[1:], cls
-
-    def _run(
-        self, layer: int, patches: Tensor, prefix: Tensor, edit: Edit | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Layers ``layer + 1`` to L on (B, N, D) patches and (B, 1, D) CLS.
-
-        Returns patches of the layers run (B, layers, N, D) and CLS (B, 1 + layers, 1, D), which
-        starts with what came in.
-        """
-        state = torch.cat([prefix, patches], 1)
-        fields, prefixes = [], [prefix]
-        with self.products():
-            if layer == 0:
-                state = self._visual.ln_pre(state)
-            for index in range(layer, self.num_layers):
-                state = self._visual.transformer.resblocks[index](state)
-                if edit is not None:
-                    changed = edit(index + 1, state[:, 1:].unflatten(1, self.grid)).flatten(1, 2)
-                    state = torch.cat([state[:, :1], changed], 1)
-                fields.append(state[:, 1:])
-                prefixes.append(state[:, :1])
-        field = torch.stack(fields, 1) if fields else patches[:, None][:, :0]
-        return field, torch.stack(prefixes, 1)
-
-    # ---- texts -----------------------------------------------------------------------------------
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(C, T) token ids on the teacher's device."""
@@ -254,36 +158,24 @@ class ClipTeacher(Teacher[ClipContext]):
             tokens: (C, T) ids: where a text ends, and what it says unless ``embedded`` says it.
             embedded: (C, T, d) token embeddings to use in place of the looked-up ones.
         """
-        hook = None
+        handle = None
         if embedded is not None:
-            # The embedding's answer is exchanged, and the rest is open_clip's own text tower.
-            hook = self.token_embedding.register_forward_hook(lambda *_: embedded)
+            # The rest is open_clip's own text tower.
+            handle = self.token_embedding.register_forward_hook(lambda *_: embedded)
         try:
             with self.products():
                 return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
         finally:
-            if hook is not None:
-                hook.remove()
+            if handle is not None:
+                handle.remove()
 
     @property
     def token_embedding(self) -> nn.Embedding:
-        """The look-up of text tokens.
-
-        Raises:
-            InputError: the text tower is not open_clip's own.
-        """
+        """The look-up of text tokens; an InputError where the text tower isn't open_clip's own."""
         tower = self.model if hasattr(self.model, "token_embedding") else self.model.text
         if not hasattr(tower, "token_embedding"):
             raise InputError("prompts can be tuned only with a text tower of open_clip's own")
         return tower.token_embedding
-
-
-def _batch_first(model: nn.Module) -> nn.Module:
-    """Let open_clip's towers hand (B, T, D) to their attentions, which take nothing else."""
-    for tower in model.modules():
-        if isinstance(tower, Transformer):
-            tower.batch_first = True
-    return model
 
 
 def load_clip(
@@ -296,76 +188,65 @@ def load_clip(
             a local weight file or one of open_clip's tags ("openai", "laion2b_s32b_b79k") for the
             architecture ``name``.
         name: open_clip's name of the architecture, such as "ViT-B-16-quickgelu", "ViT-H-14".
-        precision: as of :class:`ClipTeacher`, or "auto"; the image tower is lowered to it, whatever
-            the weights are stored in.
-
-    How images become its input is what ``preprocess_cfg`` in that ``open_clip_config.json`` says,
-    or open_clip's for the tag.
+        precision: as of `ClipTeacher`, or "auto"; the image tower is lowered to it.
 
     Raises:
-        InputError: a file is missing or does not fit, the name or tag is unknown, weights trained
-            with QuickGELU would run without it or the other way round, or they are not in the
-            cache and cannot be fetched.
+        InputError: a file is missing or does not fit, the name or tag is unknown, the QuickGELU
+            differs from the weights', or they are not in the cache and cannot be fetched.
     """
     if not weights:
-        raise InputError("MODEL.LQN.TEACHER.WEIGHTS is empty: a CLIP teacher needs its weights")
-    local = Path(weights)
+        raise InputError(f"{_KEY}.WEIGHTS is empty: a CLIP teacher needs its weights")
+    local, pretrained = Path(weights), None
+    source = f"open_clip's preprocess_cfg of {name} {weights}"
     if local.is_dir():
-        if not (local / "open_clip_config.json").is_file():
-            raise InputError(f"MODEL.LQN.TEACHER.WEIGHTS: {weights} holds no open_clip_config.json")
-        if not any(local.glob("*.safetensors")) and not any(local.glob("*.bin")):
-            raise InputError(f"MODEL.LQN.TEACHER.WEIGHTS: {weights} holds no weights")
-        if name:
-            raise InputError(
-                f"MODEL.LQN.TEACHER.CONFIG must be empty, not {name!r}: {weights} brings its own"
-            )
-        read_json(local / "open_clip_config.json", "MODEL.LQN.TEACHER.WEIGHTS")
-        source, pretrained = f"{_LOCAL}{weights}", None
+        config = local / "open_clip_config.json"
+        _check_folder(local, config, name)
+        architecture, source = f"local-dir:{weights}", f"{_KEY}.WEIGHTS: {config}"
     else:
         check_quick_gelu(name, weights)
         use_cache_without_network()
-        source, pretrained = name, weights
-    try:
-        with _quiet():
-            model = open_clip.create_model(source, pretrained, device=device, pretrained_text=False)
-        model = model.float()
-        tokenizer = open_clip.get_tokenizer(source)
-    except _BAD_CHECKPOINT as error:
-        how = "its config or weights are damaged or do not fit each other"
-        if pretrained and not local.is_file():
-            how = (
-                "the weights are not in the cache and could not be fetched; fetch them on a "
-                "machine with internet and give the local file or directory"
-            )
-        raise InputError(
-            f"MODEL.LQN.TEACHER.WEIGHTS: {name or weights} ({pretrained or 'local'}) could not be "
-            f"loaded: {how} ({first_line(error)})"
-        ) from error
-    named = resolve_precision(precision, torch.device(device))
-    said_by = f"open_clip's preprocess_cfg of {name} {weights}"
-    if local.is_dir():
-        said_by = f"MODEL.LQN.TEACHER.WEIGHTS: {local / 'open_clip_config.json'}"
-    teacher = ClipTeacher(model, tokenizer, named, said_by)
+        architecture, pretrained = name, weights
+    how = "its config or weights are damaged or do not fit each other"
+    if pretrained and not local.is_file():
+        how = (
+            "the weights are not in the cache and could not be fetched; fetch them on a "
+            "machine with internet and give the local file or directory"
+        )
+    asked = f"{name or weights} ({pretrained or 'local'})"
+    with named(f"{_KEY}.WEIGHTS: {asked} could not be loaded: {how}"), _quiet():
+        model: Any = open_clip.create_model(
+            architecture, pretrained, device=device, pretrained_text=False
+        )
+        tokenizer = open_clip.get_tokenizer(architecture)
+    resolved = resolve_precision(precision, torch.device(device))
+    teacher = ClipTeacher(model.float(), tokenizer, resolved, source)
     # Not the texts': open_clip would lower what runs between their layers too.
-    lower_weights(teacher.model.visual, teacher.precision)
+    lower_weights(model.visual, resolved)
     return teacher
 
 
+def _check_folder(folder: Path, config: Path, name: str) -> None:
+    if not config.is_file():
+        raise InputError(f"{_KEY}.WEIGHTS: {folder} holds no open_clip_config.json")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise InputError(f"{_KEY}.WEIGHTS: {folder} holds no weights")
+    if name:
+        raise InputError(f"{_KEY}.CONFIG must be empty, not {name!r}: {folder} brings its own")
+    read_json(config, f"{_KEY}.WEIGHTS")
+
+
 def check_quick_gelu(name: str, weights: str) -> None:
-    """Weights must run with the activation that they were trained with.
+    """Raises InputError where an architecture or tag is unknown, or the two differ in QuickGELU.
 
-    OpenAI's (and some others') were trained with QuickGELU; without it they still run, some points
+    OpenAI's weights (and some others) were trained with it; without it they still run, some points
     worse, and nothing says so.
-
-    Raises:
-        InputError: the architecture or the tag is unknown, or the two disagree.
     """
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         near = [n for n in open_clip.list_models() if n.lower().startswith(name.lower()[:5])]
-        known = ", ".join((near or ["ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-H-14"])[:5])
+        known = ", ".join((near or _USUAL)[:5])
         raise InputError(
-            f"MODEL.LQN.TEACHER.CONFIG: open_clip knows no model {name!r} (for example {known}), "
+            f"{_KEY}.CONFIG: open_clip knows no model {name!r} (for example {known}), "
             f"and there is no directory {weights}"
         )
     has = bool(config.get("quick_gelu", False))
@@ -378,23 +259,23 @@ def check_quick_gelu(name: str, weights: str) -> None:
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise InputError(
-            f"MODEL.LQN.TEACHER.WEIGHTS: {weights} is no file, and no tag of {name} (tags: {tags})"
+            f"{_KEY}.WEIGHTS: {weights} is no file, and no tag of {name} (tags: {tags})"
         )
     if needs != has:
         other = name.removesuffix("-quickgelu") if has else f"{name}-quickgelu"
         raise InputError(
-            f"MODEL.LQN.TEACHER: QuickGELU mismatch: the weights {weights} were trained "
+            f"{_KEY}: QuickGELU mismatch: the weights {weights} were trained "
             f"{'with' if needs else 'without'} it, {name} runs {'with' if has else 'without'} it: "
-            f"set MODEL.LQN.TEACHER.CONFIG {other}"
+            f"set {_KEY}.CONFIG {other}"
         )
 
 
-class _quiet:
-    """open_clip tells its life story through the root logger; errors are raised all the same."""
-
-    def __enter__(self) -> None:
-        self._before = logging.root.manager.disable
-        logging.disable(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._before)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what open_clip logs through the root logger; errors are raised all the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)

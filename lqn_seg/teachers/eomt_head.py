@@ -1,4 +1,4 @@
-"""EoMT's frozen mask head: patch tokens from whoever answers, query tokens from the teacher."""
+"""EoMT's frozen mask head: patch tokens from the student or the teacher, and query tokens."""
 
 from __future__ import annotations
 

@@ -16,8 +16,7 @@ from torch import nn
 from transformers import EomtConfig
 
 from lqn_seg.errors import InputError
-
-Size = tuple[int, int]
+from lqn_seg.teachers.base import Size
 
 
 def image_size_of(config: Any) -> Size:

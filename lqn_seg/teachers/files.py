@@ -7,7 +7,8 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from urllib.request import getproxies
 import huggingface_hub.constants
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,20 +26,33 @@ from torch import Tensor
 from lqn_seg.errors import InputError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# What libraries raise where a description or weights of a model make no sense.
+_SENSELESS = (
+    *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, EOFError),
+    *(ArithmeticError, AssertionError, SafetensorError, StrictDataclassError),
+    pickle.UnpicklingError,
+)
 _PATIENCE = 5.0  # seconds until the model hub counts as out of reach
 _LARGEST = 1 << 20  # in a model's description: no width, depth or vocabulary is larger
-_UNREADABLE = (
-    *(RuntimeError, OSError, EOFError, ValueError, KeyError),
-    *(SafetensorError, pickle.UnpicklingError),
-)
+
+
+@contextmanager
+def named(sentence: str) -> Iterator[None]:
+    """Within, what libraries raise at a senseless file becomes an `InputError` of this sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _SENSELESS as error:
+        raise InputError(f"{sentence} ({first_line(error)})") from error
 
 
 def find_file(weights: str, names: Sequence[str], key: str) -> Path | None:
     """The first of ``names`` in a directory or hub repository; None where it has none of them.
 
     Args:
-        weights: a directory, or a hub id such as ``tue-mps/coco_panoptic_eomt_large_640``. A hub
-            file is taken from the cache where ``HF_HUB_OFFLINE`` is set or there is no network.
+        weights: a directory or hub id. A hub file is taken from the cache where ``HF_HUB_OFFLINE``
+            is set or there is no network.
         key: the configuration key that ``weights`` comes from, for the message.
 
     Raises:
@@ -74,21 +88,17 @@ def _hub_answers() -> bool:
     """Whether the model hub, or the proxy on the way to it, takes connections."""
     hub = urlsplit(huggingface_hub.constants.ENDPOINT)
     target = urlsplit(getproxies().get(hub.scheme, "")) if hub.scheme in getproxies() else hub
-    port = target.port or (80 if target.scheme == "http" else 443)
+    address = target.hostname or "", target.port or (80 if target.scheme == "http" else 443)
     answered = threading.Event()
 
     def connect() -> None:
-        try:
-            socket.create_connection((target.hostname or "", port), timeout=_PATIENCE).close()
-        except OSError:
-            return
-        answered.set()
+        with suppress(OSError):
+            socket.create_connection(address, timeout=_PATIENCE).close()
+            answered.set()
 
     # In a thread: the time-out of a connection does not hold for looking up a name.
-    attempt = threading.Thread(target=connect, daemon=True)
-    attempt.start()
-    attempt.join(_PATIENCE)
-    return answered.is_set()
+    threading.Thread(target=connect, daemon=True).start()
+    return answered.wait(_PATIENCE)
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
@@ -97,15 +107,12 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, holds something else, or a number that no model has.
     """
-    try:
+    where = f"{key}: {path} could not be loaded"
+    with named(f"{where}: it is not JSON"):
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{key}: {path} could not be loaded: it is not JSON ({first_line(error)})"
-        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{key}: {path} could not be loaded: it holds no JSON object")
-    _refuse_absurd(content, f"{key}: {path} could not be loaded")
+        raise InputError(f"{where}: it holds no JSON object")
+    _refuse_absurd(content, where)
     return content
 
 
@@ -120,40 +127,31 @@ def _refuse_absurd(value: Any, where: str, name: str = "") -> None:
 
 
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a PyTorch one.
+    """Tensors by name, float32 where they are floating-point, from a safetensors or PyTorch file.
 
-    Flat, under ``state_dict`` (Lightning), or under ``model`` (Detectron2).
-
-    Floating-point ones are float32, whatever they are stored in.
-
-    PyTorch files are read with ``weights_only=True``: tensors and nothing that could be executed.
+    A PyTorch file holds them flat, under ``state_dict`` (Lightning) or under ``model``
+    (Detectron2), and is read with ``weights_only=True``: nothing in it is executed.
 
     Raises:
         InputError: the file is missing, damaged, or holds more than tensors.
     """
-    try:
+    how = "it is missing, damaged, or holds more than tensors"
+    with named(f"{key}: {path} could not be loaded: {how}"):
         if path.suffix == ".safetensors":
-            return _in_float32(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise InputError(
-            f"{key}: {path} could not be loaded: it is missing, damaged, or holds more than "
-            f"tensors ({first_line(error)})"
-        ) from error
-    state = content if isinstance(content, dict) else None
-    if state and (isinstance(state.get("model"), dict) or "state_dict" in state):
-        state = state.get("state_dict", state.get("model"))
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    state = content if isinstance(content, dict) else {}
+    for inner in ("model", "state_dict"):
+        if isinstance(state.get(inner), dict):
+            state = state[inner]
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
             f"{key}: {path} holds no state dict, flat or under 'state_dict' or 'model'"
         )
-    return _in_float32(state)
-
-
-def _in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to its first line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """An error's message, cut to its first line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -17,16 +17,24 @@ import torch
 from torch import Tensor
 
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.eomt_model import Size, build_eomt, eomt_classes, set_image_size
-from lqn_seg.teachers.files import first_line
+from lqn_seg.teachers.base import Size
+from lqn_seg.teachers.eomt_model import build_eomt, eomt_classes
+from lqn_seg.teachers.files import named
 
 State = dict[str, Tensor]
+
+_BACKBONE = "encoder.backbone."
+_PIXELS = ("encoder.pixel_mean", "encoder.pixel_std")  # of the input, no part of the model
+_DROPPED = (*_PIXELS, "criterion.empty_weight")
+_POSITIONS = "embeddings.position_embeddings.weight"
+_DOWN = ".mlp.down_proj."  # of a SwiGLU
+_HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
 
 # timm's ViT -> transformers' EoMT
 TIMM_NAMES = (
     (r"cls_token", r"embeddings.cls_token"),
     (r"reg_token", r"embeddings.register_tokens"),
-    (r"pos_embed", r"embeddings.position_embeddings.weight"),
+    (r"pos_embed", _POSITIONS),
     (r"patch_embed\.proj\.", r"embeddings.patch_embeddings.projection."),
     (r"blocks\.(\d+)\.(norm[12])\.", r"layers.\1.\2."),
     (r"blocks\.(\d+)\.attn\.qkv\.", r"layers.\1.attention.qkv."),  # still to be split
@@ -52,10 +60,6 @@ HEAD_NAMES = (
     (r"upscale\.(\d+)\.norm\.", r"upscale_block.block.\1.layernorm2d."),
     (r"attn_mask_probs", r"attn_mask_probs"),
 )
-_BACKBONE = "encoder.backbone."
-_PIXELS = ("encoder.pixel_mean", "encoder.pixel_std")  # of the input, no part of the model
-_DROPPED = (*_PIXELS, "criterion.empty_weight")
-_HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
 
 
 def is_original(state: Mapping[str, Tensor]) -> bool:
@@ -84,8 +88,8 @@ def convert_original(
 
     Args:
         key: the configuration key or argument that the file comes from, for messages.
-        image_size: (height, width) in pixels. Default: the square that DINOv2's position embeddings
-            were learned at; they are resampled for another. DINOv3 has none, so it must be given.
+        image_size: (height, width) in pixels, wherever the file's position embeddings do not say
+            it: DINOv3 has none, and DINOv2's may be no square.
         overrides: values of the ``EomtConfig`` in place of what the tensors' shapes say.
         base: for delta weights, those of DINOv3 that they are the difference to.
 
@@ -93,12 +97,9 @@ def convert_original(
         InputError: a key is missing, unknown or of another shape, or the size cannot be told.
     """
     short = {n: value for n, value in _short_names(state).items() if n not in _DROPPED}
-    backbone = _without_prefix(short, _BACKBONE)
-    head = rename(
-        {name: value for name, value in short.items() if not name.startswith(_BACKBONE)},
-        HEAD_NAMES,
-        key,
-    )
+    inside = {n: value for n, value in short.items() if n.startswith(_BACKBONE)}
+    backbone = {n.removeprefix(_BACKBONE): value for n, value in inside.items()}
+    head = rename({n: x for n, x in short.items() if n not in inside}, HEAD_NAMES, key)
     # Off is off, whatever a difference to a start value of one has made of it.
     if "attn_mask_probs" in head:
         head["attn_mask_probs"] = head["attn_mask_probs"].clamp(0, 1)
@@ -109,16 +110,9 @@ def convert_original(
     if base is not None:
         vit = _add_base(vit, base, key)
     converted = {**vit, **head}
-    try:
-        config = _config(converted, kind, key, image_size, overrides or {})
-        model = build_eomt(config)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{key}: the file is not that of an EoMT ({first_line(error)})") from error
+    with named(f"{key}: the file is not that of an EoMT"):
+        model = build_eomt(_config(converted, kind, key, image_size, overrides or {}))
     load_strictly(model, converted, key)
-    if image_size is not None:
-        set_image_size(model, image_size)
     return model
 
 
@@ -144,30 +138,21 @@ def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
 
     A SwiGLU's first matrix holds gate and value; transformers from 5.18 on has one each.
     """
+    renamed = rename(state, TIMM_NAMES, key)
+    first, second = (renamed.get(f"layers.0.mlp.fc{k}.weight") for k in (1, 2))
+    parts: dict[str, tuple[str, ...]] = {}
+    parts[".attention.qkv."] = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
+    if first is not None and second is not None and len(first) == 2 * second.shape[1]:
+        parts |= {".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj."), ".mlp.fc2.": (_DOWN,)}
     converted = {}
-    for name, value in rename(state, TIMM_NAMES, key).items():
-        if ".attention.qkv." in name:
-            for letter, part in zip("qkv", value.chunk(3)):
-                converted[name.replace(".qkv.", f".{letter}_proj.")] = part
-        elif name == "embeddings.position_embeddings.weight":
-            converted[name] = value.squeeze(0)
-        else:
-            converted[name] = value
-    second = converted.get("layers.0.mlp.fc2.weight")
-    if second is not None and converted["layers.0.mlp.fc1.weight"].shape[0] == 2 * second.shape[1]:
-        return _split_swiglu(converted)
+    for name, value in renamed.items():
+        whole = next((part for part in parts if part in name), "")
+        pieces = parts.get(whole, ("",))
+        for piece, tensor in zip(pieces, value.chunk(len(pieces))):
+            converted[name.replace(whole, piece)] = tensor
+    if _POSITIONS in converted:
+        converted[_POSITIONS] = converted[_POSITIONS].squeeze(0)
     return converted
-
-
-def _split_swiglu(state: State) -> State:
-    split = {}
-    for name, value in state.items():
-        if ".mlp.fc1." in name:
-            for part, half in zip(("gate_proj", "up_proj"), value.chunk(2)):
-                split[name.replace(".fc1.", f".{part}.")] = half
-        else:
-            split[name.replace(".mlp.fc2.", ".mlp.down_proj.")] = value
-    return split
 
 
 def _fuse_swiglu(state: Mapping[str, Tensor]) -> State:
@@ -178,7 +163,7 @@ def _fuse_swiglu(state: Mapping[str, Tensor]) -> State:
             other = state[name.replace("gate_proj", "up_proj")]
             fused[name.replace("gate_proj", "weights_in")] = torch.cat([value, other])
         elif ".mlp.up_proj." not in name:
-            fused[name.replace(".mlp.down_proj.", ".mlp.weights_out.")] = value
+            fused[name.replace(_DOWN, ".mlp.weights_out.")] = value
     return fused
 
 
@@ -188,9 +173,7 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
     Raises:
         InputError: keys are missing, unexpected or of another shape; the first three are named.
     """
-    expected = {
-        name: value for name, value in model.state_dict().items() if not name.startswith("criter")
-    }
+    expected = {n: x for n, x in model.state_dict().items() if not n.startswith("criter")}
     if "layers.0.mlp.weights_in.weight" in expected:
         state = _fuse_swiglu(state)
     problems = {
@@ -202,31 +185,24 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
             if name in state and state[name].shape != value.shape
         ],
     }
-    if any(problems.values()):
-        parts = "; ".join(f"{k}: {', '.join(names[:3])}" for k, names in problems.items() if names)
+    parts = "; ".join(f"{k}: {', '.join(names[:3])}" for k, names in problems.items() if names)
+    if parts:
         raise InputError(f"{key}: the file does not fit the model ({parts})")
     model.load_state_dict(dict(state), strict=False)
-
-
-def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> State:
-    return {n[len(prefix) :]: value for n, value in state.items() if n.startswith(prefix)}
 
 
 def _add_base(delta: State, base: Mapping[str, Tensor], key: str) -> State:
     """Delta weights and what they are the difference to, added up in float32."""
     known = {name: value for name, value in base.items() if not name.endswith("mask_token")}
     renamed = rename(known, DINOV3_NAMES, f"{key}, its base")
+    problem = ""
     if wrong := sorted(set(delta) ^ set(renamed)):
-        raise InputError(
-            f"{key}: the delta weights and their base do not fit together: {wrong[0]} is in "
-            f"{'the delta' if wrong[0] in delta else 'the base'} alone"
-        )
-    for name, value in delta.items():
-        if value.shape != renamed[name].shape:
-            raise InputError(
-                f"{key}: the delta weights and their base do not fit together: {name} is "
-                f"{tuple(value.shape)} and {tuple(renamed[name].shape)}"
-            )
+        problem = f"{wrong[0]} is in {'the delta' if wrong[0] in delta else 'the base'} alone"
+    elif wrong := [name for name in delta if delta[name].shape != renamed[name].shape]:
+        shapes = (tuple(tensors[wrong[0]].shape) for tensors in (delta, renamed))
+        problem = f"{wrong[0]} is {' and '.join(map(str, shapes))}"
+    if problem:
+        raise InputError(f"{key}: the delta weights and their base do not fit together: {problem}")
     return {name: value.float() + renamed[name].float() for name, value in delta.items()}
 
 
@@ -234,10 +210,12 @@ def _config(
     state: State, kind: str, key: str, image_size: Size | None, overrides: Mapping[str, Any]
 ) -> Any:
     """The configuration that a converted file's shapes say, and ``overrides``."""
-    width = state["layernorm.weight"].shape[0]
-    patch_name = "patch_embeddings.projection" if kind == "eomt" else "patch_embeddings"
-    patch = state[f"embeddings.{patch_name}.weight"].shape[-1]
-    found: dict[str, Any] = {
+    width, positions = state["layernorm.weight"].shape[0], state.get(_POSITIONS)
+    patch = next(x for n, x in state.items() if re.match(r"embeddings\.patch_.*weight", n)).shape[
+        -1
+    ]
+    gated = "layers.0.mlp.gate_proj.weight" in state
+    shape: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": _count(state, r"layers\.(\d+)\."),
         "num_attention_heads": max(width // _HEAD_WIDTH, 1),
@@ -247,39 +225,28 @@ def _config(
         "num_blocks": state["attn_mask_probs"].numel(),
         "num_upscale_blocks": _count(state, r"upscale_block\.block\.(\d+)\."),
         "num_register_tokens": state["embeddings.register_tokens"].shape[1],
+        "image_size": list(image_size) if image_size else None,
     }
-    gated = "layers.0.mlp.gate_proj.weight" in state
-    if kind == "eomt":
-        patches = state["embeddings.position_embeddings.weight"].shape[0]
-        side, wanted = (
-            math.isqrt(patches),
-            image_size and (image_size[0] // patch) * (image_size[1] // patch),
-        )
-        if wanted == patches and image_size is not None:
-            found["image_size"] = list(image_size)
-        elif side * side == patches:
-            found["image_size"] = side * patch
-        elif "image_size" not in overrides:
-            raise InputError(
-                f"{key}: the image size of {patches} position embeddings cannot be told, for they "
-                "are no square: give it"
-            )
-        found["use_swiglu_ffn"] = gated
+    if positions is not None:
+        shape["use_swiglu_ffn"] = gated
+        count = len(positions)
+        side = math.isqrt(count)
+        if image_size is None or (image_size[0] // patch) * (image_size[1] // patch) != count:
+            shape["image_size"] = side * patch if side * side == count else None
+        problem = f"of {count} position embeddings cannot be told, for they are no square: give it"
     else:
-        if image_size is None and "image_size" not in overrides:
-            raise InputError(f"{key}: DINOv3 has no position embeddings: give the image size")
-        found["image_size"] = list(image_size) if image_size else None
-        up = state["layers.0.mlp.up_proj.weight"]
-        found |= {
-            "intermediate_size": up.shape[0],
+        shape |= {
+            "intermediate_size": state["layers.0.mlp.up_proj.weight"].shape[0],
             "use_gated_mlp": gated,
             "layer_norm_eps": 1e-5,
-            **{
-                f"{word}_bias": f"layers.0.attention.{word[0]}_proj.bias" in state
-                for word in ("query", "key", "value")
-            },
         }
-    return eomt_classes(kind)[0](**{**found, **overrides})
+        for word in ("query", "key", "value"):
+            shape[f"{word}_bias"] = f"layers.0.attention.{word[0]}_proj.bias" in state
+        problem = "is in no tensor of a DINOv3, whose positions are rotary: give the image size"
+    shape |= overrides
+    if shape["image_size"] is None:
+        raise InputError(f"{key}: the image size {problem}")
+    return eomt_classes(kind)[0](**shape)
 
 
 def _count(state: State, pattern: str) -> int:

@@ -91,13 +91,13 @@ def test_the_distance_is_that_of_the_formula(demo):
     teacher, calibration = demo
     gauge, seen = Acquaintance(calibration), {}
 
-    def edit(layer, tokens):
+    def hook(layer, tokens):
         restored = gauge(layer, tokens)
         seen[layer] = restored
         return restored
 
     scene = read_image(SCENES[0])[:64]  # 8 of the 12 rows of tokens
-    probe = Probe(teacher, [tensor(scene)], edit=edit)
+    probe = Probe(teacher, [tensor(scene)], hook=hook)
     assert probe.shown() == (8, 12)
     typical = []
     for layer in sorted(calibration.layers)[1:]:

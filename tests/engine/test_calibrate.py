@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(small_config, folder, tmp_path):
 def test_what_cannot_be_read_is_named_and_left_out(
     small_config, folder, tmp_path, capsys, monkeypatch, batch
 ):
-    monkeypatch.setattr(calibrate_module, "_BATCH", batch)
+    monkeypatch.setattr(calibrate_module, "BATCH", batch)
     whole, spoilt = tmp_path / "whole.st", tmp_path / "spoilt.st"
     calibrate_teacher(str(small_config), folder, output=whole)
     (folder / "0" / "0a.jpg").touch()

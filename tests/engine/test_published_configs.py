@@ -10,7 +10,7 @@ import torch
 
 from lqn_seg.config.nodes import load_cfg, methods, segmentation_config
 from lqn_seg.lab.cost.flops import EomtShape, eomt_gmacs
-from lqn_seg.teachers.eomt import read_eomt_config
+from lqn_seg.teachers.eomt_checkpoints import read_eomt_config
 from lqn_seg.teachers.eomt_model import build_eomt
 
 ROOT = Path(__file__).parents[2]

@@ -18,15 +18,8 @@ from lqn_seg.teachers.clip import ClipTeacher, load_clip
 from lqn_seg.teachers.eomt import load_eomt
 from tests.classification.conftest import TEXT
 
-VISION = dict(
-    image_size=32,
-    patch_size=8,
-    width=32,
-    layers=2,
-    head_width=16,
-    ls_init_value=1.0,
-    no_ln_pre=True,
-)
+VISION = dict(image_size=32, patch_size=8, width=32, layers=2, head_width=16)
+VISION |= dict(ls_init_value=1.0, no_ln_pre=True)
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ def cfg(tmp_path, prepare_demo, monkeypatch):
 
 
 def test_it_learns_and_leaves_a_folder_that_open_clip_reads(cfg):
-    folder = ClipTrainer(cfg).train(progress=False)
+    folder = ClipTrainer(cfg).train()
     about = json.loads((folder / "training.json").read_text())
     assert about["iterations"] == 25 and about["images"] == 40
     teacher = load_clip(str(folder))
@@ -66,18 +59,18 @@ def test_it_learns_and_leaves_a_folder_that_open_clip_reads(cfg):
 def test_the_loss_falls(cfg):
     cfg.SOLVER.MAX_ITER = 60
     trainer = ClipTrainer(cfg)
-    batch = trainer._batch()
+    batch = trainer.batch()
     with torch.no_grad():
-        before = trainer._loss(*batch).item()
-    trainer.train(progress=False)
+        before = trainer.loss(batch).item()
+    trainer.train()
     with torch.no_grad():
-        assert trainer._loss(*batch).item() < before - 0.3
+        assert trainer.loss(batch).item() < before - 0.3
 
 
 def test_training_twice_gives_the_same_weights(cfg):
     cfg.SOLVER.MAX_ITER = 3
     first, second = (
-        ClipTrainer(cfg).train(progress=False).joinpath("open_clip_model.safetensors").read_bytes()
+        ClipTrainer(cfg).train().joinpath("open_clip_model.safetensors").read_bytes()
         for _ in range(2)
     )
     assert first == second
@@ -85,21 +78,21 @@ def test_training_twice_gives_the_same_weights(cfg):
 
 def test_ctrl_c_leaves_a_finished_model_as_it_is(cfg, tmp_path, monkeypatch):
     cfg.SOLVER.MAX_ITER = 3
-    finished = ClipTrainer(cfg).train(progress=False)
+    finished = ClipTrainer(cfg).train()
     (finished / "calibration.safetensors").write_bytes(b"its own")
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
-    whole, steps = ClipTrainer._loss, []
+    whole, steps = ClipTrainer.loss, []
 
-    def pressed_in_the_second(self, *batch):
+    def pressed_in_the_second(self, batch):
         steps.append(1)
         if len(steps) == 2:
             signal.raise_signal(signal.SIGINT)
-        return whole(self, *batch)
+        return whole(self, batch)
 
-    monkeypatch.setattr(ClipTrainer, "_loss", pressed_in_the_second)
+    monkeypatch.setattr(ClipTrainer, "loss", pressed_in_the_second)
     cfg.SEED = 1
     with pytest.raises(KeyboardInterrupt, match=r"after 2 of 3 iterations is in .*interrupted$"):
-        ClipTrainer(cfg).train(progress=False)
+        ClipTrainer(cfg).train()
     folder = finished / "interrupted"
     assert {p.name: p.read_bytes() for p in finished.iterdir() if p != folder} == before
     assert json.loads((folder / "training.json").read_text())["iterations"] == 2
@@ -108,9 +101,9 @@ def test_ctrl_c_leaves_a_finished_model_as_it_is(cfg, tmp_path, monkeypatch):
 
 def test_the_loss_by_hand(cfg):
     trainer = ClipTrainer(cfg)
-    images, captions, place, present = trainer._batch()
+    images, captions, place, present = batch = trainer.batch()
     with torch.no_grad():
-        found = trainer._loss(images, captions, place, present).item()
+        found = trainer.loss(batch).item()
         a = trainer.model.encode_image(images, normalize=True)
         b = trainer.model.encode_text(captions, normalize=True)
         logits = trainer.model.logit_scale.exp() * a @ b.T
@@ -124,12 +117,9 @@ def test_the_loss_by_hand(cfg):
 
 
 def test_the_tower_starts_as_the_eomts_first_layers(tmp_path):
-    shape = dict(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    eomt = EomtForUniversalSegmentation(
-        EomtConfig(**shape, num_blocks=1, num_queries=3, num_register_tokens=0, num_labels=4)
-    )
+    shape = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=8)
+    shape |= dict(image_size=32, num_blocks=1, num_queries=3, num_register_tokens=0, num_labels=4)
+    eomt = EomtForUniversalSegmentation(EomtConfig(**shape))
     for parameter in eomt.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     eomt.save_pretrained(tmp_path)
@@ -164,7 +154,7 @@ def test_bad_input_is_named(cfg, tmp_path):
     (tmp_path / "file").write_text("")
     cfg.OUTPUT_DIR = str(tmp_path / "file")
     with pytest.raises(InputError, match="cannot write to"):  # before the training
-        ClipTrainer(cfg).train(progress=False)
+        ClipTrainer(cfg).train()
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(InputError, match=r"DATASETS\.TRAIN must name exactly one"):
         ClipTrainer(cfg)

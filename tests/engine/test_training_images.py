@@ -16,11 +16,13 @@ from lqn_seg.data.catalog import get_dataset, register_label_folders
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
 from lqn_seg.data.images import read_id_map, read_image, write_id_map
 from lqn_seg.engine.training import training_images
-from lqn_seg.engine.training.training_images import TrainingImages, pixel_labels
+from lqn_seg.engine.training.eomt_training import pixel_labels
+from lqn_seg.engine.training.training_images import TrainingImages
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD
 
 IGNORE = 7
+STILL = AugmentationConfig(flip=0)
 CROP = AugmentationConfig(
     crop=True, scale=(0.7, 2), brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1
 )
@@ -60,14 +62,16 @@ def same(a: dict, b: dict) -> bool:
     )
 
 
-def test_a_panoptic_batch_is_the_files_themselves(scenes_root, monkeypatch):
-    """Without a crop (the demo's training) nothing is drawn, and a seed changes nothing."""
+@pytest.mark.parametrize("flip", [0, 1])
+def test_a_panoptic_batch_is_the_files_themselves(scenes_root, monkeypatch, flip):
+    """Without a crop (the demo's training) images are mirrored and nothing else is drawn."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes_root))
-    images = TrainingImages(get_dataset("demo_panoptic_train"), (96, 96))
-    batch = images.batch([2, 0], [False, True], (0, 2, 5))
-    assert same(batch, images.batch([2, 0], [False, True]))
-    for place, (index, step) in enumerate(((2, 1), (0, -1))):
-        record = images.records[index]
+    data = get_dataset("demo_panoptic_train")
+    images = TrainingImages(data, (96, 96), AugmentationConfig(flip=flip))
+    batch = images.batch([2, 0], (0, 2, 5))
+    assert same(batch, images.batch([2, 0]))
+    for place, index in enumerate((2, 0)):
+        record, step = images.records[index], -1 if flip else 1
         pixels = read_image(record["file_name"])[:, ::step].astype(np.float32) / 255
         pixels = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
         assert np.array_equal(batch["pixel_values"][place], pixels.transpose(2, 0, 1))
@@ -80,19 +84,18 @@ def test_a_panoptic_batch_is_the_files_themselves(scenes_root, monkeypatch):
 
 
 def test_a_semantic_image_has_a_mask_per_class_and_none_for_the_ignored(photographs):
-    images = TrainingImages(photographs, (48, 80))
-    (masks,), (classes,) = (images.batch([0], [False])[k] for k in ("mask_labels", "class_labels"))
+    images = TrainingImages(photographs, (48, 80), STILL)
+    (masks,), (classes,) = (images.batch([0])[k] for k in ("mask_labels", "class_labels"))
     labels = photographs.metadata.read_semantic(images.records[0])
     assert classes.tolist() == [0, 2]
     assert np.array_equal(masks, np.stack([labels == 0, labels == 2]))
     assert (labels == IGNORE).any()
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_crops_keep_masks_on_their_pixels(photographs, flip):
+def test_crops_keep_masks_on_their_pixels(photographs):
     images = TrainingImages(photographs, (32, 32), AugmentationConfig(crop=True, scale=(0.7, 2)))
     for seed in range(10):
-        batch = images.batch([0, 1, 2], [flip] * 3, (seed,))
+        batch = images.batch([0, 1, 2], (seed,))
         assert batch["pixel_values"].shape == (3, 3, 32, 32)
         labels = pixel_labels(batch["mask_labels"], batch["class_labels"]).numpy()
         for pixels, truth, masks in zip(batch["pixel_values"], labels, batch["mask_labels"]):
@@ -106,18 +109,18 @@ def test_crops_keep_masks_on_their_pixels(photographs, flip):
 
 
 def test_crop_and_colours_follow_from_the_seed_alone(photographs):
-    first = TrainingImages(photographs, (32, 32), CROP).batch([0, 1], [True, False], (0, 2, 7))
+    first = TrainingImages(photographs, (32, 32), CROP).batch([0, 1], (0, 2, 7))
     images = TrainingImages(photographs, (32, 32), CROP)
-    images.batch([2, 1], [True, True], (0, 2, 6))
-    assert same(first, images.batch([0, 1], [True, False], (0, 2, 7)))
-    assert not same(first, images.batch([0, 1], [True, False], (0, 2, 8)))
-    twice = images.batch([0, 0], [False, False], (0, 2, 7))["pixel_values"]
+    images.batch([2, 1], (0, 2, 6))
+    assert same(first, images.batch([0, 1], (0, 2, 7)))
+    assert not same(first, images.batch([0, 1], (0, 2, 8)))
+    twice = images.batch([0, 0], (0, 2, 7))["pixel_values"]
     assert not twice[0].equal(twice[1])
 
 
 def test_without_a_crop_another_size_is_named(photographs):
     with pytest.raises(InputError, match=r"b\.png is 80x48 pixels; .* 48x80 \(MODEL.*CROP True"):
-        TrainingImages(photographs, (48, 80)).batch([1], [False])
+        TrainingImages(photographs, (48, 80)).batch([1])
 
 
 def test_pixel_labels_are_the_classes_of_the_masks():
@@ -167,10 +170,7 @@ def panoptic(folder, segments, size=(48, 64)):
 def test_every_segment_is_a_target(tmp_path, count, crop):
     dataset = panoptic(tmp_path, [False] * count)
     size = (48, 48) if crop else (48, 64)
-    images = TrainingImages(dataset, size, AugmentationConfig(crop=crop))
-    _, index_map, categories = images.read(0)
-    assert index_map.max() == count == len(categories)
-    batch = images.batch([0], [False])
+    batch = TrainingImages(dataset, size, AugmentationConfig(crop=crop, flip=0)).batch([0])
     (masks,), (classes,) = batch["mask_labels"], batch["class_labels"]
     if crop:
         assert len(masks) == len(classes) <= count and masks.sum(0).max() <= 1
@@ -184,7 +184,7 @@ def test_every_segment_is_a_target(tmp_path, count, crop):
 
 def test_crowds_are_no_targets(tmp_path):
     dataset = panoptic(tmp_path, [False, True, False, True, True])
-    batch = TrainingImages(dataset, (48, 64)).batch([0], [False])
+    batch = TrainingImages(dataset, (48, 64)).batch([0])
     assert batch["class_labels"][0].tolist() == [0, 0]
     assert batch["mask_labels"][0].shape == (2, 48, 64)
     assert batch["mask_labels"][0].sum() == 16
@@ -199,7 +199,7 @@ def test_what_is_odd_about_the_images_is_said(photographs, capsys):
     odd = replace(photographs, notes=("two of them are alike",))
     images = TrainingImages(odd, (48, 48), CROP)
     assert "note: two of them are alike" in capsys.readouterr().err
-    images.batch([0, 1], [False, False], (0,))
+    images.batch([0, 1], (0,))
     assert capsys.readouterr().err.count("has the EXIF orientation 3") == 1
 
 
@@ -212,14 +212,14 @@ def test_an_image_that_cannot_be_used_is_named_and_the_next_takes_its_place(phot
     images = TrainingImages(photographs, (48, 48), CROP)
     assert [record["image_id"] for record in images.records] == ["b", "c"]
     assert "left out: label map" in capsys.readouterr().err
-    batch = images.batch([0, 1], [False, False], (0,))
+    batch = images.batch([0, 1], (0,))
     assert "b: label map" in capsys.readouterr().err and list(images.left_out) == [0]
     assert "holds label 5" in images.left_out[0]
-    again = images.batch([1, 0], [False, False], (0,))  # the same image, in either place
+    again = images.batch([1, 0], (0,))  # the same image, in either place
     assert same(batch, again)
     Image.new("L", (80, 48), 5).save(images.records[1]["sem_seg_file_name"])
     with pytest.raises(InputError, match=r"no image can be trained on: .*holds label 5"):
-        TrainingImages(photographs, (48, 48), CROP).batch([0], [False])
+        TrainingImages(photographs, (48, 48), CROP).batch([0])
 
 
 def test_too_many_images_left_out_stop_the_training(photographs, monkeypatch):
@@ -227,4 +227,4 @@ def test_too_many_images_left_out_stop_the_training(photographs, monkeypatch):
     for record in photographs.records()[:2]:
         Image.new("L", (record["width"], record["height"]), 5).save(record["sem_seg_file_name"])
     with pytest.raises(InputError, match="2 of 3 images of photographs cannot be trained on"):
-        TrainingImages(photographs, (48, 48), CROP).batch([0], [False])
+        TrainingImages(photographs, (48, 48), CROP).batch([0])

@@ -12,17 +12,8 @@ from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
 from lqn_seg.teachers.eomt_head import EomtHead
 
-SMALL = dict(
-    hidden_size=16,
-    num_hidden_layers=5,
-    num_attention_heads=2,
-    image_size=32,
-    patch_size=8,
-    num_blocks=2,
-    num_queries=6,
-    num_register_tokens=3,
-    num_labels=4,
-)
+SMALL = dict(hidden_size=16, num_hidden_layers=5, num_attention_heads=2, image_size=32)
+SMALL |= dict(patch_size=8, num_blocks=2, num_queries=6, num_register_tokens=3, num_labels=4)
 
 
 def same(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-5) -> bool:
@@ -73,40 +64,6 @@ def test_every_layer_is_that_layers_output():
     assert same(context.queries[:, 2], outputs[4][:, :6])
 
 
-@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
-@pytest.mark.parametrize("layer", range(6))
-def test_resume_reproduces_the_logits_from_every_layer(layer, masked):
-    model, images = build(masked), torch.randn(2, 3, 32, 32)
-    teacher, head = EomtTeacher(model), EomtHead(model)
-    field, context = teacher.encode(images)
-    count = model.embeddings.num_prefix_tokens
-    embedded = model.embeddings(images)[:, count:].unflatten(1, (4, 4))
-    tokens = field[:, layer - 1] if layer else embedded
-    last, resumed = teacher.resume(layer, tokens, context)
-    for got, want in zip(
-        head(last, resumed.last_queries), head(field[:, -1], context.last_queries)
-    ):
-        assert torch.equal(got, want)
-    assert torch.equal(resumed.prefix, context.prefix)
-    assert torch.equal(resumed.queries, context.queries)
-
-
-def test_resume_listens_to_the_tokens_it_is_given():
-    model, images = build(), torch.randn(1, 3, 32, 32)
-    teacher = EomtTeacher(model)
-    field, context = teacher.encode(images)
-    changed, _ = teacher.resume(2, field[:, 1] + 1, context)
-    assert not torch.allclose(changed, field[:, -1], atol=1e-3)
-
-
-def test_vit_l_is_just_a_config():
-    with torch.device("meta"):
-        model = EomtForUniversalSegmentation(EomtConfig(image_size=512, num_queries=100))
-    parameters = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
-    # 24 blocks of width 1024: 4 d^2 attention + 8 d^2 MLP, biases, two norms, two layer scales
-    assert parameters == 24 * (12 * 1024**2 + 13 * 1024 + 2 * 1024)
-
-
 def test_round_trip_through_a_directory(tmp_path):
     model, images = build(), torch.randn(1, 3, 32, 32)
     model.save_pretrained(tmp_path)
@@ -125,8 +82,6 @@ def test_bad_input_is_named(tmp_path):
         load_eomt("", str(tmp_path / "nowhere.json"))
     with pytest.raises(InputError, match=r"no config\.json"):
         load_eomt(str(tmp_path))
-    with pytest.raises(InputError, match="32x32 pixels, not 48x32"):
-        EomtTeacher(build()).encode(torch.zeros(1, 3, 48, 32))
     build(num_queries=5).save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "num_queries": 9}))
@@ -156,47 +111,6 @@ def test_a_truncated_weights_file_is_named(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="could not be loaded"):
         load_eomt(str(tmp_path))
-
-
-# --- edits while the teacher runs
-
-
-@pytest.mark.parametrize("masked", [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0)])
-@pytest.mark.parametrize("layer", range(6))
-def test_an_edit_is_what_resuming_from_other_tokens_is(layer, masked):
-    teacher = EomtTeacher(build(masked))
-    images, other = torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 16)
-    plain, context = teacher.encode(images)
-    edited, after = teacher.encode(images, lambda at, tokens: other if at == layer else tokens)
-    last, resumed = teacher.resume(layer, other, context)
-    assert torch.equal(edited[:, -1], last)
-    assert torch.equal(after.last_queries, resumed.last_queries)
-    assert torch.equal(after.prefix, resumed.prefix)
-    if layer:  # what was put there is what the field says, and nothing before it changed
-        assert torch.equal(edited[:, layer - 1], other)
-        assert torch.equal(edited[:, : layer - 1], plain[:, : layer - 1])
-    if layer < 5:
-        assert not torch.allclose(edited[:, -1], plain[:, -1], atol=1e-3)
-
-
-def test_an_edit_sees_every_layer_once_and_may_leave_it():
-    teacher, images = EomtTeacher(build()), torch.randn(2, 3, 32, 32)
-    seen = []
-
-    def look(layer, tokens):
-        seen.append((layer, tokens.clone()))
-        return tokens
-
-    field, context = teacher.encode(images, look)
-    plain, same = teacher.encode(images)
-    assert torch.equal(field, plain) and torch.equal(context.queries, same.queries)
-    assert [layer for layer, _ in seen] == [0, 1, 2, 3, 4, 5]
-    assert torch.equal(seen[0][1], teacher.embed(images))
-    for layer, tokens in seen[1:]:
-        assert torch.equal(tokens, field[:, layer - 1])
-
-
-# --- another input size
 
 
 def test_a_resized_teacher_is_transformers_at_that_size():

@@ -25,7 +25,6 @@ needs_dinov3 = pytest.mark.skipif(
     not hasattr(transformers, "EomtDinov3ForUniversalSegmentation"), reason="transformers 5"
 )
 
-
 # Of two implementations of the same sums, in standard deviations of the logits: processors order
 # and round products differently. (A tensor that is mixed up moves logits by about one.)
 ROUNDING = 1e-5
@@ -222,32 +221,26 @@ def test_masked_attention_is_what_the_file_says(tmp_path):
         assert model.attn_mask_probs.tolist() == [value] * BLOCKS
 
 
-def break_file(state, how):
-    if how == "missing":
-        del state["network.mask_head.2.bias"]
-    elif how == "unexpected":
-        state["network.encoder.backbone.blocks.0.bogus"] = torch.zeros(1)
-    elif how == "unexpected in the head":
-        state["network.mask_head.6.weight"] = torch.zeros(1)
-    elif how == "of another shape":
-        state["network.class_head.bias"] = torch.zeros(3)
-    elif how == "layer":
-        state = {n: v for n, v in state.items() if "blocks.1.attn.qkv" not in n}
-    return state
+BACKBONE = "network.encoder.backbone.blocks"
+BROKEN = {
+    "missing: mask_head.fc2.bias": {"network.mask_head.2.bias": None},
+    "blocks.0.bogus|layers.0.bogus": {f"{BACKBONE}.0.bogus": 1},
+    "unexpected key mask_head.6.weight": {"network.mask_head.6.weight": 1},
+    "class_predictor.bias": {"network.class_head.bias": 3},
+    "missing: layers.1.attention.k_proj.bias": {
+        f"{BACKBONE}.1.attn.qkv.{name}": None for name in ("weight", "bias")
+    },
+}
 
 
-@pytest.mark.parametrize(
-    "how, words",
-    [
-        ("missing", "missing: mask_head.fc2.bias"),
-        ("unexpected", "blocks.0.bogus|layers.0.bogus"),
-        ("unexpected in the head", "unexpected key mask_head.6.weight"),
-        ("of another shape", "class_predictor.bias"),
-        ("layer", "missing: layers.1.attention.k_proj.bias"),
-    ],
-)
-def test_loading_is_strict(how, words, tmp_path):
-    torch.save(break_file(Original().file(), how), tmp_path / "file.bin")
+@pytest.mark.parametrize("words", BROKEN)
+def test_loading_is_strict(words, tmp_path):
+    """A tensor that is not there (None), or is of another length."""
+    state = Original().file()
+    for name, length in BROKEN[words].items():
+        state.pop(name, None)
+        state |= {} if length is None else {name: torch.zeros(length)}
+    torch.save(state, tmp_path / "file.bin")
     with pytest.raises(InputError, match=words) as error:
         load_eomt(str(tmp_path / "file.bin"))
     assert "file.bin" in str(error.value)
@@ -404,19 +397,18 @@ def test_a_base_that_does_not_fit_is_named(tmp_path):
 
 @needs_dinov3
 @pytest.mark.parametrize("masked", [0.0, 1.0])
-@pytest.mark.parametrize("layer", range(LAYERS + 1))
-def test_resume_on_dinov3(layer, masked, tmp_path):
+def test_masks_and_resume_on_dinov3(masked, tmp_path):
     torch.save(OriginalDinov3().file(), tmp_path / "file.bin")
     teacher = load_eomt(str(tmp_path / "file.bin"), image_size=(64, 64), base="absolute")
     teacher.model.attn_mask_probs.fill_(masked)
-    teacher = EomtTeacher(teacher.model)
+    teacher.refresh()
     images = torch.randn(1, 3, 64, 64)
     field, context = teacher.encode(images)
-    last, after = teacher.resume(
-        layer, field[:, layer - 1] if layer else teacher.embed(images), context
-    )
-    assert torch.equal(last, field[:, -1])
-    assert torch.equal(after.last_queries, context.last_queries)
+    for layer in range(LAYERS + 1):
+        tokens = field[:, layer - 1] if layer else teacher.embed(images)
+        last, after = teacher.resume(layer, tokens, context)
+        assert torch.equal(last, field[:, -1])
+        assert torch.equal(after.last_queries, context.last_queries)
     with torch.no_grad():
         expected = teacher.model(images).masks_queries_logits
     assert torch.allclose(answers(teacher, images)[0], expected, rtol=1e-3, atol=1e-3)

@@ -1,13 +1,12 @@
 """What training an EoMT takes on either engine: its start, targets, losses and mask annealing.
 
-The loss is the one inside ``EomtForUniversalSegmentation`` (Hungarian matching, cross-entropy,
-point-sampled mask and dice losses). The masked attention that EoMT trains with is annealed block by
-block to zero, so that the finished teacher runs without it.
+The masked attention that EoMT trains with is annealed block by block to zero, so that the finished
+teacher runs without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,16 +15,16 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from lqn_seg.engine.build import find_local
-from lqn_seg.engine.training.training_images import pixel_labels
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow
 from lqn_seg.teachers.base import Preprocessing
 from lqn_seg.teachers.dinov2 import start_from_dinov2
-from lqn_seg.teachers.eomt import read_eomt_config
+from lqn_seg.teachers.eomt_checkpoints import read_eomt_config
 from lqn_seg.teachers.eomt_model import build_eomt
 
 # The annealing of block k of n runs over this part of the training, one block after the other.
 ANNEALING_START, ANNEALING_END = 0.15, 0.75
+IGNORE = -1  # what `pixel_labels` gives pixels of no segment
 
 
 def annealed_mask_probabilities(progress: float, blocks: int) -> list[float]:
@@ -45,27 +44,24 @@ def anneal(model: Any, progress: float) -> None:
     model.attn_mask_probs.copy_(torch.tensor(probabilities))
 
 
-def sine_cosine_grid(rows: int, columns: int, width: int) -> Tensor:
-    """2-D sine-cosine position embeddings (rows * columns, width); learned from there on."""
-    quarter = width // 4
+def sine_cosine_grid(grid: tuple[int, int], width: int) -> Tensor:
+    """2-D sine-cosine position embeddings (rows * columns, width)."""
+    quarter, (rows, columns) = width // 4, grid
     frequency = 1 / 100 ** (torch.arange(quarter) / quarter)
-    axes = [torch.arange(n)[:, None] * frequency for n in (rows, columns)]
+    axes = [torch.arange(n)[:, None] * frequency for n in grid]
     row, column = (torch.cat([axis.sin(), axis.cos()], 1) for axis in axes)
-    grid = torch.cat(
-        [row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)], dim=2
-    )
-    return F.pad(grid.flatten(0, 1), (0, width - 4 * quarter))
+    both = torch.cat([row.repeat_interleave(columns, 0), column.repeat(rows, 1)], 1)
+    return F.pad(both, (0, width - 4 * quarter))
 
 
 @torch.no_grad()
 def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> tuple[Any, Preprocessing]:
     """A new EoMT of the shape in MODEL.LQN.TEACHER.CONFIG, for these classes.
 
-    Its ViT starts from the DINOv2 of MODEL.LQN.TRAIN.BACKBONE where that is named, and else with a
-    grid that it can tell apart.
+    Its ViT starts from the DINOv2 of MODEL.LQN.TRAIN.BACKBONE, if one is named.
 
     Returns:
-        the model, and what its input will be: mean and deviation are the DINOv2's.
+        The model, and what its input will be: mean and deviation are the DINOv2's.
 
     Raises:
         InputError: a file is missing or does not fit.
@@ -74,37 +70,70 @@ def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> tuple[Any, Prepr
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
     model = build_eomt(config)
-    backbone = cfg.MODEL.LQN.TRAIN.BACKBONE
-    if backbone:
-        said = start_from_dinov2(model, find_local(backbone))
-        return model, Preprocessing(said.mean, said.std, source=said.source)
+    if backbone := cfg.MODEL.LQN.TRAIN.BACKBONE:
+        input_ = start_from_dinov2(model, find_local(backbone))
+        return model, Preprocessing(input_.mean, input_.std, source=input_.source)
     if config.model_type == "eomt":
-        rows, columns = model.grid_size
-        grid = sine_cosine_grid(rows, columns, config.hidden_size)
+        grid = sine_cosine_grid(model.grid_size, config.hidden_size)
         model.embeddings.position_embeddings.weight.copy_(grid)
     return model, Preprocessing()
 
 
-def eomt_losses(
-    model: Any,
-    batch: Mapping[str, Any],
-    classifiers: Iterable[nn.Module] = (),
-    pixel_weight: float = 0.0,
-) -> dict[str, Tensor]:
-    """Set-prediction loss of a batch, and the weighted per-pixel one of each classifier.
+class EomtLosses(nn.Module):
+    """An EoMT in training: transformers' set-prediction loss, and a cross-entropy per pixel.
+
+    Set prediction reaches the patch tokens through a matching that is random at first; a loss per
+    pixel tells every token its class from the start. Its linear classifier is trained and kept in
+    checkpoints; the finished teacher is without it.
 
     Args:
-        model: an EoMT in training mode.
-        batch: ``pixel_values`` (B, 3, h, w) normalised, ``mask_labels`` and ``class_labels``, lists
-            of (N, h, w) and (N,).
-        classifiers: `PixelClassifier`, with the weight of their losses.
+        model: transformers' EoMT.
+        pixel_weight: of the loss per pixel; 0 is off.
     """
-    output = model(**batch)
-    losses = {"loss_set_prediction": output.loss}
-    for classifier in classifiers:
-        labels = pixel_labels(batch["mask_labels"], batch["class_labels"])
-        losses["loss_pixel"] = pixel_weight * classifier(output.last_hidden_state, labels)
-    return losses
+
+    def __init__(self, model: Any, pixel_weight: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.pixel_weight = model, pixel_weight
+        if pixel_weight:
+            self.classifier = nn.Linear(model.config.hidden_size, model.config.num_labels)
+
+    def losses_of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """By name, of a batch: ``pixel_values`` (B, 3, h, w) normalised, ``mask_labels`` and
+        ``class_labels``, lists of (N, h, w) and (N,)."""
+        output = self.model(**batch)
+        losses = {"loss_set_prediction": output.loss}
+        if self.pixel_weight:
+            labels = pixel_labels(batch["mask_labels"], batch["class_labels"])
+            loss = self.pixel_loss(output.last_hidden_state, labels)
+            losses["loss_pixel"] = self.pixel_weight * loss
+        return losses
+
+    def pixel_loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over the labelled pixels; 0 where none is.
+
+        Args:
+            tokens: (B, Q + P + H W, D) last layer's queries, prefix and patches, normed.
+            labels: (B, h, w) int64 classes, ``IGNORE`` where unlabelled.
+        """
+        rows, columns = self.model.grid_size
+        logits = self.classifier(tokens[:, -rows * columns :]).float()
+        logits = logits.transpose(1, 2).unflatten(2, (rows, columns))
+        logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear")
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+def pixel_labels(masks: Sequence[Tensor], classes: Sequence[Tensor]) -> Tensor:
+    """(B, h, w) int64 class of every pixel, `IGNORE` where no mask is.
+
+    Args:
+        masks: per image (N, h, w), 1 inside and 0 outside; no two overlap.
+        classes: per image (N,).
+    """
+    # A sum of products, not an argmax and a look-up: several times faster on a CPU. (Not an einsum
+    # either: autocast would run it in bfloat16, which cannot tell 256 from 257.)
+    labels = [(m * (c.to(m) + 1)[:, None, None]).sum(0) for m, c in zip(masks, classes)]
+    return torch.stack(labels).long() + IGNORE
 
 
 def segment_targets(
@@ -114,7 +143,7 @@ def segment_targets(
     things: frozenset[int],
     ignore_label: int,
 ) -> tuple[Tensor, Tensor]:
-    """One mask a segment from instances and a label map, either of which may be missing.
+    """One mask a segment from instances and a label map, one of which may be missing.
 
     Instances are segments as they are. A class of the label map is one segment, unless it has
     instances: a thing's pixels without one are a crowd's, which nothing is trained on.
@@ -127,63 +156,53 @@ def segment_targets(
     Returns:
         (M, h, w) bool masks and (M,) int64 classes.
     """
-    found_masks: list[Tensor] = [] if masks is None else list(masks.bool())
-    found: list[int] = [] if classes is None else classes.tolist()
+    some: Any = masks if masks is not None else labels
+    kept: list[Tensor] = [] if masks is None else list(masks.bool())
+    numbers: list[int] = [] if classes is None else classes.tolist()
     if labels is not None:
-        covered = set(found) | (set(things) if masks is not None else set())
-        present = set(labels.unique().long().tolist()) - covered - {ignore_label}
-        found_masks += [labels == label for label in sorted(present)]
-        found += sorted(present)
-    drawn = [k for k, mask in enumerate(found_masks) if mask.any()]
-    if not drawn:
-        some = masks if masks is not None else labels
-        size = some.shape[-2:] if some is not None else (0, 0)
-        return torch.zeros(0, *size, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    kept = torch.stack([found_masks[k] for k in drawn])
-    return kept, torch.tensor([found[k] for k in drawn])
+        covered = {*numbers, *(things if masks is not None else ()), ignore_label}
+        present = sorted(set(labels.unique().long().tolist()) - covered)
+        kept += [labels == label for label in present]
+        numbers += present
+    stacked = torch.stack([some.new_zeros(some.shape[-2:], dtype=torch.bool), *kept])[1:]
+    is_there = stacked.flatten(1).any(1)
+    return stacked[is_there], torch.tensor(numbers, dtype=torch.int64)[is_there.cpu()]
 
 
 def mapped_targets(
     inputs: Mapping[str, Any], things: frozenset[int], ignore_label: int
 ) -> tuple[Tensor, Tensor]:
-    """`segment_targets` of what Detectron2's or Mask2Former's mapper says of an image.
-
-    Args:
-        inputs: with ``instances`` (``gt_masks`` and ``gt_classes``), ``sem_seg``, or both.
-
-    Raises:
-        InputError: it has neither, or its instances have no masks.
+    """`segment_targets` of the ``instances``, the ``sem_seg`` or both that Detectron2's or
+    Mask2Former's mapper gives; an InputError where it gives neither, or instances without masks.
     """
     instances, labels = inputs.get("instances"), inputs.get("sem_seg")
+    masks = classes = None
     if instances is None and labels is None:
         raise InputError(
             "a training image has neither 'instances' nor 'sem_seg': EoMT learns from masks, which "
             "its data set or mapper must give"
         )
-    if instances is None:
-        return segment_targets(None, None, labels, things, ignore_label)
-    if not len(instances):
-        none = torch.zeros(0, *instances.image_size, dtype=torch.bool)
-        return segment_targets(none, torch.zeros(0).long(), labels, things, ignore_label)
-    if not instances.has("gt_masks"):
-        raise InputError(
-            "the instances of a training image have no masks: set MODEL.MASK_ON True and "
-            "INPUT.MASK_FORMAT bitmask"
-        )
-    masks = getattr(instances.gt_masks, "tensor", instances.gt_masks)  # Mask2Former's are plain
-    if not isinstance(masks, Tensor):
-        raise InputError("training masks must be bitmaps: set INPUT.MASK_FORMAT bitmask")
-    return segment_targets(masks, instances.gt_classes, labels, things, ignore_label)
+    if instances is not None and not len(instances):
+        masks = torch.zeros(0, *instances.image_size, dtype=torch.bool)
+        classes = torch.zeros(0, dtype=torch.int64)
+    elif instances is not None:
+        if not instances.has("gt_masks"):
+            raise InputError(
+                "the instances of a training image have no masks: set MODEL.MASK_ON True and "
+                "INPUT.MASK_FORMAT bitmask"
+            )
+        # Mask2Former's are plain tensors.
+        masks = getattr(instances.gt_masks, "tensor", instances.gt_masks)
+        classes = instances.gt_classes
+        if not isinstance(masks, Tensor):
+            raise InputError("training masks must be bitmaps: set INPUT.MASK_FORMAT bitmask")
+    return segment_targets(masks, classes, labels, things, ignore_label)
 
 
 def fit_targets(
     image: Tensor, masks: Tensor, classes: Tensor, size: tuple[int, int], num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """An image and its masks in the teacher's window, as `PaddedWindow` shows it at test time.
-
-    Args:
-        image: (3, h, w) uint8 RGB.
-        masks, classes: (N, h, w) bool and (N,).
+    """An image (3, h, w) uint8 and masks (N, h, w) bool in the teacher's window, as at test time.
 
     Returns:
         (3, *size) uint8 and (N, *size) float32, 0 or 1.
@@ -203,7 +222,7 @@ def fit_targets(
     window = PaddedWindow.of((image.shape[1], image.shape[2]), size)
     crop = window.crops(image)[0]
     if not len(masks):
-        return crop, torch.zeros(0, *size)
+        return crop, torch.zeros(0, *size)  # F.interpolate takes no empty batch
     inside = F.interpolate(masks[None].float(), window.inside, mode="nearest-exact")[0]
     bottom, right = size[0] - window.inside[0], size[1] - window.inside[1]
     return crop, F.pad(inside, (0, right, 0, bottom))

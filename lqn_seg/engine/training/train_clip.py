@@ -1,37 +1,33 @@
 """Train a small CLIP from scratch on labelled images, captioned by open_clip's templates.
 
-A step takes a batch of images and one caption for every class among them, a template drawn anew
-each time; images and captions of the same class attract, all others repel (CLIP's symmetric loss,
-with all pairs of a class as positives, as in UniCL). The result is a folder that open_clip's own
-``create_model("local-dir:...")`` reads.
+A step takes a batch of images and one caption for every class among them, of a template drawn anew.
+The loss is CLIP's symmetric one, with all pairs of a class as positives (UniCL). The result is a
+folder that open_clip's own ``create_model("local-dir:...")`` reads.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from lqn_seg.classification.prompts import templates
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine.build import find_local
-from lqn_seg.engine.interruption import patient
-from lqn_seg.engine.store import make_writable, say
+from lqn_seg.engine.store import say
+from lqn_seg.engine.training.loop import Trainer
 from lqn_seg.engine.usable import usable_records
 from lqn_seg.errors import InputError
+from lqn_seg.segmentation.windows import resize_image
 from lqn_seg.teachers.base import Preprocessing, normalise
 from lqn_seg.teachers.eomt import load_eomt
 from lqn_seg.teachers.files import read_json
@@ -41,91 +37,84 @@ INTERRUPTED = "interrupted"  # a folder for what was not trained to the end
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
-class ClipTrainer:
-    """One training run.
+class ClipTrainer(Trainer):
+    """Trains a CLIP of the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format).
 
-    Args:
-        cfg: ``DATASETS.TRAIN`` (one set of labelled images), ``MODEL.LQN.TEACHER.CONFIG`` (JSON in
-            open_clip's format), ``MODEL.WEIGHTS`` (empty, or an EoMT whose first layers the image
-            tower starts from) and ``SOLVER``.
+    Its image tower starts from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named.
 
     Raises:
         InputError: the data set or the model's file is missing or malformed.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.cfg, self.solver = cfg, cfg.SOLVER
-        if len(cfg.DATASETS.TRAIN) != 1:
-            raise InputError("DATASETS.TRAIN must name exactly one data set of labelled images")
+        super().__init__(cfg)
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.model_cfg = read_model_cfg(find_local(cfg.MODEL.LQN.TEACHER.CONFIG))
-        seed = max(cfg.SEED, 0)
-        torch.manual_seed(seed)
-        self.model: Any = open_clip.model.CLIP(**self.model_cfg).to(self.device)
+        torch.manual_seed(self.seed)
+        self.model = open_clip.model.CLIP(**self.model_cfg).to(self.device)
         self.preprocessing = Preprocessing()
         if cfg.MODEL.WEIGHTS:
             self.preprocessing = start_from_eomt(self.model, find_local(cfg.MODEL.WEIGHTS))
-        self.tokenizer = open_clip.SimpleTokenizer(
+        tokenize = open_clip.SimpleTokenizer(
             context_length=self.model_cfg["text_cfg"]["context_length"]
         )
         dataset = get_dataset(cfg.DATASETS.TRAIN[0])
-        self.classes = dataset.metadata.class_names
-        self.captions = [
-            self.tokenizer([template(name) for name in self.classes]).to(self.device)
+        self.captions = [  # by template, (classes, T)
+            tokenize([template(name) for name in dataset.metadata.class_names]).to(self.device)
             for template in templates("train")
         ]
-        size = self.model.visual.image_size[0]
-        self.images, self.labels = _load(usable_records(dataset), size)
-        self.random = torch.Generator().manual_seed(seed)
+        self.images, self.labels = _load(usable_records(dataset), self.model.visual.image_size[0])
+        self.random = torch.Generator().manual_seed(self.seed)
         self._centre()
+        groups = _groups(self.model, self.solver)
+        self.optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)]
 
-    def train(self, progress: bool = True) -> Path:
+    def train(self) -> Path:
         """Run all iterations and write the model; returns its folder.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the model as it was then is written to ``interrupted`` in
                 ``OUTPUT_DIR``, beside one that an earlier run may have finished.
-            InputError: ``OUTPUT_DIR`` cannot be written to.
+            InputError: as `run`.
         """
-        make_writable(Path(self.cfg.OUTPUT_DIR))
-        solver, model = self.solver, self.model.train()
-        optimizer = torch.optim.AdamW(_groups(model, solver), betas=(0.9, 0.98), fused=True)
-        losses, start = [], time.perf_counter()
-        bar = tqdm(range(solver.MAX_ITER), unit="step", disable=not progress, smoothing=0.05)
-        with patient() as stop:
-            for step in bar:
-                for group in optimizer.param_groups:
-                    group["lr"] = solver.BASE_LR * group["share"] * self._schedule(step)
-                loss = self._loss(*self._batch())
-                model.zero_grad()
-                loss.backward()
-                optimizer.step()
-                model.logit_scale.data.clamp_(0, math.log(MAX_LOGIT_SCALE))
-                losses.append(loss.item())
-                if step % 50 == 49:
-                    bar.set_description(f"loss {sum(losses[-50:]) / 50:.3f}")
-                if stop():
-                    break
-        is_whole = len(losses) == solver.MAX_ITER
-        folder = Path(self.cfg.OUTPUT_DIR) / ("" if is_whole else INTERRUPTED)
+        is_whole = self.run()
+        folder = self.output if is_whole else self.output / INTERRUPTED
         self._forget_unseen_words()
-        save_clip(folder, model, self.model_cfg, self.preprocessing)
-        about = {
-            "dataset": self.cfg.DATASETS.TRAIN[0],
-            "images": len(self.labels),
-            "iterations": len(losses),
-            "images_per_iteration": solver.IMS_PER_BATCH,
-            "seed": max(self.cfg.SEED, 0),
-            "loss_first_100": sum(losses[:100]) / len(losses[:100]),
-            "loss_last_100": sum(losses[-100:]) / len(losses[-100:]),
-            "minutes": round((time.perf_counter() - start) / 60, 1),
-            "torch": torch.__version__,
-        }
-        (folder / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+        save_clip(folder, self.model, self.model_cfg, self.preprocessing)
+        more = {"images_per_iteration": self.solver.IMS_PER_BATCH}
+        self.write_about(folder, len(self.labels), **more)
         if not is_whole:
-            made = f"{len(losses)} of {solver.MAX_ITER} iterations"
+            made = f"{self.iteration} of {self.solver.MAX_ITER} iterations"
             raise KeyboardInterrupt(f"the model after {made} is in {folder}")
         return folder
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images (B, 3, s, s), captions (K, T), which of the K each image belongs to (B,), and the
+        K classes."""
+        rows = torch.randint(len(self.labels), (self.solver.IMS_PER_BATCH,), generator=self.random)
+        images = augment(self.images[rows].to(self.device).float() / 255, self.random)
+        present, place = self.labels[rows].unique(return_inverse=True)
+        drawn = torch.randint(len(self.captions), (len(present),), generator=self.random)
+        pairs = zip(drawn.tolist(), present.tolist())
+        captions = torch.stack([self.captions[template][label] for template, label in pairs])
+        return self._input(images), captions, place.to(self.device), present
+
+    def loss(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        images, captions, place, present = batch
+        amp = self.solver.AMP.ENABLED
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+            image_features = self.model.encode_image(images, normalize=True)
+            text_features = self.model.encode_text(captions, normalize=True)
+        scale = self.model.logit_scale.exp()
+        logits = scale * image_features.float() @ text_features.float().T
+        positives = F.one_hot(place, len(present)).float()
+        to_image = (positives / positives.sum(0) * logits.log_softmax(0)).sum(0).mean()
+        return (F.cross_entropy(logits, place) - to_image) / 2
+
+    def step(self) -> float:
+        loss = super().step()
+        self.model.logit_scale.data.clamp_(0, math.log(MAX_LOGIT_SCALE))
+        return loss
 
     @torch.no_grad()
     def _centre(self, images: int = 256) -> None:
@@ -146,36 +135,6 @@ class ClipTrainer:
         """(B, 3, s, s) in 0..1 as the tower takes them."""
         return normalise(images, self.preprocessing.mean, self.preprocessing.std)
 
-    def _schedule(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to nothing."""
-        warm = min(1.0, (step + 1) / max(self.solver.WARMUP_ITERS, 1))
-        return warm * 0.5 * (1 + math.cos(math.pi * step / self.solver.MAX_ITER))
-
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images (B, 3, s, s), captions (K, T), and which of the K each image belongs to (B,)."""
-        count = self.solver.IMS_PER_BATCH
-        chosen = torch.randint(len(self.labels), (count,), generator=self.random)
-        images = augment(self.images[chosen].to(self.device).float() / 255, self.random)
-        images = self._input(images)
-        present, place = self.labels[chosen].unique(return_inverse=True)
-        drawn = torch.randint(len(self.captions), (len(present),), generator=self.random)
-        pairs = zip(drawn.tolist(), present.tolist())
-        captions = torch.stack([self.captions[template][label] for template, label in pairs])
-        return images, captions, place.to(self.device), present
-
-    def _loss(self, images: Tensor, captions: Tensor, place: Tensor, present: Tensor) -> Tensor:
-        model = self.model
-        amp = self.solver.AMP.ENABLED
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
-            image_features = model.encode_image(images, normalize=True)
-            text_features = model.encode_text(captions, normalize=True)
-        logits = model.logit_scale.exp() * image_features.float() @ text_features.float().T
-        positives = F.one_hot(place, len(present)).float()
-        to_image = positives / positives.sum(0)
-        return (
-            F.cross_entropy(logits, place) - (to_image * logits.log_softmax(0)).sum(0).mean()
-        ) / 2
-
     @torch.no_grad()
     def _forget_unseen_words(self) -> None:
         """Zero the embedding of tokens that no caption had: noise still, and zeros pack well."""
@@ -195,16 +154,13 @@ def start_from_eomt(model: Any, weights: str) -> Preprocessing:
         What the EoMT says of its input.
 
     Raises:
-        InputError: the EoMT cannot be loaded, or the tower is not the same kind of ViT: the same
-            patches and width, layer scale, no norm before the first layer.
+        InputError: the EoMT cannot be loaded, or the tower is another kind of ViT.
     """
     eomt, visual = load_eomt(weights), model.visual
-    source: Any = eomt.model
-    layers = visual.transformer.layers
+    embeddings, layers = eomt.model.embeddings, visual.transformer.layers
     rows, columns = visual.grid_size
     top, left = (eomt.grid[0] - rows) // 2, (eomt.grid[1] - columns) // 2
-    positions = source.embeddings.position_embeddings.weight.unflatten(0, eomt.grid)
-    projection = source.embeddings.patch_embeddings.projection
+    projection = embeddings.patch_embeddings.projection
     fits = (
         projection.weight.shape == visual.conv1.weight.shape
         and min(top, left) >= 0
@@ -218,24 +174,25 @@ def start_from_eomt(model: Any, weights: str) -> Preprocessing:
             "width, depth, layer scale (ls_init_value) or no_ln_pre"
         )
     visual.conv1.weight.copy_(projection.weight)
-    visual.class_embedding.copy_(source.embeddings.cls_token.flatten())
-    visual.positional_embedding[0] = 0
+    visual.class_embedding.copy_(embeddings.cls_token.flatten())
+    positions = embeddings.position_embeddings.weight.unflatten(0, eomt.grid)
     middle = positions[top : top + rows, left : left + columns].flatten(0, 1)
+    visual.positional_embedding[0] = 0
     visual.positional_embedding[1:] = middle + projection.bias
-    visual.ln_post.load_state_dict(source.layernorm.state_dict())
-    for block, layer in zip(visual.transformer.resblocks, source.layers):
+    visual.ln_post.load_state_dict(eomt.model.layernorm.state_dict())
+    for block, layer in zip(visual.transformer.resblocks, eomt.model.layers):
         attention = layer.attention
         three = (attention.q_proj, attention.k_proj, attention.v_proj)
         block.attn.in_proj_weight.copy_(torch.cat([p.weight for p in three]))
         block.attn.in_proj_bias.copy_(torch.cat([p.bias for p in three]))
-        for own, other in (
+        for target, start in (
             (block.attn.out_proj, attention.out_proj),
             (block.ln_1, layer.norm1),
             (block.ln_2, layer.norm2),
             (block.mlp.c_fc, layer.mlp.fc1),
             (block.mlp.c_proj, layer.mlp.fc2),
         ):
-            own.load_state_dict(other.state_dict())
+            target.load_state_dict(start.state_dict())
         block.ls_1.gamma.copy_(layer.layer_scale1.lambda1)
         block.ls_2.gamma.copy_(layer.layer_scale2.lambda1)
     return eomt.preprocessing
@@ -258,42 +215,36 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
 def _load(records: list[dict[str, Any]], size: int) -> tuple[Tensor, Tensor]:
     """All images (N, 3, size, size) uint8 and labels (N,), in memory; without those that cannot be
     read, which are named."""
-    images = np.empty((len(records), size, size, 3), np.uint8)
+    images = torch.empty(len(records), 3, size, size, dtype=torch.uint8)
     labels: list[int] = []
     for record in records:
         try:
-            pixels = read_labelled_image(record)
+            pixels = torch.from_numpy(read_labelled_image(record)).movedim(2, 0)
         except InputError as error:
             say(f"left out: {error}")
             continue
-        if pixels.shape[:2] != (size, size):
-            resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
-            pixels = np.asarray(resized)
-        images[len(labels)] = pixels
+        images[len(labels)] = resize_image(pixels, (size, size), "bicubic")
         labels.append(record["label"])
     if not labels:
         raise InputError("no image can be trained on: none of them can be read")
-    kept = torch.from_numpy(images[: len(labels)])
-    return kept.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+    return images[: len(labels)], torch.tensor(labels)
 
 
 def _groups(model: torch.nn.Module, solver: CfgNode) -> list[dict[str, Any]]:
-    """Parameters with their share of the rate; no decay on what is no matrix.
+    """Parameters with their rate and decay; no decay on what is no matrix.
 
-    The layers of the image tower take ``BACKBONE_MULTIPLIER`` of it: what they have been taught is
-    lost at the rate that the rest learns at.
+    The layers of the image tower take ``BACKBONE_MULTIPLIER`` of the rate: what they have been
+    taught is lost at the rate that the rest learns at.
     """
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         tower = name.startswith("visual.") and name != "visual.proj"
-        groups.setdefault((tower, parameter.ndim > 1), []).append(parameter)
+        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if tower else 1.0)
+        decay = solver.WEIGHT_DECAY if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "share": solver.BACKBONE_MULTIPLIER if tower else 1.0,
-            "weight_decay": solver.WEIGHT_DECAY if matrix else 0.0,
-        }
-        for (tower, matrix), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
 
 
@@ -307,12 +258,9 @@ def save_clip(
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    wanted = preprocessing or Preprocessing()
-    preprocess = {
-        "size": model_cfg["vision_cfg"]["image_size"],
-        "mean": wanted.mean,
-        "std": wanted.std,
-    }
+    pixels = preprocessing or Preprocessing()
+    size = model_cfg["vision_cfg"]["image_size"]
+    preprocess = {"size": size, "mean": pixels.mean, "std": pixels.std}
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""An EoMT that a loop from elsewhere trains: losses in training, and else the teacher's answers."""
+"""An EoMT that a loop from elsewhere trains: losses in training, else the teacher's predictions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor
 
 from lqn_seg.config.nodes import segmentation_config
 from lqn_seg.engine.build import build_segmenter
-from lqn_seg.engine.training.eomt_training import anneal, eomt_losses, fit_targets, untrained_eomt
-from lqn_seg.engine.training.pixel_classifier import PixelClassifier
+from lqn_seg.engine.training.eomt_training import EomtLosses, anneal, fit_targets, untrained_eomt
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch, read_input
 from lqn_seg.segmentation.segmenter import Segmenter
@@ -23,13 +22,13 @@ from lqn_seg.teachers.eomt_head import EomtHead
 _ALONE = {"teacher": None}
 
 
-class TrainableEomt(nn.Module):
+class TrainableEomt(EomtLosses):
     """Detectron2's contract around an EoMT whose weights are being trained.
 
     Args:
         segmenter: the teacher alone; its weights may be trained from now on.
         input_format: channel order of the images that come in, ``RGB`` or ``BGR``.
-        pixel_weight: of the auxiliary per-pixel loss; 0 is off.
+        pixel_weight: as of `EomtLosses`.
 
     Raises:
         InputError: the weights are in half precision, which nothing is trained in.
@@ -38,20 +37,16 @@ class TrainableEomt(nn.Module):
     def __init__(
         self, segmenter: Segmenter, input_format: str = "RGB", pixel_weight: float = 0.0
     ) -> None:
-        super().__init__()
         if segmenter.teacher.precision != "float32":
             raise InputError(
                 "MODEL.LQN.TEACHER.PRECISION must be float32 to train; SOLVER.AMP.ENABLED True "
                 "computes in less"
             )
+        super().__init__(segmenter.teacher.model.requires_grad_(True), pixel_weight)
         self.segmenter, self.input_format = segmenter, input_format
-        self.model = segmenter.teacher.model.requires_grad_(True)
-        self.pixel_weight = pixel_weight
-        # What the weights are worth nothing without goes with them into a checkpoint.
+        # The weights are worth nothing without these, which go into a checkpoint with them.
         for name in ("pixel_mean", "pixel_std"):
             self.register_buffer(name, torch.tensor(getattr(segmenter.teacher, name)))
-        # Trained and kept in checkpoints; a teacher is loaded without it.
-        self.auxiliary = nn.ModuleList([PixelClassifier(self.model)] if pixel_weight else [])
         self.train()  # as a new module is; the teacher's was in evaluation mode
 
     @property
@@ -67,8 +62,8 @@ class TrainableEomt(nn.Module):
         """Losses of a batch by name.
 
         Args:
-            batched_inputs: dicts with ``image``, (3, h, w) in 0..255, of any size: an image meets
-                the model as when it is asked for an answer, padded into its window.
+            batched_inputs: dicts with ``image``, (3, h, w) in 0..255, of any size: padded into the
+                teacher's window, as for a prediction.
             targets: masks (N, h, w) and classes (N,) of each, as from `segment_targets`.
             progress: fraction of the training that is done, which anneals the masked attention.
 
@@ -78,15 +73,10 @@ class TrainableEomt(nn.Module):
         if progress is not None:
             anneal(self.model, progress)
         teacher, count = self.segmenter.teacher, self.model.config.num_labels
+        images = [read_input(inputs, self.input_format) for inputs in batched_inputs]
         fitted = [
-            fit_targets(
-                read_input(inputs, self.input_format),
-                masks.cpu(),
-                classes,
-                teacher.image_size,
-                count,
-            )
-            for inputs, (masks, classes) in zip(batched_inputs, targets)
+            fit_targets(image, masks.cpu(), classes, teacher.image_size, count)
+            for image, (masks, classes) in zip(images, targets)
         ]
         pixels = torch.stack([crop for crop, _ in fitted]).to(self.device).float() / 255
         batch = {
@@ -94,7 +84,7 @@ class TrainableEomt(nn.Module):
             "mask_labels": [masks.to(self.device) for _, masks in fitted],
             "class_labels": [classes.to(self.device) for _, classes in targets],
         }
-        return eomt_losses(self.model, batch, self.auxiliary, self.pixel_weight)
+        return self.losses_of(batch)
 
     def predict(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """`LQNTTTMetaArch.forward` of the teacher, with the weights as they are now."""

@@ -7,26 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
 
-from lqn_seg.data.augmentation import (
-    UNLABELLED,
-    AugmentationConfig,
-    Indices,
-    Pixels,
-    jitter_colors,
-    random_crop,
-)
+from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import Dataset
 from lqn_seg.data.images import read_record, untold_turn
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.store import say
 from lqn_seg.engine.usable import usable_records
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.base import Preprocessing
+from lqn_seg.teachers.base import Preprocessing, normalise
 
 MOST_LEFT_OUT = 0.1  # of the images, before training stops
+UNLABELLED = 0  # in an index map
 FEW = 10  # images that may be left out of any data set
+# Image (h, w, 3), segment indices (h, w) from 1 on, and each segment's class.
+Decoded = tuple[NDArray[np.uint8], NDArray[np.integer], list[int]]
 
 
 class TrainingImages:
@@ -55,44 +54,55 @@ class TrainingImages:
         self.preprocessing = preprocessing or Preprocessing()
         self.left_out: dict[int, str] = {}
         self._named_turn = False
-        self._decoded: dict[int, tuple[Pixels, Indices, list[int]]] = {}
+        self._decoded: dict[int, Decoded] = {}
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, index: int) -> tuple[Pixels, Indices, list[int]]:
-        """Image (h, w, 3) uint8, segment indices (h, w), and each segment's class.
+    def batch(self, indices: Sequence[int], seed: Sequence[int] = ()) -> dict[str, Any]:
+        """``pixel_values`` (B, 3, h, w), and lists of masks (N, h, w) and classes (N,).
 
-        Segment k has the index k + 1; ``UNLABELLED`` is where there is none.
-
-        Raises:
-            InputError: a file is damaged or does not fit its annotation, or the image is not of the
-                teacher's size and no crop is asked for.
-        """
-        image, index_map, categories = self._decode(index)
-        if image.shape[:2] != self.size and not self.augmentation.crop:
-            raise InputError(
-                f"{self.records[index]['file_name']} is {image.shape[0]}x{image.shape[1]} pixels; "
-                f"the teacher is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN."
-                "AUGMENTATION crop takes images of any size)"
-            )
-        return image, index_map, categories
-
-    def readable(self, index: int) -> int:
-        """``index``, or where that image has to be left out the next one that need not be.
+        Image k is varied by what is drawn from (*seed, k) alone.
 
         Raises:
-            InputError: more than `MOST_LEFT_OUT` of the images would be.
+            InputError: an image is not of the teacher's size and no crop is asked for, or too many
+                images had to be left out.
         """
+        pixels, masks, classes = [], [], []
+        for place, index in enumerate(indices):
+            image, index_map, categories = self._read(index)
+            key = (*seed, place)
+            varied, labels = augment(image, index_map, self.augmentation, self.size[0], key)
+            numbers = labels.unique()
+            numbers = numbers[numbers != UNLABELLED]
+            pixels.append(varied)
+            masks.append((labels == numbers[:, None, None]).float())
+            classes.append(torch.tensor([categories[n - 1] for n in numbers.tolist()]).long())
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        return {
+            "pixel_values": normalise(torch.stack(pixels).float() / 255, mean, std),
+            "mask_labels": masks,
+            "class_labels": classes,
+        }
+
+    def _read(self, index: int) -> Decoded:
+        """Of an image, or where it has to be left out of the next one that need not be."""
         for other in (k % len(self) for k in range(index, index + len(self))):
             if other in self.left_out:
                 continue
             try:
-                self._decode(other)
+                decoded = self._decode(other)
             except InputError as error:
                 self._leave_out(other, error)
-            else:
-                return other
+                continue
+            height, width = decoded[0].shape[:2]
+            if (height, width) != self.size and not self.augmentation.crop:
+                raise InputError(
+                    f"{self.records[other]['file_name']} is {height}x{width} pixels; the teacher "
+                    f"is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN.AUGMENTATION crop True takes "
+                    "images of any size)"
+                )
+            return decoded
         raise InputError(f"no image can be trained on: {next(iter(self.left_out.values()))}")
 
     def _leave_out(self, index: int, error: InputError) -> None:
@@ -105,7 +115,7 @@ class TrainingImages:
                 f"{next(iter(self.left_out.values()))}"
             )
 
-    def _decode(self, index: int) -> tuple[Pixels, Indices, list[int]]:
+    def _decode(self, index: int) -> Decoded:
         if index not in self._decoded:
             record = self.records[index]
             self._decoded[index] = read_record(record), *self._segments(record)
@@ -114,8 +124,7 @@ class TrainingImages:
                 say(f"note: {turn}; other such images are not named")
         return self._decoded[index]
 
-    def _segments(self, record: Record) -> tuple[Indices, list[int]]:
-        """Segment indices (h, w) from 1 on, and the segments' classes."""
+    def _segments(self, record: Record) -> tuple[NDArray[np.integer], list[int]]:
         if "segments_info" in record:
             ids = self.metadata.read_panoptic(record)
             listed = [info for info in record["segments_info"] if not info.get("iscrowd", 0)]
@@ -129,50 +138,34 @@ class TrainingImages:
             index_map[ids == segment] = number
         return index_map, [category for _, category in segments]
 
-    def batch(
-        self, indices: Sequence[int], flips: Sequence[bool], seed: Sequence[int] = ()
-    ) -> dict[str, Any]:
-        """``pixel_values`` (B, 3, h, w), and lists of masks (N, h, w) and classes (N,).
 
-        Args:
-            indices: which images.
-            flips: which of them to mirror.
-            seed: crop and colours of image k are drawn from (*seed, k) alone.
-        """
-        wanted = self.preprocessing
-        mean, std = np.array(wanted.mean, np.float32), np.array(wanted.std, np.float32)
-        pixels, masks, classes = [], [], []
-        for place, (index, flip) in enumerate(zip(indices, flips)):
-            image, index_map, categories = self.read(self.readable(index))
-            if flip:
-                image, index_map = image[:, ::-1], index_map[:, ::-1]
-            rng = np.random.default_rng([*seed, place])
-            if self.augmentation.crop:
-                scale = self.augmentation.scale
-                image, index_map = random_crop(image, index_map, self.size[0], scale, rng)
-            image = jitter_colors(image, self.augmentation, rng)
-            pixels.append(((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1))
-            drawn = np.setdiff1d(index_map, [UNLABELLED])
-            masks.append(torch.from_numpy(index_map == drawn[:, None, None]).float())
-            classes.append(torch.tensor([categories[number - 1] for number in drawn]).long())
-        return {
-            "pixel_values": torch.from_numpy(np.stack(pixels)),
-            "mask_labels": masks,
-            "class_labels": classes,
-        }
+def augment(
+    image: NDArray[np.uint8],
+    index_map: NDArray[np.integer],
+    config: AugmentationConfig,
+    side: int,
+    seed: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """(H, W, 3) RGB and (H, W) index map varied alike to (3, h, w) uint8 and (h, w) int32.
 
-
-def pixel_labels(masks: Sequence[Tensor], classes: Sequence[Tensor]) -> Tensor:
-    """Class of every pixel, from the masks of a batch.
-
-    Args:
-        masks: per image (N, h, w), 1 inside and 0 outside; no two overlap.
-        classes: per image (N,).
-
-    Returns:
-        (B, h, w) int64, -1 where no mask is.
+    All that is drawn follows from ``seed`` alone. An image smaller than the crop's ``side`` lies at
+    random inside it; the rest is black and ``UNLABELLED``.
     """
-    # A sum of products, not an argmax and a look-up: several times faster on a CPU. (Not an einsum
-    # either: autocast would run it in bfloat16, which cannot tell 256 from 257.)
-    labels = [(m * (c.to(m) + 1)[:, None, None]).sum(0) for m, c in zip(masks, classes)]
-    return torch.stack(labels).long() - 1
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).movedim(2, 0)
+    labels = torch.from_numpy(index_map.astype(np.int32))[None]
+    colors = config.brightness, config.contrast, config.saturation, config.hue
+    steps: list[v2.Transform] = [v2.RandomHorizontalFlip(config.flip)]
+    if any(colors):
+        steps.append(v2.ColorJitter(*colors))
+    with torch.random.fork_rng(devices=[]):
+        key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(key)
+        if config.crop:
+            factor = torch.empty(()).uniform_(*config.scale).item()
+            pixels = v2.functional.resize(pixels, [max(round(factor * side), 1)])
+            # Not as a Mask: torchvision would take the nearest pixel's corner, not its centre.
+            exact = InterpolationMode.NEAREST_EXACT
+            labels = v2.functional.resize(labels, list(pixels.shape[1:]), exact)
+            steps.insert(0, v2.RandomCrop(side, pad_if_needed=True))
+        varied = v2.Compose(steps)(tv_tensors.Image(pixels), tv_tensors.Mask(labels))
+    return varied[0].as_subclass(Tensor), varied[1][0].as_subclass(Tensor)

@@ -1,0 +1,122 @@
+"""The loop that trains either teacher: rates, steps, progress, Ctrl-C, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from lqn_seg.engine.interruption import patient
+from lqn_seg.engine.store import make_writable
+from lqn_seg.errors import InputError
+
+
+def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    if iteration < warmup:
+        return (iteration + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(total - warmup, 1)))
+
+
+class Trainer(ABC):
+    """``SOLVER.MAX_ITER`` iterations on the one data set of ``DATASETS.TRAIN``.
+
+    A sub-class sets `model` and `optimizers`, whose first rates `learning_rate_factor` scales.
+    """
+
+    model: Any
+    optimizers: list[torch.optim.Optimizer]
+
+    def __init__(self, cfg: CfgNode) -> None:
+        if len(cfg.DATASETS.TRAIN) != 1:
+            raise InputError("DATASETS.TRAIN must name exactly one data set")
+        self.cfg, self.solver = cfg, cfg.SOLVER
+        self.seed = max(cfg.SEED, 0)
+        self.output = Path(cfg.OUTPUT_DIR)
+        self.iteration, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+
+    @abstractmethod
+    def batch(self) -> Any:
+        """What the next iteration learns from."""
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """Of a batch."""
+
+    def checkpoint(self) -> None:  # noqa: B027 (not every training can be resumed)
+        """Keep the state of an unfinished training."""
+
+    def step(self) -> float:
+        """One iteration; returns its loss."""
+        solver = self.solver
+        factor = learning_rate_factor(self.iteration, solver.WARMUP_ITERS, solver.MAX_ITER)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        loss = self.loss(self.batch())
+        loss.backward()
+        if solver.CLIP_GRADIENTS.ENABLED:
+            trained = [parameter for group in groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, solver.CLIP_GRADIENTS.CLIP_VALUE)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.iteration += 1
+        return loss.item()
+
+    def run(self) -> bool:
+        """Iterate to the end; False if Ctrl-C came first, after the iteration that it came in.
+
+        Raises:
+            InputError: the loss is not finite any more, or ``OUTPUT_DIR`` cannot be written to.
+        """
+        make_writable(self.output)
+        self.model.train()
+        total, first, before = self.solver.MAX_ITER, self.iteration, self.seconds
+        start = time.perf_counter()
+        with patient() as stop:
+            while self.iteration < total and not stop():
+                loss = self.step()
+                if not math.isfinite(loss):
+                    raise InputError(
+                        f"training diverged at iteration {self.iteration}: lower SOLVER.BASE_LR"
+                    )
+                self.losses.append(round(loss, 4))
+                elapsed = time.perf_counter() - start
+                self.seconds = before + elapsed
+                if self.iteration % 20 == 0 or self.iteration == total:
+                    pace = elapsed / (self.iteration - first)  # seconds per iteration
+                    left = (total - self.iteration) * pace / 60
+                    print(
+                        f"iteration {self.iteration}/{total}  loss "
+                        f"{np.mean(self.losses[-20:]):.3f}  {pace:.2f} s/iteration  "
+                        f"eta {left:.0f} min",
+                        flush=True,
+                    )
+                if self.iteration % self.solver.CHECKPOINT_PERIOD == 0:
+                    self.checkpoint()
+        return self.iteration == total
+
+    def write_about(self, folder: Path, images: int, **more: Any) -> None:
+        """Write ``training.json``, how the teacher in a folder was made."""
+        about = {
+            "dataset": self.cfg.DATASETS.TRAIN[0],
+            "images": images,
+            "iterations": self.iteration,
+            **more,
+            "seed": self.seed,
+            "loss_first_100": round(float(np.mean(self.losses[:100])), 4),
+            "loss_last_100": round(float(np.mean(self.losses[-100:])), 4),
+            "minutes": round(self.seconds / 60, 1),
+            "torch": torch.__version__,
+        }
+        (folder / "training.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -26,10 +26,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lqn_seg.cli import prepare_splits
-from lqn_seg.data.ade20k import ADE20K_CLASSES, ADE20K_STUFF, RAW_LABELS, SPLITS
-from lqn_seg.data.image_files import find_images
-from lqn_seg.data.images import read_image, read_label_map, write_id_map
+from lqn_seg.data.images import find_images, read_image, read_label_map, write_id_map
 from lqn_seg.data.masks import encode
+from lqn_seg.data.segmentation_sets import (
+    ADE20K_CLASSES,
+    ADE20K_RAW_LABELS,
+    ADE20K_SPLITS,
+    ADE20K_STUFF,
+)
 from lqn_seg.errors import InputError
 from lqn_seg.visualization.palette import distinct_color
 
@@ -59,8 +63,8 @@ def merge(
     ids = np.zeros(labels.shape, np.int32)
     categories: list[int] = []
     for label in np.unique(labels):
-        if label != 0 and RAW_LABELS[label] in ADE20K_STUFF:
-            categories.append(RAW_LABELS[label])
+        if label != 0 and ADE20K_RAW_LABELS[label] in ADE20K_STUFF:
+            categories.append(ADE20K_RAW_LABELS[label])
             ids[labels == label] = len(categories)
     for number in sorted(set(np.unique(instances[..., 1]).tolist()) - {0}):
         mask = instances[..., 1] == number
@@ -95,7 +99,7 @@ def write_panoptic(root: Path, split: str) -> Path:
     Raises:
         InputError: a folder or a file is missing, or an image and its two maps differ in size.
     """
-    base, part = root / "ADEChallengeData2016", SPLITS[split]
+    base, part = root / "ADEChallengeData2016", ADE20K_SPLITS[split]
     folders = [base / kind / part for kind in ("images", "annotations", "annotations_instance")]
     for folder in folders:
         if not folder.is_dir():
@@ -116,10 +120,10 @@ def write_panoptic(root: Path, split: str) -> Path:
                     f"{picture} is {height} x {width} (height x width), its {kind} are "
                     f"{shape[0]} x {shape[1]}"
                 )
-        if labels.max() >= len(RAW_LABELS):
+        if labels.max() >= len(ADE20K_RAW_LABELS):
             raise InputError(
                 f"label map {folders[1] / name} holds label {labels.max()}, outside 0 .. "
-                f"{len(RAW_LABELS) - 1}"
+                f"{len(ADE20K_RAW_LABELS) - 1}"
             )
         ids, segments = merge(labels, instances, str(folders[2] / name))
         write_id_map(output / name, ids)
@@ -142,7 +146,7 @@ def _categories() -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    return prepare_splits(__doc__ or "", "ADEChallengeData2016", SPLITS, write_panoptic)
+    return prepare_splits(__doc__ or "", "ADEChallengeData2016", ADE20K_SPLITS, write_panoptic)
 
 
 if __name__ == "__main__":

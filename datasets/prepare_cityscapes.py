@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from lqn_seg.cli import prepare_splits
 from lqn_seg.data.catalog import get_dataset
-from lqn_seg.data.cityscapes import SPLITS
 from lqn_seg.data.images import write_label_map
+from lqn_seg.data.segmentation_sets import CITYSCAPES_SPLITS
 
 
 def write_train_ids(root: Path, split: str) -> int:
@@ -38,7 +38,7 @@ def write_train_ids(root: Path, split: str) -> int:
 
 
 def main() -> int:
-    return prepare_splits(__doc__ or "", "cityscapes", SPLITS, write_train_ids)
+    return prepare_splits(__doc__ or "", "cityscapes", CITYSCAPES_SPLITS, write_train_ids)
 
 
 if __name__ == "__main__":

@@ -214,13 +214,13 @@ def read_all(dataset: Any) -> None:
 
 
 def read_panoptic(folder: Path) -> None:
-    from lqn_seg.data.coco_panoptic import load_coco_panoptic
+    from lqn_seg.data.coco import load_coco_panoptic
 
     read_all(load_coco_panoptic("fuzz", folder, folder, folder / "panoptic.json"))
 
 
 def read_instances(folder: Path) -> None:
-    from lqn_seg.data.coco_instances import load_coco_instances
+    from lqn_seg.data.coco import load_coco_instances
 
     read_all(load_coco_instances("fuzz", folder, folder / "instances.json"))
 

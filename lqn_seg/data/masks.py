@@ -31,27 +31,15 @@ def compress(segmentation: Segmentation, height: int, width: int) -> dict[str, A
     """COCO's three forms (polygons, list of run lengths, compressed RLE) as compressed RLE.
 
     Raises:
-        ValueError: as `check`.
+        ValueError: it is no mask of this size. The message goes on after the segmentation's name.
     """
     if isinstance(segmentation, RunLengths):
         counts = _joined(run_lengths(segmentation, height, width)).tolist()
-        return _text(
-            mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        )
-    _check_polygons(segmentation, height, width)
-    return _text(mask_api.merge(mask_api.frPyObjects(segmentation, height, width)))
-
-
-def check(segmentation: Segmentation, height: int, width: int) -> None:
-    """Whether a segmentation is a mask of (height, width).
-
-    Raises:
-        ValueError: it is not. The message goes on after the segmentation's name.
-    """
-    if isinstance(segmentation, RunLengths):
-        run_lengths(segmentation, height, width)
+        rle = mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     else:
         _check_polygons(segmentation, height, width)
+        rle = mask_api.merge(mask_api.frPyObjects(list(segmentation), height, width))
+    return _text(rle)
 
 
 def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lqn_seg.data.coco_json import Category, Instances, read_instances
 from lqn_seg.data.images import read_id_map, read_label_map
+from lqn_seg.data.instances import Category, Instances, read_instances
 from lqn_seg.data.masks import encode
 from lqn_seg.errors import InputError
 
@@ -66,40 +67,12 @@ class Metadata:
         return frozenset(i for i, category in enumerate(self.categories) if category.isthing)
 
     @cached_property
-    def stuff_ids(self) -> frozenset[int]:
-        """Contiguous ids of the stuff."""
-        return frozenset(range(self.num_classes)) - self.thing_ids
-
-    @cached_property
     def dataset_id_to_contiguous_id(self) -> dict[int, int]:
         """The data set's own category id -> index into `categories`."""
         return {category.id: i for i, category in enumerate(self.categories)}
 
-    # The next four have Detectron2's names and its layout: both lists of names are indexed by
-    # contiguous id, so both are the full table; its semantic evaluator needs every id in the
-    # "stuff" mapping (as Mask2Former registers its data sets).
-    @property
-    def thing_classes(self) -> tuple[str, ...]:
-        """All names by contiguous id, or () where the data set has no things (Detectron2)."""
-        return self.class_names if self.thing_ids else ()
-
-    @property
-    def stuff_classes(self) -> tuple[str, ...]:
-        """All names by contiguous id (Detectron2)."""
-        return self.class_names
-
-    @property
-    def thing_dataset_id_to_contiguous_id(self) -> dict[int, int]:
-        """Own id -> contiguous id, things only (Detectron2)."""
-        return {k: v for k, v in self.dataset_id_to_contiguous_id.items() if v in self.thing_ids}
-
-    @property
-    def stuff_dataset_id_to_contiguous_id(self) -> dict[int, int]:
-        """Own id -> contiguous id, every category (Detectron2)."""
-        return dict(self.dataset_id_to_contiguous_id)
-
     def read_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
-        """Read a record's ground-truth id map and hold it against `segments_info`.
+        """Read a record's ground-truth id map and check it against `segments_info`.
 
         Returns:
             (H, W) int32 segment ids, 0 = void.
@@ -109,27 +82,27 @@ class Metadata:
                 read, its size is not the record's, or its ids or their areas are not those of
                 `segments_info`.
         """
-        path = _field(record, "pan_seg_file_name")
+        path, image_id = _field(record, "pan_seg_file_name"), record.get("image_id")
         ids = read_id_map(path)
         _check_size(ids, record, path)
         listed = {int(s["id"]): s for s in _field(record, "segments_info")}
         values, counts = np.unique(ids, return_counts=True)
-        drawn = {k: n for k, n in zip(values.tolist(), counts.tolist(), strict=True) if k}
+        drawn = {k: n for k, n in zip(values.tolist(), counts.tolist()) if k}
         if extra := drawn.keys() - listed.keys():
             raise InputError(
                 f"panoptic map {path} holds segment id {min(extra)}, which the field "
-                f"segments_info of image {record.get('image_id')} does not list"
+                f"segments_info of image {image_id} does not list"
             )
         if missing := listed.keys() - drawn.keys():
             raise InputError(
-                f"the field segments_info of image {record.get('image_id')} lists segment id "
-                f"{min(missing)}, which has no pixel in panoptic map {path}"
+                f"the field segments_info of image {image_id} lists segment id {min(missing)}, "
+                f"which has no pixel in panoptic map {path}"
             )
         for key, pixels in drawn.items():  # PQ believes the area, as panopticapi does
             if listed[key].get("area", pixels) != pixels:
                 raise InputError(
-                    f"segment {key} of image {record.get('image_id')} has {pixels} pixels in "
-                    f"{path}, segments_info says area {listed[key]['area']}"
+                    f"segment {key} of image {image_id} has {pixels} pixels in {path}, "
+                    f"segments_info says area {listed[key]['area']}"
                 )
         return ids
 
@@ -147,29 +120,24 @@ class Metadata:
             InputError: as `read_panoptic`, or a label lies outside the table.
         """
         if "sem_seg_file_name" not in record:
-            return self._semantic_from_panoptic(record)
-        path = record["sem_seg_file_name"]
+            ids = self.read_panoptic(record)
+            labels = np.full(ids.shape, self.ignore_label, dtype=np.int32)
+            for segment in record["segments_info"]:
+                labels[ids == segment["id"]] = segment["category_id"]
+            return labels
+        path, table = record["sem_seg_file_name"], self.label_table
         labels = read_label_map(path)
         _check_size(labels, record, path)
-        known = (labels >= 0) & (labels < len(self.label_table or self.categories))
-        if self.label_table is None:
+        known = (labels >= 0) & (labels < len(table or self.categories))
+        if table is None:
             known |= labels == self.ignore_label
         if not known.all():
-            ignored = f" (and not the ignore label {self.ignore_label})"
+            ignored = "" if table else f" (and not the ignore label {self.ignore_label})"
             raise InputError(
                 f"label map {path} holds label {int(labels[~known][0])}, outside the "
-                f"{self.num_classes} classes of {self.name}{'' if self.label_table else ignored}"
+                f"{self.num_classes} classes of {self.name}{ignored}"
             )
-        if self.label_table is None:
-            return labels
-        return np.array(self.label_table, np.int32)[labels]
-
-    def _semantic_from_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
-        ids = self.read_panoptic(record)
-        labels = np.full(ids.shape, self.ignore_label, dtype=np.int32)
-        for segment in record["segments_info"]:
-            labels[ids == segment["id"]] = segment["category_id"]
-        return labels
+        return labels if table is None else np.array(table, np.int32)[labels]
 
     def read_instances(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Read a record's instances: from `json_file`, or else the things of its panoptic map.
@@ -207,7 +175,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a look at the files found.
+    """What a look at the files gives.
 
     Attributes:
         records: of the images that can be used, as far as a look can tell.
@@ -242,20 +210,22 @@ class Dataset:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def _listing(self) -> Listing:
+        listing = self.load()
+        return listing if isinstance(listing, Listing) else Listing(listing)
+
     def listed(self) -> Dataset:
         """The data set with its files looked at, once: all `problems` and `notes` are known.
 
         Raises:
             InputError: there is nothing to list.
         """
-        found = self.load()
-        if not isinstance(found, Listing):
-            found = Listing(found)
+        listing = self._listing()
         return replace(
             self,
-            load=lambda: [dict(record) for record in found.records],
-            problems=(*self.problems, *found.problems),
-            notes=(*self.notes, *found.notes),
+            load=lambda: [dict(record) for record in listing.records],
+            problems=(*self.problems, *listing.problems),
+            notes=(*self.notes, *listing.notes),
         )
 
     def records(self, strict: bool = True) -> list[Record]:
@@ -270,12 +240,10 @@ class Dataset:
         """
         if strict and self.problems:
             raise InputError(self.problems[0])
-        found = self.load()
-        if not isinstance(found, Listing):
-            return found
-        if strict and found.problems:
-            raise InputError(found.problems[0])
-        return found.records
+        listing = self._listing()
+        if strict and listing.problems:
+            raise InputError(listing.problems[0])
+        return listing.records
 
     def with_instances(self) -> Dataset:
         """The data set with its `json_file` read and checked; what is wrong there is a problem too.
@@ -285,6 +253,43 @@ class Dataset:
         """
         more = self.metadata.instances.problems if self.metadata.json_file else ()
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *more))))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A built-in data set.
+
+    Attributes:
+        file: what must be in a folder of data sets, for this one to be there.
+        how_to_get: ends the sentence where it is not.
+        load: (the data set's name, folder of data sets) -> the data set.
+        variable: of the environment; names a folder that is looked in first.
+    """
+
+    file: str
+    how_to_get: str
+    load: Callable[[str, Path], Dataset]
+    variable: str = ""
+
+
+def by_split(
+    name: str,
+    splits: Iterable[str],
+    file: str,
+    how_to_get: str,
+    load: Callable[[str, str, Path], Dataset],
+    variable: str = "",
+) -> dict[str, Source]:
+    """A source for each split, which stands for "<split>" in the texts."""
+    return {
+        name.replace("<split>", split): Source(
+            file.replace("<split>", split),
+            how_to_get.replace("<split>", split),
+            partial(load, split),
+            variable,
+        )
+        for split in splits
+    }
 
 
 def _field(record: Mapping[str, Any], key: str) -> Any:

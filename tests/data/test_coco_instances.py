@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lqn_seg.data.catalog import get_dataset
-from lqn_seg.data.coco_instances import load_coco_instances
+from lqn_seg.data.coco import load_coco_instances
 from lqn_seg.data.masks import decode
 from lqn_seg.errors import InputError
 
@@ -47,8 +47,8 @@ def test_records_and_annotations_under_detectron2s_name(tmp_path: Path) -> None:
     write(tmp_path)
     dataset = get_dataset("coco_2017_val", root=tmp_path)
     metadata = dataset.metadata
-    assert metadata.class_names == metadata.thing_classes == ("car", "cat")  # by id
-    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0, 90: 1}
+    assert metadata.class_names == ("car", "cat")  # by id
+    assert metadata.dataset_id_to_contiguous_id == {4: 0, 90: 1}
     assert metadata.evaluator_type == "coco"
     first, second = dataset.records()  # in the order of their ids
     assert first["file_name"] == str(tmp_path / "coco" / "val2017" / "a.jpg")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import dataset_names, get_dataset, register_coco_panoptic
-from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.images import read_label_map, write_id_map, write_label_map
 from lqn_seg.data.masks import decode
 from lqn_seg.errors import InputError
@@ -64,11 +64,9 @@ def test_records_are_detectron2s(tmp_path: Path) -> None:
 
 def test_contiguous_ids_are_indices_of_the_table_sorted_by_id(tmp_path: Path) -> None:
     metadata = load_coco_panoptic("mine", *write(tmp_path, CONTENT)).metadata
-    assert metadata.class_names == metadata.stuff_classes == ("car", "sky", "road")
+    assert metadata.class_names == ("car", "sky", "road")
     assert metadata.thing_ids == {0}
-    assert metadata.stuff_ids == {1, 2}
-    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0}
-    assert metadata.stuff_dataset_id_to_contiguous_id == {4: 0, 17: 1, 90: 2}
+    assert metadata.dataset_id_to_contiguous_id == {4: 0, 17: 1, 90: 2}
     assert metadata.categories[2].color == (1, 2, 3)
     assert metadata.categories[0].color is None
     assert (metadata.evaluator_type, metadata.ignore_label) == ("coco_panoptic_seg", 255)

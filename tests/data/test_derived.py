@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.derived import complete_records
 from lqn_seg.data.images import read_label_map, write_id_map
 from lqn_seg.data.label_folders import load_label_folders

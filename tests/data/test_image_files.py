@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lqn_seg.data.image_files import enumeration, find_images
+from lqn_seg.data.images import enumeration, find_images
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lqn_seg.data import catalog
-from lqn_seg.data.camvid import CAMVID_CLASSES, CAMVID_IGNORE
 from lqn_seg.data.catalog import get_dataset, register_label_folders
+from lqn_seg.data.segmentation_sets import CAMVID_CLASSES, CAMVID_IGNORE
 from lqn_seg.errors import InputError
 
 LABELS = np.array([[0, 1, 9], [2, 9, 0]], dtype=np.uint8)

@@ -11,10 +11,13 @@ from PIL import Image
 
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import get_dataset, register_image_folder
-from lqn_seg.data.cifar import CLASSES
-from lqn_seg.data.coop import SETS
-from lqn_seg.data.imagenet import C_CORRUPTIONS, class_folders
-from lqn_seg.data.labelled_images import load_image_folder, open_array, read_labelled_image
+from lqn_seg.data.classification_sets import C_CORRUPTIONS, CIFAR10_CLASSES, COOP
+from lqn_seg.data.labelled_images import (
+    class_folders,
+    load_image_folder,
+    open_array,
+    read_labelled_image,
+)
 from lqn_seg.errors import InputError
 
 
@@ -111,7 +114,7 @@ def test_cifar10_c_rows_of_a_severity(cifar):
     records = get_dataset("cifar10_c_fog_4", cifar).records()
     assert len(records) == 10000 and records[13]["label"] == 3
     assert records[0]["image_id"] == 0 and (read_labelled_image(records[0]) == 4).all()
-    assert get_dataset("cifar10_c_fog_4", cifar).metadata.class_names == CLASSES
+    assert get_dataset("cifar10_c_fog_4", cifar).metadata.class_names == CIFAR10_CLASSES
 
 
 def test_cifar10_c_says_what_is_wrong(cifar):
@@ -128,9 +131,9 @@ def test_cifar10_c_says_what_is_wrong(cifar):
 
 
 def coop(root: Path, key: str, rows: list) -> None:
-    (root / SETS[key].images).mkdir(parents=True)
+    (root / COOP[key].images).mkdir(parents=True)
     content = {"train": rows, "val": [], "test": rows[:2]}
-    (root / SETS[key].split_file).write_text(json.dumps(content))
+    (root / COOP[key].split_file).write_text(json.dumps(content))
 
 
 def test_coop_test_splits(tmp_path):
@@ -176,10 +179,10 @@ def test_a_malformed_split_file_is_named(tmp_path):
         ([["a.jpg", 0, "x"], ["b.jpg", 0, "y"]], r"train\[1\] calls label 0 'y', .* it 'x'"),
     ):
         content = {"train": rows, "val": [], "test": []}
-        (tmp_path / SETS["dtd"].split_file).write_text(json.dumps(content))
+        (tmp_path / COOP["dtd"].split_file).write_text(json.dumps(content))
         with pytest.raises(InputError, match=rf"split file .*json: {sentence}"):
             get_dataset("dtd_test", tmp_path)
-    (tmp_path / SETS["dtd"].split_file).write_text('{"train": []}')
+    (tmp_path / COOP["dtd"].split_file).write_text('{"train": []}')
     with pytest.raises(InputError, match=r"split file .*json has no list under the key 'val'"):
         get_dataset("dtd_test", tmp_path)
 
@@ -299,7 +302,7 @@ def test_coop_lists_that_contradict_themselves(tmp_path):
     assert [r["image_id"] for r in dataset.records(strict=False)] == ["a.jpg"]
     assert "one name for several classes (pug, Pug)" in dataset.notes[0]
     content = {"train": [], "val": [], "test": [["a.jpg", 0, "pug"], ["b.jpg", 0, "boxer"]]}
-    (tmp_path / SETS["pets"].split_file).write_text(json.dumps(content))
+    (tmp_path / COOP["pets"].split_file).write_text(json.dumps(content))
     with pytest.raises(InputError, match="label 0 'boxer', an entry before it calls it 'pug'"):
         get_dataset("pets_test", tmp_path)
 

@@ -19,7 +19,7 @@ from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.images import write_id_map
 from lqn_seg.errors import InputError
 from lqn_seg.lab.validate.ground_truth import read_ground_truth
-from lqn_seg.lab.validate.validate import validate
+from lqn_seg.lab.validate.validate import TRUTH, validate
 
 SQUARE = [[1, 1, 5, 1, 5, 4, 1, 4]]
 INSTANCE = {"area": 12, "bbox": [1, 1, 4, 3], "segmentation": SQUARE, "iscrowd": 0}
@@ -265,8 +265,10 @@ def test_null_and_missing_iscrowd_are_0(root: Path) -> None:
         if value is ...:
             del content["annotations"][0]["iscrowd"]
         found = validate(open_(root, content), progress=False)
-        assert found.problems == [] and "pycocotools" in found.references  # it reads the file too
-        assert found.truth["segm"]["AP"] == pytest.approx(100)
+        assert (
+            found.problems == [] and "the same by pycocotools" in found.scores["segm"]
+        )  # it reads the file too
+        assert found.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
     panoptic = changed(PANOPTIC, "annotations[0].segments_info[0].iscrowd", None)
     assert open_(root, panoptic=panoptic).records()[0]["segments_info"][0]["iscrowd"] == 0
 
@@ -283,7 +285,7 @@ def test_text_ids_are_ids_where_all_are_text(root: Path) -> None:
     as_text = json.loads(re.sub(r'("image_id"|"id"): (1[12])\b', r'\1: "\2"', json.dumps(content)))
     assert {image["id"] for image in as_text["images"]} == {"11", "12"}
     found = validate(open_(root, as_text), progress=False)
-    assert found.problems == [] and found.truth["segm"]["AP"] == pytest.approx(100)
+    assert found.problems == [] and found.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
 
 
 def test_the_order_of_the_categories_in_the_file_means_nothing(root: Path) -> None:
@@ -310,7 +312,7 @@ def test_an_annotation_without_image_is_a_problem(root: Path) -> None:
         assert len(dataset.records(strict=False)) == 2
         found = validate(dataset, progress=False)
         assert len(found.problems) == 1 and re.search(sentence, found.problems[0])
-        assert found.truth["segm"]["AP"] == pytest.approx(100)
+        assert found.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
 
 
 def test_an_area_that_is_not_the_maps_is_named(root: Path) -> None:

@@ -22,7 +22,14 @@ from lqn_seg.data.images import read_id_map, write_id_map
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.lab.validate import validate as module
 from lqn_seg.lab.validate.ground_truth import damage, read_ground_truth
-from lqn_seg.lab.validate.validate import STORED, Validation, disagreements, score_stored, validate
+from lqn_seg.lab.validate.validate import (
+    DAMAGED,
+    STORED,
+    TRUTH,
+    Validation,
+    score_stored,
+    validate,
+)
 
 # From panopticapi on the damaged ground truth of the first twelve COCO images of the real sample.
 PANOPTICAPI_ON_COCO = {
@@ -59,10 +66,10 @@ def change(scenes: Path, edit) -> None:
 def test_a_whole_data_set_scores_100_everywhere(scenes: Path) -> None:
     found = check()
     assert found.problems == found.notes == []
-    assert found.truth.keys() == found.damaged.keys() == {"panoptic_seg", "segm", "sem_seg"}
+    assert found.scores.keys() == {"panoptic_seg", "segm", "sem_seg"}
     for task, key in (("panoptic_seg", "PQ"), ("segm", "AP"), ("sem_seg", "mIoU")):
-        assert found.truth[task][key] == pytest.approx(100, abs=1e-9)
-        assert 5 < found.damaged[task][key] < 90
+        assert found.scores[task][TRUTH][key] == pytest.approx(100, abs=1e-9)
+        assert 5 < found.scores[task][DAMAGED][key] < 90
     text = found.text()
     assert text.startswith("mine: 5 images, 0 problems") and text.count("100.000000") >= 8
 
@@ -93,9 +100,9 @@ def test_what_is_wrong_with_files_is_named_and_the_rest_is_scored(scenes: Path) 
     assert len(found.problems) == len(expected)
     for sentence, words in zip(found.problems, expected):
         assert words in sentence
-    assert found.truth == {}  # no image is left
+    assert found.scores == {}  # no image is left
     change(scenes, lambda c: c["annotations"][4]["segments_info"][0].pop("area"))
-    assert check().truth["panoptic_seg"]["PQ"] == 100
+    assert check().scores["panoptic_seg"][TRUTH]["PQ"] == 100
 
 
 def test_an_image_file_that_is_used_twice_is_found(scenes: Path) -> None:
@@ -117,8 +124,13 @@ def test_label_folders_have_miou_alone(scenes: Path, tmp_path: Path) -> None:
     classes = ["road", "car", "sky"]
     register_label_folders("plain", tmp_path / "images", tmp_path / "labels", classes, 3)
     found = check("plain")
-    assert found.problems == [] and found.truth.keys() == {"sem_seg"}
-    assert found.truth["sem_seg"]["mIoU"] == 100 > found.damaged["sem_seg"]["mIoU"] > 20
+    assert found.problems == [] and found.scores.keys() == {"sem_seg"}
+    assert (
+        found.scores["sem_seg"][TRUTH]["mIoU"]
+        == 100
+        > found.scores["sem_seg"][DAMAGED]["mIoU"]
+        > 20
+    )
 
 
 def test_instances_are_scored_by_pycocotools_too(tmp_path: Path) -> None:
@@ -142,10 +154,10 @@ def test_instances_are_scored_by_pycocotools_too(tmp_path: Path) -> None:
     path = folder / "annotations" / "instances_val2017.json"
     path.write_text(json.dumps(content))
     found = validate(get_dataset("coco_2017_val", root=tmp_path), progress=False)
-    assert found.problems == [] and found.truth.keys() == {"segm"}
-    task, scores = found.references["pycocotools"]
-    assert task == "segm" and scores["AP"] == pytest.approx(found.damaged["segm"]["AP"], abs=1e-9)
-    assert found.truth["segm"]["AP"] == pytest.approx(100) and 0 < scores["AP"] < 95
+    assert found.problems == [] and found.scores.keys() == {"segm"}
+    truth, damaged, theirs = (scores["AP"] for scores in found.scores["segm"].values())
+    assert [*found.scores["segm"]] == [TRUTH, DAMAGED, "the same by pycocotools"]
+    assert theirs == pytest.approx(damaged, abs=1e-9) and 0 < theirs < 95 < truth
     annotations[3]["segmentation"] = [[100, 100, 120, 100, 120, 120]]  # beside the image
     path.write_text(json.dumps(content))
     found = validate(get_dataset("coco_2017_val", root=tmp_path), progress=False)
@@ -189,12 +201,12 @@ def test_a_broken_evaluator_is_found(scenes: Path, monkeypatch) -> None:
 
 
 def test_a_difference_to_a_reference_is_a_problem() -> None:
-    found = Validation("x", 1, 1, truth={"segm": {"AP": 100.0, "APl": float("nan")}})
-    found.damaged = {"segm": {"AP": 40.0, "APl": float("nan")}}
-    found.references = {"pycocotools": ("segm", {"AP": 40.0000001, "APl": float("nan")})}
-    assert disagreements(found) == []
-    found.references = {"pycocotools": ("segm", {"AP": 40.00001, "APl": 3.0})}
-    first, second = disagreements(found)
+    nan, row = float("nan"), "the same by pycocotools"
+    rows = {TRUTH: {"AP": 100.0, "APl": nan}, DAMAGED: {"AP": 40.0, "APl": nan}}
+    found = Validation("x", 1, 1, scores={"segm": {**rows, row: {"AP": 40.0000001, "APl": nan}}})
+    assert found.disagreements() == []
+    found.scores["segm"][row] = {"AP": 40.00001, "APl": 3.0}
+    first, second = found.disagreements()
     assert (
         "scores AP 40.000000000 here and 40.000010000 by pycocotools" in first and "APl" in second
     )
@@ -205,7 +217,7 @@ def test_real_coco_scores_what_panopticapi_gave() -> None:
     dataset = get_dataset("coco_2017_train_panoptic", root=os.environ["LQN_SEG_REAL_DATA"])
     found = validate(dataset, max_images=12, progress=False)
     assert found.problems == []  # pycocotools was asked for AP
-    scores = {key: found.damaged["panoptic_seg"][key] for key in PANOPTICAPI_ON_COCO}
+    scores = {key: found.scores["panoptic_seg"][DAMAGED][key] for key in PANOPTICAPI_ON_COCO}
     assert scores == pytest.approx(PANOPTICAPI_ON_COCO, abs=1e-6)
 
 
@@ -217,7 +229,7 @@ def test_real_samples_are_whole(name: str, notes: int) -> None:
     dataset = get_dataset(name, root=os.environ["LQN_SEG_REAL_DATA"])
     found = validate(dataset, progress=False)
     assert found.problems == [] and len(found.notes) == notes
-    assert found.truth["sem_seg"]["mIoU"] == 100
+    assert found.scores["sem_seg"][TRUTH]["mIoU"] == 100
 
 
 def test_folders_that_evaluation_would_trip_over(scenes: Path, tmp_path: Path) -> None:
@@ -245,13 +257,13 @@ def test_folders_that_evaluation_would_trip_over(scenes: Path, tmp_path: Path) -
     assert len(found.problems) == len(expected)
     for sentence, words in zip(found.problems, expected):
         assert words in sentence
-    assert found.truth["sem_seg"]["mIoU"] == 100
+    assert found.scores["sem_seg"][TRUTH]["mIoU"] == 100
     for note, (name, orientation) in zip(found.notes, (("mirrored", 2), ("square", 6))):
         assert f"{name}.png has the EXIF orientation {orientation}: its labels must" in note
     for path in (tmp_path / "labels").iterdir():
         path.unlink()
     found = check("plain")
-    assert len(found.problems) == 6 and found.truth == {} and found.images == 0
+    assert len(found.problems) == 6 and found.scores == {} and found.images == 0
 
 
 def test_class_folders_are_looked_at_too(scenes: Path, tmp_path: Path) -> None:
@@ -284,9 +296,9 @@ def test_more_instances_than_ap_looks_at_are_no_problem(scenes: Path, count: int
     write_id_map(scenes / "panoptic_val" / annotation["file_name"], ids)
     path.write_text(json.dumps(content))
     found = check(max_images=1)
-    assert found.problems == [] and found.truth["panoptic_seg"]["PQ"] == 100
+    assert found.problems == [] and found.scores["panoptic_seg"][TRUTH]["PQ"] == 100
     if count == 100:
-        assert found.notes == [] and found.truth["segm"]["AP"] == pytest.approx(100)
+        assert found.notes == [] and found.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
     else:
-        assert found.truth["segm"]["AP"] < 99.5
+        assert found.scores["segm"][TRUTH]["AP"] < 99.5
         assert "has more than 100 instances of" in found.notes[0]

@@ -43,11 +43,8 @@ listeners: list[Callable[[], None]] = []
 
 
 def dataset_roots(root: PathLike | None = None) -> list[Path]:
-    """Folders in which data sets are looked for, in order.
-
-    `root` alone where it is given; else $DETECTRON2_DATASETS, the repository's `datasets` and
-    `./datasets`.
-    """
+    """Folders in which data sets are looked for, in order: `root` alone where it is given; else
+    $DETECTRON2_DATASETS, the repository's `datasets` and `./datasets`."""
     if root is not None:
         return [Path(root)]
     environment = os.environ.get("DETECTRON2_DATASETS")
@@ -56,11 +53,7 @@ def dataset_roots(root: PathLike | None = None) -> list[Path]:
 
 
 def get_dataset(name: str, root: PathLike | None = None) -> Dataset:
-    """Look up a data set by name.
-
-    Args:
-        name: one of `dataset_names()`.
-        root: the folder of data sets; see `dataset_roots` for where it is looked for otherwise.
+    """Look up a data set by name, in the folder of data sets `root` or else in `dataset_roots()`.
 
     Raises:
         InputError: the name is unknown, or the data set's files are missing or malformed.
@@ -96,12 +89,8 @@ def _find(name: str, source: Source, root: PathLike | None) -> Path:
 
 
 def dataset_names(labelled: bool | None = None) -> list[str]:
-    """The names `get_dataset` knows: the built-in ones and those registered.
-
-    Args:
-        labelled: True for those with one label an image (classification), False for those with
-            labels of pixels (segmentation), None for both.
-    """
+    """The names `get_dataset` knows: with one label an image (`labelled`, classification), with
+    labels of pixels (False, segmentation), or all (None)."""
     folders = {name for name, (load, _) in _registered.items() if load is load_image_folder}
     return sorted(
         name
@@ -115,11 +104,8 @@ def register_coco_panoptic(
 ) -> None:
     """Make a data set of one's own, in COCO panoptic layout, known under a name.
 
-    Nothing is read until `get_dataset(name)`. Registering the same name with the same files again
-    is allowed.
-
-    Raises:
-        InputError: the name is taken by another data set.
+    Nothing is read until `get_dataset(name)`. A name that another data set has is an InputError;
+    the same name with the same arguments again is none. So it is with the two functions below.
     """
     files = (os.fspath(image_dir), os.fspath(panoptic_dir), os.fspath(panoptic_json))
     _register(name, load_coco_panoptic, files)
@@ -136,19 +122,18 @@ def register_label_folders(
     """Make image and label folders of one's own, for semantic segmentation, known under a name.
 
     The labels of `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) are `label_dir/x.png`: one channel
-    of the upright image's size that holds indices into `classes`. Nothing is read until
-    `get_dataset(name)`. Registering the same name with the same arguments again is allowed.
+    of the upright image's size that holds indices into `classes`.
 
     Args:
         name: what `DATASETS.TRAIN` or `DATASETS.TEST` calls it.
-        classes: class names; a name's place is its label.
+        classes: class names.
         ignore_label: the label of pixels that count neither in training nor in a score.
         prefixes: take only images whose file name starts with one of these, so that several data
             sets can share a folder; () takes all.
 
     Raises:
-        InputError: the name is taken by another data set, `classes` is empty or names one twice, or
-            `ignore_label` is one of the classes'.
+        InputError: the name is taken, `classes` is empty or names one twice, or `ignore_label` is
+            one of the classes'.
     """
     check_classes(name, classes, ignore_label)
     folders = (os.fspath(image_dir), os.fspath(label_dir))
@@ -160,17 +145,11 @@ def register_image_folder(
 ) -> None:
     """Make ``root/<class>/**`` of one's own, for classification, known by name.
 
-    Nothing is read until `get_dataset(name)`. Registering the same name with the same arguments
-    again is allowed.
-
     Args:
         name: what `DATASETS.TEST` calls it.
         root: holds a folder for each class.
         classes: folder -> class name, in the order of the labels. By default a class is called like
             its folder, with spaces for underscores, and a WordNet id like ImageNet's class.
-
-    Raises:
-        InputError: the name is taken by another data set.
     """
     table = None if classes is None else dict(classes)
     _register(name, load_image_folder, (os.fspath(root), table))
@@ -186,11 +165,8 @@ def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, 
 
 
 def register_entries(entries: Sequence[Mapping[str, Any]]) -> None:
-    """Make the data sets that a configuration describes known, each under its name.
-
-    Args:
-        entries: each has `NAME` and the arguments of `register_coco_panoptic` or of
-            `register_label_folders` in capitals.
+    """Register the data sets that a configuration describes: each entry has the arguments of
+    `register_coco_panoptic` or of `register_label_folders` in capitals.
 
     Raises:
         InputError: an entry describes neither, or a key is unknown or missing, or as those two.

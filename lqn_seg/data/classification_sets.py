@@ -18,7 +18,7 @@ from lqn_seg.data.labelled_images import (
     open_array,
     same_names,
 )
-from lqn_seg.data.metadata import Dataset, Record, Source, by_split
+from lqn_seg.data.metadata import Dataset, Listing, Source, by_split
 from lqn_seg.data.schema import SplitFile, read_json
 from lqn_seg.data.segmentation_sets import DEMO_SPLITS
 from lqn_seg.errors import InputError
@@ -81,17 +81,18 @@ def _cifar10_c(corruption: str, severity: int, name: str, root: Path) -> Dataset
     if not labels.is_file():
         raise InputError(f"data set {name} needs {labels}, which does not exist: {_GET_CIFAR10_C}")
 
-    def records() -> list[Record]:
+    def listing() -> Listing:
         shape, numbers = open_array(str(images)).shape, open_array(str(labels))
         if shape != (5 * _IMAGES, 32, 32, 3) or numbers.shape != (5 * _IMAGES,):
             raise InputError(f"{images} has the shape {shape}, and {labels} {numbers.shape}")
         first = (severity - 1) * _IMAGES
-        return [
-            {"file_name": str(images), "row": row, "image_id": row - first, "label": int(label)}
-            for row, label in enumerate(numbers[first : first + _IMAGES].tolist(), first)
+        records = [
+            {"file_name": str(images), "row": first + k, "image_id": k, "label": int(label)}
+            for k, label in enumerate(numbers[first : first + _IMAGES])
         ]
+        return Listing(records)
 
-    return Dataset(labelled_metadata(name, CIFAR10_CLASSES, folder), records)
+    return Dataset(labelled_metadata(name, CIFAR10_CLASSES, folder), listing)
 
 
 def _cifar10_folders(split: str, name: str, root: Path) -> Dataset:
@@ -137,14 +138,14 @@ def _coop(key: str, name: str, root: Path) -> Dataset:
     problems = [f"the split of {name} lists {enumeration(twice)} twice"] if twice else []
     labels = dict(reversed(rows))  # the first that is listed counts
 
-    def records() -> list[Record]:
-        return [
+    def listing() -> Listing:
+        records = [
             {"file_name": str(images / path), "image_id": path, "label": labels[path]}
             for path in times
         ]
+        return Listing(records, problems, same_names(classes))
 
-    metadata = labelled_metadata(name, classes, images)
-    return Dataset(metadata, records, tuple(problems), tuple(same_names(classes)))
+    return Dataset(labelled_metadata(name, classes, images), listing)
 
 
 def _split_file(path: Path) -> tuple[list[str], list[tuple[str, int]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lqn_seg.data.images import enumeration
 from lqn_seg.data.instances import check_instances, table_of, without_image
-from lqn_seg.data.metadata import Dataset, Metadata, Record
+from lqn_seg.data.metadata import Dataset, Listing, Metadata, Record
 from lqn_seg.data.schema import (
     UNSET,
     Id,
@@ -36,21 +36,17 @@ def load_coco_panoptic(
 ) -> Dataset:
     """Open a data set in COCO panoptic layout (https://cocodataset.org/#format-data).
 
-    The table of categories is the JSON's, sorted by id; the contiguous id is the index in it. The
-    JSON is read and checked here; image and PNG files are read when they are used.
-
-    An annotation whose image is not listed, and images that share a file, are among the data set's
-    `problems`; images without an annotation are among its `notes`.
+    The JSON is read and checked here, image and PNG files when they are used. An annotation whose
+    image is not listed, and images that share a file, are `problems`; images without an annotation
+    are a note.
 
     Args:
-        name: the data set's name.
         evaluator_type, json_file, label_table: see `Metadata`.
         label_dir: label maps for semantic segmentation, named as the panoptic PNGs; None: they are
             made from the panoptic PNGs.
 
     Raises:
-        InputError: the JSON is missing or malformed, a key is missing, or a segment's category is
-            outside the table. The sentence names file and field.
+        InputError: the JSON is missing or malformed. The sentence names file and field.
     """
     path = Path(panoptic_json)
     content = read_json(path, PanopticFile)
@@ -70,7 +66,7 @@ def load_coco_panoptic(
     listed = images.keys() - shared.keys()
     annotations = [a for a in content.annotations if a.image_id in listed]
 
-    def records() -> list[Record]:
+    def listing() -> Listing:
         """In the order of the annotations."""
         result = []
         for annotation in annotations:
@@ -81,22 +77,15 @@ def load_coco_panoptic(
             if label_dir is not None:
                 record["sem_seg_file_name"] = os.path.join(label_dir, annotation.file_name)
             result.append(record)
-        return result
+        return Listing(result)
 
     problems = (*without_image(content, path).values(), *dict.fromkeys(shared.values()))
-    return Dataset(metadata, records, problems, _not_annotated(content, path))
+    return Dataset(metadata, listing, problems, _not_annotated(content, path))
 
 
 def load_coco_instances(name: str, image_dir: PathLike, json_file: PathLike) -> Dataset:
-    """Open a COCO instances file as a data set; every category is a thing.
-
-    The contiguous id is the index in the table of categories, sorted by their ids as Detectron2
-    sorts them. An annotation whose image is not listed, and images that share a file, are among the
-    data set's `problems`.
-
-    Raises:
-        InputError: the JSON is missing or malformed. The sentence names file and field.
-    """
+    """Open a COCO instances file as a data set; every category is a thing. Problems and errors are
+    those of `load_coco_panoptic`."""
     path = Path(json_file)
     content = read_json(path, InstancesDatasetFile)
     metadata = Metadata(
@@ -112,14 +101,14 @@ def load_coco_instances(name: str, image_dir: PathLike, json_file: PathLike) -> 
     # In the order of the ids, as Detectron2's own reader.
     images = sorted((i for i in content.images if i.id not in shared), key=lambda image: image.id)
     problems = (*instances.problems, *dict.fromkeys(shared.values()))
-    return Dataset(metadata, lambda: [_record(image, metadata) for image in images], problems)
+    return Dataset(
+        metadata, lambda: Listing([_record(image, metadata) for image in images]), problems
+    )
 
 
 def _sharing_a_file(images: Sequence[NamedImage], path: Path) -> dict[Id, str]:
-    """By its id, a sentence for every image whose file another image has too.
-
-    Which of them the annotations were made for cannot be told.
-    """
+    """By its id, a sentence for every image whose file another image has too: for which of them the
+    annotations were made cannot be told."""
     by_file: dict[str, list[Id]] = {}
     for image in images:
         by_file.setdefault(os.path.normpath(image.file_name), []).append(image.id)

@@ -44,18 +44,13 @@ CORRUPTIONS: tuple[str, ...] = tuple(STRENGTHS)
 
 
 def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
-    """Corrupt one image.
-
-    The result depends on the arguments alone: not on the order of calls, nor on global state.
+    """Corrupt one image; the result depends on the arguments alone.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
+        image: (H, W, 3) uint8, RGB; it stays as it is.
         name: one of `CORRUPTIONS`.
         severity: 1 (mild) .. 5 (strong).
         seed: non-negative; another seed draws other noise and other fog.
-
-    Returns:
-        A new (H, W, 3) uint8 array.
 
     Raises:
         InputError: an argument is not of this form; an unknown name gets the nearest known one.
@@ -124,15 +119,12 @@ def _fog(x: Float, random: Random, strength: float, wibble_decay: float) -> Floa
 
 
 def disk_kernel(radius: float, alias_blur: float, scale: float = 1.0) -> Float:
-    """A disk, slightly blurred to soften its edge: the kernel of a lens out of focus.
+    """A disk with an edge softened by a Gaussian, the kernel of a lens out of focus: (K, K), sum 1.
 
     Args:
         radius: in pixels, at `scale` 1; up to 8 the edge is blurred by 3 x 3 taps, else by 5 x 5.
         alias_blur: sigma of that Gaussian, in pixels, at `scale` 1.
         scale: what all lengths are multiplied by.
-
-    Returns:
-        (K, K), K odd, sum 1.
     """
     taps = math.ceil((1 if radius <= 8 else 2) * scale)
     half = max(math.ceil(8 * scale), math.ceil(radius * scale))
@@ -156,15 +148,9 @@ def _filter(x: Float, kernel: Float) -> Float:
 
 
 def plasma_fractal(side: int, wibble_decay: float, random: Random) -> Float:
-    """Diamond-square noise on a torus, scaled to 0 .. 1: ImageNet-C's fog.
+    """Diamond-square noise on a torus, (side, side) in 0 .. 1: ImageNet-C's fog.
 
-    Args:
-        side: a power of two, at least 2.
-        wibble_decay: what the amplitude is divided by each time the grid is halved; a larger one
-            gives smoother fog.
-
-    Returns:
-        (side, side).
+    The amplitude is divided by `wibble_decay` each time the grid is halved: more is smoother.
     """
     if side < 2 or side & (side - 1):
         raise ValueError(f"side must be a power of two, got {side}")

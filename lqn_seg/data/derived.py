@@ -41,9 +41,7 @@ def detectron2_facts(metadata: Metadata) -> dict[str, Any]:
 def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[Record]:
     """A data set's records with ``annotations`` and ``sem_seg_file_name``, where it has them.
 
-    Args:
-        folder: where the label maps are written (contiguous ids, 8 bits); several processes may
-            write them at once.
+    Label maps are written to `folder` (contiguous ids, 8 bits), by several processes at once if so.
 
     Raises:
         InputError: a file of the data set is missing or malformed, or a label needs over 8 bits.

@@ -10,10 +10,9 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +47,12 @@ _SCALED = {"L;2": 85, "L;4": 17}
 # ---- which files are images ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files of a folder, sorted, and those whose names start with a dot: they are none, for
-    macOS puts a "._x.jpg" beside every x.jpg on a foreign disk.
-    """
+class ImageFiles(NamedTuple):
+    """Image files of a folder, and those whose names start with a dot, which are none: macOS puts a
+    "._x.jpg" beside every x.jpg on a foreign disk."""
 
-    images: tuple[Path, ...]
-    hidden: tuple[Path, ...]
+    images: list[Path]
+    hidden: list[Path]
 
     def problems(self, what: str) -> list[str]:
         """One sentence where there are hidden files; `what` holds them."""
@@ -66,12 +63,10 @@ class ImageFiles:
 
 
 def find_images(folder: Path, below: bool = False) -> ImageFiles:
-    """The image files of a folder, by their suffix alone: a damaged file, a folder called x.jpg or
-    a link to nowhere is named where it is read.
+    """The image files of a folder by their suffixes, sorted; a missing folder holds none.
 
-    Args:
-        folder: may be missing; it then holds nothing.
-        below: search the folders in it too, through links, but not those `is_junk` names.
+    A damaged file, a folder called x.jpg or a link to nowhere is named where it is read. `below`
+    searches the folders in it too, through links, but not those that `is_junk` names.
 
     Raises:
         PermissionError: a folder may not be read.
@@ -82,10 +77,10 @@ def find_images(folder: Path, below: bool = False) -> ImageFiles:
 
 def split_hidden(paths: Iterable[Path]) -> ImageFiles:
     """Those that count, and those whose names start with a dot."""
-    both: dict[bool, list[Path]] = {False: [], True: []}
+    result = ImageFiles([], [])
     for path in paths:
-        both[path.name.startswith(".")].append(path)
-    return ImageFiles(tuple(both[False]), tuple(both[True]))
+        (result.hidden if path.name.startswith(".") else result.images).append(path)
+    return result
 
 
 def is_junk(path: Path) -> bool:
@@ -100,9 +95,14 @@ def enumeration(names: Sequence[str], most: int = 3) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, and folders that are called like an image."""
+    """Files and folders below a folder."""
     seen: set[str] = set()  # a link may lead back up
-    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):  # such a folder is not empty
+            raise error
+
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -112,33 +112,20 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in (*files, *folders))
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that may not be read is not empty."""
-    if isinstance(error, PermissionError):
-        raise error
-
-
 # ---- images --------------------------------------------------------------------------------------
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """An image file's content, for `decode`.
-
-    Raises:
-        InputError: it is missing, a folder, or may not be read.
-    """
+    """An image file's content, for `decode`, or an InputError on why it cannot be read."""
     with _sentences(path):
         return Path(path).read_bytes()
 
 
 def read_image(path: PathLike) -> NDArray[np.uint8]:
-    """Read an image as it is meant to be looked at.
+    """Read an image as it is meant to be looked at: (H, W, 3) uint8, RGB, contiguous.
 
     EXIF orientation is applied; grey, palette and CMYK files become RGB, transparency is dropped,
     16-bit grey is scaled to 8 bits (65535 -> 255), and of an animation the first frame is taken.
-
-    Returns:
-        (H, W, 3) uint8, RGB, contiguous.
 
     Raises:
         InputError: the file is missing, empty, truncated, not an image, or has a mode (32-bit
@@ -166,10 +153,7 @@ def decode(data: bytes, path: PathLike) -> NDArray[np.uint8]:
 
 
 def read_record(record: Mapping[str, Any], data: bytes | None = None) -> NDArray[np.uint8]:
-    """`read_image` of a data set's record, which must have the size that the record says.
-
-    Args:
-        data: the file's content, where it has been read.
+    """`read_image` of a data set's record, from the file's content where it has been read.
 
     Raises:
         InputError: as `read_image`, or the upright image is not `height` x `width`: its annotations
@@ -188,11 +172,7 @@ def read_record(record: Mapping[str, Any], data: bytes | None = None) -> NDArray
 
 
 def upright_size(path: PathLike) -> tuple[int, int]:
-    """(height, width) of the upright image, from the header alone where the format has it there.
-
-    Raises:
-        InputError: the file is missing or is no image.
-    """
+    """(height, width) of the upright image, from the header alone where the format has it there."""
     with _opened(path) as image:
         width, height = image.size
         if image.format == "TIFF":  # Pillow turns it while decoding, depending on its version
@@ -215,9 +195,7 @@ def describe_turn(path: PathLike) -> str:
 
 
 def untold_turn(path: PathLike) -> str:
-    """A sentence where EXIF turns or mirrors an image and leaves its size as it is, or "": its
-    labels may be those of the pixels as stored, and no size tells.
-    """
+    """A sentence where EXIF turns or mirrors an image and leaves its size as it is, or ""."""
     with _opened(path) as image:
         orientation = _orientation(image, of_header=True)
         if orientation == 1 or (orientation in _ON_ITS_SIDE and image.width != image.height):
@@ -232,10 +210,7 @@ def untold_turn(path: PathLike) -> str:
 
 
 def read_id_map(path: PathLike) -> NDArray[np.int32]:
-    """Read a panoptic PNG in COCO's format: id = R + 256 G + 65536 B, 0 = void.
-
-    Returns:
-        (H, W) int32 segment ids.
+    """Read a panoptic PNG in COCO's format: (H, W) ids R + 256 G + 65536 B, 0 = void.
 
     Raises:
         InputError: the file is missing or damaged, its pixels are not 8-bit RGB, or its format may
@@ -262,10 +237,7 @@ def write_id_map(path: PathLike, ids: NDArray[np.integer]) -> None:
 
 
 def read_label_map(path: PathLike) -> NDArray[np.int32]:
-    """Read a semantic label map: one channel, grey of 1 to 16 bits or palette index, as stored.
-
-    Returns:
-        (H, W) int32 labels.
+    """Read (H, W) semantic labels: one channel, grey of 1 to 16 bits or palette index, as stored.
 
     Raises:
         InputError: the file is missing or damaged, has more than one channel, or its format
@@ -283,10 +255,7 @@ def read_label_map(path: PathLike) -> NDArray[np.int32]:
 
 def write_label_map(path: PathLike, labels: NDArray[np.integer]) -> None:
     """Write (H, W) labels as a grey PNG of 8 bits, or 16 where one is beyond 255: inverse of
-    `read_label_map`.
-
-    Several processes may write the same file at once; it is whole or not there.
-    """
+    `read_label_map`. Several processes may write the same file at once."""
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < 1 << 16:
         raise ValueError("labels must lie in 0 .. 65535")
     bits = np.uint8 if not labels.size or labels.max() < 256 else np.uint16
@@ -336,8 +305,7 @@ def _opened(path: PathLike, data: bytes | None = None) -> Iterator[Image.Image]:
 
 def _upright(path: PathLike, data: bytes | None = None) -> tuple[Image.Image, str, str]:
     """The upright image, its file's format, and Pillow's word for how pixels are stored there:
-    "L;4", "RGB;16B", or "" where it has none.
-    """
+    "L;4", "RGB;16B", or "" where it has none."""
     with _opened(path, data) as image:
         tiles = getattr(image, "tile", ())  # gone after decoding
         how = tiles[0][3] if tiles else ""
@@ -351,8 +319,7 @@ def _upright(path: PathLike, data: bytes | None = None) -> tuple[Image.Image, st
 def _orientation(image: Image.Image, of_header: bool = False) -> int:
     """EXIF's orientation, 1 .. 8; damaged EXIF data are none, as everywhere.
 
-    Args:
-        of_header: look at the header alone. A PNG is decoded otherwise: EXIF may stand at its end.
+    `of_header` looks at the header alone; otherwise a PNG is decoded: EXIF may stand at its end.
     """
     try:
         exif = Image.Image.getexif(image) if of_header else image.getexif()

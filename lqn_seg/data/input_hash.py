@@ -19,17 +19,13 @@ def input_hash(
     instances: bool = False,
     data: bytes | None = None,
 ) -> str:
-    """Hash of a record's content: another one once an image, a label or an annotation changes.
-
-    Files count by their bytes, not by name, place or time, so that a copy of a data set is the
-    same. One that cannot be read has a hash too, which no content has.
+    """Hash of a record's content, 16 hex digits: another one once an image, a label or an
+    annotation changes. Files count by their bytes, not by name, place or time. One that cannot be
+    read has a hash too, which no content has.
 
     Args:
         instances: whether the annotations of `Metadata.json_file` are scored too.
         data: the image file's content, where it has been read.
-
-    Returns:
-        16 hex digits.
     """
     digest = hashlib.blake2b(digest_size=8)
 

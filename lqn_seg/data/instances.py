@@ -16,19 +16,12 @@ from lqn_seg.errors import InputError
 
 @dataclass(frozen=True)
 class Category:
-    """One row of a data set's table.
+    """One row of a data set's table."""
 
-    Attributes:
-        id: the data set's own id, not necessarily contiguous.
-        name: readable name.
-        isthing: whether instances of it are counted one by one.
-        color: RGB 0 .. 255, or None where the data set gives none.
-    """
-
-    id: int
+    id: int  # the data set's own, not necessarily contiguous
     name: str
-    isthing: bool
-    color: tuple[int, int, int] | None = None
+    isthing: bool  # whether instances of it are counted one by one
+    color: tuple[int, int, int] | None = None  # RGB 0 .. 255
 
 
 def table_of(content: CocoFile) -> tuple[Category, ...]:
@@ -53,32 +46,21 @@ def without_image(content: CocoFile, path: Path) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Instances:
-    """What a COCO instances file says, checked.
-
-    Attributes:
-        path: of the file.
-        images: by id.
-        annotations: by image id and index in the file, as `of_image` gives them.
-        problems: a sentence for every annotation whose image is not listed.
-    """
+    """What a COCO instances file says, checked."""
 
     path: Path
-    images: Mapping[Id, Image]
-    annotations: Mapping[Id, Mapping[int, dict[str, Any]]]
-    problems: tuple[str, ...]
+    images: Mapping[Id, Image]  # by id
+    annotations: Mapping[Id, Mapping[int, dict[str, Any]]]  # by image id and index in the file
+    problems: tuple[str, ...]  # a sentence for every annotation whose image is not listed
 
     def of_image(self, image_id: Id, height: int, width: int) -> list[dict[str, Any]]:
-        """The annotations of an image.
+        """An image's annotations: "category_id" (contiguous), "segmentation" (compressed RLE),
+        "area" (pixels), "bbox" (x, y, width, height) and "iscrowd" of each.
 
-        Returns:
-            "category_id" (contiguous), "segmentation" (compressed RLE), "area" (pixels), "bbox" (x,
-            y, width, height) and "iscrowd" of each.
+        Warns of a mask without a pixel in the image: it counts as missed, as in pycocotools.
 
         Raises:
             InputError: the file does not list the image, or with another size.
-
-        Warns:
-            UserWarning: a mask has no pixel in the image. It counts as missed, as in pycocotools.
         """
         image = self.images.get(image_id)
         if image is None:

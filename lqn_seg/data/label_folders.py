@@ -33,19 +33,13 @@ def load_label_folders(
     label_table: tuple[int, ...] | None = None,
     how_to_get: str = "",
 ) -> Dataset:
-    """Open image and label folders as a data set for semantic segmentation.
+    """Open image and label folders as a data set; see `catalog.register_label_folders`.
 
-    The image `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) has its labels in `label_dir/x.png`:
-    one channel, (H, W) like the upright image, a class's place in `classes` or `ignore_label` at
-    every pixel. An image without a label map or with one of another size, a label map without an
-    image and what else does not fit is one of the data set's `problems`.
+    An image without a label map or with one of another size, a label map without an image and what
+    else does not fit is one of the data set's `problems`.
 
     Args:
-        name: the data set's name.
-        classes: class names; a name's place is its label.
-        ignore_label: the label of pixels that do not count.
-        prefixes: only images whose file name starts with one of these; () takes all.
-        label_table: see `Metadata`; None where the files hold places in `classes`.
+        label_table: see `Metadata`; None where the files hold indices into `classes`.
         how_to_get: where the files come from; ends the sentence where they are missing.
 
     Raises:
@@ -72,12 +66,8 @@ def load_label_folders(
 
 
 def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> None:
-    """Check a table of classes.
-
-    Raises:
-        InputError: it is empty, a name is blank or occurs twice, or `ignore_label` is negative or a
-            class's.
-    """
+    """InputError where there are no classes, a name is blank or occurs twice, or `ignore_label` is
+    negative or a class's."""
     if isinstance(classes, str) or not classes:
         raise InputError(f"data set {name}: classes must be a list of at least one class name")
     if blank := [label for label in classes if not label.strip()]:
@@ -148,12 +138,7 @@ def list_pairs(
 
 
 def _record(name: str, image_id: str, image: Path, label: Path) -> Record:
-    """Detectron2's dictionary of an image of data set `name` and its label map.
-
-    Raises:
-        InputError: the label map is missing or of another size than its upright image, or one of
-            the two is no image.
-    """
+    """Detectron2's dictionary, or an InputError where an image and its label map do not fit."""
     height, width = upright_size(image)
     if not label.is_file():
         raise InputError(f"image {image.name} of {name} has no label map {label}")

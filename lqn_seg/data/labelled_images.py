@@ -27,11 +27,7 @@ EVALUATOR_TYPE = "classification"
 
 
 def read_labelled_image(record: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB image of a record.
-
-    Raises:
-        InputError: the file is missing or damaged, or not of the record's size.
-    """
+    """(H, W, 3) uint8 RGB image of a record; InputError where it cannot be read."""
     if "row" not in record:
         return read_record(record)
     return np.array(open_array(record["file_name"])[record["row"]])
@@ -39,11 +35,7 @@ def read_labelled_image(record: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=4)
 def open_array(path: str) -> NDArray[Any]:
-    """A .npy file, mapped into memory: one image of 50000 costs one image.
-
-    Raises:
-        InputError: the file is missing or is no such array.
-    """
+    """A .npy file, mapped into memory: one image of 50000 costs one image."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -54,12 +46,8 @@ def open_array(path: str) -> NDArray[Any]:
 
 @lru_cache(maxsize=4)
 def class_folders(classes: str) -> dict[str, str]:
-    """WordNet id -> class name of open_clip, in the order of the labels.
-
-    Args:
-        classes: "imagenet", or "imagenet_a" or "imagenet_r" for the 200 that these sets hold (and
-            are scored over).
-    """
+    """WordNet id -> class name of open_clip, in the order of the labels: of "imagenet", or of the
+    200 that "imagenet_a" or "imagenet_r" hold and are scored over."""
     from open_clip import IMAGENET_CLASSNAMES  # seconds, which no other data set shall wait for
 
     def wnids(classes: str) -> list[str]:
@@ -71,11 +59,7 @@ def class_folders(classes: str) -> dict[str, str]:
 
 
 def labelled_metadata(name: str, classes: Sequence[str], root: Path) -> Metadata:
-    """The facts of a data set with one label an image.
-
-    Raises:
-        InputError: there are no classes, or one has no name.
-    """
+    """The facts of a data set with one label an image."""
     if not classes:
         raise InputError(f"data set {name} has no classes")
     if blank := [label for label in classes if not label.strip()]:
@@ -108,13 +92,10 @@ def load_image_folder(
     share: tuple[float, float] = (0.0, 1.0),
     how_to_get: str = "",
 ) -> Dataset:
-    """Open ``root/<class folder>/**`` as a data set.
+    """Open ``root/<class folder>/**`` as a data set; see `catalog.register_image_folder`.
 
     Args:
-        name: the data set's name.
-        folders: class folder -> class name, in the order of the labels. By default every folder is
-            a class, in the order of the names, and is called like its folder with spaces for "_",
-            or like ImageNet's class where it is a WordNet id (n01440764).
+        folders: class folder -> class name, in the order of the labels; None: every folder.
         share: of each class's sorted images, from and to; (0, 1) takes all.
         how_to_get: where the files come from; ends the sentence where they are missing.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,10 +24,10 @@ class Metadata:
     """Facts about a data set. A contiguous id is an index into `categories`.
 
     Attributes:
-        name: the data set's name.
         categories: the table; things and stuff may be mixed.
         evaluator_type: the word of Detectron2 or Mask2Former for how it is evaluated:
-            "coco_panoptic_seg", "ade20k_panoptic_seg", "coco", "sem_seg" or "cityscapes_sem_seg".
+            "coco_panoptic_seg", "ade20k_panoptic_seg", "coco", "sem_seg" or "cityscapes_sem_seg";
+            or "classification".
         ignore_label: the semantic label of pixels that do not count; 65535 in place of one that is
             a category's.
         label_table: what label k of a semantic file means, a contiguous id or `ignore_label`; None
@@ -53,7 +53,6 @@ class Metadata:
 
     @property
     def num_classes(self) -> int:
-        """Number of categories, things and stuff together."""
         return len(self.categories)
 
     @property
@@ -72,15 +71,11 @@ class Metadata:
         return {category.id: i for i, category in enumerate(self.categories)}
 
     def read_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
-        """Read a record's ground-truth id map and check it against `segments_info`.
-
-        Returns:
-            (H, W) int32 segment ids, 0 = void.
+        """Read a record's (H, W) segment ids, 0 = void.
 
         Raises:
-            InputError: the record has no `pan_seg_file_name` or `segments_info`, the file cannot be
-                read, its size is not the record's, or its ids or their areas are not those of
-                `segments_info`.
+            InputError: a key is missing, the file cannot be read, or its size, ids or their areas
+                are not those of the record and its `segments_info`.
         """
         path, image_id = _field(record, "pan_seg_file_name"), record.get("image_id")
         ids = read_id_map(path)
@@ -107,14 +102,10 @@ class Metadata:
         return ids
 
     def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
-        """Read a record's semantic ground truth: from its label map, or else its panoptic map.
+        """Read a record's (H, W) labels, contiguous ids or `ignore_label`, from its label map.
 
-        This is the one place where raw labels become contiguous ids (`label_table`). From a
-        panoptic map every pixel gets its segment's category, crowds too, and void is ignored, as in
-        the scripts of Detectron2 and Mask2Former that make label maps from panoptic ones.
-
-        Returns:
-            (H, W) int32, contiguous ids or `ignore_label`.
+        Without one, every pixel of the panoptic map gets its segment's category, crowds too, and
+        void is ignored, as in the scripts of Detectron2 and Mask2Former.
 
         Raises:
             InputError: as `read_panoptic`, or a label lies outside the table.
@@ -140,11 +131,8 @@ class Metadata:
         return labels if table is None else np.array(table, np.int32)[labels]
 
     def read_instances(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Read a record's instances: from `json_file`, or else the things of its panoptic map.
-
-        Returns:
-            COCO annotations: "category_id" (contiguous), "segmentation" (compressed RLE), "area"
-            (pixels), "bbox" (x, y, width, height) and "iscrowd" of each.
+        """Read a record's instances from `json_file`, or else the things of its panoptic map, in
+        the form of `Instances.of_image`.
 
         Raises:
             InputError: `json_file` is malformed or does not list the image, or as `read_panoptic`.
@@ -165,27 +153,18 @@ class Metadata:
 
     @cached_property
     def instances(self) -> Instances:
-        """What `json_file` says; read when it is first asked for.
-
-        Raises:
-            InputError: it is malformed, or its categories are not those of the table.
-        """
+        """What `json_file` says, read at the first use; InputError as in `read_instances`."""
         return read_instances(self.json_file or "", self.categories, self.name)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a look at the files gives.
-
-    Attributes:
-        records: of the images that can be used, as far as a look can tell.
-        problems: sentences that name what is left out.
-        notes: sentences on what is odd but harmless.
-    """
+    """The records of the images that can be used, as far as a look at the files can tell; sentences
+    that name what is left out; sentences on what is odd but harmless."""
 
     records: list[Record]
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -198,78 +177,52 @@ class Dataset:
 
     Attributes:
         metadata: its facts.
-        load: makes the list.
+        load: looks at the files.
         problems: a sentence for every entry that is no image and cannot be listed (an annotation
-            of an image that is not there); those that show only when files are looked at are there
-            after `listed`.
+            of an image that is not there); what `load` gives is among them after `listed`.
         notes: sentences on what is odd but harmless.
     """
 
     metadata: Metadata
-    load: Callable[[], list[Record] | Listing]
+    load: Callable[[], Listing]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def _listing(self) -> Listing:
-        listing = self.load()
-        return listing if isinstance(listing, Listing) else Listing(listing)
-
     def listed(self) -> Dataset:
-        """The data set with its files looked at, once: all `problems` and `notes` are known.
-
-        Raises:
-            InputError: there is nothing to list.
-        """
-        listing = self._listing()
-        return replace(
-            self,
-            load=lambda: [dict(record) for record in listing.records],
-            problems=(*self.problems, *listing.problems),
-            notes=(*self.notes, *listing.notes),
+        """The data set with its files looked at, once: all `problems` and `notes` are known."""
+        listing = self.load()
+        return Dataset(
+            self.metadata,
+            lambda: Listing([dict(record) for record in listing.records]),
+            (*self.problems, *listing.problems),
+            (*self.notes, *listing.notes),
         )
 
     def records(self, strict: bool = True) -> list[Record]:
         """List the images; the dictionaries are the caller's to change.
 
-        Args:
-            strict: whether `problems` are an error; if not, what they name is left out, and the
-                caller reports them (of a data set that is `listed`).
-
-        Raises:
-            InputError: the first of the problems, or a file is missing or malformed.
+        The first of the problems is an InputError where `strict`. Otherwise what they name is left
+        out, and the caller reports them (of a data set that is `listed`).
         """
-        if strict and self.problems:
-            raise InputError(self.problems[0])
-        listing = self._listing()
-        if strict and listing.problems:
-            raise InputError(listing.problems[0])
+        listing = self.load()
+        if strict and (problems := [*self.problems, *listing.problems]):
+            raise InputError(problems[0])
         return listing.records
 
     def with_instances(self) -> Dataset:
-        """The data set with its `json_file` read and checked; what is wrong there is a problem too.
-
-        Raises:
-            InputError: as `Metadata.instances`.
-        """
+        """The data set with its `json_file` read; annotations of no image are problems too."""
         more = self.metadata.instances.problems if self.metadata.json_file else ()
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *more))))
 
 
 @dataclass(frozen=True)
 class Source:
-    """A built-in data set.
+    """A built-in data set."""
 
-    Attributes:
-        file: what must be in a folder of data sets, for this one to be there.
-        how_to_get: ends the sentence where it is not.
-        load: (the data set's name, folder of data sets) -> the data set.
-        variable: of the environment; names a folder that is looked in first.
-    """
-
-    file: str
-    how_to_get: str
-    load: Callable[[str, Path], Dataset]
-    variable: str = ""
+    file: str  # what must be in a folder of data sets, for this one to be there
+    how_to_get: str  # ends the sentence where it is not
+    load: Callable[[str, Path], Dataset]  # (the data set's name, folder of data sets)
+    variable: str = ""  # of the environment; names a folder that is looked in first
 
 
 def by_split(
@@ -294,10 +247,8 @@ def by_split(
 
 def _field(record: Mapping[str, Any], key: str) -> Any:
     if key not in record:
-        raise InputError(
-            f"the record of image {record.get('image_id')} has no field {key}, which its "
-            "evaluation needs"
-        )
+        image_id = record.get("image_id")
+        raise InputError(f"the record of image {image_id} has no field {key}, which is needed")
     return record[key]
 
 

@@ -297,7 +297,7 @@ def test_what_a_table_names_and_is_not_there_is_said(tmp_path):
 
 def test_coop_lists_that_contradict_themselves(tmp_path):
     coop(tmp_path, "pets", [["a.jpg", 0, "pug"], ["a.jpg", 0, "pug"], ["b.jpg", 1, "Pug"]])
-    dataset = get_dataset("pets_test", tmp_path)
+    dataset = get_dataset("pets_test", tmp_path).listed()
     assert dataset.problems == ("the split of pets_test lists a.jpg twice",)
     assert [r["image_id"] for r in dataset.records(strict=False)] == ["a.jpg"]
     assert "one name for several classes (pug, Pug)" in dataset.notes[0]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import write_label_map
@@ -63,3 +66,11 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
             write_label_map(path, metadata.read_semantic(record))
             record["sem_seg_file_name"] = str(path)
     return records
+
+
+def write_label_maps(dataset: Dataset, target: Callable[[Record], str | Path]) -> int:
+    """Write every image's label map (contiguous ids) to its target; returns their number."""
+    records = dataset.records()
+    for record in tqdm(records, desc=dataset.metadata.name, unit="image"):
+        write_label_map(target(record), dataset.metadata.read_semantic(record))
+    return len(records)

@@ -27,6 +27,14 @@ def encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"segmentation": _text(rle), "area": area, "bbox": box}
 
 
+def describe_segment(ids: NDArray[np.integer], segment: int, category_id: int) -> dict[str, Any]:
+    """COCO's entry of `segments_info` for a segment of an id map (H, W)."""
+    shape = encode(ids == segment)
+    bbox = [int(value) for value in shape["bbox"]]
+    about = {"id": segment, "category_id": category_id, "iscrowd": 0}
+    return {**about, "area": shape["area"], "bbox": bbox}
+
+
 def compress(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
     """COCO's three forms (polygons, list of run lengths, compressed RLE) as compressed RLE.
 

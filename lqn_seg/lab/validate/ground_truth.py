@@ -29,23 +29,14 @@ MOST_DETECTIONS = 100  # of a class and image that COCO's AP takes
 
 @dataclass
 class GroundTruth:
-    """What an image's files say, or a damaged copy of that.
-
-    Attributes:
-        image_id: of its record.
-        size: (height, width).
-        segments: id map (H, W) and segments_info, or None where the data set has none.
-        instances: without crowds, or None.
-        labels: (H, W) contiguous ids or the ignore label, or None.
-        notes: what is odd but harmless.
-    """
+    """What an image's files say, or a damaged copy of that; None is what a data set lacks."""
 
     image_id: int | str
-    size: tuple[int, int]
-    segments: tuple[IdMap, Segments] | None = None
-    instances: Instances | None = None
-    labels: IdMap | None = None
-    notes: list[str] = field(default_factory=list)
+    size: tuple[int, int]  # (height, width)
+    segments: tuple[IdMap, Segments] | None = None  # id map (H, W) and segments_info
+    instances: Instances | None = None  # without crowds
+    labels: IdMap | None = None  # (H, W) contiguous ids or the ignore label
+    notes: list[str] = field(default_factory=list)  # what is odd but harmless
 
     @property
     def beyond_ap(self) -> list[int]:
@@ -82,12 +73,7 @@ def tasks_of(record: Record, metadata: Metadata) -> set[str]:
 
 
 def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
-    """Read everything that belongs to an image and check that it fits together.
-
-    Raises:
-        InputError: a file is missing, damaged, of another size, or disagrees with the JSON, or a
-            mask has no pixel.
-    """
+    """Read everything that belongs to an image; an InputError where it does not fit together."""
     height, width = read_labelled_image(record).shape[:2]
     truth, tasks = GroundTruth(record["image_id"], (height, width)), tasks_of(record, metadata)
     if "label" not in record:
@@ -124,10 +110,8 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
 
 
 def damage(truth: GroundTruth, metadata: Metadata) -> GroundTruth:
-    """A copy with everything moved a little, some of it dropped, cut or given another class.
-
-    It depends on the image's id and ground truth alone.
-    """
+    """A copy with everything moved a little, some of it dropped, cut or given another class; it
+    depends on the image's id and ground truth alone."""
     rng = np.random.default_rng(zlib.crc32(str(truth.image_id).encode()))
     reach = max(1, min(truth.size) // 25)
     shift = tuple(rng.integers(-reach, reach + 1, 2).tolist())

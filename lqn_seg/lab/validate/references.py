@@ -51,10 +51,9 @@ class Panopticapi:
         from panopticapi.evaluation import pq_compute_single_core
 
         categories = {c.id: {"isthing": int(c.isthing)} for c in self.metadata.categories}
+        folders = self.metadata.panoptic_root, str(self.folder)
         with contextlib.redirect_stdout(io.StringIO()):
-            quality = pq_compute_single_core(
-                0, self.pairs, self.metadata.panoptic_root, str(self.folder), categories
-            )
+            quality = pq_compute_single_core(0, self.pairs, *folders, categories)
         result: dict[str, float] = {}
         for suffix, isthing in (("", None), ("_th", True), ("_st", False)):
             with contextlib.suppress(ZeroDivisionError):  # no category: undefined
@@ -76,9 +75,9 @@ class Pycocotools:
     def add(self, record: Record, prediction: GroundTruth) -> None:
         self.image_ids.append(record["image_id"])
         for mask, category, score in prediction.instances or ():
-            category_id = self.metadata.categories[category].id
-            result = {"image_id": record["image_id"], "category_id": category_id, "score": score}
-            self.results.append({**result, "segmentation": encode(mask)["segmentation"]})
+            about = {"image_id": record["image_id"], "score": score}
+            about["category_id"] = self.metadata.categories[category].id
+            self.results.append({**about, "segmentation": encode(mask)["segmentation"]})
 
     def scores(self) -> dict[str, float]:
         from pycocotools.coco import COCO
@@ -125,21 +124,16 @@ Reference = Panopticapi | Pycocotools | Cityscapesscripts
 
 def build_references(record: Record, metadata: Metadata, folder: Path) -> list[Reference]:
     """The implementations that can score a data set on this machine; `record` is one of its."""
-    kinds: dict[type[Reference], bool] = {
-        Panopticapi: "segments_info" in record and panopticapi_is_installed(),
-        Pycocotools: bool(metadata.json_file),
-        Cityscapesscripts: metadata.evaluator_type == "cityscapes_sem_seg",
-    }
-    references = []
-    for kind in (kind for kind, fits in kinds.items() if fits):
+    kinds: list[type[Reference]] = []
+    if "segments_info" in record:
+        with contextlib.suppress(ImportError):
+            import panopticapi.evaluation  # noqa: F401  (any folder of that name has a spec)
+
+            kinds.append(Panopticapi)
+    if metadata.json_file:
+        kinds.append(Pycocotools)
+    if metadata.evaluator_type == "cityscapes_sem_seg":
+        kinds.append(Cityscapesscripts)
+    for kind in kinds:
         (folder / kind.task).mkdir()
-        references.append(kind(metadata, folder / kind.task))
-    return references
-
-
-def panopticapi_is_installed() -> bool:
-    try:
-        import panopticapi.evaluation  # noqa: F401  (any folder of that name has a spec)
-    except ImportError:
-        return False
-    return True
+    return [kind(metadata, folder / kind.task) for kind in kinds]

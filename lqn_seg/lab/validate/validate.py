@@ -47,29 +47,19 @@ TRUTH, DAMAGED, REFERENCE = "ground truth as prediction", "damaged ground truth"
 
 @dataclass
 class Validation:
-    """What is known of a data set.
-
-    Attributes:
-        name: the data set's.
-        images, total: images looked at, and images there are.
-        problems: one sentence each; an image with a problem is not scored.
-        notes: what is odd but harmless.
-        scores: task -> row (`TRUTH`, `DAMAGED`, those of references) -> metrics.
-        stored: metric -> our score of the stored prediction, and the reference's.
-        beyond_ap: an image has more instances than AP takes predictions, so that the ground truth
-            has less than 100.
-        interrupted: Ctrl-C came before the last image.
-    """
+    """What is known of a data set."""
 
     name: str
-    images: int
+    images: int  # looked at
     total: int
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # an image with a problem is not scored
+    notes: list[str] = field(default_factory=list)  # what is odd but harmless
+    # Task -> row (`TRUTH`, `DAMAGED`, those of references) -> metrics.
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    # Metric -> our score of the stored prediction, and the reference's.
     stored: dict[str, tuple[float, float]] = field(default_factory=dict)
-    beyond_ap: bool = False
-    interrupted: bool = False
+    beyond_ap: bool = False  # more instances than AP takes predictions: the truth has below 100
+    interrupted: bool = False  # Ctrl-C came before the last image
 
     def text(self, most: int = 20) -> str:
         """The report, with at most so many problems spelled out."""
@@ -94,25 +84,22 @@ class Validation:
 
     def disagreements(self) -> list[str]:
         """One sentence per score that is not what it must be."""
-        sentences, pairs = [], []
-        for task, scores in self.scores.items():
-            for row, metrics in scores.items():
-                if row.startswith(REFERENCE):
-                    source = row.removeprefix(REFERENCE)
-                    pairs += [
-                        ("damaged ground truth", key, scores[DAMAGED][key], theirs, source)
-                        for key, theirs in metrics.items()
-                    ]
-            if task != InstanceEvaluator.task or not self.beyond_ap:
-                sentences += [
-                    f"ground truth as prediction scores {key} {value:.9f} ({task})"
-                    for key, value in scores[TRUTH].items()
-                    if abs(value - 100) > TOLERANCE  # NaN where it is undefined
-                ]
-        pairs += [
-            ("stored prediction", key, *pair, "the reference implementation")
-            for key, pair in self.stored.items()
+        sentences = [
+            f"{TRUTH} scores {key} {value:.9f} ({task})"
+            for task, scores in self.scores.items()
+            if task != InstanceEvaluator.task or not self.beyond_ap
+            for key, value in scores[TRUTH].items()
+            if abs(value - 100) > TOLERANCE  # NaN where it is undefined
         ]
+        pairs = [
+            (DAMAGED, key, scores[DAMAGED][key], theirs, row.removeprefix(REFERENCE))
+            for scores in self.scores.values()
+            for row, metrics in scores.items()
+            if row.startswith(REFERENCE)
+            for key, theirs in metrics.items()
+        ]
+        for key, (ours, theirs) in self.stored.items():
+            pairs.append(("stored prediction", key, ours, theirs, "the reference implementation"))
         return sentences + [
             f"the {what} scores {key} {ours:.9f} here and {theirs:.9f} by {source}"
             for what, key, ours, theirs, source in pairs
@@ -121,14 +108,8 @@ class Validation:
 
 
 def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Validation:
-    """Check a data set's files and score its ground truth, whole and damaged.
-
-    Ctrl-C ends it early: what was looked at until then is reported.
-
-    Args:
-        dataset: what to check.
-        max_images: look at the first so many; 0 is all.
-        progress: whether to draw a bar.
+    """Check the files of a data set's first images (0: of all), and score its ground truth, whole
+    and damaged. Ctrl-C ends it early: what was looked at until then is reported.
 
     Raises:
         InputError: the data set cannot even be looked at.
@@ -201,11 +182,8 @@ def _metrics(scorer: ImageEvaluator) -> dict[str, float]:
 
 
 def stored_predictions(folder: Path = STORED) -> list[tuple[Record, GroundTruth]]:
-    """Records of the shipped demo and the damaged predictions that are stored for them.
-
-    They are in COCO panoptic layout, each segment with a score; its things are the instances, and
-    every pixel has its segment's category.
-    """
+    """Records of the shipped demo and the damaged predictions that are stored for them: in COCO
+    panoptic layout, each segment with a score."""
     dataset = get_dataset(STORED_DATASET, root=_DATASETS)
     records = {record["image_id"]: record for record in dataset.records()}
     predictions = []

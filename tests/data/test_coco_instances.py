@@ -68,41 +68,6 @@ def test_a_data_set_of_instances_has_no_labels(tmp_path: Path) -> None:
         dataset.metadata.read_semantic(dataset.records()[0])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c["images"][1].pop("height"), r"images\[1\] has no key 'height'"),
-        (lambda c: c["images"][1].update(id=9), r"images\[\].id 9 occurs twice"),
-        (lambda c: c["categories"][1].pop("name"), r"categories\[1\] has no key 'name'"),
-        (lambda c: c["annotations"][1].pop("bbox"), r"annotations\[1\] has no key 'bbox'"),
-        (
-            lambda c: c["annotations"][2].update(category_id=5),
-            r"annotations\[2\].category_id 5 is not among the things of coco_2017_val",
-        ),
-        (
-            lambda c: c["annotations"][1]["segmentation"].update(counts="23100"),
-            r"annotations\[1\].segmentation.counts add up to 10 pixels, the image is 2 x 3",
-        ),
-        (
-            lambda c: c["annotations"][0]["segmentation"].update(size=[3, 2]),
-            r"annotations\[0\].segmentation.size is \[3, 2\], the image is 2 x 3",
-        ),
-        (
-            lambda c: c["annotations"][2].update(segmentation=None),
-            r"annotations\[2\].segmentation must be an object or a list, not null",
-        ),
-        (lambda c: c.pop("annotations"), "no list under the key 'annotations'"),
-    ],
-)
-def test_malformed_json_names_file_and_field(tmp_path: Path, change: Any, message: str) -> None:
-    content = copy.deepcopy(CONTENT)
-    change(content)
-    write(tmp_path, content)
-    with pytest.raises(InputError, match=rf"instances_val2017\.json.*{message}"):
-        dataset = get_dataset("coco_2017_val", root=tmp_path)
-        dataset.metadata.read_instances(dataset.records()[1])
-
-
 def test_missing_files_are_one_sentence(tmp_path: Path) -> None:
     for name, file in (("coco_2017_val", "instances"), ("coco_2017_val_panoptic", "panoptic")):
         with pytest.raises(InputError, match=rf"{file}_val2017\.json, looked for in .*cocodataset"):

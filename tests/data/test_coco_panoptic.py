@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,42 +119,6 @@ def test_label_maps_go_before_the_panoptic_map(tmp_path: Path) -> None:
     )
     found = dataset.metadata.read_semantic(dataset.records()[0])
     np.testing.assert_array_equal(found, [[255, 0, 1, 2]] * 3)
-
-
-Change = Callable[[dict[str, Any]], Any]
-MALFORMED: list[tuple[Change, str]] = [
-    (lambda c: c.pop("images"), "no list under the key 'images'"),
-    (lambda c: c.pop("annotations"), "no list under the key 'annotations'"),
-    (lambda c: c["annotations"].clear(), "nothing under the key 'annotations'"),
-    (lambda c: c["categories"].clear(), "nothing under the key 'categories'"),
-    (lambda c: c["categories"][1].pop("isthing"), r"categories\[1\] has no key 'isthing'"),
-    (lambda c: c["categories"][1].update(id=90), r"categories\[\].id 90 occurs twice"),
-    (lambda c: c["categories"][1].update(name="sky"), r"categories\[\].name 'sky' occurs twice"),
-    (lambda c: c["images"][0].pop("id"), r"images\[0\] has no key 'id'"),
-    (lambda c: c["images"].append(c["images"][0]), r"images\[\].id 11 occurs twice"),
-    (lambda c: c["images"][0].pop("width"), r"images\[0\] has no key 'width'"),
-    (
-        lambda c: c["annotations"].append(c["annotations"][0]),
-        r"annotations\[\].image_id 11 occurs twice",
-    ),
-    (lambda c: c["annotations"][0].pop("segments_info"), "has no key 'segments_info'"),
-    (
-        lambda c: c["annotations"][0]["segments_info"][1].update(category_id=5),
-        r"annotations\[0\].segments_info\[1\].category_id 5 is not among",
-    ),
-    (
-        lambda c: c["annotations"][0]["segments_info"][2].pop("id"),
-        r"annotations\[0\].segments_info\[2\] has no key 'id'",
-    ),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), MALFORMED)
-def test_malformed_json_names_file_and_field(tmp_path: Path, change: Change, message: str) -> None:
-    content = copy.deepcopy(CONTENT)
-    change(content)
-    with pytest.raises(InputError, match=rf"p\.json.*{message}"):
-        load_coco_panoptic("mine", *write(tmp_path, content))
 
 
 def test_an_annotation_without_image_is_a_problem_that_a_caller_can_live_with(

@@ -14,7 +14,6 @@ from pathlib import Path
 from lqn_seg.cli import prepare_splits
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.derived import write_label_maps
-from lqn_seg.data.segmentation_sets import CITYSCAPES_SPLITS
 
 
 def write_train_ids(root: Path, split: str) -> int:
@@ -26,7 +25,7 @@ def write_train_ids(root: Path, split: str) -> int:
 
 
 def main() -> int:
-    return prepare_splits(__doc__ or "", "cityscapes", CITYSCAPES_SPLITS, write_train_ids)
+    return prepare_splits(__doc__ or "", "cityscapes", ("train", "val"), write_train_ids)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from lqn_seg.cli import prepare_splits
-from lqn_seg.data.catalog import COCO_SPLITS, get_dataset
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.derived import write_label_maps
 
 
@@ -26,7 +26,7 @@ def write_semantic(root: Path, split: str) -> int:
 
 
 def main() -> int:
-    return prepare_splits(__doc__ or "", "coco", COCO_SPLITS, write_semantic)
+    return prepare_splits(__doc__ or "", "coco", ("train", "val"), write_semantic)
 
 
 if __name__ == "__main__":

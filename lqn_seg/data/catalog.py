@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lqn_seg.data.classification_sets import C_CORRUPTIONS, CLASSIFICATION
+from lqn_seg.data.classification_sets import CLASSIFICATION
 from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.label_folders import check_classes, load_label_folders
 from lqn_seg.data.labelled_images import load_image_folder
-from lqn_seg.data.metadata import Category, Dataset, Metadata, Record, Source
-from lqn_seg.data.segmentation_sets import COCO_SPLITS, SEGMENTATION
+from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
+from lqn_seg.data.segmentation_sets import SEGMENTATION
+from lqn_seg.data.sources import C_CORRUPTIONS, Source
 from lqn_seg.errors import InputError
 
 __all__ = [
-    "COCO_SPLITS",
     "Category",
     "Dataset",
     "Metadata",

@@ -16,7 +16,7 @@ from lqn_seg.data.images import (
     split_hidden,
     upright_size,
 )
-from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record
+from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record, class_table
 from lqn_seg.errors import InputError
 
 _SUFFIX = ".png"  # of label maps
@@ -29,32 +29,24 @@ def load_label_folders(
     classes: Sequence[str],
     ignore_label: int = 255,
     prefixes: Sequence[str] = (),
-    *,
     label_table: tuple[int, ...] | None = None,
-    how_to_get: str = "",
 ) -> Dataset:
     """Open image and label folders as a data set; see `catalog.register_label_folders`.
 
     An image without a label map or with one of another size, a label map without an image and what
-    else does not fit is one of the data set's `problems`.
-
-    Args:
-        label_table: see `Metadata`; None where the files hold indices into `classes`.
-        how_to_get: where the files come from; ends the sentence where they are missing.
+    else does not fit is one of the data set's `problems`. For `label_table` see `Metadata`.
 
     Raises:
         InputError: a folder is missing or `classes` or `ignore_label` make no sense; on `records()`
             also where no image is found.
     """
-    hint = f": {how_to_get}" if how_to_get else ""
     image_root, label_root = Path(image_dir), Path(label_dir)
     for folder in (image_root, label_root):
         if not folder.is_dir():
-            raise InputError(f"folder {folder} of {name} does not exist{hint}")
-    check_classes(name, classes, ignore_label)
+            raise InputError(f"folder {folder} of {name} does not exist")
     metadata = Metadata(
         name=name,
-        categories=tuple(Category(i, label, False) for i, label in enumerate(classes)),
+        categories=check_classes(name, classes, ignore_label),
         evaluator_type="sem_seg",
         ignore_label=ignore_label,
         label_table=label_table,
@@ -62,16 +54,13 @@ def load_label_folders(
         sem_seg_root=os.fspath(label_dir),
     )
     start = tuple(prefixes) or ("",)
-    return Dataset(metadata, lambda: _listing(name, image_root, label_root, start, hint))
+    return Dataset(metadata, lambda: _listing(name, image_root, label_root, start))
 
 
-def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> None:
-    """InputError where there are no classes, a name is blank or occurs twice, or `ignore_label` is
-    negative or a class's."""
-    if isinstance(classes, str) or not classes:
-        raise InputError(f"data set {name}: classes must be a list of at least one class name")
-    if blank := [label for label in classes if not label.strip()]:
-        raise InputError(f"data set {name}: the class name {blank[0]!r} is blank")
+def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> tuple[Category, ...]:
+    """`class_table`; an InputError also where a name occurs twice, or `ignore_label` is negative or
+    a class's."""
+    table = class_table(name, classes)
     twice = sorted({label for label in classes if list(classes).count(label) > 1})
     if twice:
         raise InputError(f"data set {name}: the class name {twice[0]!r} occurs twice")
@@ -80,18 +69,17 @@ def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> None:
             f"data set {name}: ignore_label {ignore_label} must lie outside the labels 0 .. "
             f"{len(classes) - 1} of its classes"
         )
+    return table
 
 
-def _listing(
-    name: str, image_root: Path, label_root: Path, start: tuple[str, ...], hint: str
-) -> Listing:
+def _listing(name: str, image_root: Path, label_root: Path, start: tuple[str, ...]) -> Listing:
     where = f"folder {image_root} of {name}"
     files = find_images(image_root)
     images = [path for path in files.images if path.name.startswith(start)]
     hidden = [path for path in files.hidden if path.name.lstrip("._").startswith(start)]
     if not images:
         named = f" whose name starts with {' or '.join(start)}" if any(start) else ""
-        raise InputError(f"{where} holds no .jpg, .png or other image file{named}{hint}")
+        raise InputError(f"{where} holds no .jpg, .png or other image file{named}")
     by_stem: dict[str, list[Path]] = {}
     for path in images:
         by_stem.setdefault(path.stem, []).append(path)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.data.images import enumeration, find_images, is_junk, read_record, split_hidden
-from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record
+from lqn_seg.data.metadata import Dataset, Listing, Metadata, Record, class_table
 from lqn_seg.errors import InputError
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -60,12 +60,7 @@ def class_folders(classes: str) -> dict[str, str]:
 
 def labelled_metadata(name: str, classes: Sequence[str], root: Path) -> Metadata:
     """The facts of a data set with one label an image."""
-    if not classes:
-        raise InputError(f"data set {name} has no classes")
-    if blank := [label for label in classes if not label.strip()]:
-        raise InputError(f"data set {name} has a class whose name {blank[0]!r} is blank")
-    categories = tuple(Category(i, label, False) for i, label in enumerate(classes))
-    return Metadata(name, categories, EVALUATOR_TYPE, image_root=os.fspath(root))
+    return Metadata(name, class_table(name, classes), EVALUATOR_TYPE, image_root=os.fspath(root))
 
 
 def same_names(classes: Sequence[str]) -> list[str]:
@@ -90,41 +85,38 @@ def load_image_folder(
     root: str | os.PathLike[str],
     folders: Mapping[str, str] | None = None,
     share: tuple[float, float] = (0.0, 1.0),
-    how_to_get: str = "",
 ) -> Dataset:
     """Open ``root/<class folder>/**`` as a data set; see `catalog.register_image_folder`.
 
     Args:
         folders: class folder -> class name, in the order of the labels; None: every folder.
         share: of each class's sorted images, from and to; (0, 1) takes all.
-        how_to_get: where the files come from; ends the sentence where they are missing.
 
     Raises:
         InputError: the folder is missing or holds no class folder, or class folders have one name,
             or a name that stands for no class; on `records()` also where it holds no image at all.
     """
     root = Path(root)
-    hint = f": {how_to_get}" if how_to_get else ""
     if not root.is_dir():
-        raise InputError(f"folder {root} of {name} does not exist{hint}")
+        raise InputError(f"folder {root} of {name} does not exist")
     notes: list[str] = []
     if folders is None:
-        folders, notes = _name_folders(name, root, hint)
+        folders, notes = _name_folders(name, root)
     table = dict(folders)
     metadata = labelled_metadata(name, list(table.values()), root)
     notes += same_names(metadata.class_names)
-    return Dataset(metadata, lambda: _listing(name, root, table, share, hint), notes=tuple(notes))
+    return Dataset(metadata, lambda: _listing(name, root, table, share), notes=tuple(notes))
 
 
 def _folders_of(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not is_junk(path))
 
 
-def _name_folders(name: str, root: Path, hint: str) -> tuple[dict[str, str], list[str]]:
+def _name_folders(name: str, root: Path) -> tuple[dict[str, str], list[str]]:
     """Class folder -> class name, and notes on what the names are."""
     folders = _folders_of(root)
     if not folders:
-        raise InputError(f"folder {root} of {name} holds no class folders{hint}")
+        raise InputError(f"folder {root} of {name} holds no class folders")
     if {folder.casefold() for folder in folders} <= _SPLITS:
         raise InputError(
             f"folder {root} of {name} holds splits ({', '.join(folders)}) and no classes: name one "
@@ -155,7 +147,7 @@ def _name_folders(name: str, root: Path, hint: str) -> tuple[dict[str, str], lis
 
 
 def _listing(
-    name: str, root: Path, folders: Mapping[str, str], share: tuple[float, float], hint: str
+    name: str, root: Path, folders: Mapping[str, str], share: tuple[float, float]
 ) -> Listing:
     where = f"folder {root} of {name}"
     there = _folders_of(root)
@@ -175,7 +167,7 @@ def _listing(
             for path in found.images[first:last]
         ]
     if not records:
-        raise InputError(f"{where} holds no images{hint}")
+        raise InputError(f"{where} holds no images")
     lost = [p.name for p in sorted(root.iterdir()) if p.is_symlink() and not p.exists()]
     loose = [path.name for path in find_images(root).images if path.is_file()]
     problems = {

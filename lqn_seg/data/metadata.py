@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -157,6 +156,19 @@ class Metadata:
         return read_instances(self.json_file or "", self.categories, self.name)
 
 
+def class_table(name: str, classes: Sequence[str]) -> tuple[Category, ...]:
+    """The categories of data set `name`, without instances, whose classes are named by label.
+
+    Raises:
+        InputError: there is no class, or one without a name.
+    """
+    if isinstance(classes, str) or not classes:
+        raise InputError(f"data set {name}: classes must be a list of at least one class name")
+    if blank := [label for label in classes if not label.strip()]:
+        raise InputError(f"data set {name}: the class name {blank[0]!r} is blank")
+    return tuple(Category(i, label, False) for i, label in enumerate(classes))
+
+
 @dataclass(frozen=True)
 class Listing:
     """The records of the images that can be used, as far as a look at the files can tell; sentences
@@ -213,36 +225,6 @@ class Dataset:
         """The data set with its `json_file` read; annotations of no image are problems too."""
         more = self.metadata.instances.problems if self.metadata.json_file else ()
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *more))))
-
-
-@dataclass(frozen=True)
-class Source:
-    """A built-in data set."""
-
-    file: str  # what must be in a folder of data sets, for this one to be there
-    how_to_get: str  # ends the sentence where it is not
-    load: Callable[[str, Path], Dataset]  # (the data set's name, folder of data sets)
-    variable: str = ""  # of the environment; names a folder that is looked in first
-
-
-def by_split(
-    name: str,
-    splits: Iterable[str],
-    file: str,
-    how_to_get: str,
-    load: Callable[[str, str, Path], Dataset],
-    variable: str = "",
-) -> dict[str, Source]:
-    """A source for each split, which stands for "<split>" in the texts."""
-    return {
-        name.replace("<split>", split): Source(
-            file.replace("<split>", split),
-            how_to_get.replace("<split>", split),
-            partial(load, split),
-            variable,
-        )
-        for split in splits
-    }
 
 
 def _field(record: Mapping[str, Any], key: str) -> Any:

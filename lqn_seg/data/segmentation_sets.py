@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,13 +10,9 @@ from cityscapesscripts.helpers.labels import labels as CITYSCAPES_LABELS
 from lqn_seg.data.coco import load_coco_instances, load_coco_panoptic
 from lqn_seg.data.images import is_junk, split_hidden
 from lqn_seg.data.label_folders import list_pairs, load_label_folders
-from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Source, by_split
+from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata
+from lqn_seg.data.sources import SETS, sources
 from lqn_seg.errors import InputError
-
-# Trained on, shipped and looked at every day, tuned on, and reported on once a recipe is settled.
-DEMO_SPLITS = ("train", "val", "tune", "report")
-COCO_SPLITS = ("train", "val")
-_GET_COCO = "download COCO 2017 from https://cocodataset.org and unpack it there"
 
 
 def _demo(split: str, name: str, root: Path) -> Dataset:
@@ -27,14 +22,13 @@ def _demo(split: str, name: str, root: Path) -> Dataset:
 
 
 def _coco_panoptic(split: str, name: str, root: Path) -> Dataset:
-    images, annotations = root / "coco" / f"{split}2017", root / "coco" / "annotations"
-    panoptic = f"panoptic_{split}2017"
-    instances = annotations / f"instances_{split}2017.json"
+    coco, panoptic = root / "coco", f"panoptic_{split}2017"
+    instances = coco / "annotations" / f"instances_{split}2017.json"
     return load_coco_panoptic(
         name,
-        images,
-        root / "coco" / panoptic,
-        annotations / f"{panoptic}.json",
+        coco / f"{split}2017",
+        coco / panoptic,
+        coco / "annotations" / f"{panoptic}.json",
         json_file=instances if instances.is_file() else None,
     )
 
@@ -53,11 +47,8 @@ _ADE20K = [line.split(" ", 1) for line in _LINES]
 ADE20K_CLASSES = tuple(name for _, name in _ADE20K)
 ADE20K_STUFF = frozenset(i for i, (kind, _) in enumerate(_ADE20K) if kind == "stuff")
 ADE20K_RAW_LABELS = (255, *range(150))  # raw label 0 is "other"
-ADE20K_SPLITS = {"train": "training", "val": "validation"}
+ADE20K_SPLITS = SETS["segmentation"]["ade20k_sem_seg_<split>"]["splits"]
 ADE20K_FOLDER = "ADEChallengeData2016"
-_GET_ADE20K = (
-    "download ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu and unpack it there"
-)
 
 
 def _ade20k_labels(split: str, folder: Path) -> tuple[Path, tuple[int, ...] | None]:
@@ -78,7 +69,6 @@ def _ade20k(split: str, name: str, root: Path) -> Dataset:
         label_dir,
         ADE20K_CLASSES,
         label_table=table,
-        how_to_get=_GET_ADE20K,
     )
 
 
@@ -101,15 +91,10 @@ def _ade20k_panoptic(split: str, name: str, root: Path) -> Dataset:
 
 # ---- Cityscapes, fine annotations ----------------------------------------------------------------
 
-CITYSCAPES_SPLITS = ("train", "val")
 CITYSCAPES_IGNORE = 255
 # By label id 0 .. 33: the train id, a contiguous id or `CITYSCAPES_IGNORE`. ("license plate" has id
 # -1 and is in no label map.)
 CITYSCAPES_TRAIN_IDS = tuple(label.trainId for label in CITYSCAPES_LABELS if label.id >= 0)
-_GET_CITYSCAPES = (
-    "download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from "
-    "https://www.cityscapes-dataset.com and unpack them there"
-)
 
 
 def _cityscapes(split: str, name: str, root: Path) -> Dataset:
@@ -135,9 +120,7 @@ def _cityscapes(split: str, name: str, root: Path) -> Dataset:
             p for p in sorted(image_dir.glob(f"*/*{suffix}")) if not is_junk(p.parent)
         )
         if not found.images:
-            raise InputError(
-                f"folder {image_dir} of {name} holds no <city>/*{suffix} file: {_GET_CITYSCAPES}"
-            )
+            raise InputError(f"folder {image_dir} of {name} holds no <city>/*{suffix} file")
         pairs = []
         for image in found.images:
             frame = image.name.removesuffix(suffix)
@@ -164,68 +147,23 @@ CAMVID_SPLITS: dict[str, tuple[str, tuple[str, ...]]] = {
     "val": ("val", ()),
     "report": ("train", ("0001TP",)),
 }
-_GET_CAMVID = (
-    "put the CamVid frames of SegNet's tutorial there as images/{train,val} and labels/{train,val}"
-)
 
 
 def _camvid(split: str, name: str, root: Path) -> Dataset:
     folder, drives = CAMVID_SPLITS[split]
     images, labels = (root / "camvid" / kind / folder for kind in ("images", "labels"))
-    return load_label_folders(
-        name, images, labels, CAMVID_CLASSES, CAMVID_IGNORE, drives, how_to_get=_GET_CAMVID
-    )
+    return load_label_folders(name, images, labels, CAMVID_CLASSES, CAMVID_IGNORE, drives)
 
 
-SEGMENTATION: dict[str, Source] = {
-    **by_split(
-        "demo_panoptic_<split>",
-        DEMO_SPLITS,
-        "demo/annotations/panoptic_<split>.json",
-        "run python datasets/prepare_demo.py --split <split> --count NUMBER",
-        _demo,
-    ),
-    **by_split(
-        "coco_2017_<split>_panoptic",
-        COCO_SPLITS,
-        "coco/annotations/panoptic_<split>2017.json",
-        _GET_COCO,
-        _coco_panoptic,
-    ),
-    **by_split(
-        "coco_2017_<split>",
-        COCO_SPLITS,
-        "coco/annotations/instances_<split>2017.json",
-        _GET_COCO,
-        _coco_instances,
-    ),
-    **{
-        f"ade20k_sem_seg_{split}": Source(
-            f"{ADE20K_FOLDER}/images/{folder}", _GET_ADE20K, partial(_ade20k, split)
-        )
-        for split, folder in ADE20K_SPLITS.items()
+SEGMENTATION = sources(
+    "segmentation",
+    {
+        "demo_panoptic_<split>": _demo,
+        "coco_2017_<split>_panoptic": _coco_panoptic,
+        "coco_2017_<split>": _coco_instances,
+        "ade20k_sem_seg_<split>": _ade20k,
+        "ade20k_panoptic_<split>": _ade20k_panoptic,
+        "cityscapes_fine_sem_seg_<split>": _cityscapes,
+        "camvid_sem_seg_<split>": _camvid,
     },
-    **by_split(
-        "ade20k_panoptic_<split>",
-        ADE20K_SPLITS,
-        f"{ADE20K_FOLDER}/ade20k_panoptic_<split>.json",
-        "run python datasets/prepare_ade20k_panoptic.py",
-        _ade20k_panoptic,
-    ),
-    **by_split(
-        "cityscapes_fine_sem_seg_<split>",
-        CITYSCAPES_SPLITS,
-        "cityscapes/leftImg8bit/<split>",
-        _GET_CITYSCAPES,
-        _cityscapes,
-    ),
-    # Real photographs are never part of the repository.
-    **by_split(
-        "camvid_sem_seg_<split>",
-        CAMVID_SPLITS,
-        "camvid/images",
-        _GET_CAMVID,
-        _camvid,
-        "LQN_SEG_REAL_DATA",
-    ),
-}
+)

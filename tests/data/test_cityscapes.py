@@ -97,7 +97,7 @@ def test_what_is_missing_is_named(tmp_path: Path, script, monkeypatch, capsys) -
         dataset.records()
     for image in (tmp_path / "cityscapes" / "leftImg8bit").rglob("*.png"):
         image.unlink()
-    with pytest.raises(InputError, match=r"holds no <city>/.*cityscapes-dataset"):
+    with pytest.raises(InputError, match=r"holds no <city>/"):
         dataset.records()
 
 

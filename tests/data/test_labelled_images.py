@@ -11,13 +11,14 @@ from PIL import Image
 
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import get_dataset, register_image_folder
-from lqn_seg.data.classification_sets import C_CORRUPTIONS, CIFAR10_CLASSES, COOP
+from lqn_seg.data.classification_sets import CIFAR10_CLASSES, COOP
 from lqn_seg.data.labelled_images import (
     class_folders,
     load_image_folder,
     open_array,
     read_labelled_image,
 )
+from lqn_seg.data.sources import C_CORRUPTIONS, SETS
 from lqn_seg.errors import InputError
 
 
@@ -133,7 +134,7 @@ def test_cifar10_c_says_what_is_wrong(cifar):
 
 
 def coop(root: Path, key: str, rows: list) -> None:
-    (root / COOP[key].images).mkdir(parents=True)
+    (root / SETS["classification"]["<split>_test"]["splits"][key]).mkdir(parents=True)
     content = {"train": rows, "val": [], "test": rows[:2]}
     (root / COOP[key].split_file).write_text(json.dumps(content))
 
@@ -303,5 +304,5 @@ def test_a_class_folder_that_is_a_link_to_nowhere_is_a_problem(tmp_path):
 def test_a_class_without_a_name_is_refused(tmp_path):
     draw(tmp_path / "cat" / "a.png")
     draw(tmp_path / "_" / "a.png")
-    with pytest.raises(InputError, match="mine has a class whose name ' ' is blank"):
+    with pytest.raises(InputError, match="mine: the class name ' ' is blank"):
         load_image_folder("mine", tmp_path)

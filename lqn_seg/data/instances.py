@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lqn_seg.data.masks import area, compress
-from lqn_seg.data.schema import CocoFile, Id, Image, InstancesFile, parse_color, read_json
+from lqn_seg.data.schema import (
+    CocoFile,
+    Id,
+    Image,
+    InstancesFile,
+    PanopticFile,
+    parse_color,
+    read_json,
+)
 from lqn_seg.errors import InputError
 
 
@@ -25,10 +33,12 @@ class Category:
 
 
 def table_of(content: CocoFile) -> tuple[Category, ...]:
-    """A file's categories sorted by id, as Detectron2 sorts them: a contiguous id is an index."""
+    """A file's categories sorted by id, as Detectron2 sorts them: a contiguous id is an index. All
+    that are not a panoptic file's are things."""
+    is_panoptic = isinstance(content, PanopticFile)
     categories = [
-        Category(entry.id, entry.name, entry.isthing == 1, parse_color(entry.color))
-        for entry in content.categories
+        Category(c.id, c.name, not is_panoptic or c.isthing == 1, parse_color(c.color))
+        for c in content.categories
     ]
     return tuple(sorted(categories, key=lambda category: category.id))
 

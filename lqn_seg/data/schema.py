@@ -58,7 +58,7 @@ class NamedImage(Image, kw_only=True):
 
 
 class CategoryEntry(Struct, kw_only=True):
-    """An entry of `categories`; in an instances file every category is a thing."""
+    """An entry of `categories`."""
 
     id: int
     name: Annotated[str, Meta(min_length=1)]

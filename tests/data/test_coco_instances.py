@@ -19,7 +19,7 @@ from lqn_seg.errors import InputError
 MASK = np.array([[0, 1, 1], [0, 1, 0]], bool)
 ANNOTATION = {"image_id": 9, "area": 3, "bbox": [1, 0, 2, 2], "iscrowd": 0}
 CONTENT: dict[str, Any] = {
-    "categories": [{"id": 90, "name": "cat"}, {"id": 4, "name": "car", "supercategory": "x"}],
+    "categories": [{"id": 90, "name": "cat"}, {"id": 4, "name": "car", "isthing": 0}],
     "images": [
         {"id": 9, "file_name": "b.jpg", "width": 3, "height": 2},
         {"id": 7, "file_name": "a.jpg", "width": 5, "height": 4},

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lqn_seg.data import catalog
-from lqn_seg.data.catalog import dataset_names, get_dataset, register_coco_panoptic
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.images import read_label_map, write_id_map, write_label_map
 from lqn_seg.data.masks import decode
@@ -170,18 +170,6 @@ def test_png_that_disagrees_with_the_json(tmp_path: Path, ids: np.ndarray, messa
     dataset = load_coco_panoptic("mine", *write(tmp_path, CONTENT, ids))
     with pytest.raises(InputError, match=message):
         dataset.metadata.read_semantic(dataset.records()[0])
-
-
-def test_registered_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "_registered", {})
-    files = write(tmp_path, CONTENT)
-    for _ in range(2):
-        register_coco_panoptic("mine", *files)
-    assert get_dataset("mine").metadata.name == "mine"
-    assert "mine" in dataset_names()
-    for name, changed in (("mine", (*files[:2], "other.json")), ("demo_panoptic_val", files)):
-        with pytest.raises(InputError, match=f"'{name}' is already taken"):
-            register_coco_panoptic(name, *changed)
 
 
 def test_unknown_name_gets_the_nearest() -> None:

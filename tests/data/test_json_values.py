@@ -5,20 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.images import write_id_map
 from lqn_seg.errors import InputError
-from lqn_seg.lab.validate.ground_truth import read_ground_truth
 from lqn_seg.lab.validate.validate import TRUTH, validate
 
 SQUARE = [[1, 1, 5, 1, 5, 4, 1, 4]]
@@ -323,85 +319,3 @@ def test_an_area_that_is_not_the_maps_is_named(root: Path) -> None:
         dataset.metadata.read_panoptic(dataset.records()[0])
     (problem,) = validate(dataset, progress=False).problems
     assert re.search(sentence, problem)
-
-
-# ---- thousands of changes ------------------------------------------------------------------------
-
-Places = list[tuple[Any, ...]]
-
-
-def places(content: Any, path: tuple[Any, ...] = ()) -> Places:
-    """Every key and index of a JSON value."""
-    found = [path] if path else []
-    items = content.items() if isinstance(content, dict) else enumerate(content)
-    for key, value in items:
-        inside = isinstance(value, (dict, list))
-        found += places(value, (*path, key)) if inside else [(*path, key)]
-    return found
-
-
-HOSTILE = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 12),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=5),
-    st.sampled_from(["", "1", "1.png", "2.png", "PPP", "#ffffff", [], {}, [[]], [None], {"id": 1}]),
-    st.lists(st.integers(-1, 50), max_size=8),
-    st.lists(st.lists(st.floats(-5, 20), max_size=9), max_size=3),
-    st.just(...),  # remove
-)
-PLACES = [(k, place) for k, c in enumerate((INSTANCES, PANOPTIC)) for place in places(c)]
-
-
-@pytest.mark.timeout(300)
-@settings(
-    max_examples=150,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(st.lists(st.tuples(st.sampled_from(PLACES), HOSTILE), min_size=1, max_size=2))
-def test_any_value_anywhere_is_read_or_a_sentence(root: Path, changes: Any) -> None:
-    contents = [copy.deepcopy(INSTANCES), copy.deepcopy(PANOPTIC)]
-    for (which, place), value in changes:
-        _set(contents[which], place, value)
-    for used in ((contents[0],), (contents[0], contents[1])):
-        sentence = _sentence(lambda used=used: _read_all(open_(root, *used)))  # type: ignore[misc]
-        assert sentence is None or ("\n" not in sentence and len(sentence) < 600)
-        if sentence is not None:  # what evaluation trips over, validation finds
-            found = _sentence(lambda used=used: _validate(open_(root, *used)))  # type: ignore[misc]
-            assert found is not None
-
-
-def _read_all(dataset: Dataset) -> None:
-    dataset = dataset.with_instances()
-    for record in dataset.records():
-        read_ground_truth(record, dataset.metadata)
-
-
-def _validate(dataset: Dataset) -> None:
-    if problems := validate(dataset, progress=False).problems:
-        raise InputError(problems[0])
-
-
-def _sentence(call: Callable[[], Any]) -> str | None:
-    try:
-        call()
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _set(content: Any, place: tuple[Any, ...], value: Any) -> None:
-    try:
-        for key in place[:-1]:
-            content = content[key]
-        if value is ...:
-            del content[place[-1]]
-        else:
-            content[place[-1]] = value
-    except (KeyError, IndexError, TypeError):
-        pass  # the first change took away where the second one goes

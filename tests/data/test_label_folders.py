@@ -60,6 +60,7 @@ def test_a_name_means_one_data_set(folders: tuple[Path, Path]) -> None:
         catalog.register_coco_panoptic("mine", *folders, "panoptic.json")
     with pytest.raises(InputError, match="'camvid_sem_seg_val' is already taken"):
         register_label_folders("camvid_sem_seg_val", *folders, CLASSES, 9)
+    assert "mine" in catalog.dataset_names()
 
 
 @pytest.mark.parametrize(

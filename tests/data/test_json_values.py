@@ -268,6 +268,16 @@ def test_null_and_missing_iscrowd_are_0(root: Path) -> None:
     assert open_(root, panoptic=panoptic).records()[0]["segments_info"][0]["iscrowd"] == 0
 
 
+def test_a_mask_without_a_pixel_is_a_problem_of_validation(root: Path) -> None:
+    beside = [[100, 100, 120, 100, 120, 120]]
+    with pytest.raises(InputError, match=r"annotations\[0\].segmentation\[0\] reaches 120 pixels"):
+        open_(root, changed(INSTANCES, "annotations[0].segmentation", beside))
+    beside = [[9, 9, 12, 9, 12, 12]]
+    found = validate(open_(root, changed(INSTANCES, "annotations[0].segmentation", beside)))
+    (problem,) = found.problems
+    assert "annotations[0].segmentation has no pixel in image 1, and AP calls it" in problem
+
+
 def test_colours(root: Path) -> None:
     table = open_(root, panoptic=PANOPTIC).metadata.categories
     assert [(c.id, c.color) for c in table] == [(3, None), (5, (10, 255, 16)), (7, (9, 8, 7))]

@@ -24,7 +24,6 @@ from lqn_seg.lab.validate import validate as module
 from lqn_seg.lab.validate.ground_truth import damage, read_ground_truth
 from lqn_seg.lab.validate.validate import (
     DAMAGED,
-    STORED,
     TRUTH,
     Validation,
     score_stored,
@@ -74,10 +73,6 @@ def test_a_whole_data_set_scores_100_everywhere(scenes: Path) -> None:
     assert text.startswith("mine: 5 images, 0 problems") and text.count("100.000000") >= 8
 
 
-def test_a_subset_says_so(scenes: Path) -> None:
-    assert check(max_images=2).text().startswith("mine, SUBSET of 5: 2 images, 0 problems")
-
-
 def test_what_is_wrong_with_files_is_named_and_the_rest_is_scored(scenes: Path) -> None:
     (scenes / "val" / "000000.png").unlink()
     Image.new("RGB", (50, 96)).save(scenes / "val" / "000001.png")
@@ -105,14 +100,6 @@ def test_what_is_wrong_with_files_is_named_and_the_rest_is_scored(scenes: Path) 
     assert check().scores["panoptic_seg"][TRUTH]["PQ"] == 100
 
 
-def test_an_image_file_that_is_used_twice_is_found(scenes: Path) -> None:
-    def twice(content):
-        content["images"][1]["file_name"] = content["images"][0]["file_name"]
-
-    change(scenes, twice)
-    assert [p for p in check().problems if "000000.png' occurs twice" in p]
-
-
 def test_label_folders_have_miou_alone(scenes: Path, tmp_path: Path) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
@@ -133,39 +120,6 @@ def test_label_folders_have_miou_alone(scenes: Path, tmp_path: Path) -> None:
     )
 
 
-def test_instances_are_scored_by_pycocotools_too(tmp_path: Path) -> None:
-    square = [[2, 2, 20, 2, 20, 20, 2, 20]]
-    annotations = [
-        {"image_id": i, "category_id": 4 + 3 * (i % 2), "segmentation": square, "iscrowd": 0}
-        for i in range(8)
-    ]
-    for k, annotation in enumerate(annotations):
-        annotation |= {"id": k + 1, "area": 324, "bbox": [2, 2, 18, 18]}
-    content = {
-        "images": [{"id": i, "file_name": f"{i}.png", "height": 30, "width": 40} for i in range(8)],
-        "annotations": annotations,
-        "categories": [{"id": 7, "name": "cat"}, {"id": 4, "name": "dog"}],
-    }
-    folder = tmp_path / "coco"
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "val2017").mkdir()
-    for i in range(8):
-        Image.new("RGB", (40, 30)).save(folder / "val2017" / f"{i}.png")
-    path = folder / "annotations" / "instances_val2017.json"
-    path.write_text(json.dumps(content))
-    found = validate(get_dataset("coco_2017_val", root=tmp_path), progress=False)
-    assert found.problems == [] and found.scores.keys() == {"segm"}
-    truth, damaged, theirs = (scores["AP"] for scores in found.scores["segm"].values())
-    assert [*found.scores["segm"]] == [TRUTH, DAMAGED, "the same by pycocotools"]
-    assert theirs == pytest.approx(damaged, abs=1e-9) and 0 < theirs < 95 < truth
-    annotations[3]["segmentation"] = [[100, 100, 120, 100, 120, 120]]  # beside the image
-    path.write_text(json.dumps(content))
-    found = validate(get_dataset("coco_2017_val", root=tmp_path), progress=False)
-    sentence = f"annotation file {path}: annotations[3].segmentation has no pixel in image 3"
-    sentence += ", and AP calls it missed"
-    assert found.problems == [sentence]
-
-
 def test_damage_depends_on_the_image_alone(scenes: Path) -> None:
     dataset = get_dataset("mine")
     first, second = (read_ground_truth(r, dataset.metadata) for r in dataset.records()[:2])
@@ -183,10 +137,6 @@ def test_the_stored_prediction_scores_what_the_references_gave() -> None:
     for key, (ours, theirs) in pairs.items():
         assert ours == pytest.approx(theirs, abs=1e-6), key
     assert pairs["PQ"][1] == pytest.approx(51.42508584589331)  # panopticapi's
-    sources = {
-        t: r["source"] for t, r in json.loads((STORED / "reference.json").read_text()).items()
-    }
-    assert "panopticapi" in sources["panoptic_seg"] and "pycocotools" in sources["segm"]
 
 
 def test_a_broken_evaluator_is_found(scenes: Path, monkeypatch) -> None:
@@ -235,18 +185,13 @@ def test_real_samples_are_whole(name: str, notes: int) -> None:
 def test_folders_that_evaluation_would_trip_over(scenes: Path, tmp_path: Path) -> None:
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
-    turned = Image.Exif()
-    turned[0x0112] = 6
     labels = np.array([[0, 1], [2, 0], [1, 1]], np.uint8).repeat(10, 0).repeat(10, 1)
-    for name in ("fine.png", "square.png", "mirrored.png", "sideways.png", "wrong.png"):
-        shape = (20, 20) if name == "square.png" else labels.shape
-        if name == "mirrored.png":
-            turned[0x0112] = 2
-        elif name != "fine.png":
-            turned[0x0112] = 6
-        exif = {} if name in ("fine.png", "wrong.png") else {"exif": turned}
-        Image.new("RGB", shape[::-1]).save(tmp_path / "images" / name, **exif)
-        Image.fromarray(labels[: shape[0]]).save(tmp_path / "labels" / name)
+    turns = {"fine.png": 1, "square.png": 6, "mirrored.png": 2, "sideways.png": 6, "wrong.png": 1}
+    for name, orientation in turns.items():
+        height, exif = 20 if name == "square.png" else 30, Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (20, height)).save(tmp_path / "images" / name, exif=exif)
+        Image.fromarray(labels[:height]).save(tmp_path / "labels" / name)
     Image.fromarray(np.full((30, 20), 77, np.uint8)).save(tmp_path / "labels" / "wrong.png")
     (tmp_path / "images" / "._fine.png").touch()
     register_label_folders(
@@ -281,20 +226,18 @@ def test_class_folders_are_looked_at_too(scenes: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [100, 101])
 def test_more_instances_than_ap_looks_at_are_no_problem(scenes: Path, count: int) -> None:
     """COCO's AP takes 100 predictions of a class and image, so 101 true ones cannot have 100."""
-    path = scenes / "annotations" / "panoptic_val.json"
-    content = json.loads(path.read_text())
-    annotation = content["annotations"][0]
-    thing = next(c["id"] for c in content["categories"] if c["isthing"])
     ids = np.zeros((96, 96), np.int64)
-    annotation["segments_info"] = []
     for k in range(count):
         row, column = divmod(k, 16)
         ids[8 * row : 8 * row + 5, 6 * column : 6 * column + 4] = k + 1
-        box = [6 * column, 8 * row, 4, 5]
-        segment = {"id": k + 1, "category_id": thing, "area": 20, "bbox": box, "iscrowd": 0}
-        annotation["segments_info"].append(segment)
-    write_id_map(scenes / "panoptic_val" / annotation["file_name"], ids)
-    path.write_text(json.dumps(content))
+    write_id_map(scenes / "panoptic_val" / "000000.png", ids)
+
+    def crowded(content):
+        thing = next(c["id"] for c in content["categories"] if c["isthing"])
+        segments = [{"id": k + 1, "category_id": thing, "area": 20} for k in range(count)]
+        content["annotations"][0]["segments_info"] = segments
+
+    change(scenes, crowded)
     found = check(max_images=1)
     assert found.problems == [] and found.scores["panoptic_seg"][TRUTH]["PQ"] == 100
     if count == 100:

@@ -82,7 +82,7 @@ def mutate(data: bytes, suffix: str, rng: random.Random) -> bytes:
 
 def mutate_value(value: Any, rng: random.Random) -> Any:
     """One place of a nested value changed: replaced, dropped, doubled."""
-    paths = list(places(value))
+    paths = list(paths_in(value))
     path = rng.choice(paths)
     if not path:
         return rng.choice(ODD_VALUES)
@@ -100,12 +100,12 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
     return value
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something stands in a nested value."""
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places(value[key], (*path, key))
+            yield from paths_in(value[key], (*path, key))
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:

@@ -49,7 +49,7 @@ def _imagenet_c(split: str, name: str, root: Path) -> Dataset:
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
-# Shares of each class's sorted files: to train on, to tune on and to report on.
+# Portions of each class's sorted files: to train on, to tune on and to report on.
 CIFAR10_SPLITS = {"train": (0.0, 0.8), "tune": (0.8, 0.9), "val": (0.9, 1.0)}
 _IMAGES = 10000  # of a severity; the five lie one behind the other
 
@@ -77,7 +77,7 @@ def _cifar10_c(split: str, name: str, root: Path) -> Dataset:
 
 
 def _cifar10_folders(split: str, name: str, root: Path) -> Dataset:
-    """A share of ``cifar10/<class>/*``; which images it holds depends on their names alone."""
+    """A portion of ``cifar10/<class>/*``; which images it holds depends on their names alone."""
     folders = {label: label for label in CIFAR10_CLASSES}
     return load_image_folder(name, root / "cifar10", folders, CIFAR10_SPLITS[split])
 

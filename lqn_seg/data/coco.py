@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lqn_seg.data.images import enumeration
-from lqn_seg.data.instances import check_instances, table_of, without_image
+from lqn_seg.data.instances import check_instances
 from lqn_seg.data.metadata import Dataset, Listing, Metadata, Record
 from lqn_seg.data.schema import (
     UNSET,
@@ -44,15 +44,12 @@ def load_coco_panoptic(
         evaluator_type, json_file, label_table: see `Metadata`.
         label_dir: label maps for semantic segmentation, named as the panoptic PNGs; None: they are
             made from the panoptic PNGs.
-
-    Raises:
-        InputError: the JSON is missing or malformed. The sentence names file and field.
     """
     path = Path(panoptic_json)
     content = read_json(path, PanopticFile)
     metadata = Metadata(
         name=name,
-        categories=table_of(content),
+        categories=content.table(),
         evaluator_type=evaluator_type,
         label_table=label_table,
         image_root=os.fspath(image_dir),
@@ -79,7 +76,7 @@ def load_coco_panoptic(
             result.append(record)
         return Listing(result)
 
-    problems = (*without_image(content, path).values(), *dict.fromkeys(shared.values()))
+    problems = (*content.without_image(path).values(), *dict.fromkeys(shared.values()))
     return Dataset(metadata, listing, problems, _not_annotated(content, path))
 
 
@@ -90,7 +87,7 @@ def load_coco_instances(name: str, image_dir: PathLike, json_file: PathLike) -> 
     content = read_json(path, InstancesDatasetFile)
     metadata = Metadata(
         name=name,
-        categories=table_of(content),
+        categories=content.table(),
         evaluator_type="coco",
         image_root=os.fspath(image_dir),
         json_file=os.fspath(path),

@@ -66,10 +66,7 @@ def find_images(folder: Path, below: bool = False) -> ImageFiles:
     """The image files of a folder by their suffixes, sorted; a missing folder holds none.
 
     A damaged file, a folder called x.jpg or a link to nowhere is named where it is read. `below`
-    searches the folders in it too, through links, but not those that `is_junk` names.
-
-    Raises:
-        PermissionError: a folder may not be read.
+    searches the folders in it too, through links; one that may not be read is a PermissionError.
     """
     paths = sorted(_walk(folder) if below else folder.iterdir() if folder.is_dir() else ())
     return split_hidden(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -126,10 +123,7 @@ def read_image(path: PathLike) -> NDArray[np.uint8]:
 
     EXIF orientation is applied; grey, palette and CMYK files become RGB, transparency is dropped,
     16-bit grey is scaled to 8 bits (65535 -> 255), and of an animation the first frame is taken.
-
-    Raises:
-        InputError: the file is missing, empty, truncated, not an image, or has a mode (32-bit
-            float, for example) that has no defined 8-bit meaning.
+    A file that is missing, damaged, or has no 8-bit meaning (32-bit float) is an InputError.
     """
     return decode(read_bytes(path), path)
 
@@ -155,9 +149,8 @@ def decode(data: bytes, path: PathLike) -> NDArray[np.uint8]:
 def read_record(record: Mapping[str, Any], data: bytes | None = None) -> NDArray[np.uint8]:
     """`read_image` of a data set's record, from the file's content where it has been read.
 
-    Raises:
-        InputError: as `read_image`, or the upright image is not `height` x `width`: its annotations
-            were made for another picture, perhaps for this one on its side.
+    An upright image that is not the record's `height` x `width` is an InputError: its annotations
+    were made for another picture, perhaps for this one on its side.
     """
     path = record["file_name"]
     image = decode(read_bytes(path) if data is None else data, path)
@@ -212,9 +205,7 @@ def untold_turn(path: PathLike) -> str:
 def read_id_map(path: PathLike) -> NDArray[np.int32]:
     """Read a panoptic PNG in COCO's format: (H, W) ids R + 256 G + 65536 B, 0 = void.
 
-    Raises:
-        InputError: the file is missing or damaged, its pixels are not 8-bit RGB, or its format may
-            change them (JPEG, GIF, WebP).
+    InputError where its pixels are not 8-bit RGB, or its format may change them (JPEG, GIF, WebP).
     """
     image, kind, stored = _upright(path)
     if image.mode not in ("RGB", "RGBA") or ";16" in stored:
@@ -239,9 +230,7 @@ def write_id_map(path: PathLike, ids: NDArray[np.integer]) -> None:
 def read_label_map(path: PathLike) -> NDArray[np.int32]:
     """Read (H, W) semantic labels: one channel, grey of 1 to 16 bits or palette index, as stored.
 
-    Raises:
-        InputError: the file is missing or damaged, has more than one channel, or its format
-            may change them (JPEG, GIF, WebP).
+    InputError where it has more channels, or its format may change labels (JPEG, GIF, WebP).
     """
     image, kind, stored = _upright(path)
     if image.mode not in ("L", "P", "1", *_GREY_16_BIT):

@@ -1,4 +1,4 @@
-"""Tables of categories, and a COCO instances file as ground truth."""
+"""A COCO instances file as ground truth."""
 
 from __future__ import annotations
 
@@ -9,49 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lqn_seg.data.masks import area, compress
-from lqn_seg.data.schema import (
-    CocoFile,
-    Id,
-    Image,
-    InstancesFile,
-    PanopticFile,
-    parse_color,
-    read_json,
-)
+from pycocotools import mask as mask_api
+
+from lqn_seg.data.masks import compress
+from lqn_seg.data.schema import Category, Id, Image, InstancesFile, read_json
 from lqn_seg.errors import InputError
-
-
-@dataclass(frozen=True)
-class Category:
-    """One row of a data set's table."""
-
-    id: int  # the data set's own, not necessarily contiguous
-    name: str
-    isthing: bool  # whether instances of it are counted one by one
-    color: tuple[int, int, int] | None = None  # RGB 0 .. 255
-
-
-def table_of(content: CocoFile) -> tuple[Category, ...]:
-    """A file's categories sorted by id, as Detectron2 sorts them: a contiguous id is an index. All
-    that are not a panoptic file's are things."""
-    is_panoptic = isinstance(content, PanopticFile)
-    categories = [
-        Category(c.id, c.name, not is_panoptic or c.isthing == 1, parse_color(c.color))
-        for c in content.categories
-    ]
-    return tuple(sorted(categories, key=lambda category: category.id))
-
-
-def without_image(content: CocoFile, path: Path) -> dict[int, str]:
-    """A sentence for every annotation whose image is not listed, by its index."""
-    image_ids = {image.id for image in content.images}
-    return {
-        i: f"annotation file {path}: annotations[{i}] has image_id {annotation.image_id!r}, which "
-        "no entry of 'images' has"
-        for i, annotation in enumerate(content.annotations)
-        if annotation.image_id not in image_ids
-    }
 
 
 @dataclass(frozen=True)
@@ -82,7 +44,7 @@ class Instances:
             )
         annotations = self.annotations.get(image_id, {})
         for i, annotation in annotations.items():
-            if not area(annotation["segmentation"]):
+            if not mask_api.area(annotation["segmentation"]):
                 warnings.warn(
                     f"annotation file {self.path}: annotations[{i}].segmentation has no pixel in "
                     f"image {image_id!r}, and AP calls it missed",
@@ -96,14 +58,12 @@ def read_instances(
 ) -> Instances:
     """Read a COCO instances file as ground truth of the data set `name` with these categories.
 
-    Raises:
-        InputError: the file is missing or malformed, a mask is none of its image's size, or the
-            categories are not the data set's.
+    InputError where it is malformed, a mask is none of its image's size, or the table is another.
     """
     path = Path(path)
     content = read_json(path, InstancesFile)
     names = {category.id: category.name for category in categories}
-    for category in table_of(content):
+    for category in content.table():
         if names.get(category.id) != category.name:
             theirs = f"calls it {names[category.id]!r}" if category.id in names else "has none"
             raise InputError(
@@ -124,7 +84,7 @@ def check_instances(
     """See `read_instances`."""
     table = {category.id: i for i, category in enumerate(categories) if category.isthing}
     images = {image.id: image for image in content.images}
-    problems = without_image(content, path)
+    problems = content.without_image(path)
     by_image: dict[Id, dict[int, dict[str, Any]]] = {}
     for i, annotation in enumerate(content.annotations):
         where = f"annotation file {path}: annotations[{i}]"

@@ -36,9 +36,8 @@ def load_label_folders(
     An image without a label map or with one of another size, a label map without an image and what
     else does not fit is one of the data set's `problems`. For `label_table` see `Metadata`.
 
-    Raises:
-        InputError: a folder is missing or `classes` or `ignore_label` make no sense; on `records()`
-            also where no image is found.
+    InputError where a folder is missing or the table makes no sense, on `records()` where no image
+    is found.
     """
     image_root, label_root = Path(image_dir), Path(label_dir)
     for folder in (image_root, label_root):

@@ -84,17 +84,17 @@ def load_image_folder(
     name: str,
     root: str | os.PathLike[str],
     folders: Mapping[str, str] | None = None,
-    share: tuple[float, float] = (0.0, 1.0),
+    portion: tuple[float, float] = (0.0, 1.0),
 ) -> Dataset:
     """Open ``root/<class folder>/**`` as a data set; see `catalog.register_image_folder`.
 
     Args:
         folders: class folder -> class name, in the order of the labels; None: every folder.
-        share: of each class's sorted images, from and to; (0, 1) takes all.
+        portion: of each class's sorted images, from and to; (0, 1) takes all.
 
     Raises:
-        InputError: the folder is missing or holds no class folder, or class folders have one name,
-            or a name that stands for no class; on `records()` also where it holds no image at all.
+        InputError: the folder is missing or holds no class folder, or two of one name, or one that
+            stands for no class; on `records()` also where it holds no image at all.
     """
     root = Path(root)
     if not root.is_dir():
@@ -105,7 +105,7 @@ def load_image_folder(
     table = dict(folders)
     metadata = labelled_metadata(name, list(table.values()), root)
     notes += same_names(metadata.class_names)
-    return Dataset(metadata, lambda: _listing(name, root, table, share), notes=tuple(notes))
+    return Dataset(metadata, lambda: _listing(name, root, table, portion), notes=tuple(notes))
 
 
 def _folders_of(root: Path) -> list[str]:
@@ -147,7 +147,7 @@ def _name_folders(name: str, root: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _listing(
-    name: str, root: Path, folders: Mapping[str, str], share: tuple[float, float]
+    name: str, root: Path, folders: Mapping[str, str], portion: tuple[float, float]
 ) -> Listing:
     where = f"folder {root} of {name}"
     there = _folders_of(root)
@@ -155,16 +155,16 @@ def _listing(
     hidden: list[Path] = []
     empty, nested = [], []
     for label, folder in enumerate(folders):
-        found = find_images(root / folder, below=True)
-        first, last = (round(end * len(found.images)) for end in share)
-        hidden += found.hidden
-        if not found.images and folder in there:
+        files_of_class = find_images(root / folder, below=True)
+        first, last = (round(end * len(files_of_class.images)) for end in portion)
+        hidden += files_of_class.hidden
+        if not files_of_class.images and folder in there:
             empty.append(folder)
-        if any(path.parent != root / folder for path in found.images):
+        if any(path.parent != root / folder for path in files_of_class.images):
             nested.append(folder)
         records += [
             {"file_name": str(path), "image_id": path.relative_to(root).as_posix(), "label": label}
-            for path in found.images[first:last]
+            for path in files_of_class.images[first:last]
         ]
     if not records:
         raise InputError(f"{where} holds no images")

@@ -55,17 +55,8 @@ def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
     return mask_api.decode(dict(segmentation)).astype(bool)
 
 
-def area(segmentation: Mapping[str, Any]) -> int:
-    """The pixels of a compressed RLE."""
-    return int(mask_api.area(dict(segmentation)))
-
-
 def run_lengths(segmentation: RunLengths, height: int, width: int) -> NDArray[np.int64]:
-    """The lengths of the runs of zeros and ones, in turn, zeros first.
-
-    Raises:
-        ValueError: the size is another, or the lengths do not add up to it.
-    """
+    """The lengths of the runs of zeros and ones, in turn, zeros first; ValueError as `compress`."""
     if segmentation.size != (height, width):
         raise ValueError(f".size is {list(segmentation.size)}, {_image(height, width)}")
     counts = segmentation.counts

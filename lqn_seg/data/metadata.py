@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.data.images import read_id_map, read_label_map
-from lqn_seg.data.instances import Category, Instances, read_instances
+from lqn_seg.data.instances import Instances, read_instances
 from lqn_seg.data.masks import encode
+from lqn_seg.data.schema import Category
 from lqn_seg.errors import InputError
 
 Record = dict[str, Any]
@@ -70,12 +71,8 @@ class Metadata:
         return {category.id: i for i, category in enumerate(self.categories)}
 
     def read_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
-        """Read a record's (H, W) segment ids, 0 = void.
-
-        Raises:
-            InputError: a key is missing, the file cannot be read, or its size, ids or their areas
-                are not those of the record and its `segments_info`.
-        """
+        """Read a record's (H, W) segment ids, 0 = void; InputError where the file cannot be read or
+        its size, ids or their areas are not those of the record and its `segments_info`."""
         path, image_id = _field(record, "pan_seg_file_name"), record.get("image_id")
         ids = read_id_map(path)
         _check_size(ids, record, path)
@@ -104,10 +101,8 @@ class Metadata:
         """Read a record's (H, W) labels, contiguous ids or `ignore_label`, from its label map.
 
         Without one, every pixel of the panoptic map gets its segment's category, crowds too, and
-        void is ignored, as in the scripts of Detectron2 and Mask2Former.
-
-        Raises:
-            InputError: as `read_panoptic`, or a label lies outside the table.
+        void is ignored, as in the scripts of Detectron2 and Mask2Former. InputError as in
+        `read_panoptic`, or where a label lies outside the table.
         """
         if "sem_seg_file_name" not in record:
             ids = self.read_panoptic(record)
@@ -130,12 +125,8 @@ class Metadata:
         return labels if table is None else np.array(table, np.int32)[labels]
 
     def read_instances(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Read a record's instances from `json_file`, or else the things of its panoptic map, in
-        the form of `Instances.of_image`.
-
-        Raises:
-            InputError: `json_file` is malformed or does not list the image, or as `read_panoptic`.
-        """
+        """Read a record's instances from `json_file`, or else the things of its panoptic map;
+        `Instances.of_image` has their form and errors."""
         if self.json_file is not None:
             size = int(_field(record, "height")), int(_field(record, "width"))
             return self.instances.of_image(record["image_id"], *size)
@@ -157,11 +148,8 @@ class Metadata:
 
 
 def class_table(name: str, classes: Sequence[str]) -> tuple[Category, ...]:
-    """The categories of data set `name`, without instances, whose classes are named by label.
-
-    Raises:
-        InputError: there is no class, or one without a name.
-    """
+    """The categories of data set `name`, without instances, from class names by label; InputError
+    where there is none, or one is blank."""
     if isinstance(classes, str) or not classes:
         raise InputError(f"data set {name}: classes must be a list of at least one class name")
     if blank := [label for label in classes if not label.strip()]:
@@ -187,16 +175,12 @@ class Dataset:
     `image_id`, `height`, `width`, and `pan_seg_file_name` + `segments_info` (category ids
     contiguous) or `sem_seg_file_name`.
 
-    Attributes:
-        metadata: its facts.
-        load: looks at the files.
-        problems: a sentence for every entry that is no image and cannot be listed (an annotation
-            of an image that is not there); what `load` gives is among them after `listed`.
-        notes: sentences on what is odd but harmless.
+    `problems` are sentences that name what cannot be used, `notes` what is odd but harmless; those
+    that `load` gives are among them after `listed`.
     """
 
     metadata: Metadata
-    load: Callable[[], Listing]
+    load: Callable[[], Listing]  # looks at the files
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -24,6 +25,16 @@ NotNegative = Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0)]
 Box = tuple[int | float, int | float, NotNegative, NotNegative]  # x, y, width, height
 ZeroOrOne = Annotated[int, Meta(ge=0, le=1)] | bool
 Polygons = Sequence[Sequence[float]]  # [x, y, x, y, ...] each
+
+
+@dataclass(frozen=True)
+class Category:
+    """One row of a data set's table."""
+
+    id: int  # the data set's own, not necessarily contiguous
+    name: str
+    isthing: bool  # whether instances of it are counted one by one
+    color: tuple[int, int, int] | None = None  # RGB 0 .. 255
 
 
 class RunLengths(Struct):
@@ -143,6 +154,26 @@ class CocoFile(Struct, kw_only=True):
                     f"annotations[{i}].image_id is {annotation.image_id!r}, but the ids of "
                     f"'images' are {'numbers' if kind is int else 'text'}"
                 )
+
+    def table(self) -> tuple[Category, ...]:
+        """The categories sorted by id, as Detectron2 sorts them: a contiguous id is an index. All
+        that are not a panoptic file's are things."""
+        of_panoptic = isinstance(self, PanopticFile)
+        categories = [
+            Category(c.id, c.name, not of_panoptic or c.isthing == 1, parse_color(c.color))
+            for c in self.categories
+        ]
+        return tuple(sorted(categories, key=lambda category: category.id))
+
+    def without_image(self, path: Path) -> dict[int, str]:
+        """A sentence for every annotation whose image is not listed, by its index."""
+        image_ids = {image.id for image in self.images}
+        return {
+            i: f"annotation file {path}: annotations[{i}] has image_id {annotation.image_id!r}, "
+            "which no entry of 'images' has"
+            for i, annotation in enumerate(self.annotations)
+            if annotation.image_id not in image_ids
+        }
 
 
 class PanopticFile(CocoFile, kw_only=True):

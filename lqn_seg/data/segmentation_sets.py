@@ -116,17 +116,17 @@ def _cityscapes(split: str, name: str, root: Path) -> Dataset:
 
     def listing() -> Listing:
         suffix, label_suffix = "_leftImg8bit.png", "_gtFine_labelIds.png"
-        found = split_hidden(
+        files_there = split_hidden(
             p for p in sorted(image_dir.glob(f"*/*{suffix}")) if not is_junk(p.parent)
         )
-        if not found.images:
+        if not files_there.images:
             raise InputError(f"folder {image_dir} of {name} holds no <city>/*{suffix} file")
         pairs = []
-        for image in found.images:
+        for image in files_there.images:
             frame = image.name.removesuffix(suffix)
             pairs.append((frame, image, label_dir / image.parent.name / f"{frame}{label_suffix}"))
         labels = {*label_dir.glob(f"*/*{label_suffix}")} - {label for _, _, label in pairs}
-        problems = found.problems(f"folder {image_dir} of {name}")
+        problems = files_there.problems(f"folder {image_dir} of {name}")
         return list_pairs(name, pairs, sorted(labels), problems)
 
     return Dataset(metadata, listing)

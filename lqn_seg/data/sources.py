@@ -29,13 +29,8 @@ class Source:
 def sources(
     kind: str, loaders: Mapping[str, Callable[[str, str, Path], Dataset]]
 ) -> dict[str, Source]:
-    """The built-in data sets of a kind, by name.
-
-    Args:
-        kind: "segmentation" or "classification".
-        loaders: by pattern of the name: (split, the data set's name, folder of data sets) -> the
-            data set.
-    """
+    """The built-in data sets of a kind ("segmentation" or "classification") by name; a loader, by
+    pattern of the name, takes the split, the name and the folder of data sets."""
     result = {}
     corrupted = {f"{c}_{severity}": c for c in C_CORRUPTIONS for severity in range(1, 6)}
     for pattern, about in SETS[kind].items():

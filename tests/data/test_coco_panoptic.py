@@ -93,8 +93,8 @@ def test_instances_come_from_the_map_or_from_the_json_that_is_named(tmp_path: Pa
 
     square = {"image_id": 11, "category_id": 4, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
     square |= {"area": 3.5, "bbox": [0, 0, 2, 2]}
-    own = {**CONTENT, "annotations": [square]}
-    (tmp_path / "instances.json").write_text(json.dumps(own))
+    instances = {**CONTENT, "annotations": [square]}
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
     dataset = load_coco_panoptic(
         "mine", *write(tmp_path, CONTENT), json_file=tmp_path / "instances.json"
     )

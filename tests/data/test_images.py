@@ -261,15 +261,17 @@ def test_labels_in_formats_that_may_change_them_are_named(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "orientation, size, is_said",
+    "orientation, size, is_named",
     [(1, (4, 4), False), (3, (6, 4), True), (6, (4, 4), True), (6, (6, 4), False)],
 )
-def test_a_turn_that_no_size_tells_is_said(
-    tmp_path: Path, orientation: int, size: tuple[int, int], is_said: bool
+def test_a_turn_that_no_size_tells_is_named(
+    tmp_path: Path, orientation: int, size: tuple[int, int], is_named: bool
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     for name in ("a.jpg", "a.png"):
         Image.new("RGB", size).save(tmp_path / name, exif=exif)
-        said = untold_turn(tmp_path / name)
-        assert (f"{name} has the EXIF orientation {orientation}: its labels" in said) == is_said
+        sentence = untold_turn(tmp_path / name)
+        assert (
+            f"{name} has the EXIF orientation {orientation}: its labels" in sentence
+        ) == is_named

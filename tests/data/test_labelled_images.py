@@ -50,12 +50,12 @@ def test_any_folder_of_class_folders(tmp_path, monkeypatch):
     assert read_labelled_image(records[2]).shape == (3, 4, 3)
 
 
-def test_shares_of_a_class_do_not_overlap(tmp_path):
+def test_portions_of_a_class_do_not_overlap(tmp_path):
     for k in range(10):
         draw(tmp_path / "cat" / f"{k}.png")
     parts = [
-        {r["image_id"] for r in load_image_folder("x", tmp_path, share=share).records()}
-        for share in ((0, 0.8), (0.8, 0.9), (0.9, 1))
+        {r["image_id"] for r in load_image_folder("x", tmp_path, portion=portion).records()}
+        for portion in ((0, 0.8), (0.8, 0.9), (0.9, 1))
     ]
     assert [len(part) for part in parts] == [8, 1, 1]
     assert len(set.union(*parts)) == 10

@@ -24,7 +24,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["lqn_seg", "lqn_seg.*"]),
-    package_data={"lqn_seg.lab.explorer": ["page.html"]},
+    package_data={
+        "lqn_seg.data": ["ade20k.txt", "sets.json"],
+        "lqn_seg.lab.explorer": ["page.html"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.9",  # torch.optim.Muon trains teachers

@@ -26,10 +26,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lqn_seg.cli import prepare_splits
-from lqn_seg.data.ade20k import ADE20K_CLASSES, ADE20K_STUFF, RAW_LABELS, SPLITS
-from lqn_seg.data.image_files import find_images
-from lqn_seg.data.images import read_image, read_label_map, write_id_map
-from lqn_seg.data.masks import encode
+from lqn_seg.data.images import find_images, read_image, read_label_map, write_id_map
+from lqn_seg.data.masks import describe_segment
+from lqn_seg.data.segmentation_sets import (
+    ADE20K_CLASSES,
+    ADE20K_FOLDER,
+    ADE20K_RAW_LABELS,
+    ADE20K_SPLITS,
+    ADE20K_STUFF,
+)
 from lqn_seg.errors import InputError
 from lqn_seg.visualization.palette import distinct_color
 
@@ -43,15 +48,12 @@ THINGS = [i for i in range(len(ADE20K_CLASSES)) if i not in ADE20K_STUFF]
 def merge(
     labels: NDArray[np.integer], instances: NDArray[np.integer], where: str
 ) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
-    """One image's panoptic map and its `segments_info`.
+    """One image's (H, W) segment ids from 1 on, 0 = void, and the segments with pixels.
 
     Args:
         labels: (H, W) raw semantic labels, class + 1, 0 = other.
         instances: (H, W, 3): instance category 1 .. 100, instance number from 1 on, unused.
         where: the instance file, for sentences.
-
-    Returns:
-        (H, W) segment ids from 1 on, 0 = void, and the segments with pixels.
 
     Raises:
         InputError: an instance has two categories, or one outside 1 .. 100.
@@ -59,43 +61,46 @@ def merge(
     ids = np.zeros(labels.shape, np.int32)
     categories: list[int] = []
     for label in np.unique(labels):
-        if label != 0 and RAW_LABELS[label] in ADE20K_STUFF:
-            categories.append(RAW_LABELS[label])
+        if label != 0 and ADE20K_RAW_LABELS[label] in ADE20K_STUFF:
+            categories.append(ADE20K_RAW_LABELS[label])
             ids[labels == label] = len(categories)
     for number in sorted(set(np.unique(instances[..., 1]).tolist()) - {0}):
         mask = instances[..., 1] == number
-        found = np.unique(instances[..., 0][mask]).tolist()
-        if len(found) != 1 or not 1 <= found[0] <= len(THINGS):
+        kinds = np.unique(instances[..., 0][mask]).tolist()
+        if len(kinds) != 1 or not 1 <= kinds[0] <= len(THINGS):
             raise InputError(
-                f"instance map {where}: instance {number} has the categories {found}, expected one "
+                f"instance map {where}: instance {number} has the categories {kinds}, expected one "
                 f"of 1 .. {len(THINGS)}"
             )
-        categories.append(THINGS[found[0] - 1])
+        categories.append(THINGS[kinds[0] - 1])
         ids[mask] = len(categories)
-    segments = []
-    for segment, category in enumerate(categories, start=1):
-        mask = ids == segment
-        if mask.any():
-            shape = encode(mask)
-            segments.append(
-                {
-                    "id": segment,
-                    "category_id": category,
-                    "area": shape["area"],
-                    "bbox": [int(value) for value in shape["bbox"]],
-                    "iscrowd": 0,
-                }
+    segments = [describe_segment(ids, k, category) for k, category in enumerate(categories, 1)]
+    return ids, [segment for segment in segments if segment["area"]]
+
+
+def read_maps(picture: Path, labels: Path, instances: Path) -> tuple[Any, Any]:
+    """Raw labels (H, W) and instances (H, W, 3) of a picture.
+
+    Raises:
+        InputError: a file is missing or damaged, they differ in size, or a label is none.
+    """
+    raw, pixels = read_label_map(labels), read_image(instances)
+    height, width = read_image(picture).shape[:2]
+    for kind, shape in (("annotations", raw.shape), ("instances", pixels.shape[:2])):
+        if shape != (height, width):
+            raise InputError(
+                f"{picture} is {height} x {width} (height x width), its {kind} are "
+                f"{shape[0]} x {shape[1]}"
             )
-    return ids, segments
+    most = len(ADE20K_RAW_LABELS) - 1
+    if raw.max() > most:
+        raise InputError(f"label map {labels} holds label {raw.max()}, outside 0 .. {most}")
+    return raw, pixels
 
 
 def write_panoptic(root: Path, split: str) -> Path:
-    """Write PNGs and JSON of a split; returns the JSON.
-
-    Raises:
-        InputError: a folder or a file is missing, or an image and its two maps differ in size.
-    """
-    base, part = root / "ADEChallengeData2016", SPLITS[split]
+    """Write PNGs and JSON of a split; returns the JSON."""
+    base, part = root / ADE20K_FOLDER, ADE20K_SPLITS[split]
     folders = [base / kind / part for kind in ("images", "annotations", "annotations_instance")]
     for folder in folders:
         if not folder.is_dir():
@@ -105,44 +110,27 @@ def write_panoptic(root: Path, split: str) -> Path:
         raise InputError(f"folder {folders[0]} holds no .jpg file: {HOW_TO_GET}")
     output = base / f"ade20k_panoptic_{split}"
     output.mkdir(exist_ok=True)
-    content: dict[str, Any] = {"images": [], "annotations": [], "categories": _categories()}
+    images, annotations = [], []
     for picture in tqdm(pictures, desc=split, unit="image"):
         image_id, name = picture.stem, f"{picture.stem}.png"
-        labels, instances = read_label_map(folders[1] / name), read_image(folders[2] / name)
-        height, width = read_image(picture).shape[:2]
-        for kind, shape in (("annotations", labels.shape), ("instances", instances.shape[:2])):
-            if shape != (height, width):
-                raise InputError(
-                    f"{picture} is {height} x {width} (height x width), its {kind} are "
-                    f"{shape[0]} x {shape[1]}"
-                )
-        if labels.max() >= len(RAW_LABELS):
-            raise InputError(
-                f"label map {folders[1] / name} holds label {labels.max()}, outside 0 .. "
-                f"{len(RAW_LABELS) - 1}"
-            )
+        labels, instances = read_maps(picture, folders[1] / name, folders[2] / name)
         ids, segments = merge(labels, instances, str(folders[2] / name))
         write_id_map(output / name, ids)
-        content["images"].append(
-            {"id": image_id, "file_name": picture.name, "height": height, "width": width}
-        )
-        content["annotations"].append(
-            {"image_id": image_id, "file_name": name, "segments_info": segments}
-        )
+        size = {"height": ids.shape[0], "width": ids.shape[1]}
+        images.append({"id": image_id, "file_name": picture.name, **size})
+        annotations.append({"image_id": image_id, "file_name": name, "segments_info": segments})
+    categories = [
+        {"id": i, "name": name, "isthing": int(i not in ADE20K_STUFF), "color": distinct_color(i)}
+        for i, name in enumerate(ADE20K_CLASSES)
+    ]
     path = base / f"ade20k_panoptic_{split}.json"
+    content = {"images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(content))
     return path
 
 
-def _categories() -> list[dict[str, Any]]:
-    return [
-        {"id": i, "name": name, "isthing": int(i not in ADE20K_STUFF), "color": distinct_color(i)}
-        for i, name in enumerate(ADE20K_CLASSES)
-    ]
-
-
 def main() -> int:
-    return prepare_splits(__doc__ or "", "ADEChallengeData2016", SPLITS, write_panoptic)
+    return prepare_splits(__doc__ or "", ADE20K_FOLDER, ADE20K_SPLITS, write_panoptic)
 
 
 if __name__ == "__main__":

@@ -9,36 +9,24 @@ Examples:
     python datasets/prepare_coco_semantic.py --root /data
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lqn_seg.cli import prepare_splits
-from lqn_seg.data.catalog import COCO_SPLITS, get_dataset
-from lqn_seg.data.images import write_label_map
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.derived import write_label_maps
 
 
 def write_semantic(root: Path, split: str) -> int:
-    """Write one label map per panoptic map of a split; returns their number.
-
-    Raises:
-        InputError: the split is not there, or a panoptic map is missing or disagrees with its JSON.
-    """
+    """Write one label map per panoptic map of a split; returns their number."""
     dataset = get_dataset(f"coco_2017_{split}_panoptic", root)
-    records = dataset.records()
     folder = root / "coco" / f"panoptic_semseg_{split}2017"
     folder.mkdir(exist_ok=True)
-    for record in tqdm(records, desc=split, unit="image"):
-        target = folder / Path(record["pan_seg_file_name"]).name
-        write_label_map(target, dataset.metadata.read_semantic(record))
-    return len(records)
+    return write_label_maps(dataset, lambda record: folder / Path(record["pan_seg_file_name"]).name)
 
 
 def main() -> int:
-    return prepare_splits(__doc__ or "", "coco", COCO_SPLITS, write_semantic)
+    return prepare_splits(__doc__ or "", "coco", ("train", "val"), write_semantic)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,17 @@ from __future__ import annotations
 import colorsys
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from lqn_seg.cli import Parser, exit_status
+from lqn_seg.data.images import write_id_map
+from lqn_seg.data.masks import describe_segment
+from lqn_seg.data.metadata import Category
 
 SIZE = 96  # pixels, both sides
 OBJECT_SIZE = 64  # of a picture of a single thing
@@ -36,37 +39,23 @@ MIN_VISIBLE_FRACTION = 0.35  # nor one that is hidden by more than this leaves
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
-class DemoCategory:
-    name: str
-    isthing: bool
-    color: tuple[int, int, int]
-
-
-CATEGORIES = (
-    DemoCategory("disc", True, (220, 20, 60)),
-    DemoCategory("ball", True, (255, 140, 0)),
-    DemoCategory("ring", True, (148, 0, 211)),
-    DemoCategory("square", True, (30, 144, 255)),
-    DemoCategory("crate", True, (139, 69, 19)),
-    DemoCategory("triangle", True, (255, 215, 0)),
-    DemoCategory("star", True, (255, 105, 180)),
-    DemoCategory("rod", True, (0, 206, 209)),
-    DemoCategory("sky", False, (135, 206, 235)),
-    DemoCategory("grass", False, (60, 179, 60)),
-    DemoCategory("water", False, (40, 80, 160)),
-    DemoCategory("brick", False, (178, 80, 60)),
-    DemoCategory("sand", False, (210, 190, 140)),
+_KINDS = {
+    "disc": (220, 20, 60), "ball": (255, 140, 0), "ring": (148, 0, 211), "square": (30, 144, 255),
+    "crate": (139, 69, 19), "triangle": (255, 215, 0), "star": (255, 105, 180),
+    "rod": (0, 206, 209), "sky": (135, 206, 235), "grass": (60, 179, 60), "water": (40, 80, 160),
+    "brick": (178, 80, 60), "sand": (210, 190, 140),
+}  # fmt: skip
+CATEGORIES = tuple(
+    Category(i, name, i <= 8, color) for i, (name, color) in enumerate(_KINDS.items(), 1)
 )
 THINGS = tuple(c.name for c in CATEGORIES if c.isthing)
 STUFF = tuple(c.name for c in CATEGORIES if not c.isthing)
-CATEGORY_ID = {c.name: index + 1 for index, c in enumerate(CATEGORIES)}  # 0 is void
+CATEGORY_ID = {c.name: c.id for c in CATEGORIES}
 
 ROWS, COLUMNS = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5, indexing="ij")
 
 
-@dataclass
-class Scene:
+class Scene(NamedTuple):
     """One drawn image and its segments."""
 
     image: Array  # (SIZE, SIZE, 3) uint8
@@ -74,9 +63,9 @@ class Scene:
     categories: dict[int, str]  # segment id -> category name
 
 
-def random_color(rng: np.random.Generator, value: tuple[float, float]) -> Array:
-    """A colour of any hue, (3,) in 0..1, with HSV value within ``value``."""
-    hsv = (rng.uniform(), rng.uniform(0.15, 0.75), rng.uniform(*value))
+def random_color(rng: np.random.Generator, low: float, high: float) -> Array:
+    """A colour of any hue, (3,) in 0..1, with HSV value within ``low`` .. ``high``."""
+    hsv = (rng.uniform(), rng.uniform(0.15, 0.75), rng.uniform(low, high))
     return np.array(colorsys.hsv_to_rgb(*hsv))
 
 
@@ -91,11 +80,17 @@ def smooth_noise(rng: np.random.Generator, cells: int) -> Array:
     return rows[:, low] * (1 - t) + rows[:, low + 1] * t
 
 
+def finish(rng: np.random.Generator, image: Array) -> Array:
+    """Sensor noise over an image in 0..1, as uint8."""
+    image = image + rng.normal(0, 0.012, image.shape)
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
 # ---- stuff: a texture over the whole image, later cut to its region ------------------------------
 
 
 def sky(rng: np.random.Generator) -> Array:
-    """Smooth vertical ramp with faint clouds: -1..1."""
+    """Smooth vertical ramp with faint clouds."""
     return 0.8 * (ROWS / SIZE * 2 - 1) * rng.choice([-1, 1]) + 0.5 * smooth_noise(rng, 3)
 
 
@@ -145,16 +140,14 @@ TEXTURES = {"sky": sky, "grass": grass, "water": water, "brick": brick, "sand": 
 
 def paint_stuff(rng: np.random.Generator, name: str) -> Array:
     """The stuff ``name`` over the whole image: (SIZE, SIZE, 3) in 0..1."""
-    color = random_color(rng, (0.45, 0.85))
+    color = random_color(rng, 0.45, 0.85)
     texture = TEXTURES[name](rng)[..., None]
     return color * (1 + rng.uniform(0.22, 0.34) * texture)
 
 
 def paint_background(rng: np.random.Generator) -> tuple[Array, Array, dict[int, str]]:
-    """Two or three stuff regions with wavy borders.
-
-    Returns the image (SIZE, SIZE, 3) in 0..1, the region map (SIZE, SIZE) int32 from 1, and names.
-    """
+    """Two or three stuff regions with wavy borders: image (SIZE, SIZE, 3) in 0..1, region map
+    (SIZE, SIZE) int32 from 1, and names."""
     count = int(rng.integers(2, 4))
     names = [str(n) for n in rng.choice(STUFF, count, replace=False)]
     angle = rng.normal(0, 0.35) + rng.choice([0, 0, np.pi / 2])
@@ -210,24 +203,20 @@ def thing_distance(name: str, y: Array, x: Array, r: float, rng: np.random.Gener
         return polygon_distance(y, x, regular_corners(3, (1.15 * r,)))
     if name == "star":
         return polygon_distance(y, x, regular_corners(10, (1.2 * r, 0.52 * r)))
-    if name == "rod":
-        return box_distance(y, x, 1.45 * r, rng.uniform(1.7, 2.6))
-    raise ValueError(f"no thing is called {name!r}")
+    return box_distance(y, x, 1.45 * r, rng.uniform(1.7, 2.6))  # rod
 
 
 def thing_tone(name: str, y: Array, x: Array, r: float) -> Array:
-    """Surface tone, about -1..1: dots for a ball, diagonal boards for a crate, shading for all."""
-    shading = -0.45 * (y + x) / (1.5 * r)
+    """Surface tone, about -1..1: dots for a ball, diagonal boards for a crate, else shading."""
     if name == "ball":
         period = max(r / 1.6, 5.0)
         dots = np.hypot((y % period) - period / 2, (x % period) - period / 2) < 0.30 * period
         return np.where(dots, -1.3, 0.35)
     if name == "crate":
-        boards = (np.abs(np.abs(y) - np.abs(x)) < 0.16 * r) | (
-            np.maximum(np.abs(y), np.abs(x)) > 0.66 * r
-        )
+        y, x = np.abs(y), np.abs(x)
+        boards = (np.abs(y - x) < 0.16 * r) | (np.maximum(y, x) > 0.66 * r)
         return np.where(boards, -1.2, 0.4)
-    return shading
+    return -0.45 * (y + x) / (1.5 * r)
 
 
 def draw_thing(rng: np.random.Generator, image: Array, name: str) -> tuple[Array, Array]:
@@ -241,7 +230,7 @@ def draw_thing(rng: np.random.Generator, image: Array, name: str) -> tuple[Array
     # A colour that stands off from what it covers: camouflage would be a colour-blindness test.
     covered = image[distance < 0].mean(0) if (distance < 0).any() else image.mean((0, 1))
     color = max(
-        (random_color(rng, (0.3, 1.0)) for _ in range(3)), key=lambda c: abs(c - covered).sum()
+        (random_color(rng, 0.3, 1.0) for _ in range(3)), key=lambda c: abs(c - covered).sum()
     )
     surface = color * (1 + 0.30 * thing_tone(name, y, x, r))[..., None]
     shadow = 1 - 0.35 * np.clip(1 - np.maximum(distance, 0) / 2.5, 0, 1)[..., None]
@@ -255,23 +244,18 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     image, segment_ids, categories = paint_background(rng)
     segment_ids = segment_ids.copy()
     visible = {key: int((segment_ids == key).sum()) for key in categories}
-    for name in rng.choice(THINGS, int(rng.integers(2, 6))):
-        drawn, mask = draw_thing(rng, image, str(name))
+    for name in map(str, rng.choice(THINGS, int(rng.integers(2, 6)))):
+        drawn, mask = draw_thing(rng, image, name)
         after = np.where(mask, len(visible) + 1, segment_ids)
-        # Keep the new thing only if it and all that it covers stay visible enough to be labelled.
-        counts = {key: int((after == key).sum()) for key in (*visible, len(visible) + 1)}
         full = {**visible, len(visible) + 1: int(mask.sum())}
-        if all(
-            counts[key] >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * full[key])
-            for key in counts
-        ):
+        # Keep the new thing only if it and all that it covers stay visible enough to be labelled.
+        least = {k: max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * n) for k, n in full.items()}
+        if all((after == key).sum() >= pixels for key, pixels in least.items()):
             image, segment_ids = drawn, after
-            categories[len(visible) + 1] = str(name)
+            categories[len(full)] = name
             visible = full
     light = 1 + 0.12 * smooth_noise(rng, 2)[..., None]
-    image = image * light + rng.normal(0, 0.012, image.shape)
-    image = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    return Scene(image, segment_ids.astype(np.int32), categories)
+    return Scene(finish(rng, image * light), segment_ids.astype(np.int32), categories)
 
 
 # ---- pictures of one thing on one stuff, for classification --------------------------------------
@@ -294,9 +278,7 @@ def draw_object(seed: int, split: str, index: int) -> Array:
     centre = np.argwhere(mask).mean(0) - OBJECT_SIZE / 2 + rng.uniform(-12, 12, 2)
     top, left = np.clip(np.round(centre).astype(int), 0, SIZE - OBJECT_SIZE)
     light = 1 + 0.12 * smooth_noise(rng, 2)[..., None]
-    image = (image * light)[top : top + OBJECT_SIZE, left : left + OBJECT_SIZE]
-    image = image + rng.normal(0, 0.012, image.shape)
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return finish(rng, (image * light)[top : top + OBJECT_SIZE, left : left + OBJECT_SIZE])
 
 
 def write_objects(root: Path, split: str, count: int, seed: int) -> Path:
@@ -312,25 +294,6 @@ def write_objects(root: Path, split: str, count: int, seed: int) -> Path:
 # ---- COCO-panoptic files -------------------------------------------------------------------------
 
 
-def segments_info(scene: Scene) -> list[dict]:
-    """COCO's ``segments_info`` of a scene, boxes as [x, y, width, height]."""
-    infos = []
-    for segment_id, name in scene.categories.items():
-        mask = scene.segment_ids == segment_id
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-        infos.append(
-            {
-                "id": segment_id,
-                "category_id": CATEGORY_ID[name],
-                "iscrowd": 0,
-                "area": int(mask.sum()),
-                "bbox": [int(v) for v in box],
-            }
-        )
-    return infos
-
-
 def write_split(root: Path, split: str, count: int, seed: int) -> Path:
     """Write ``count`` scenes of ``split`` under ``root``; returns the annotation file."""
     images, annotations = [], []
@@ -340,24 +303,20 @@ def write_split(root: Path, split: str, count: int, seed: int) -> Path:
         scene = draw_scene(seed, split, index)
         name = f"{index:06d}.png"
         Image.fromarray(scene.image).save(root / split / name, optimize=split != "train")
-        ids = np.stack([scene.segment_ids >> shift & 255 for shift in (0, 8, 16)], -1)
-        Image.fromarray(ids.astype(np.uint8)).save(root / f"panoptic_{split}" / name)
+        write_id_map(root / f"panoptic_{split}" / name, scene.segment_ids)
+        segments = [
+            describe_segment(scene.segment_ids, segment, CATEGORY_ID[category])
+            for segment, category in scene.categories.items()
+        ]
         images.append({"id": index, "file_name": name, "height": SIZE, "width": SIZE})
-        annotations.append(
-            {"image_id": index, "file_name": name, "segments_info": segments_info(scene)}
-        )
+        annotations.append({"image_id": index, "file_name": name, "segments_info": segments})
     categories = [
-        {"id": CATEGORY_ID[c.name], "name": c.name, "isthing": int(c.isthing), "color": c.color}
+        {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": c.color}
         for c in CATEGORIES
     ]
     info = {"description": "lqn_seg demo scenes", "split": split, "seed": seed, "count": count}
+    content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     path = root / "annotations" / f"panoptic_{split}.json"
-    content = {
-        "info": info,
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n")
     return path
 

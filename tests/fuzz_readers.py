@@ -35,36 +35,28 @@ from PIL import Image
 PATIENCE = 20.0  # seconds for one input
 ODD_VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3.5, 255, 256, 2**31, 2**63, 1e300, float("nan")),
-    *(
-        "",
-        "0",
-        "1",
-        "x",
-        "../x",
-        "#00ff00",
-        "ä\u0000",
-        [],
-        [0],
-        [[]],
-        [[1, 2], [3, 4]],
-        {},
-        {"a": 1},
-    ),
+    *("", "0", "1", "x", "../x", "#00ff00", "ä\u0000"),
+    *([], [0], [[]], [[1, 2], [3, 4]], {}, {"a": 1}),
 )
 
 
 @dataclass
 class Outcome:
-    """What became of a reader's inputs.
+    """What became of a reader's inputs."""
 
-    Attributes:
-        read, refused: how many gave a result, and how many a sentence.
-        findings: what must not happen, by its text: how often, and the first input's number.
-    """
-
-    read: int = 0
-    refused: int = 0
+    read: int = 0  # how many gave a result
+    refused: int = 0  # and how many a sentence
+    # What must not happen, by its text: how often, and the first input's number.
     findings: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, number: int, text: str) -> None:
+        """Take in what `read_one` says of an input."""
+        if text == "":
+            self.read += 1
+        elif text == "refused":
+            self.refused += 1
+        else:
+            self.findings.setdefault(text, [0, number])[0] += 1
 
     def __str__(self) -> str:
         bad = sum(count for count, _ in self.findings.values())
@@ -90,7 +82,7 @@ def mutate(data: bytes, suffix: str, rng: random.Random) -> bytes:
 
 def mutate_value(value: Any, rng: random.Random) -> Any:
     """One place of a nested value changed: replaced, dropped, doubled."""
-    paths = list(places(value))
+    paths = list(paths_in(value))
     path = rng.choice(paths)
     if not path:
         return rng.choice(ODD_VALUES)
@@ -108,29 +100,21 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
     return value
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something stands in a nested value."""
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places(value[key], (*path, key))
+            yield from paths_in(value[key], (*path, key))
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     """Bytes flipped, cut, doubled, inserted, or nothing left."""
     start = rng.randrange(len(data) + 1)
     end = min(len(data), start + rng.choice((1, 1, 4, 64)))
-    noise = rng.randbytes(end - start)
-    choices = (
-        data[:start] + noise + data[end:],
-        data[:start] + noise + data[end:],
-        data[:start],
-        data[:start] + data[end:],
-        data[:end] + data[start:],
-        data[:start] + rng.randbytes(4) + data[start:],
-        b"",
-    )
-    return rng.choice(choices)
+    noise, inserted = rng.randbytes(end - start), rng.randbytes(4)
+    middles = (noise, noise, b"", data[start:end] * 2, inserted + data[start:end])
+    return rng.choice((*(data[:start] + m + data[end:] for m in middles), data[:start], b""))
 
 
 # ---- readers -------------------------------------------------------------------------------------
@@ -145,14 +129,25 @@ def write_images(folder: Path) -> None:
         Image.fromarray(scene(number)).save(folder / f"{number}.jpg")
 
 
+def write_coco(path: Path, annotations: list[dict[str, Any]]) -> None:
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 12, "width": 16} for n in range(2)],
+        "annotations": annotations,
+        "categories": [
+            {"id": 3, "name": "sky", "isthing": 0, "color": [1, 2, 3]},
+            {"id": 5, "name": "cat", "isthing": 1, "color": "#040506"},
+        ],
+    }
+    path.write_text(json.dumps(content))
+
+
 def make_panoptic(folder: Path) -> None:
     write_images(folder)
     annotations = []
+    ids = np.zeros((12, 16, 3), np.uint8)
+    ids[2:6, :, 0], ids[6:, 8:, 0] = 1, 2
     for number in range(2):
-        ids = np.zeros((12, 16), np.uint8)
-        ids[2:6], ids[6:, 8:] = 1, 2
-        rgb = np.stack([ids, 0 * ids, 0 * ids], -1)
-        Image.fromarray(rgb).save(folder / f"{number}.png")
+        Image.fromarray(ids).save(folder / f"{number}.png")
         segments = [
             {"id": 1, "category_id": 3, "iscrowd": 0, "area": 64, "bbox": [0, 2, 16, 4]},
             {"id": 2, "category_id": 5, "iscrowd": number, "area": 48, "bbox": [8, 6, 8, 6]},
@@ -160,15 +155,7 @@ def make_panoptic(folder: Path) -> None:
         annotations.append(
             {"image_id": number, "file_name": f"{number}.png", "segments_info": segments}
         )
-    content = {
-        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 12, "width": 16} for n in range(2)],
-        "annotations": annotations,
-        "categories": [
-            {"id": 3, "name": "sky", "isthing": 0, "color": [1, 2, 3]},
-            {"id": 5, "name": "cat", "isthing": 1, "color": [4, 5, 6]},
-        ],
-    }
-    (folder / "panoptic.json").write_text(json.dumps(content))
+    write_coco(folder / "panoptic.json", annotations)
 
 
 def make_instances(folder: Path) -> None:
@@ -189,12 +176,7 @@ def make_instances(folder: Path) -> None:
         }
         for n, shape in enumerate(shapes)
     ]
-    content = {
-        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 12, "width": 16} for n in range(2)],
-        "annotations": annotations,
-        "categories": [{"id": 3, "name": "dog"}, {"id": 5, "name": "cat"}],
-    }
-    (folder / "instances.json").write_text(json.dumps(content))
+    write_coco(folder / "instances.json", annotations)
 
 
 def read_all(dataset: Any) -> None:
@@ -214,13 +196,13 @@ def read_all(dataset: Any) -> None:
 
 
 def read_panoptic(folder: Path) -> None:
-    from lqn_seg.data.coco_panoptic import load_coco_panoptic
+    from lqn_seg.data.coco import load_coco_panoptic
 
     read_all(load_coco_panoptic("fuzz", folder, folder, folder / "panoptic.json"))
 
 
 def read_instances(folder: Path) -> None:
-    from lqn_seg.data.coco_instances import load_coco_instances
+    from lqn_seg.data.coco import load_coco_instances
 
     read_all(load_coco_instances("fuzz", folder, folder / "instances.json"))
 
@@ -241,18 +223,14 @@ def read_label_folders(folder: Path) -> None:
 
 
 def make_images(folder: Path) -> None:
-    image = Image.fromarray(scene(0))
-    exif = Image.Exif()
+    image, exif = Image.fromarray(scene(0)), Image.Exif()
     exif[0x0112] = 6  # turned
     image.save(folder / "turned.jpg", exif=exif)
-    image.save(folder / "colour.png")
     image.quantize(4).save(folder / "palette.png", bits=2)
     image.convert("1").save(folder / "bits.png")
     image.convert("I;16").save(folder / "deep.png")
-    image.save(folder / "picture.webp")
-    image.save(folder / "picture.tif")
-    image.save(folder / "picture.gif")
-    image.save(folder / "picture.bmp")
+    for suffix in ("png", "webp", "tif", "gif", "bmp"):
+        image.save(folder / f"picture.{suffix}")
 
 
 def read_images(folder: Path) -> None:
@@ -265,7 +243,7 @@ def read_images(folder: Path) -> None:
             try:
                 read(path)
             except InputError as error:
-                check_sentence(error)
+                assert not bad_sentence(error)
 
 
 def make_yaml(folder: Path) -> None:
@@ -363,15 +341,9 @@ def read_results(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Reader:
-    """Attributes:
-    make: writes valid files into an empty folder.
-    read: reads them, as the product does.
-    mutated: a pattern of the files that are mutated.
-    """
-
-    make: Callable[[Path], None]
-    read: Callable[[Path], None]
-    mutated: str = "**/*"
+    make: Callable[[Path], None]  # writes valid files into an empty folder
+    read: Callable[[Path], None]  # reads them, as the product does
+    mutated: str = "**/*"  # a pattern of the files that are mutated
 
 
 READERS = {
@@ -393,10 +365,11 @@ READERS = {
 # ---- the work ------------------------------------------------------------------------------------
 
 
-def check_sentence(error: Exception) -> None:
+def bad_sentence(error: Exception) -> str:
+    """What is wrong with an error's text, or ""."""
     text = str(error)
-    if not text or "\n" in text.strip() or "Traceback" in text:
-        raise AssertionError(f"not one sentence: {text!r}") from error
+    is_bad = not text or "\n" in text.strip() or "Traceback" in text
+    return f"not one sentence: {text!r}" if is_bad else ""
 
 
 def read_one(reader: Reader, valid: Path, number: int, seed: int) -> str:
@@ -413,11 +386,7 @@ def read_one(reader: Reader, valid: Path, number: int, seed: int) -> str:
         try:
             reader.read(folder)
         except InputError as error:
-            try:
-                check_sentence(error)
-            except AssertionError as found:
-                return str(found).replace(name, "")
-            return "refused"
+            return bad_sentence(error).replace(name, "") or "refused"
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             return f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"
@@ -457,22 +426,13 @@ def fuzz(name: str, inputs: int, seed: int = 0, patience: float = PATIENCE) -> O
                 except EOFError:
                     text = "the process died"
                 done += 1
-                note(outcome, number, text)
+                outcome.add(number, text)
                 if text.startswith(("more than", "the process died")):
                     process.kill()
                     break
             process.join()
             numbers = numbers[done:]
     return outcome
-
-
-def note(outcome: Outcome, number: int, text: str) -> None:
-    if text == "":
-        outcome.read += 1
-    elif text == "refused":
-        outcome.refused += 1
-    else:
-        outcome.findings.setdefault(text, [0, number])[0] += 1
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lqn_seg.adapt.classification_methods import PROMPTS
-from lqn_seg.data.coop import SETS
+from lqn_seg.data.classification_sets import COOP
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import ClipTeacher
 
@@ -38,7 +38,7 @@ def templates(prompts: str, dataset: str = "") -> list[Template]:
     Raises:
         InputError: there are no such prompts.
     """
-    coop = SETS.get(dataset.removesuffix("_test"))
+    coop = COOP.get(dataset.removesuffix("_test"))
     single: list[Template] = [(coop.template if coop else SINGLE).format]
     if prompts == "single":
         return single

@@ -5,8 +5,7 @@ Corruptions and Perturbations" (ICLR 2019), and its published code. Four departu
 images here have any size and must not depend on the order of calls:
 
 - lengths in pixels (blur radius, its anti-aliasing) are multiplied by min(height, width) / 224, the
-  side the constants were chosen for; the fog map is the next power of two that covers the image
-  (256 for 224, as published);
+  side the constants were chosen for; the fog map is the next power of two that covers the image;
 - random numbers come from a generator keyed on (seed, CRC32 of the pixels, name, severity);
 - results are rounded to nearest, not truncated, to 8 bits;
 - the blur kernel is normalised to sum exactly 1.
@@ -18,7 +17,7 @@ import difflib
 import io
 import math
 import zlib
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,46 +27,30 @@ from lqn_seg.errors import InputError
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 Float = NDArray[np.float64]
+Random = np.random.Generator
 
 REFERENCE_SIDE = 224  # side in pixels of the images ImageNet-C's lengths were chosen for
-
 # Severities 1 .. 5.
-GAUSSIAN_NOISE_SCALE = (0.08, 0.12, 0.18, 0.26, 0.38)
-DEFOCUS_BLUR = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))  # radius, alias blur sigma
-CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
-FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))  # strength, wibble decay
-PIXELATE = (0.6, 0.5, 0.4, 0.3, 0.25)
-BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
-JPEG_QUALITY = (25, 18, 15, 10, 7)
-
-
-def corruption_constants() -> dict[str, object]:
-    """Every number that a corruption's strength depends on, by name."""
-    return {
-        "REFERENCE_SIDE": REFERENCE_SIDE,
-        "GAUSSIAN_NOISE_SCALE": GAUSSIAN_NOISE_SCALE,
-        "DEFOCUS_BLUR": DEFOCUS_BLUR,
-        "CONTRAST": CONTRAST,
-        "FOG": FOG,
-        "PIXELATE": PIXELATE,
-        "BRIGHTNESS": BRIGHTNESS,
-        "JPEG_QUALITY": JPEG_QUALITY,
-    }
+STRENGTHS: dict[str, tuple[Any, ...]] = {
+    "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation
+    "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),  # radius, alias blur sigma
+    "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
+    "fog": ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),  # strength, wibble decay
+    "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
+    "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "jpeg_compression": (25, 18, 15, 10, 7),  # quality
+}
+CORRUPTIONS: tuple[str, ...] = tuple(STRENGTHS)
 
 
 def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
-    """Corrupt one image.
-
-    The result depends on the arguments alone: not on the order of calls, nor on global state.
+    """Corrupt one image; the result depends on the arguments alone.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
+        image: (H, W, 3) uint8, RGB; it stays as it is.
         name: one of `CORRUPTIONS`.
         severity: 1 (mild) .. 5 (strong).
         seed: non-negative; another seed draws other noise and other fog.
-
-    Returns:
-        A new (H, W, 3) uint8 array.
 
     Raises:
         InputError: an argument is not of this form; an unknown name gets the nearest known one.
@@ -77,7 +60,7 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
         raise InputError(f"corrupt needs a uint8 array of RGB pixels, got {kind}")
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(f"corrupt needs an image of shape (H, W, 3), got {image.shape}")
-    if name not in _CORRUPT:
+    if name not in STRENGTHS:
         near = difflib.get_close_matches(name, CORRUPTIONS, n=1, cutoff=0.3) or CORRUPTIONS
         raise InputError(f"unknown corruption {name!r}: did you mean {' or '.join(near)}?")
     if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
@@ -85,82 +68,63 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
     if seed < 0:
         raise InputError(f"corruption seed must not be negative, got {seed}")
     image = np.ascontiguousarray(image)
-    random = np.random.default_rng(
-        [seed, zlib.crc32(image.data), zlib.crc32(name.encode()), int(severity)]
-    )
-    return _CORRUPT[name](image, int(severity) - 1, random)
-
-
-def _gaussian_noise(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
-    return _to_bytes(image / 255 + random.normal(0, GAUSSIAN_NOISE_SCALE[level], image.shape))
-
-
-def _defocus_blur(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
-    radius, alias_blur = DEFOCUS_BLUR[level]
-    scale = min(image.shape[:2]) / REFERENCE_SIDE
-    return _to_bytes(_filter(image / 255, disk_kernel(radius, alias_blur, scale)))
-
-
-def _contrast(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    key = [seed, zlib.crc32(image.data), zlib.crc32(name.encode()), int(severity)]
+    strength, random = STRENGTHS[name][int(severity) - 1], np.random.default_rng(key)
+    if name == "pixelate":
+        return _pixelate(image, strength)
+    if name == "jpeg_compression":
+        return _jpeg(image, strength)
     x = image / 255
-    mean = x.mean(axis=(0, 1), keepdims=True)
-    return _to_bytes((x - mean) * CONTRAST[level] + mean)
+    if name == "gaussian_noise":
+        y = x + random.normal(0, strength, x.shape)
+    elif name == "defocus_blur":
+        radius, alias_blur = strength
+        y = _filter(x, disk_kernel(radius, alias_blur, min(x.shape[:2]) / REFERENCE_SIDE))
+    elif name == "contrast":
+        mean = x.mean(axis=(0, 1), keepdims=True)
+        y = (x - mean) * strength + mean
+    elif name == "fog":
+        y = _fog(x, random, *strength)
+    else:
+        y = _brighten(x, strength)
+    return np.rint(np.clip(y, 0, 1) * 255).astype(np.uint8)
 
 
-def _fog(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
-    strength, wibble_decay = FOG[level]
+def _pixelate(image: Pixels, fraction: float) -> Pixels:
     height, width = image.shape[:2]
-    side = max(2, 1 << (max(height, width) - 1).bit_length())
-    x = image / 255
-    brightest = x.max()
-    mist = plasma_fractal(side, wibble_decay, random)[:height, :width, None]
-    return _to_bytes((x + strength * mist) * brightest / (brightest + strength))
-
-
-def _pixelate(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
-    height, width = image.shape[:2]
-    small = (max(1, int(width * PIXELATE[level])), max(1, int(height * PIXELATE[level])))
+    small = (max(1, int(width * fraction)), max(1, int(height * fraction)))
     picture = Image.fromarray(image).resize(small, Image.Resampling.BOX)
     return np.array(picture.resize((width, height), Image.Resampling.BOX))
 
 
-def _brightness(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
-    # V of HSV is the largest channel; raising V at constant H and S scales all three channels.
-    # Black has no hue and becomes grey.
-    x = image / 255
-    value = x.max(axis=2, keepdims=True)
-    raised = np.minimum(value + BRIGHTNESS[level], 1)
-    return _to_bytes(np.where(value > 0, x * raised / np.where(value > 0, value, 1), raised))
-
-
-def _jpeg_compression(image: Pixels, level: int, random: np.random.Generator) -> Pixels:
+def _jpeg(image: Pixels, quality: int) -> Pixels:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY[level])
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.array(Image.open(file).convert("RGB"))
 
 
-_CORRUPT: dict[str, Callable[[Pixels, int, np.random.Generator], Pixels]] = {
-    "gaussian_noise": _gaussian_noise,
-    "defocus_blur": _defocus_blur,
-    "contrast": _contrast,
-    "fog": _fog,
-    "pixelate": _pixelate,
-    "brightness": _brightness,
-    "jpeg_compression": _jpeg_compression,
-}
-CORRUPTIONS: tuple[str, ...] = tuple(_CORRUPT)
+def _brighten(x: Float, amount: float) -> Float:
+    """Raise V of HSV at constant H and S: all channels are scaled. Black becomes grey."""
+    value = x.max(axis=2, keepdims=True)
+    raised = np.minimum(value + amount, 1)
+    return np.where(value > 0, x * raised / np.where(value > 0, value, 1), raised)
+
+
+def _fog(x: Float, random: Random, strength: float, wibble_decay: float) -> Float:
+    height, width = x.shape[:2]
+    side = max(2, 1 << (max(height, width) - 1).bit_length())
+    mist = plasma_fractal(side, wibble_decay, random)[:height, :width, None]
+    brightest = x.max()
+    return (x + strength * mist) * brightest / (brightest + strength)
 
 
 def disk_kernel(radius: float, alias_blur: float, scale: float = 1.0) -> Float:
-    """A disk, slightly blurred to soften its edge: the kernel of a lens out of focus.
+    """A disk with an edge softened by a Gaussian, the kernel of a lens out of focus: (K, K), sum 1.
 
     Args:
         radius: in pixels, at `scale` 1; up to 8 the edge is blurred by 3 x 3 taps, else by 5 x 5.
         alias_blur: sigma of that Gaussian, in pixels, at `scale` 1.
         scale: what all lengths are multiplied by.
-
-    Returns:
-        (K, K), K odd, sum 1.
     """
     taps = math.ceil((1 if radius <= 8 else 2) * scale)
     half = max(math.ceil(8 * scale), math.ceil(radius * scale))
@@ -183,16 +147,10 @@ def _filter(x: Float, kernel: Float) -> Float:
     return full[2 * half : 2 * half + height, 2 * half : 2 * half + width]
 
 
-def plasma_fractal(side: int, wibble_decay: float, random: np.random.Generator) -> Float:
-    """Diamond-square noise on a torus, scaled to 0 .. 1: ImageNet-C's fog.
+def plasma_fractal(side: int, wibble_decay: float, random: Random) -> Float:
+    """Diamond-square noise on a torus, (side, side) in 0 .. 1: ImageNet-C's fog.
 
-    Args:
-        side: a power of two, at least 2.
-        wibble_decay: what the amplitude is divided by each time the grid is halved; a larger one
-            gives smoother fog.
-
-    Returns:
-        (side, side).
+    The amplitude is divided by `wibble_decay` each time the grid is halved: more is smoother.
     """
     if side < 2 or side & (side - 1):
         raise ValueError(f"side must be a power of two, got {side}")
@@ -216,8 +174,3 @@ def plasma_fractal(side: int, wibble_decay: float, random: np.random.Generator) 
         step, wibble = half, wibble / wibble_decay
     field -= field.min()
     return field / field.max()
-
-
-def _to_bytes(x: Float) -> Pixels:
-    """0 .. 1, clipped, to 0 .. 255, rounded."""
-    return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)

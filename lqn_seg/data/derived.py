@@ -1,34 +1,39 @@
-"""What Detectron2 wants of a data set and its records, and they hold otherwise."""
+"""Facts and records of a data set as Detectron2 wants them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import write_label_map
 from lqn_seg.data.metadata import Dataset, Metadata, Record
 from lqn_seg.errors import InputError
 
-_SAME_IN_BOTH = (
-    *("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"),
-    *("image_root", "panoptic_root", "panoptic_json", "evaluator_type", "ignore_label"),
-)
-
 
 def detectron2_facts(metadata: Metadata) -> dict[str, Any]:
     """The facts of a data set by Detectron2's names, for its ``MetadataCatalog``.
 
-    ``stuff_classes`` are all names by contiguous id, as for Mask2Former. ``thing_classes`` are the
-    things alone where they come first, for COCOEvaluator takes nothing else, and otherwise all
-    names, for the visualiser looks names up by contiguous id.
+    ``stuff_classes`` are all names by contiguous id, and the "stuff" mapping has every id, as for
+    Mask2Former. ``thing_classes`` are the things alone where they come first, for COCOEvaluator
+    takes nothing else, and otherwise all names, for the visualiser looks names up by contiguous id.
     """
-    things_first = metadata.thing_ids == frozenset(range(len(metadata.thing_ids)))
-    count = len(metadata.thing_ids) if things_first else metadata.num_classes
-    facts: dict[str, Any] = {key: getattr(metadata, key) for key in _SAME_IN_BOTH}
+    keys = ("image_root", "panoptic_root", "panoptic_json", "evaluator_type", "ignore_label")
+    facts: dict[str, Any] = {key: getattr(metadata, key) for key in keys}
+    table, things = metadata.dataset_id_to_contiguous_id, metadata.thing_ids
+    count = len(things) if things == set(range(len(things))) else metadata.num_classes
     names, colors = list(metadata.class_names), [c.color for c in metadata.categories]
-    facts |= {"thing_classes": names[:count], "stuff_classes": names, "label_divisor": 1000}
+    facts |= {
+        "thing_dataset_id_to_contiguous_id": {k: v for k, v in table.items() if v in things},
+        "stuff_dataset_id_to_contiguous_id": dict(table),
+        "thing_classes": names[:count],
+        "stuff_classes": names,
+        "label_divisor": 1000,
+    }
     if metadata.json_file:  # Detectron2's COCOEvaluator takes None for a file name
         facts["json_file"] = metadata.json_file
     if all(colors):
@@ -39,10 +44,7 @@ def detectron2_facts(metadata: Metadata) -> dict[str, Any]:
 def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[Record]:
     """A data set's records with ``annotations`` and ``sem_seg_file_name``, where it has them.
 
-    Args:
-        dataset: what to complete.
-        folder: where the label maps are written (contiguous ids, 8 bits); several processes may
-            write them at once.
+    Label maps are written to `folder` (contiguous ids, 8 bits), by several processes at once if so.
 
     Raises:
         InputError: a file of the data set is missing or malformed, or a label needs over 8 bits.
@@ -64,3 +66,11 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
             write_label_map(path, metadata.read_semantic(record))
             record["sem_seg_file_name"] = str(path)
     return records
+
+
+def write_label_maps(dataset: Dataset, target: Callable[[Record], str | Path]) -> int:
+    """Write every image's label map (contiguous ids) to its target; returns their number."""
+    records = dataset.records()
+    for record in tqdm(records, desc=dataset.metadata.name, unit="image"):
+        write_label_map(target(record), dataset.metadata.read_semantic(record))
+    return len(records)

@@ -1,8 +1,7 @@
 """Names of files that are made from other names: image ids, paths, values, titles.
 
 Whatever the text holds, its name stays in the folder that it is put into, and two texts never share
-one. A name that is safe everywhere is kept as it is. Any other is cleaned and ends in a hash of the
-whole text.
+one. A name that is safe everywhere is kept. Any other is cleaned and ends in a hash of the text.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from collections.abc import Iterable
 
 _LONGEST = 120  # bytes; file systems take 255, and figures join several names
 _HASH = 12  # hex digits
-_SAFE = re.compile(r"[A-Za-z0-9_@+=][A-Za-z0-9_@+=.-]*")
-_ENDS_IN_HASH = re.compile(rf"-[0-9a-f]{{{_HASH}}}")
-# Names of devices on Windows, with any suffix.
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_SAFE = re.compile(rf"[A-Za-z0-9_@+=]([A-Za-z0-9_@+=.-]{{,{_LONGEST - 2}}}[A-Za-z0-9_@+=-])?")
+# What names that end in a hash look like, and names of devices on Windows, with any suffix.
+_TAKEN = re.compile(rf".*-[0-9a-f]{{{_HASH}}}|(?i:con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
 def file_name(text: object, whole: str = "") -> str:
@@ -35,29 +33,20 @@ def file_name(text: object, whole: str = "") -> str:
     ('x-y-887fcea6a803', 'x-d6b96a97d147', 'e3b0c44298fc')
     """
     text = str(text)
-    safe = (
-        _SAFE.fullmatch(text)
-        and not text.endswith(".")
-        and len(text) <= _LONGEST
-        and not _DEVICE.fullmatch(text)
-        and not _ENDS_IN_HASH.fullmatch(text[-_HASH - 1 :])
-    )
-    return text if safe and not whole else _hashed(text, whole or text)
+    if not whole and _SAFE.fullmatch(text) and not _TAKEN.fullmatch(text):
+        return text
+    digest = hashlib.sha256((whole or text).encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
+    cleaned = re.sub(r"[^\w.@+=-]+", "-", unicodedata.normalize("NFC", text))
+    short = cleaned.encode()[: _LONGEST - _HASH - 1].decode(errors="ignore").strip(".-")
+    return f"{short}-{digest}" if short else digest
 
 
 def file_names(texts: Iterable[object]) -> dict[str, str]:
-    """`file_name` of each text by its `str`; here also those that differ in case alone get hashes,
-    for there are file systems that take "A" and "a" for the same name."""
+    """`file_name` of each text by its `str`; those that differ in case alone get hashes too, for
+    there are file systems that take "A" and "a" for the same name."""
     known = dict.fromkeys(map(str, texts))
     alike = Counter(file_name(text).casefold() for text in known)
     return {
         text: file_name(text, text if alike[file_name(text).casefold()] > 1 else "")
         for text in known
     }
-
-
-def _hashed(text: str, whole: str) -> str:
-    digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
-    cleaned = re.sub(r"[^\w.@+=-]+", "-", unicodedata.normalize("NFC", text))
-    short = cleaned.encode()[: _LONGEST - _HASH - 1].decode(errors="ignore").strip(".-")
-    return f"{short}-{digest}" if short else digest

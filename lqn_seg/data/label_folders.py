@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
-from lqn_seg.data.image_files import (
+from lqn_seg.data.images import (
     IMAGE_SUFFIXES,
-    ImageFiles,
+    describe_turn,
     enumeration,
     find_images,
-    is_hidden,
     is_junk,
+    read_orientation,
+    split_hidden,
+    upright_size,
 )
-from lqn_seg.data.images import describe_turn, read_orientation, upright_size
-from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record
+from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record, class_table
 from lqn_seg.errors import InputError
 
 _SUFFIX = ".png"  # of label maps
@@ -29,59 +29,37 @@ def load_label_folders(
     classes: Sequence[str],
     ignore_label: int = 255,
     prefixes: Sequence[str] = (),
-    *,
     label_table: tuple[int, ...] | None = None,
-    how_to_get: str = "",
 ) -> Dataset:
-    """Open image and label folders as a data set for semantic segmentation.
+    """Open image and label folders as a data set; see `catalog.register_label_folders`.
 
-    The image `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) has its labels in `label_dir/x.png`:
-    one channel, (H, W) like the upright image, a class's place in `classes` or `ignore_label` at
-    every pixel. An image without a label map or with one of another size, a label map without an
-    image and what else does not fit is one of the data set's `problems`.
+    An image without a label map or with one of another size, a label map without an image and what
+    else does not fit is one of the data set's `problems`. For `label_table` see `Metadata`.
 
-    Args:
-        name: the data set's name.
-        classes: class names; a name's place is its label.
-        ignore_label: the label of pixels that do not count.
-        prefixes: only images whose file name starts with one of these; () takes all.
-        label_table: see `Metadata`; None where the files hold places in `classes`.
-        how_to_get: where the files come from; ends the sentence where they are missing.
-
-    Raises:
-        InputError: a folder is missing or `classes` or `ignore_label` make no sense; on `records()`
-            also where no image is found.
+    InputError where a folder is missing or the table makes no sense, on `records()` where no image
+    is found.
     """
-    hint = f": {how_to_get}" if how_to_get else ""
-    for folder in (Path(image_dir), Path(label_dir)):
+    image_root, label_root = Path(image_dir), Path(label_dir)
+    for folder in (image_root, label_root):
         if not folder.is_dir():
-            raise InputError(f"folder {folder} of {name} does not exist{hint}")
-    check_classes(name, classes, ignore_label)
+            raise InputError(f"folder {folder} of {name} does not exist")
     metadata = Metadata(
         name=name,
-        categories=tuple(Category(i, label, False) for i, label in enumerate(classes)),
+        categories=check_classes(name, classes, ignore_label),
         evaluator_type="sem_seg",
         ignore_label=ignore_label,
         label_table=label_table,
         image_root=os.fspath(image_dir),
         sem_seg_root=os.fspath(label_dir),
     )
-    return Dataset(
-        metadata, partial(_listing, name, Path(image_dir), Path(label_dir), tuple(prefixes), hint)
-    )
+    start = tuple(prefixes) or ("",)
+    return Dataset(metadata, lambda: _listing(name, image_root, label_root, start))
 
 
-def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> None:
-    """Hold a table of classes against itself.
-
-    Raises:
-        InputError: it is empty, a name is blank or occurs twice, or `ignore_label` is negative or a
-            class's.
-    """
-    if isinstance(classes, str) or not classes:
-        raise InputError(f"data set {name}: classes must be a list of at least one class name")
-    if blank := [label for label in classes if not label.strip()]:
-        raise InputError(f"data set {name}: the class name {blank[0]!r} is blank")
+def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> tuple[Category, ...]:
+    """`class_table`; an InputError also where a name occurs twice, or `ignore_label` is negative or
+    a class's."""
+    table = class_table(name, classes)
     twice = sorted({label for label in classes if list(classes).count(label) > 1})
     if twice:
         raise InputError(f"data set {name}: the class name {twice[0]!r} occurs twice")
@@ -90,80 +68,64 @@ def check_classes(name: str, classes: Sequence[str], ignore_label: int) -> None:
             f"data set {name}: ignore_label {ignore_label} must lie outside the labels 0 .. "
             f"{len(classes) - 1} of its classes"
         )
+    return table
 
 
-def _listing(
-    name: str, image_root: Path, label_root: Path, prefixes: tuple[str, ...], hint: str
-) -> Listing:
-    found = find_images(image_root)
-    hidden = [p for p in found.hidden if p.name.lstrip("._").startswith(prefixes or "")]
-    images = [p for p in found.images if p.name.startswith(prefixes or "")]
+def _listing(name: str, image_root: Path, label_root: Path, start: tuple[str, ...]) -> Listing:
+    where = f"folder {image_root} of {name}"
+    files = find_images(image_root)
+    images = [path for path in files.images if path.name.startswith(start)]
+    hidden = [path for path in files.hidden if path.name.lstrip("._").startswith(start)]
     if not images:
-        named = f" whose name starts with {' or '.join(prefixes)}" if prefixes else ""
-        raise InputError(
-            f"folder {image_root} of {name} holds no .jpg, .png or other image file{named}{hint}"
-        )
+        named = f" whose name starts with {' or '.join(start)}" if any(start) else ""
+        raise InputError(f"{where} holds no .jpg, .png or other image file{named}")
     by_stem: dict[str, list[Path]] = {}
     for path in images:
         by_stem.setdefault(path.stem, []).append(path)
-    pairs = [
-        (stem, same[0], label_root / f"{stem}{_SUFFIX}")
-        for stem, same in by_stem.items()
-        if len(same) == 1
-    ]
-    problems = [
-        f"folder {image_root} of {name} holds two images named {stem} "
-        f"({enumeration([path.name for path in same])}), and there is one label map for both"
-        for stem, same in by_stem.items()
-        if len(same) > 1
-    ]
+    pairs, problems = [], []
+    for stem, same in by_stem.items():
+        if len(same) == 1:
+            pairs.append((stem, same[0], label_root / f"{stem}{_SUFFIX}"))
+        else:
+            both = enumeration([path.name for path in same])
+            problems.append(
+                f"{where} holds two images named {stem} ({both}), and there is one label map for "
+                "both"
+            )
     labels = [
         path
         for path in sorted(label_root.iterdir())
-        if path.suffix == _SUFFIX and path.name.startswith(prefixes or "")
+        if path.suffix == _SUFFIX and path.name.startswith(start) and path.stem not in by_stem
     ]
-    problems += ImageFiles((), tuple(hidden)).problems(f"folder {image_root} of {name}")
-    problems += without_image(name, [p for p in labels if p.stem not in by_stem])
-    return list_pairs(name, pairs, problems, _not_searched(image_root))
-
-
-def _not_searched(image_root: Path) -> list[str]:
     folders = [p for p in sorted(image_root.iterdir()) if p.is_dir() and not is_junk(p)]
     filled = [p.name for p in folders if p.suffix not in IMAGE_SUFFIXES and find_images(p).images]
-    if not filled:
-        return []
-    return [f"folder {image_root}: the images in its folders {enumeration(filled)} are not read"]
-
-
-def without_image(name: str, labels: Sequence[Path]) -> list[str]:
-    """One sentence where there are label maps without an image."""
-    files = [str(path) for path in labels if not is_hidden(path)]
-    return [f"no image of {name} for the label map {enumeration(files)}"] if files else []
+    notes = [f"folder {image_root}: the images in its folders {enumeration(filled)} are not read"]
+    problems += split_hidden(hidden).problems(where)
+    return list_pairs(name, pairs, labels, problems, notes if filled else ())
 
 
 def list_pairs(
     name: str,
     pairs: Iterable[tuple[str, Path, Path]],
-    problems: Iterable[str] = (),
-    notes: Iterable[str] = (),
+    unpaired: Iterable[Path],
+    problems: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Listing:
-    """The records of those (image id, image, label map) of data set `name` that fit together."""
+    """The records of those (image id, image, label map) of data set `name` that fit together, and
+    one problem more where there are label maps without an image (`unpaired`)."""
     records, misfits = [], []
     for image_id, image, label in pairs:
         try:
             records.append(_record(name, image_id, image, label))
         except InputError as error:
             misfits.append(str(error))
-    return Listing(records, (*misfits, *problems), tuple(notes))
+    labels = enumeration([str(path) for path in split_hidden(unpaired).images])
+    alone = [f"no image of {name} for the label map {labels}"] if labels else []
+    return Listing(records, (*misfits, *problems, *alone), tuple(notes))
 
 
 def _record(name: str, image_id: str, image: Path, label: Path) -> Record:
-    """Detectron2's dictionary of an image of data set `name` and its label map.
-
-    Raises:
-        InputError: the label map is missing or of another size than its upright image, or one of
-            the two is no image.
-    """
+    """Detectron2's dictionary, or an InputError where an image and its label map do not fit."""
     height, width = upright_size(image)
     if not label.is_file():
         raise InputError(f"image {image.name} of {name} has no label map {label}")

@@ -7,30 +7,27 @@ in an array with others has its ``row`` too. `read_labelled_image` reads either 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lqn_seg.data.image_files import ImageFiles, enumeration, find_images, is_junk
-from lqn_seg.data.images import read_record
-from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata, Record
-from lqn_seg.data.wordnet import name_wnids
+from lqn_seg.data.images import enumeration, find_images, is_junk, read_record, split_hidden
+from lqn_seg.data.metadata import Dataset, Listing, Metadata, Record, class_table
 from lqn_seg.errors import InputError
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_WNID = re.compile(r"n\d{8}")
 EVALUATOR_TYPE = "classification"
 
 
 def read_labelled_image(record: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB image of a record.
-
-    Raises:
-        InputError: the file is missing or damaged, or not of the record's size.
-    """
+    """(H, W, 3) uint8 RGB image of a record; InputError where it cannot be read."""
     if "row" not in record:
         return read_record(record)
     return np.array(open_array(record["file_name"])[record["row"]])
@@ -38,11 +35,7 @@ def read_labelled_image(record: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=4)
 def open_array(path: str) -> NDArray[Any]:
-    """A .npy file, mapped into memory: one image of 50000 costs one image.
-
-    Raises:
-        InputError: the file is missing or is no such array.
-    """
+    """A .npy file, mapped into memory: one image of 50000 costs one image."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -51,18 +44,23 @@ def open_array(path: str) -> NDArray[Any]:
         raise InputError(f"array file {path} is damaged or no .npy array ({error})") from None
 
 
-def labelled_metadata(name: str, classes: Sequence[str], root: Path) -> Metadata:
-    """The facts of a data set with one label an image.
+@lru_cache(maxsize=4)
+def class_folders(classes: str) -> dict[str, str]:
+    """WordNet id -> class name of open_clip, in the order of the labels: of "imagenet", or of the
+    200 that "imagenet_a" or "imagenet_r" hold and are scored over."""
+    from open_clip import IMAGENET_CLASSNAMES  # seconds, which no other data set shall wait for
 
-    Raises:
-        InputError: there are no classes, or one has no name.
-    """
-    if not classes:
-        raise InputError(f"data set {name} has no classes")
-    if blank := [label for label in classes if not label.strip()]:
-        raise InputError(f"data set {name} has a class whose name {blank[0]!r} is blank")
-    categories = tuple(Category(i, label, False) for i, label in enumerate(classes))
-    return Metadata(name, categories, EVALUATOR_TYPE, image_root=os.fspath(root))
+    def wnids(classes: str) -> list[str]:
+        """timm ships these lists."""
+        return (files("timm.data") / "_info" / f"{classes}_synsets.txt").read_text().split()
+
+    names = dict(zip(wnids("imagenet"), IMAGENET_CLASSNAMES, strict=True))
+    return {wnid: names[wnid] for wnid in wnids(classes)}
+
+
+def labelled_metadata(name: str, classes: Sequence[str], root: Path) -> Metadata:
+    """The facts of a data set with one label an image."""
+    return Metadata(name, class_table(name, classes), EVALUATOR_TYPE, image_root=os.fspath(root))
 
 
 def same_names(classes: Sequence[str]) -> list[str]:
@@ -86,103 +84,107 @@ def load_image_folder(
     name: str,
     root: str | os.PathLike[str],
     folders: Mapping[str, str] | None = None,
-    share: tuple[float, float] = (0.0, 1.0),
-    how_to_get: str = "",
+    portion: tuple[float, float] = (0.0, 1.0),
 ) -> Dataset:
-    """Open ``root/<class folder>/**`` as a data set.
+    """Open ``root/<class folder>/**`` as a data set; see `catalog.register_image_folder`.
 
     Args:
-        name: the data set's name.
-        folders: class folder -> class name, in the order of the labels. By default every folder is
-            a class, in the order of the names, and is called like its folder with spaces for "_",
-            or like ImageNet's class where it is a WordNet id (n01440764).
-        share: of each class's sorted images, from and to; (0, 1) takes all.
-        how_to_get: where the files come from; ends the sentence where they are missing.
+        folders: class folder -> class name, in the order of the labels; None: every folder.
+        portion: of each class's sorted images, from and to; (0, 1) takes all.
 
     Raises:
-        InputError: the folder is missing or holds no class folder, or class folders have one name,
-            or a name that stands for no class; on `records()` also where it holds no image at all.
+        InputError: the folder is missing or holds no class folder, or two of one name, or one that
+            stands for no class; on `records()` also where it holds no image at all.
     """
     root = Path(root)
-    hint = f": {how_to_get}" if how_to_get else ""
     if not root.is_dir():
-        raise InputError(f"folder {root} of {name} does not exist{hint}")
+        raise InputError(f"folder {root} of {name} does not exist")
     notes: list[str] = []
     if folders is None:
-        folders, notes = _name_folders(name, root, hint)
-    chosen = dict(folders)
-    metadata = labelled_metadata(name, list(chosen.values()), root)
-    load = partial(_listing, name, root, chosen, share, hint)
-    return Dataset(metadata, load, notes=(*notes, *same_names(metadata.class_names)))
+        folders, notes = _name_folders(name, root)
+    table = dict(folders)
+    metadata = labelled_metadata(name, list(table.values()), root)
+    notes += same_names(metadata.class_names)
+    return Dataset(metadata, lambda: _listing(name, root, table, portion), notes=tuple(notes))
 
 
-def _name_folders(name: str, root: Path, hint: str) -> tuple[dict[str, str], list[str]]:
+def _folders_of(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not is_junk(path))
+
+
+def _name_folders(name: str, root: Path) -> tuple[dict[str, str], list[str]]:
     """Class folder -> class name, and notes on what the names are."""
-    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_junk(path))
-    if not found:
-        raise InputError(f"folder {root} of {name} holds no class folders{hint}")
-    if {folder.casefold() for folder in found} <= _SPLITS:
+    folders = _folders_of(root)
+    if not folders:
+        raise InputError(f"folder {root} of {name} holds no class folders")
+    if {folder.casefold() for folder in folders} <= _SPLITS:
         raise InputError(
-            f"folder {root} of {name} holds splits ({', '.join(found)}) and no classes: name one "
+            f"folder {root} of {name} holds splits ({', '.join(folders)}) and no classes: name one "
             "of them"
         )
-    table = name_wnids(found)
-    if unknown := [wnid for wnid, label in table.items() if not label]:
+    wnids = [folder for folder in folders if _WNID.fullmatch(folder)]
+    imagenet = class_folders("imagenet") if wnids else {}
+    if unknown := [wnid for wnid in wnids if wnid not in imagenet]:
         raise InputError(
             f"folder {root} of {name} holds WordNet ids that ImageNet has no class for "
             f"({enumeration(unknown)}): say what they are called (register_image_folder's classes)"
         )
-    names = {folder: table.get(folder) or folder.replace("_", " ") for folder in found}
+    names = {folder: imagenet.get(folder) or folder.replace("_", " ") for folder in folders}
     first: dict[str, str] = {}
-    for folder in found:
+    for folder in folders:
         other = first.setdefault(_words(names[folder]), folder)
-        if other != folder and not {folder, other} <= table.keys():
+        if other != folder and not {folder, other} <= imagenet.keys():
             raise InputError(
                 f"folders {other!r} and {folder!r} of {root} are both the class "
                 f"{names[folder]!r} of {name}"
             )
-    notes = [f"{len(table)} class folders are WordNet ids: they have ImageNet's names"]
-    numbers = [f"the class folders of {root} are numbers, and so are the classes' names"]
-    is_numbered = all(folder.isdigit() for folder in found)
-    return names, [*(notes if table else ()), *(numbers if is_numbered else ())]
+    notes = []
+    if wnids:
+        notes.append(f"{len(wnids)} class folders are WordNet ids: they have ImageNet's names")
+    if all(folder.isdigit() for folder in folders):
+        notes.append(f"the class folders of {root} are numbers, and so are the classes' names")
+    return names, notes
 
 
 def _listing(
-    name: str, root: Path, folders: Mapping[str, str], share: tuple[float, float], hint: str
+    name: str, root: Path, folders: Mapping[str, str], portion: tuple[float, float]
 ) -> Listing:
+    where = f"folder {root} of {name}"
+    there = _folders_of(root)
     records: list[Record] = []
     hidden: list[Path] = []
     empty, nested = [], []
     for label, folder in enumerate(folders):
-        found = find_images(root / folder, below=True)
-        first, last = (round(end * len(found.images)) for end in share)
-        hidden += found.hidden
-        if not found.images and (root / folder).is_dir():
+        files_of_class = find_images(root / folder, below=True)
+        first, last = (round(end * len(files_of_class.images)) for end in portion)
+        hidden += files_of_class.hidden
+        if not files_of_class.images and folder in there:
             empty.append(folder)
-        if any(path.parent != root / folder for path in found.images):
+        if any(path.parent != root / folder for path in files_of_class.images):
             nested.append(folder)
         records += [
             {"file_name": str(path), "image_id": path.relative_to(root).as_posix(), "label": label}
-            for path in found.images[first:last]
+            for path in files_of_class.images[first:last]
         ]
     if not records:
-        raise InputError(f"folder {root} of {name} holds no images{hint}")
-    others = [p.name for p in sorted(root.iterdir()) if p.is_dir() and not is_junk(p)]
+        raise InputError(f"{where} holds no images")
+    lost = [p.name for p in sorted(root.iterdir()) if p.is_symlink() and not p.exists()]
+    loose = [path.name for path in find_images(root).images if path.is_file()]
+    problems = {
+        "holds links to nowhere": lost,
+        "holds images outside the class folders": loose,
+    }
     notes = {
         "class folders without an image": empty,
         "class folders that are not there": [f for f in folders if not (root / f).is_dir()],
         "class folders whose images lie in folders of their own, and count": nested,
-        "folders that are no class and are left out": [f for f in others if f not in folders],
+        "folders that are no class and are left out": [f for f in there if f not in folders],
     }
-    loose = [path.name for path in find_images(root).images if path.is_file()]
-    where = f"folder {root} of {name}"
-    problems = ImageFiles((), tuple(hidden)).problems(where)
-    if lost := [p.name for p in sorted(root.iterdir()) if p.is_symlink() and not p.exists()]:
-        problems.append(f"{where} holds links to nowhere: {enumeration(lost)}")
-    if loose:
-        problems.append(f"{where} holds images outside the class folders: {enumeration(loose)}")
     return Listing(
         records,
-        tuple(problems),
+        (
+            *split_hidden(hidden).problems(where),
+            *(f"{where} {what}: {enumeration(names)}" for what, names in problems.items() if names),
+        ),
         tuple(f"{where}: {what}: {enumeration(names)}" for what, names in notes.items() if names),
     )

@@ -27,31 +27,27 @@ def encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"segmentation": _text(rle), "area": area, "bbox": box}
 
 
+def describe_segment(ids: NDArray[np.integer], segment: int, category_id: int) -> dict[str, Any]:
+    """COCO's entry of `segments_info` for a segment of an id map (H, W)."""
+    shape = encode(ids == segment)
+    bbox = [int(value) for value in shape["bbox"]]
+    about = {"id": segment, "category_id": category_id, "iscrowd": 0}
+    return {**about, "area": shape["area"], "bbox": bbox}
+
+
 def compress(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
     """COCO's three forms (polygons, list of run lengths, compressed RLE) as compressed RLE.
 
     Raises:
-        ValueError: as `check`.
+        ValueError: it is no mask of this size. The message goes on after the segmentation's name.
     """
     if isinstance(segmentation, RunLengths):
         counts = _joined(run_lengths(segmentation, height, width)).tolist()
-        return _text(
-            mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        )
-    _check_polygons(segmentation, height, width)
-    return _text(mask_api.merge(mask_api.frPyObjects(segmentation, height, width)))
-
-
-def check(segmentation: Segmentation, height: int, width: int) -> None:
-    """Whether a segmentation is a mask of (height, width).
-
-    Raises:
-        ValueError: it is not. The message goes on after the segmentation's name.
-    """
-    if isinstance(segmentation, RunLengths):
-        run_lengths(segmentation, height, width)
+        rle = mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     else:
         _check_polygons(segmentation, height, width)
+        rle = mask_api.merge(mask_api.frPyObjects(list(segmentation), height, width))
+    return _text(rle)
 
 
 def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -59,17 +55,8 @@ def decode(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
     return mask_api.decode(dict(segmentation)).astype(bool)
 
 
-def area(segmentation: Mapping[str, Any]) -> int:
-    """The pixels of a compressed RLE."""
-    return int(mask_api.area(dict(segmentation)))
-
-
 def run_lengths(segmentation: RunLengths, height: int, width: int) -> NDArray[np.int64]:
-    """The lengths of the runs of zeros and ones, in turn, zeros first.
-
-    Raises:
-        ValueError: the size is another, or the lengths do not add up to it.
-    """
+    """The lengths of the runs of zeros and ones, in turn, zeros first; ValueError as `compress`."""
     if segmentation.size != (height, width):
         raise ValueError(f".size is {list(segmentation.size)}, {_image(height, width)}")
     counts = segmentation.counts

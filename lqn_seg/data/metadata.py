@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lqn_seg.data.coco_json import Category, Instances, read_instances
 from lqn_seg.data.images import read_id_map, read_label_map
+from lqn_seg.data.instances import Instances, read_instances
 from lqn_seg.data.masks import encode
+from lqn_seg.data.schema import Category
 from lqn_seg.errors import InputError
 
 Record = dict[str, Any]
@@ -23,10 +24,10 @@ class Metadata:
     """Facts about a data set. A contiguous id is an index into `categories`.
 
     Attributes:
-        name: the data set's name.
         categories: the table; things and stuff may be mixed.
         evaluator_type: the word of Detectron2 or Mask2Former for how it is evaluated:
-            "coco_panoptic_seg", "ade20k_panoptic_seg", "coco", "sem_seg" or "cityscapes_sem_seg".
+            "coco_panoptic_seg", "ade20k_panoptic_seg", "coco", "sem_seg" or "cityscapes_sem_seg";
+            or "classification".
         ignore_label: the semantic label of pixels that do not count; 65535 in place of one that is
             a category's.
         label_table: what label k of a semantic file means, a contiguous id or `ignore_label`; None
@@ -52,7 +53,6 @@ class Metadata:
 
     @property
     def num_classes(self) -> int:
-        """Number of categories, things and stuff together."""
         return len(self.categories)
 
     @property
@@ -66,121 +66,67 @@ class Metadata:
         return frozenset(i for i, category in enumerate(self.categories) if category.isthing)
 
     @cached_property
-    def stuff_ids(self) -> frozenset[int]:
-        """Contiguous ids of the stuff."""
-        return frozenset(range(self.num_classes)) - self.thing_ids
-
-    @cached_property
     def dataset_id_to_contiguous_id(self) -> dict[int, int]:
         """The data set's own category id -> index into `categories`."""
         return {category.id: i for i, category in enumerate(self.categories)}
 
-    # The next four have Detectron2's names and its layout: both lists of names are indexed by
-    # contiguous id, so both are the full table; its semantic evaluator needs every id in the
-    # "stuff" mapping (as Mask2Former registers its data sets).
-    @property
-    def thing_classes(self) -> tuple[str, ...]:
-        """All names by contiguous id, or () where the data set has no things (Detectron2)."""
-        return self.class_names if self.thing_ids else ()
-
-    @property
-    def stuff_classes(self) -> tuple[str, ...]:
-        """All names by contiguous id (Detectron2)."""
-        return self.class_names
-
-    @property
-    def thing_dataset_id_to_contiguous_id(self) -> dict[int, int]:
-        """Own id -> contiguous id, things only (Detectron2)."""
-        return {k: v for k, v in self.dataset_id_to_contiguous_id.items() if v in self.thing_ids}
-
-    @property
-    def stuff_dataset_id_to_contiguous_id(self) -> dict[int, int]:
-        """Own id -> contiguous id, every category (Detectron2)."""
-        return dict(self.dataset_id_to_contiguous_id)
-
     def read_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
-        """Read a record's ground-truth id map and hold it against `segments_info`.
-
-        Returns:
-            (H, W) int32 segment ids, 0 = void.
-
-        Raises:
-            InputError: the record has no `pan_seg_file_name` or `segments_info`, the file cannot be
-                read, its size is not the record's, or its ids or their areas are not those of
-                `segments_info`.
-        """
-        path = _field(record, "pan_seg_file_name")
+        """Read a record's (H, W) segment ids, 0 = void; InputError where the file cannot be read or
+        its size, ids or their areas are not those of the record and its `segments_info`."""
+        path, image_id = _field(record, "pan_seg_file_name"), record.get("image_id")
         ids = read_id_map(path)
         _check_size(ids, record, path)
         listed = {int(s["id"]): s for s in _field(record, "segments_info")}
         values, counts = np.unique(ids, return_counts=True)
-        drawn = {k: n for k, n in zip(values.tolist(), counts.tolist(), strict=True) if k}
+        drawn = {k: n for k, n in zip(values.tolist(), counts.tolist()) if k}
         if extra := drawn.keys() - listed.keys():
             raise InputError(
                 f"panoptic map {path} holds segment id {min(extra)}, which the field "
-                f"segments_info of image {record.get('image_id')} does not list"
+                f"segments_info of image {image_id} does not list"
             )
         if missing := listed.keys() - drawn.keys():
             raise InputError(
-                f"the field segments_info of image {record.get('image_id')} lists segment id "
-                f"{min(missing)}, which has no pixel in panoptic map {path}"
+                f"the field segments_info of image {image_id} lists segment id {min(missing)}, "
+                f"which has no pixel in panoptic map {path}"
             )
         for key, pixels in drawn.items():  # PQ believes the area, as panopticapi does
             if listed[key].get("area", pixels) != pixels:
                 raise InputError(
-                    f"segment {key} of image {record.get('image_id')} has {pixels} pixels in "
-                    f"{path}, segments_info says area {listed[key]['area']}"
+                    f"segment {key} of image {image_id} has {pixels} pixels in {path}, "
+                    f"segments_info says area {listed[key]['area']}"
                 )
         return ids
 
     def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
-        """Read a record's semantic ground truth: from its label map, or else its panoptic map.
+        """Read a record's (H, W) labels, contiguous ids or `ignore_label`, from its label map.
 
-        This is the one place where raw labels become contiguous ids (`label_table`). From a
-        panoptic map every pixel gets its segment's category, crowds too, and void is ignored, as in
-        the scripts of Detectron2 and Mask2Former that make label maps from panoptic ones.
-
-        Returns:
-            (H, W) int32, contiguous ids or `ignore_label`.
-
-        Raises:
-            InputError: as `read_panoptic`, or a label lies outside the table.
+        Without one, every pixel of the panoptic map gets its segment's category, crowds too, and
+        void is ignored, as in the scripts of Detectron2 and Mask2Former. InputError as in
+        `read_panoptic`, or where a label lies outside the table.
         """
         if "sem_seg_file_name" not in record:
-            return self._semantic_from_panoptic(record)
-        path = record["sem_seg_file_name"]
+            ids = self.read_panoptic(record)
+            labels = np.full(ids.shape, self.ignore_label, dtype=np.int32)
+            for segment in record["segments_info"]:
+                labels[ids == segment["id"]] = segment["category_id"]
+            return labels
+        path, table = record["sem_seg_file_name"], self.label_table
         labels = read_label_map(path)
         _check_size(labels, record, path)
-        known = (labels >= 0) & (labels < len(self.label_table or self.categories))
-        if self.label_table is None:
+        known = (labels >= 0) & (labels < len(table or self.categories))
+        if table is None:
             known |= labels == self.ignore_label
         if not known.all():
-            ignored = f" (and not the ignore label {self.ignore_label})"
+            ignored = "" if table else f" (and not the ignore label {self.ignore_label})"
             raise InputError(
                 f"label map {path} holds label {int(labels[~known][0])}, outside the "
-                f"{self.num_classes} classes of {self.name}{'' if self.label_table else ignored}"
+                f"{self.num_classes} classes of {self.name}{ignored}"
             )
-        if self.label_table is None:
-            return labels
-        return np.array(self.label_table, np.int32)[labels]
-
-    def _semantic_from_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
-        ids = self.read_panoptic(record)
-        labels = np.full(ids.shape, self.ignore_label, dtype=np.int32)
-        for segment in record["segments_info"]:
-            labels[ids == segment["id"]] = segment["category_id"]
-        return labels
+        return labels if table is None else np.array(table, np.int32)[labels]
 
     def read_instances(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Read a record's instances: from `json_file`, or else the things of its panoptic map.
-
-        Returns:
-            COCO annotations: "category_id" (contiguous), "segmentation" (compressed RLE), "area"
-            (pixels), "bbox" (x, y, width, height) and "iscrowd" of each.
-
-        Raises:
-            InputError: `json_file` is malformed or does not list the image, or as `read_panoptic`.
-        """
+        """Read a record's instances from `json_file`, or else the things of its panoptic map;
+        `Instances.of_image` has their form and errors."""
         if self.json_file is not None:
             size = int(_field(record, "height")), int(_field(record, "width"))
             return self.instances.of_image(record["image_id"], *size)
@@ -197,27 +143,28 @@ class Metadata:
 
     @cached_property
     def instances(self) -> Instances:
-        """What `json_file` says; read when it is first asked for.
-
-        Raises:
-            InputError: it is malformed, or its categories are not those of the table.
-        """
+        """What `json_file` says, read at the first use; InputError as in `read_instances`."""
         return read_instances(self.json_file or "", self.categories, self.name)
+
+
+def class_table(name: str, classes: Sequence[str]) -> tuple[Category, ...]:
+    """The categories of data set `name`, without instances, from class names by label; InputError
+    where there is none, or one is blank."""
+    if isinstance(classes, str) or not classes:
+        raise InputError(f"data set {name}: classes must be a list of at least one class name")
+    if blank := [label for label in classes if not label.strip()]:
+        raise InputError(f"data set {name}: the class name {blank[0]!r} is blank")
+    return tuple(Category(i, label, False) for i, label in enumerate(classes))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a look at the files found.
-
-    Attributes:
-        records: of the images that can be used, as far as a look can tell.
-        problems: sentences that name what is left out.
-        notes: sentences on what is odd but harmless.
-    """
+    """The records of the images that can be used, as far as a look at the files can tell; sentences
+    that name what is left out; sentences on what is odd but harmless."""
 
     records: list[Record]
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -228,71 +175,46 @@ class Dataset:
     `image_id`, `height`, `width`, and `pan_seg_file_name` + `segments_info` (category ids
     contiguous) or `sem_seg_file_name`.
 
-    Attributes:
-        metadata: its facts.
-        load: makes the list.
-        problems: a sentence for every entry that is no image and cannot be listed (an annotation
-            of an image that is not there); those that show only when files are looked at are there
-            after `listed`.
-        notes: sentences on what is odd but harmless.
+    `problems` are sentences that name what cannot be used, `notes` what is odd but harmless; those
+    that `load` gives are among them after `listed`.
     """
 
     metadata: Metadata
-    load: Callable[[], list[Record] | Listing]
+    load: Callable[[], Listing]  # looks at the files
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def listed(self) -> Dataset:
-        """The data set with its files looked at, once: all `problems` and `notes` are known.
-
-        Raises:
-            InputError: there is nothing to list.
-        """
-        found = self.load()
-        if not isinstance(found, Listing):
-            found = Listing(found)
-        return replace(
-            self,
-            load=lambda: [dict(record) for record in found.records],
-            problems=(*self.problems, *found.problems),
-            notes=(*self.notes, *found.notes),
+        """The data set with its files looked at, once: all `problems` and `notes` are known."""
+        listing = self.load()
+        return Dataset(
+            self.metadata,
+            lambda: Listing([dict(record) for record in listing.records]),
+            (*self.problems, *listing.problems),
+            (*self.notes, *listing.notes),
         )
 
     def records(self, strict: bool = True) -> list[Record]:
         """List the images; the dictionaries are the caller's to change.
 
-        Args:
-            strict: whether `problems` are an error; if not, what they name is left out, and the
-                caller reports them (of a data set that is `listed`).
-
-        Raises:
-            InputError: the first of the problems, or a file is missing or malformed.
+        The first of the problems is an InputError where `strict`. Otherwise what they name is left
+        out, and the caller reports them (of a data set that is `listed`).
         """
-        if strict and self.problems:
-            raise InputError(self.problems[0])
-        found = self.load()
-        if not isinstance(found, Listing):
-            return found
-        if strict and found.problems:
-            raise InputError(found.problems[0])
-        return found.records
+        listing = self.load()
+        if strict and (problems := [*self.problems, *listing.problems]):
+            raise InputError(problems[0])
+        return listing.records
 
     def with_instances(self) -> Dataset:
-        """The data set with its `json_file` read and checked; what is wrong there is a problem too.
-
-        Raises:
-            InputError: as `Metadata.instances`.
-        """
+        """The data set with its `json_file` read; annotations of no image are problems too."""
         more = self.metadata.instances.problems if self.metadata.json_file else ()
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *more))))
 
 
 def _field(record: Mapping[str, Any], key: str) -> Any:
     if key not in record:
-        raise InputError(
-            f"the record of image {record.get('image_id')} has no field {key}, which its "
-            "evaluation needs"
-        )
+        image_id = record.get("image_id")
+        raise InputError(f"the record of image {image_id} has no field {key}, which is needed")
     return record[key]
 
 

@@ -14,7 +14,7 @@ from lqn_seg.adapt.calibration import FILE_NAME, PASSES, QUANTILE, calibrate, sa
 from lqn_seg.config.nodes import load_cfg, segmentation_config
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.data.catalog import Dataset, get_dataset
-from lqn_seg.data.image_files import find_images
+from lqn_seg.data.images import find_images
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.build import build_teacher, describe_teacher, find_local

@@ -23,8 +23,7 @@ from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.file_names import file_name
-from lqn_seg.data.image_files import find_images
-from lqn_seg.data.images import read_image, read_record
+from lqn_seg.data.images import find_images, read_image, read_record
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.evaluate import Condition
 from lqn_seg.errors import InputError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lqn_seg.data.ade20k import ADE20K_CLASSES
 from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.segmentation_sets import ADE20K_CLASSES
 from lqn_seg.errors import InputError
 
 RAW = np.array([[0, 1, 150], [2, 13, 0]], dtype=np.uint8)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lqn_seg.data.ade20k import ADE20K_CLASSES, ADE20K_STUFF
 from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.segmentation_sets import ADE20K_CLASSES, ADE20K_STUFF
 from lqn_seg.errors import InputError
 
 # Raw labels: 1 wall, 3 sky, 13 person, 0 other. Instance categories: 4 person, 1 bed.
@@ -47,7 +47,7 @@ def test_stuff_under_instances(root: Path, script) -> None:
     metadata = dataset.metadata
     assert metadata.evaluator_type == "ade20k_panoptic_seg"
     assert (metadata.num_classes, len(metadata.thing_ids)) == (150, 100)
-    assert metadata.stuff_ids == ADE20K_STUFF and metadata.panoptic_json == str(path)
+    assert not metadata.thing_ids & ADE20K_STUFF and metadata.panoptic_json == str(path)
     (record,) = dataset.records()
     assert record["image_id"] == "ADE_val_00000001" and record["file_name"].endswith("1.jpg")
     ids = metadata.read_panoptic(record)

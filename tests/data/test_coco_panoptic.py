@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import pytest
 from PIL import Image
 
 from lqn_seg.data import catalog
-from lqn_seg.data.catalog import dataset_names, get_dataset, register_coco_panoptic
-from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.images import read_label_map, write_id_map, write_label_map
 from lqn_seg.data.masks import decode
 from lqn_seg.errors import InputError
@@ -64,11 +63,9 @@ def test_records_are_detectron2s(tmp_path: Path) -> None:
 
 def test_contiguous_ids_are_indices_of_the_table_sorted_by_id(tmp_path: Path) -> None:
     metadata = load_coco_panoptic("mine", *write(tmp_path, CONTENT)).metadata
-    assert metadata.class_names == metadata.stuff_classes == ("car", "sky", "road")
+    assert metadata.class_names == ("car", "sky", "road")
     assert metadata.thing_ids == {0}
-    assert metadata.stuff_ids == {1, 2}
-    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0}
-    assert metadata.stuff_dataset_id_to_contiguous_id == {4: 0, 17: 1, 90: 2}
+    assert metadata.dataset_id_to_contiguous_id == {4: 0, 17: 1, 90: 2}
     assert metadata.categories[2].color == (1, 2, 3)
     assert metadata.categories[0].color is None
     assert (metadata.evaluator_type, metadata.ignore_label) == ("coco_panoptic_seg", 255)
@@ -96,8 +93,8 @@ def test_instances_come_from_the_map_or_from_the_json_that_is_named(tmp_path: Pa
 
     square = {"image_id": 11, "category_id": 4, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
     square |= {"area": 3.5, "bbox": [0, 0, 2, 2]}
-    own = {**CONTENT, "annotations": [square]}
-    (tmp_path / "instances.json").write_text(json.dumps(own))
+    instances = {**CONTENT, "annotations": [square]}
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
     dataset = load_coco_panoptic(
         "mine", *write(tmp_path, CONTENT), json_file=tmp_path / "instances.json"
     )
@@ -122,42 +119,6 @@ def test_label_maps_go_before_the_panoptic_map(tmp_path: Path) -> None:
     )
     found = dataset.metadata.read_semantic(dataset.records()[0])
     np.testing.assert_array_equal(found, [[255, 0, 1, 2]] * 3)
-
-
-Change = Callable[[dict[str, Any]], Any]
-MALFORMED: list[tuple[Change, str]] = [
-    (lambda c: c.pop("images"), "no list under the key 'images'"),
-    (lambda c: c.pop("annotations"), "no list under the key 'annotations'"),
-    (lambda c: c["annotations"].clear(), "nothing under the key 'annotations'"),
-    (lambda c: c["categories"].clear(), "nothing under the key 'categories'"),
-    (lambda c: c["categories"][1].pop("isthing"), r"categories\[1\] has no key 'isthing'"),
-    (lambda c: c["categories"][1].update(id=90), r"categories\[\].id 90 occurs twice"),
-    (lambda c: c["categories"][1].update(name="sky"), r"categories\[\].name 'sky' occurs twice"),
-    (lambda c: c["images"][0].pop("id"), r"images\[0\] has no key 'id'"),
-    (lambda c: c["images"].append(c["images"][0]), r"images\[\].id 11 occurs twice"),
-    (lambda c: c["images"][0].pop("width"), r"images\[0\] has no key 'width'"),
-    (
-        lambda c: c["annotations"].append(c["annotations"][0]),
-        r"annotations\[\].image_id 11 occurs twice",
-    ),
-    (lambda c: c["annotations"][0].pop("segments_info"), "has no key 'segments_info'"),
-    (
-        lambda c: c["annotations"][0]["segments_info"][1].update(category_id=5),
-        r"annotations\[0\].segments_info\[1\].category_id 5 is not among",
-    ),
-    (
-        lambda c: c["annotations"][0]["segments_info"][2].pop("id"),
-        r"annotations\[0\].segments_info\[2\] has no key 'id'",
-    ),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), MALFORMED)
-def test_malformed_json_names_file_and_field(tmp_path: Path, change: Change, message: str) -> None:
-    content = copy.deepcopy(CONTENT)
-    change(content)
-    with pytest.raises(InputError, match=rf"p\.json.*{message}"):
-        load_coco_panoptic("mine", *write(tmp_path, content))
 
 
 def test_an_annotation_without_image_is_a_problem_that_a_caller_can_live_with(
@@ -209,18 +170,6 @@ def test_png_that_disagrees_with_the_json(tmp_path: Path, ids: np.ndarray, messa
     dataset = load_coco_panoptic("mine", *write(tmp_path, CONTENT, ids))
     with pytest.raises(InputError, match=message):
         dataset.metadata.read_semantic(dataset.records()[0])
-
-
-def test_registered_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "_registered", {})
-    files = write(tmp_path, CONTENT)
-    for _ in range(2):
-        register_coco_panoptic("mine", *files)
-    assert get_dataset("mine").metadata.name == "mine"
-    assert "mine" in dataset_names()
-    for name, changed in (("mine", (*files[:2], "other.json")), ("demo_panoptic_val", files)):
-        with pytest.raises(InputError, match=f"'{name}' is already taken"):
-            register_coco_panoptic(name, *changed)
 
 
 def test_unknown_name_gets_the_nearest() -> None:

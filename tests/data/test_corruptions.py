@@ -21,18 +21,6 @@ def picture(height: int = 96, width: int = 128) -> np.ndarray:
     return (40 + 160 * np.stack(channels, -1)).astype(np.uint8)
 
 
-def test_published_constants() -> None:
-    # ImageNet-C, severities 1 .. 5.
-    assert corruptions.GAUSSIAN_NOISE_SCALE == (0.08, 0.12, 0.18, 0.26, 0.38)
-    assert corruptions.DEFOCUS_BLUR == ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))
-    assert corruptions.CONTRAST == (0.4, 0.3, 0.2, 0.1, 0.05)
-    assert corruptions.FOG == ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))
-    assert corruptions.PIXELATE == (0.6, 0.5, 0.4, 0.3, 0.25)
-    assert corruptions.BRIGHTNESS == (0.1, 0.2, 0.3, 0.4, 0.5)
-    assert corruptions.JPEG_QUALITY == (25, 18, 15, 10, 7)
-    assert corruptions.REFERENCE_SIDE == 224
-
-
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_same_arguments_same_pixels_whatever_came_before(name: str) -> None:
     image = picture()
@@ -69,21 +57,6 @@ def test_severity_grows(name: str) -> None:
     assert errors == sorted(errors), errors
 
 
-def test_severity_of_fog_grows() -> None:
-    # The mist is drawn anew for each severity, so the error of one image need not grow; what is
-    # left of the picture's own contrast shrinks: brightest / (brightest + strength).
-    flat = np.full((64, 64, 3), 100, np.uint8)
-    mark = flat.copy()
-    mark[::2] = 200
-    left = []
-    for severity in range(1, 6):
-        fogged = corrupt(mark, "fog", severity).astype(float)
-        left.append((fogged[::2] - fogged[1::2]).mean() / 100)
-        strength = corruptions.FOG[severity - 1][0]
-        assert left[-1] == pytest.approx(200 / 255 / (200 / 255 + strength), abs=0.03)
-    assert left[0] > left[1] > left[2] > left[4]
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 3), (33, 20), (40, 130)])
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_any_size(name: str, shape: tuple[int, int]) -> None:
@@ -95,22 +68,11 @@ def test_any_size(name: str, shape: tuple[int, int]) -> None:
 def test_noise_has_the_published_deviation(severity: int) -> None:
     image = np.full((256, 256, 3), 128, np.uint8)
     noise = corrupt(image, "gaussian_noise", severity) / 255 - 128 / 255
-    scale = corruptions.GAUSSIAN_NOISE_SCALE[severity - 1]
+    scale = (0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]
     # Clipping at 0 and 1 spoils the deviation, not the quartiles.
     low, high = np.quantile(noise, [0.25, 0.75])
     assert (high - low) / 2 == pytest.approx(0.67449 * scale, rel=0.02)
     assert abs(np.median(noise)) < 0.01
-
-
-def test_contrast_closed_form() -> None:
-    image = picture()
-    x = image / 255
-    expected = np.empty_like(x)
-    for channel in range(3):
-        mean = x[..., channel].mean()
-        expected[..., channel] = 0.2 * x[..., channel] + 0.8 * mean
-    got = corrupt(image, "contrast", 3)
-    assert np.abs(got - 255 * expected).max() <= 0.5 + 1e-9
 
 
 @pytest.mark.parametrize("severity", [1, 5])
@@ -145,7 +107,7 @@ def test_jpeg_is_pillows_at_the_published_quality() -> None:
 @pytest.mark.parametrize("severity", range(1, 6))
 def test_blur_at_the_reference_size_is_opencvs(severity: int) -> None:
     cv2 = pytest.importorskip("cv2")
-    radius, sigma = corruptions.DEFOCUS_BLUR[severity - 1]
+    radius, sigma = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     axis = np.arange(-max(8, radius), max(8, radius) + 1)
     disk = (axis[:, None] ** 2 + axis[None] ** 2 <= radius**2).astype(np.float64)
     taps = (3, 3) if radius <= 8 else (5, 5)
@@ -178,23 +140,6 @@ def test_fog_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.abs(corrupt(image, "fog", 3) - 255 * expected).max() <= 0.5 + 1e-9
 
 
-def test_plasma_fractal() -> None:
-    field = plasma_fractal(64, 2.0, np.random.default_rng(0))
-    assert field.shape == (64, 64)
-    assert field.min() == 0
-    assert field.max() == 1
-    # A larger decay is smoother, and the map closes on itself like a torus.
-    steps = []
-    for decay in (1.4, 2.0, 3.0):
-        fields = np.stack([plasma_fractal(64, decay, np.random.default_rng(i)) for i in range(20)])
-        steps.append(np.abs(np.diff(fields, axis=1)).mean())
-        seam = np.abs(fields[:, 0] - fields[:, -1]).mean()
-        assert seam < 1.3 * steps[-1]
-    assert steps[0] > steps[1] > steps[2]
-    with pytest.raises(ValueError, match="power of two"):
-        plasma_fractal(48, 2.0, np.random.default_rng(0))
-
-
 def test_plasma_fractal_literal_loop() -> None:
     side, decay = 16, 1.5
     random = np.random.default_rng(1)
@@ -217,6 +162,8 @@ def test_plasma_fractal_literal_loop() -> None:
     expected = (field - field.min()) / (field.max() - field.min())
     got = plasma_fractal(side, decay, np.random.default_rng(1))
     np.testing.assert_allclose(got, expected, atol=1e-12)
+    with pytest.raises(ValueError, match="power of two"):
+        plasma_fractal(48, 2.0, random)
 
 
 def test_bad_arguments_are_named() -> None:

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.derived import complete_records
 from lqn_seg.data.images import read_label_map, write_id_map
 from lqn_seg.data.label_folders import load_label_folders
-from lqn_seg.data.metadata import Dataset
+from lqn_seg.data.metadata import Dataset, Listing
 from lqn_seg.errors import InputError
 
 IDS = np.array([[0, 1, 1, 2], [3, 1, 1, 2], [3, 3, 300, 300]])
@@ -84,7 +84,7 @@ def test_label_maps_stay_in_their_folder_whatever_an_id_is(tmp_path):
     toy = dataset(tmp_path)
     ids = ["../up", "a/b", "a%2Fb", "a.b"]
     records = [{**toy.records()[0], "image_id": name} for name in ids]
-    complete_records(Dataset(toy.metadata, lambda: records), tmp_path / "labels")
+    complete_records(Dataset(toy.metadata, lambda: Listing(records)), tmp_path / "labels")
     assert len(list((tmp_path / "labels").iterdir())) == 4
 
 

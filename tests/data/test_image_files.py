@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lqn_seg.data.image_files import enumeration, find_images
+from lqn_seg.data.images import enumeration, find_images
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_images_of_a_folder(tree: Path) -> None:
     assert found.problems("here") == [
         "here holds hidden files, which are no images: ._a.webp, .b.jpg"
     ]
-    assert find_images(tree / "nowhere").images == ()
+    assert find_images(tree / "nowhere").images == []
 
 
 def test_images_below_a_folder_once_each(tree: Path) -> None:
@@ -51,7 +51,7 @@ def test_many_names_in_one_sentence() -> None:
 def test_a_folder_that_may_not_be_read_is_not_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert find_images(tmp_path / "missing", below=True).images == ()
+    assert find_images(tmp_path / "missing", below=True).images == []
 
     def scandir(folder: Any) -> Any:  # the superuser may read everything
         raise PermissionError(13, "Permission denied", str(folder))

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lqn_seg.data import catalog
-from lqn_seg.data.camvid import CAMVID_CLASSES, CAMVID_IGNORE
 from lqn_seg.data.catalog import get_dataset, register_label_folders
+from lqn_seg.data.segmentation_sets import CAMVID_CLASSES, CAMVID_IGNORE
 from lqn_seg.errors import InputError
 
 LABELS = np.array([[0, 1, 9], [2, 9, 0]], dtype=np.uint8)
@@ -60,6 +60,7 @@ def test_a_name_means_one_data_set(folders: tuple[Path, Path]) -> None:
         catalog.register_coco_panoptic("mine", *folders, "panoptic.json")
     with pytest.raises(InputError, match="'camvid_sem_seg_val' is already taken"):
         register_label_folders("camvid_sem_seg_val", *folders, CLASSES, 9)
+    assert "mine" in catalog.dataset_names()
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from pycocotools import mask as mask_api
 
 import lqn_seg.detectron2 as lqn
-from lqn_seg.data.ade20k import ADE20K_CLASSES
 from lqn_seg.data.catalog import dataset_names, get_dataset, register_label_folders
-from lqn_seg.data.derived import complete_records
+from lqn_seg.data.derived import complete_records, detectron2_facts
 from lqn_seg.data.masks import decode
 from lqn_seg.detectron2.data import LazyMetadata, class_table
+from lqn_seg.data.segmentation_sets import ADE20K_CLASSES
 from lqn_seg.errors import InputError
 
 THINGS = [c for c in COCO_CATEGORIES if c["isthing"]]
@@ -64,16 +64,14 @@ def coco(tmp_path, monkeypatch):
 
 def test_tables_are_detectron2s(coco):
     panoptic = get_dataset("coco_2017_val_panoptic").metadata
-    theirs = MetadataCatalog.get("coco_2017_val_panoptic")
-    assert list(panoptic.stuff_classes) == theirs.stuff_classes
-    assert panoptic.thing_dataset_id_to_contiguous_id == theirs.thing_dataset_id_to_contiguous_id
-    assert panoptic.evaluator_type == theirs.evaluator_type
+    theirs, keys = MetadataCatalog.get("coco_2017_val_panoptic"), detectron2_facts(panoptic)
+    for key in ("stuff_classes", "thing_dataset_id_to_contiguous_id", "evaluator_type"):
+        assert keys[key] == theirs.get(key)
     assert panoptic.json_file == str(coco / "annotations" / "instances_val2017.json")
     instances = get_dataset("coco_2017_val").metadata
-    theirs = MetadataCatalog.get("coco_2017_val")
-    assert list(instances.thing_classes) == theirs.thing_classes
-    assert instances.thing_dataset_id_to_contiguous_id == theirs.thing_dataset_id_to_contiguous_id
-    assert instances.evaluator_type == theirs.evaluator_type
+    theirs, keys = MetadataCatalog.get("coco_2017_val"), detectron2_facts(instances)
+    for key in ("thing_classes", "thing_dataset_id_to_contiguous_id", "evaluator_type"):
+        assert keys[key] == theirs.get(key)
     # ADE20K: the first of each class's names.
     theirs = MetadataCatalog.get("ade20k_sem_seg_val")
     assert [name.split(",")[0].strip() for name in theirs.stuff_classes] == list(ADE20K_CLASSES)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lqn_seg.data.catalog import Dataset
-from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.coco import load_coco_panoptic
 
 # Things and stuff mixed, ids not contiguous.
 CATEGORIES = [

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lqn_seg.data.catalog import Dataset, Record
-from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.images import write_id_map
 from lqn_seg.evaluation import InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lqn_seg.data.coco_panoptic import load_coco_panoptic
+from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.panoptic import PanopticEvaluator, match_segments, panoptic_quality
 

@@ -157,7 +157,7 @@ def test_a_data_set_is_judged_by_the_images_that_were_read(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes_root))
     from lqn_seg.lab.validate import validate as module
 
-    read, seen = module._read, []
+    read, seen = module.read_ground_truth, []
 
     def reading(*arguments):
         seen.append(1)
@@ -165,7 +165,7 @@ def test_a_data_set_is_judged_by_the_images_that_were_read(
             signal.raise_signal(signal.SIGINT)
         return read(*arguments)
 
-    monkeypatch.setattr(module, "_read", reading)
+    monkeypatch.setattr(module, "read_ground_truth", reading)
     monkeypatch.setattr(sys, "argv", ["validate_dataset.py", "demo_panoptic_val"])
     assert script("tools", "validate_dataset").main() == 130
     said = capsys.readouterr()

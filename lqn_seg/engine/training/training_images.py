@@ -99,8 +99,8 @@ class TrainingImages:
             if (height, width) != self.size and not self.augmentation.crop:
                 raise InputError(
                     f"{self.records[other]['file_name']} is {height}x{width} pixels; the teacher "
-                    f"is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN.AUGMENTATION crop True takes "
-                    "images of any size)"
+                    f"is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN.AUGMENTATION "
+                    "crop takes images of any size)"
                 )
             return decoded
         raise InputError(f"no image can be trained on: {next(iter(self.left_out.values()))}")

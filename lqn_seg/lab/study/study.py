@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import Dataset
-from lqn_seg.data.corruptions import corruption_constants
+from lqn_seg.data.corruptions import STRENGTHS
 from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
@@ -63,7 +63,7 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
     Raises:
         InputError: a file is missing.
     """
-    constants = json.dumps(corruption_constants(), sort_keys=True)
+    constants = json.dumps(STRENGTHS, sort_keys=True)
     hashes = {
         "dataset": dataset_hash(dataset),
         "corruptions": hashlib.sha256(constants.encode()).hexdigest(),

@@ -1,4 +1,4 @@
-"""One image's ground truth of every kind: read, held together, damaged, as a model's output."""
+"""One image's ground truth of every kind: read, checked, damaged, as a model's output."""
 
 from __future__ import annotations
 
@@ -29,23 +29,14 @@ MOST_DETECTIONS = 100  # of a class and image that COCO's AP takes
 
 @dataclass
 class GroundTruth:
-    """What an image's files say, or a damaged copy of that.
-
-    Attributes:
-        image_id: of its record.
-        size: (height, width).
-        segments: id map (H, W) and segments_info, or None where the data set has none.
-        instances: without crowds, or None.
-        labels: (H, W) contiguous ids or the ignore label, or None.
-        notes: what is odd but harmless.
-    """
+    """What an image's files say, or a damaged copy of that; None is what a data set lacks."""
 
     image_id: int | str
-    size: tuple[int, int]
-    segments: tuple[IdMap, Segments] | None = None
-    instances: Instances | None = None
-    labels: IdMap | None = None
-    notes: list[str] = field(default_factory=list)
+    size: tuple[int, int]  # (height, width)
+    segments: tuple[IdMap, Segments] | None = None  # id map (H, W) and segments_info
+    instances: Instances | None = None  # without crowds
+    labels: IdMap | None = None  # (H, W) contiguous ids or the ignore label
+    notes: list[str] = field(default_factory=list)  # what is odd but harmless
 
     @property
     def beyond_ap(self) -> list[int]:
@@ -59,103 +50,86 @@ class GroundTruth:
         if self.segments is not None:
             output["panoptic_seg"] = self.segments
         if self.instances is not None:
-            masks = [mask for mask, _, _ in self.instances]
+            masks, categories, scores = zip(*self.instances) if self.instances else ((), (), ())
             output["instances"] = SimpleNamespace(
                 pred_masks=np.array(masks, bool).reshape(-1, *self.size),
-                pred_classes=np.array([category for _, category, _ in self.instances], int),
-                scores=np.array([score for _, _, score in self.instances], float),
+                pred_classes=np.array(categories, int),
+                scores=np.array(scores, float),
             )
         if self.labels is not None:
             output["sem_seg"] = self.labels == np.arange(classes)[:, None, None]
         return output
 
 
-def has_instances(record: Record, metadata: Metadata) -> bool:
-    """Whether AP can be scored."""
-    return bool(metadata.json_file or (metadata.thing_ids and "segments_info" in record))
-
-
-def has_labels(record: Record) -> bool:
-    """Whether mIoU can be scored."""
-    return "segments_info" in record or "sem_seg_file_name" in record
+def tasks_of(record: Record, metadata: Metadata) -> set[str]:
+    """The tasks that a data set has ground truth for; `record` is one of its."""
+    is_panoptic = "segments_info" in record
+    tasks = {
+        "panoptic_seg": is_panoptic,
+        "segm": metadata.json_file or (metadata.thing_ids and is_panoptic),
+        "sem_seg": is_panoptic or "sem_seg_file_name" in record,
+    }
+    return {task for task, is_there in tasks.items() if is_there}
 
 
 def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
-    """Read everything that belongs to an image and hold it together.
-
-    Raises:
-        InputError: a file is missing, damaged, of another size, or disagrees with the JSON.
-    """
+    """Read everything that belongs to an image; an InputError where it does not fit together."""
     height, width = read_labelled_image(record).shape[:2]
-    truth = GroundTruth(record["image_id"], (height, width))
+    truth, tasks = GroundTruth(record["image_id"], (height, width)), tasks_of(record, metadata)
     if "label" not in record:
         turn = untold_turn(record["file_name"])
         truth.notes += [turn] if turn else []
-    if "segments_info" in record:
+    if "panoptic_seg" in tasks:
         truth.segments = metadata.read_panoptic(record), record["segments_info"]
-    if has_instances(record, metadata):
-        truth.instances = []
-        for annotation in _instances(record, metadata):
-            if not annotation["iscrowd"]:
-                mask = decode(annotation["segmentation"])
-                truth.instances.append((mask, annotation["category_id"], 1.0))
-        truth.notes += _beyond_ap_notes(truth, metadata)
-    if has_labels(record):
+    if "segm" in tasks:
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            try:
+                annotations = metadata.read_instances(record)
+            except UserWarning as warning:  # a mask without a pixel
+                raise InputError(str(warning)) from None
+        truth.instances = [
+            (decode(annotation["segmentation"]), annotation["category_id"], 1.0)
+            for annotation in annotations
+            if not annotation["iscrowd"]
+        ]
+        truth.notes += [
+            f"image {truth.image_id} has more than {MOST_DETECTIONS} instances of "
+            f"{metadata.class_names[k]}, and AP takes no more predictions: 100 cannot be reached"
+            for k in truth.beyond_ap
+        ]
+    if "sem_seg" in tasks:
         truth.labels = metadata.read_semantic(record)
-        truth.notes += _train_id_notes(record, truth.labels)
+        # Cityscapes' `labelTrainIds` are not read, but should say what `labelIds` say.
+        path = str(record.get("sem_seg_file_name", ""))
+        other = Path(path.replace("_labelIds.", "_labelTrainIds."))
+        if "_labelIds." in path and other.is_file():
+            count = int((read_label_map(other) != truth.labels).sum())
+            words = f"{other} (not read) disagrees with labelIds at {count} pixels"
+            truth.notes += [words] if count else []
     return truth
 
 
-def _instances(record: Record, metadata: Metadata) -> list[dict[str, Any]]:
-    """An image's instances; a mask without a pixel, which evaluation warns of, is an error here."""
-    with warnings.catch_warnings(action="error", category=UserWarning):
-        try:
-            return metadata.read_instances(record)
-        except UserWarning as warning:
-            raise InputError(str(warning)) from None
-
-
-def _beyond_ap_notes(truth: GroundTruth, metadata: Metadata) -> list[str]:
-    return [
-        f"image {truth.image_id} has more than {MOST_DETECTIONS} instances of "
-        f"{metadata.class_names[category]}, and AP takes no more predictions: 100 cannot be reached"
-        for category in truth.beyond_ap
-    ]
-
-
-def _train_id_notes(record: Record, labels: IdMap) -> list[str]:
-    """Cityscapes' `labelTrainIds` are not read, but should say what `labelIds` say."""
-    path = str(record.get("sem_seg_file_name", ""))
-    other = Path(path.replace("_labelIds.", "_labelTrainIds."))
-    if "_labelIds." not in path or not other.is_file():
-        return []
-    differing = int((read_label_map(other) != labels).sum())
-    if not differing:
-        return []
-    return [f"{other} (not read) disagrees with labelIds at {differing} pixels"]
-
-
 def damage(truth: GroundTruth, metadata: Metadata) -> GroundTruth:
-    """A copy with everything moved a little, some of it dropped, cut or given another class.
-
-    It depends on the image's id and ground truth alone.
-    """
+    """A copy with everything moved a little, some of it dropped, cut or given another class; it
+    depends on the image's id and ground truth alone."""
     rng = np.random.default_rng(zlib.crc32(str(truth.image_id).encode()))
     reach = max(1, min(truth.size) // 25)
-    rows, columns = rng.integers(-reach, reach + 1, 2).tolist()
-    copy = GroundTruth(truth.image_id, truth.size)
-    classes = metadata.num_classes
+    shift = tuple(rng.integers(-reach, reach + 1, 2).tolist())
+    copy, classes = GroundTruth(truth.image_id, truth.size), metadata.num_classes
     if truth.segments is not None:
         ids, segments = truth.segments
-        copy.segments = _damage_segments(
-            np.roll(ids, (rows, columns), (0, 1)), segments, classes, rng
-        )
+        copy.segments = _damage_segments(np.roll(ids, shift, (0, 1)), segments, classes, rng)
     if truth.instances is not None:
-        things = sorted(metadata.thing_ids)
-        moved = [(np.roll(m, (rows, columns), (0, 1)), c, s) for m, c, s in truth.instances]
-        copy.instances = _damage_instances(moved, things, rng)
+        copy.instances = []
+        for mask, category, _ in truth.instances:
+            fate = rng.random()  # one in ten dropped, relabelled, predicted twice
+            if 0.1 <= fate < 0.2:
+                category = int(rng.choice(sorted(metadata.thing_ids)))
+            for _ in range(0 if fate < 0.1 else 2 if 0.2 <= fate < 0.3 else 1):
+                score = float(rng.random())
+                copy.instances.append((np.roll(mask, shift, (0, 1)), category, score))
     if truth.labels is not None:
-        labels = np.roll(truth.labels, (rows, columns), (0, 1))
+        labels = np.roll(truth.labels, shift, (0, 1))
         labels[labels == metadata.ignore_label] = rng.integers(classes)
         labels[: truth.size[0] // 2, : truth.size[1] // 3] = rng.integers(classes)
         copy.labels = labels
@@ -179,17 +153,3 @@ def _damage_segments(
             infos.append({"id": len(infos) + 1, "category_id": category})
             predicted[mask] = len(infos)
     return predicted, infos
-
-
-def _damage_instances(
-    instances: Instances, things: Sequence[int], rng: np.random.Generator
-) -> Instances:
-    """One in ten dropped, relabelled, found twice; scores at random."""
-    found: Instances = []
-    for mask, category, _ in instances:
-        fate = rng.random()
-        if 0.1 <= fate < 0.2:
-            category = int(rng.choice(things))
-        copies = 0 if fate < 0.1 else 2 if 0.2 <= fate < 0.3 else 1
-        found += [(mask, category, float(rng.random())) for _ in range(copies)]
-    return found

@@ -81,33 +81,46 @@ def add_options(parser: Parser, name: str, methods: str) -> None:
     cli.add_config_flags(parser, cli.DEMO)
 
 
-def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
-    """The options as the library's request; those that a figure lacks keep their defaults."""
-    from lqn_seg.lab.inspect.visualize import Request
+def study_curves(arguments: argparse.Namespace) -> list[Path]:
+    from lqn_seg.engine.build import find_local
+    from lqn_seg.lab.inspect.visualize import draw_curves
+    from lqn_seg.lab.study.study_report import run_study
 
-    given = vars(arguments)
-    keys = ("images", "severity", "layers", "projection", "results", "overrides", "device")
-    options = {key: given[key] for key in keys if key in given}
-    return Request(
-        output=arguments.output,
-        config_file=given.get("config_file", str(cli.DEMO)),
-        inputs=given.get("input", []),
-        conditions=names(given.get("corruption", "")),
-        methods=names(given.get("methods", "")),
-        **options,
-    )
+    results = arguments.results
+    if results is None:
+        folder = arguments.output / "study"
+        run_study(find_local("configs/study/quick.yaml"), ["OUTPUT_DIR", str(folder)], resume=True)
+        results = folder / "results.json"
+    return draw_curves(results, arguments.output)
 
 
 def draw(arguments: argparse.Namespace) -> int:
     if "config_file" in arguments:
         cli.check_config(arguments)
     from lqn_seg.engine.store import make_writable
+    from lqn_seg.engine.studio import Studio
     from lqn_seg.lab.inspect.visualize import FIGURES as DRAW
-    from lqn_seg.lab.inspect.visualize import Studio
 
-    studio = Studio(request_of(arguments))
+    if arguments.figure == "curves":
+        make_writable(arguments.output)
+        for path in study_curves(arguments):
+            print(f"written: {path}")
+        return 0
+    given = vars(arguments)
+    studio = Studio(
+        arguments.config_file,
+        arguments.output,
+        arguments.input,
+        arguments.images,
+        names(arguments.corruption),
+        given.get("severity", 3),
+        names(given.get("methods", "")),
+        arguments.overrides,
+        arguments.device,
+    )
     make_writable(arguments.output)
-    for path in DRAW[arguments.figure](studio):
+    options = {key: given[key] for key in ("layers", "projection") if key in given}
+    for path in DRAW[arguments.figure](studio, **options):
         print(f"written: {path}")
     return 2 if studio.failed else 0
 

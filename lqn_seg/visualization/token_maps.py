@@ -35,8 +35,17 @@ class ColorBasis:
 
     def __call__(self, tokens: Float) -> NDArray[np.uint8]:
         """(H, W, D) standardised tokens to uint8 (H, W, 3)."""
-        shares = (tokens @ self.directions - self.low) / (self.high - self.low)
-        return (255 * shares.clip(0, 1)).round().astype(np.uint8)
+        return _colors(tokens @ self.directions, self.low, self.high)
+
+
+def _colors(values: Float, low: Float, high: Float) -> NDArray[np.uint8]:
+    """(..., 3) values, `low` to `high`, to 0..255."""
+    return (255 * ((values - low) / (high - low)).clip(0, 1)).round().astype(np.uint8)
+
+
+def _stacked(maps: Sequence[Float]) -> Float:
+    """(n, D) tokens of (H, W, D) maps together."""
+    return np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in maps])
 
 
 def standardised(tokens: Float, teacher: Float) -> Float:
@@ -51,8 +60,7 @@ def shared_basis(maps: Sequence[Float]) -> ColorBasis:
     Signs are fixed (the largest entry of a direction is positive), so colours do not depend on the
     linear algebra library; the range shown leaves out a hundredth at either end.
     """
-    tokens = np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in maps])
-    tokens = tokens.astype(np.float64)
+    tokens = _stacked(maps).astype(np.float64)
     _, vectors = np.linalg.eigh(tokens.T @ tokens / len(tokens))
     directions = vectors[:, ::-1][:, :3]
     largest = np.abs(directions).argmax(0)
@@ -75,13 +83,12 @@ def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[NDArray[np.uint8]]:
         raise InputError(
             "--projection tsne needs scikit-learn: pip install 'lqn_seg[figures]'"
         ) from error
-    tokens = np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in maps])
+    tokens = _stacked(maps)
     if len(tokens) < 8:
         raise InputError(f"--projection tsne needs at least 8 tokens, not {len(tokens)}")
     perplexity = min(30.0, (len(tokens) - 1) / 3)
-    found = TSNE(3, perplexity=perplexity, init="pca", random_state=seed).fit_transform(tokens)
-    low, high = np.quantile(found, (0.01, 0.99), axis=0)
-    colors = (255 * ((found - low) / (high - low)).clip(0, 1)).round().astype(np.uint8)
+    embedded = TSNE(3, perplexity=perplexity, init="pca", random_state=seed).fit_transform(tokens)
+    colors = _colors(embedded, *np.quantile(embedded, (0.01, 0.99), axis=0))
     ends = np.cumsum([m.shape[0] * m.shape[1] for m in maps])[:-1]
     return [part.reshape(*m.shape[:2], 3) for part, m in zip(np.split(colors, ends), maps)]
 

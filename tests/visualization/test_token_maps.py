@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lqn_seg.visualization import figures
+from lqn_seg.visualization import figures, files
 from lqn_seg.visualization.palette import OUTLINE
 from lqn_seg.visualization.panels import CATEGORY_DIFFERS, SAME, outline_changes
 from lqn_seg.visualization.token_maps import (
@@ -76,7 +76,7 @@ def test_only_the_edge_of_a_change_is_painted():
 
 def test_figures_are_the_same_bytes_and_label_their_axes(tmp_path):
     for name in ("a", "b"):
-        written = figures.draw_layer_errors({"LQN": [0.5, 0.4]}, tmp_path / name, "scene")
+        written = figures.draw_by_layer({"LQN": [0.5, 0.4]}, tmp_path / name, "scene")
         assert [path.suffix for path in written] == [".png", ".svg"]
     for suffix in (".png", ".svg"):
         first, second = ((tmp_path / f"{n}{suffix}").read_bytes() for n in "ab")
@@ -89,11 +89,11 @@ def test_figures_are_the_same_bytes_and_label_their_axes(tmp_path):
 def test_a_picture_and_a_gif_hold_their_pixels(tmp_path):
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (12, 9, 3), dtype=np.uint8)
-    png, svg = figures.save_picture(picture, tmp_path / "p.1", "a < b")
+    png, svg = files.save_picture(picture, tmp_path / "p.1", "a < b")
     assert (np.asarray(Image.open(png)) == picture).all()
     assert png.name == "p.1.png" and "a &lt; b" in svg.read_text()
     flat = [np.full((8, 8, 3), value, np.uint8) for value in (0, 120, 250)]
-    with Image.open(figures.save_gif(flat, tmp_path / "f.gif", 0.1)) as gif:
+    with Image.open(files.save_gif(flat, tmp_path / "f.gif", 0.1)) as gif:
         assert gif.n_frames == 3
         for k, frame in enumerate(flat):
             gif.seek(k)

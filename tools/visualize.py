@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what test-time training does: the paper's figures, from the demo or from your own images.
+"""Draw what test-time training does: the paper's figures, from the demo or from your images.
 
 Figures (each shows its own options with --help):
     panels       EoMT, APM, LQN and ground truth side by side, what changed outlined, scores
@@ -7,7 +7,7 @@ Figures (each shows its own options with --help):
     error        the student's error over variance by layer
     steps        the prediction after each step of the fit: a strip with its curve, and a GIF
     depth        measured time to a layer's tokens: teacher O(l), student O(1)
-    gauge        what the gauge saw of an image under every corruption, and what it decided
+    gauge        damage of an image under every corruption, and the mixing weight that follows
     reconstruct  RGB reconstruction by the students, against the input
     curves       curves of a study from its results.json
 
@@ -39,7 +39,7 @@ FIGURES = {
     "error": ("error over variance by layer", "lqn@paper,lqn@distill,lqn-src@distill"),
     "steps": ("the prediction after each step of the fit", "lqn@distill"),
     "depth": ("measured time to a layer's tokens", "lqn@distill"),
-    "gauge": ("what the gauge saw and decided", ""),
+    "gauge": ("damage and mixing weight by corruption", ""),
     "reconstruct": (
         "RGB reconstruction by the students",
         "apm@paper,lqn@paper,apm@distill,lqn@distill",
@@ -52,12 +52,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
     for name, (what, methods) in FIGURES.items():
-        own = figures.add_parser(
+        command = figures.add_parser(
             name,
             description=f"Draw {what}, as PNG and SVG.",
             epilog=f"example: python tools/visualize.py {name} --output out/",
         )
-        add_options(own, name, methods)
+        add_options(command, name, methods)
     return parser.parse_args()
 
 

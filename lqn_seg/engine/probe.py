@@ -69,11 +69,7 @@ class Probe:
         return self.field.shape[1]
 
     def fit(self, method: LQNConfig, other: Tensor | None = None) -> FittedStudents:
-        """Fresh students of all layers.
-
-        Args:
-            other: (B, l, H, W, D') field to fit in place of the teacher's.
-        """
+        """Fresh students of all layers; `other` is a (B, l, H, W, D') field in place of `field`."""
         tokens = self.field if other is None else other
         method = replace(method, fit=replace(method.fit, layers=None))
         layers, rows, columns, features = tokens.shape[1:]
@@ -153,10 +149,7 @@ def student_recipe(name: str, method: object, all_layers: bool = True) -> LQNCon
 
 def known_classes(names: Sequence[str], who: str = "this teacher") -> str:
     """Which classes a teacher knows, in words: whatever else is there gets one of these names too.
-
-    Args:
-        who: has them; of a CLIP, which knows as many as it is told, the run.
-    """
+    `who` is the run for a CLIP, which knows as many as it is told."""
     more = len(names) - _NAMED
     shown = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     return f"{who} knows {len(names)} classes and no other: {shown}"
@@ -165,13 +158,8 @@ def known_classes(names: Sequence[str], who: str = "this teacher") -> str:
 def is_unlike(
     teacher: Teacher[Any], calibration: Calibration | None, image: Tensor, inference: str = "pad"
 ) -> bool:
-    """Whether an image lies far outside what the teacher was calibrated on, damage apart.
-
-    Args:
-        calibration: of the teacher; without one, or with one that has not measured it, nothing is.
-        image: (3, h, w) uint8; of one that needs several windows, the first.
-        inference: how images meet the teacher.
-    """
+    """Whether a (3, h, w) uint8 image lies far outside what the teacher was calibrated on, damage
+    apart; none does without a calibration, or with one that has not measured it."""
     if calibration is None:
         return False
     hook = Acquaintance(calibration.to(teacher.device))

@@ -49,15 +49,12 @@ ORIGINS = "origins.json"  # in the output folder: which path each name stands fo
 
 @dataclass(frozen=True)
 class Source:
-    """An image to look at.
+    """An image to look at: (h, w, 3) uint8 RGB pixels.
 
     Attributes:
-        name: for headings.
-        pixels: (h, w, 3) uint8 RGB.
-        file_name: begins the names of its figures.
+        name, file_name: for headings, and for the names of its figures.
         origin: the whole path that it was read from.
         record: of the data set it is from, with its ground truth; None for a user's own.
-        condition: what was done to it.
     """
 
     name: str
@@ -255,11 +252,8 @@ class Studio:
         }
 
     def predict_after(self, image: Tensor, recipe: LQNConfig, steps: int) -> Prediction:
-        """A method's prediction after so many steps of its fit.
-
-        It is a fit of its own that ends there. Random numbers are counted by step, so it is the
-        same fit, cut short (a test).
-        """
+        """A method's prediction after so many steps: a fit of its own that ends there. Random
+        numbers are counted by step, so it is the same fit, cut short (a test)."""
         cut = replace(recipe, fit=replace(recipe.fit, steps=steps))
         name = "cut" if steps else UNTRAINED  # which is not warned of
         (predictions,) = self.segmenter_of({name: cut})([image])
@@ -299,8 +293,8 @@ class Studio:
         return "PQ" if self.config.panoptic else "mIoU"
 
     def stem(self, kind: str, image: Source, *parts: object) -> Path:
-        """A file in the output folder, without suffix; another image's figures never take it, not
-        those of an earlier command either: ``origins.json`` there says whose a name is."""
+        """A file in the output folder, without suffix, that no other image's figures take, not
+        those of an earlier command either: ``origins.json`` says whose a name is."""
         path, name = self.output / ORIGINS, image.file_name
         origins = json.loads(path.read_text()) if path.is_file() else {}
         if origins.setdefault(name.casefold(), image.origin) != image.origin:

@@ -117,7 +117,7 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
         for group, line in zip(dict.fromkeys((groups[0], groups[-1])), ("--", "-")):
             label = f"{entry['title']}, {_readable(group)}"
             style: dict[str, Any] = {**_style(results, method), "linestyle": line, "label": label}
-            left.plot(x, [_number(e["scores"][group]) for e in entries], **style)
+            left.plot(x, np.array([e["scores"][group] for e in entries], dtype=float), **style)
             if "minus_baseline" in entry:
                 _whiskers(right, x, [e["minus_baseline"][group] for e in entries], style, tables)
     right.axhline(0, color="black", linewidth=0.8)
@@ -153,22 +153,14 @@ def _whiskers(
     style: dict[str, Any],
     tables: Sequence[Results],
 ) -> None:
-    """Differences with their intervals; what is undefined is left out, and of too few images the
-    interval.
-
-    Args:
-        tables: that each difference is of.
-    """
+    """Differences, each of its table, with their intervals; what is undefined is left out, and of
+    too few images the interval."""
     middle, low, high = (
-        np.array([_number(d[key]) for d in differences]) for key in ("difference", "low", "high")
+        np.array([d[key] for d in differences], float) for key in ("difference", "low", "high")
     )
     shown = np.array([table.get("has_intervals", True) for table in tables])
     bars = [np.where(shown, side.clip(0), np.nan) for side in (middle - low, high - middle)]
     axes.errorbar(x, middle, bars, **{"linestyle": "none", "capsize": 2, "markersize": 4, **style})
-
-
-def _number(value: float | None) -> float:
-    return np.nan if value is None else value
 
 
 def _groups(table: Results) -> list[str]:

@@ -97,7 +97,7 @@ def draw_steps(
     metric: str,
     heading: str,
 ) -> list[Path]:
-    """The prediction after chosen steps of the fit above the error (and the score, where there is
+    """The prediction after some steps of the fit above the error (and the score, where there is
     ground truth) by step."""
     columns = min(len(steps), 6)
     rows = -(-len(steps) // columns)
@@ -144,12 +144,14 @@ def draw_gauge(
         for axes, ys in zip((left, right), zip(*values)):
             axes.plot(np.arange(len(values)), ys, **style)
     edge: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": "--"}
-    left.axhline(undamaged, label="clean images stay below;\nabove it, tokens are restored", **edge)
+    left.axhline(
+        undamaged, label="clean images stay below;\nabove it, statistics are aligned", **edge
+    )
     left.legend(handles=left.lines[-1:], fontsize="small", loc="upper left")
     left.set_ylabel("damage at the patch embedding\n(r.m.s. log change of deviations)")
     left.set_ylim(bottom=0)
-    right.set(ylabel="share of the student's answer in the whole", ylim=(-0.03, 1.03))
-    for axes, title in ((left, "what the gauge saw"), (right, "what it decided")):
+    right.set(ylabel="mixing weight of the student's tokens", ylim=(-0.03, 1.03))
+    for axes, title in ((left, "damage"), (right, "mixing weight")):
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("severity (0: the image as it is)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

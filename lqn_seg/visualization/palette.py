@@ -54,11 +54,8 @@ def series_style(index: int) -> dict[str, Any]:
 
 
 def distinct_color(index: int) -> Color:
-    """Colour number `index` of an endless fixed list, for a category without its own.
-
-    Hues advance by the golden ratio, so any first n are spread over the colour circle; saturation
-    and value cycle slowly so that neighbours in hue differ in brightness too.
-    """
+    """Colour number `index` of an endless fixed list, for a category without its own: hues advance
+    by the golden ratio, and neighbours in hue differ in saturation or brightness."""
     hue = (0.02 + index * _GOLDEN_RATIO) % 1.0
     saturation = (0.72, 0.50, 0.88)[index // 8 % 3]
     value = (0.92, 0.74, 0.58)[index // 4 % 3]
@@ -83,11 +80,7 @@ def category_color(category: CategoryLike, index: int) -> Color:
 
 
 def instance_shades(color: Color) -> tuple[Color, ...]:
-    """Shades of one category's colour, all different; the first is the colour itself.
-
-    Lightness moves up and down and hue a little, within bounds that keep even black and white
-    categories apart. More instances than shades reuse them in turn.
-    """
+    """Shades of one category's colour, all different; the first is the colour itself."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(v / 255 for v in color))
     # Room on both sides: a shade that left [0, 1] would be clipped into another one.
     centre = min(max(lightness, 0.26), 0.74)
@@ -105,10 +98,9 @@ def segment_colors(
 ) -> dict[int, Color]:
     """Colour of every segment of one panoptic map (H, W).
 
-    Stuff takes its category's colour. Things take shades of it, chosen by where the object lies
-    in the picture (its centroid), so that the same object keeps its colour from panel to panel
-    even where segment ids differ or another object was missed; objects that would share a shade
-    move on to the next free one.
+    Stuff takes its category's colour. Things take shades of it, by where in the picture they lie,
+    so that an object keeps its colour from panel to panel even where segment ids differ or another
+    object was missed; of two that would share a shade, the smaller takes the next free one.
 
     Raises:
         InputError: a `category_id` is outside the table.

@@ -86,17 +86,10 @@ def overlay(
     categories: Sequence[CategoryLike],
     size: Size | None = None,
 ) -> np.ndarray:
-    """The image with its segments in colour and their borders in white.
+    """The image with its segments in colour and their borders in white, one pixel wide at `size`.
 
     Pixels of no segment keep the image's own colours under thin hatching, so that what a
     prediction left out stands out and can still be looked at.
-
-    Args:
-        categories: in the order of their contiguous ids.
-        size: to draw at; borders are one pixel wide at this size.
-
-    Raises:
-        InputError: map and image differ in size, or a segment has no category.
     """
     ids, segments = segmentation
     if ids.shape != image.shape[:2]:
@@ -121,10 +114,9 @@ def difference_map(
 ) -> np.ndarray:
     """Where two segmentations of one size disagree, as a uint8 map (H, W) of three values.
 
-    `CATEGORY_DIFFERS`: the two maps give the pixel different categories (void counts as one).
-    `INSTANCE_DIFFERS`: same thing category, but the two segments are not each other's match; a
-    match is an IoU above 0.5, which makes it unique (Kirillov et al., Panoptic Segmentation, 2019,
-    Theorem 1). `SAME`: everything else. Segment ids themselves are never compared.
+    `CATEGORY_DIFFERS`: different categories (void counts as one). `INSTANCE_DIFFERS`: same thing
+    category, but the two segments are no match; a match is an IoU above 0.5, which makes it unique
+    (Kirillov et al., Panoptic Segmentation, 2019, Theorem 1). `SAME`: everything else.
     """
     category, other = (
         _by_id(s.ids, {int(x["id"]): int(x["category_id"]) for x in s.segments}, -1)
@@ -170,10 +162,8 @@ def outline_changes(drawn: np.ndarray, differences: np.ndarray) -> np.ndarray:
 def legend_entries(
     segmentations: Sequence[Segmentation], categories: Sequence[CategoryLike]
 ) -> list[tuple[str, Color]]:
-    """Name and colour of every category that occurs in any of the segmentations, in table order.
-
-    A last entry, "no segment", is there if some pixel belongs to none.
-    """
+    """Name and colour of every category that occurs in any of the segmentations, in table order,
+    and "no segment" if some pixel belongs to none."""
     present = {int(s["category_id"]) for seg in segmentations for s in seg.segments}
     entries = [(categories[i].name, category_color(categories[i], i)) for i in sorted(present)]
     if any((seg.ids == 0).any() for seg in segmentations):
@@ -182,11 +172,8 @@ def legend_entries(
 
 
 def cell_size(height: int, width: int) -> Size:
-    """The size at which a panel shows an image: about 256 to 320 px on its longer side.
-
-    Small images grow by a whole factor, so that every pixel stays a square of one size; large ones
-    shrink to 320 px.
-    """
+    """The size at which a panel shows an image: about 256 to 320 px on its longer side. Small ones
+    grow by a whole factor, so that every pixel stays a square of one size."""
     longest = max(height, width)
     if longest <= 320:
         factor = max(1, round(272 / longest))
@@ -202,11 +189,10 @@ def comparison_row(
     label: str = "",
     figures: Mapping[str, str] | None = None,
 ) -> Row:
-    """Image, ground truth if there is one, one overlay per prediction, and where the last one
-    differs from the first. Regions of a prediction that differ from the first are outlined.
+    """Image, ground truth if there is one, one overlay per prediction, with what differs from the
+    first outlined, and where the last differs from the first.
 
     Args:
-        predictions: by method, drawn in this order.
         figures: by method, short text beside its title, for example "PQ 61.3".
     """
     size = cell_size(*image.shape[:2])
@@ -226,15 +212,8 @@ def comparison_row(
 def panel(rows: Sequence[Row], legend: Sequence[tuple[str, Color]] = ()) -> np.ndarray:
     """Rows of titled pictures on white, with row labels at the left and a legend at the bottom.
 
-    A title that repeats the one above it, figure included, is written once. Within a column all
-    cells are as wide as the widest; within a row as high as the highest; pictures are centred.
-
-    Args:
-        rows: equally long rows of cells; cells are drawn at the size they have.
-        legend: (text, colour) entries; see `legend_entries` and `DIFFERENCE_LEGEND`.
-
-    Returns:
-        uint8 (H', W', 3).
+    A title that repeats the one above it, figure included, is written once. Pictures are drawn at
+    the size they have, centred in their row and column.
     """
     columns = zip(*(row.cells for row in rows), strict=True)
     widths = [max(cell.image.shape[1] for cell in column) for column in columns]
@@ -252,11 +231,7 @@ def panel(rows: Sequence[Row], legend: Sequence[tuple[str, Color]] = ()) -> np.n
 def captioned(
     picture: np.ndarray, sentences: Sequence[str], warnings: Sequence[str] = ()
 ) -> np.ndarray:
-    """A picture with sentences above it on white, broken to its width.
-
-    Args:
-        warnings: further sentences, in red and before the others.
-    """
+    """A picture with sentences above it on white, broken to its width; warnings first, in red."""
     font, width = ImageFont.load_default(_SMALL), picture.shape[1]
     lines = [
         (line, ink)

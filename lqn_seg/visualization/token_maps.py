@@ -1,8 +1,7 @@
 """Token fields as pictures: three principal directions as red, green and blue.
 
 One basis serves every map of a figure, teacher's and student's, so that colours can be compared.
-Layers differ in scale by a factor of ten and more, so the tokens of a layer are first taken from
-the teacher's mean and divided by its deviation over all positions and features together.
+Layers differ in scale by a factor of ten and more, so a layer is standardised first.
 
 Shapes: H x W grid, D features, n tokens.
 """
@@ -22,12 +21,7 @@ Float = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class ColorBasis:
-    """How tokens become colours.
-
-    Attributes:
-        directions: (D, 3) orthonormal.
-        low, high: (3,) ends of the range that is shown of each; what lies outside is cut.
-    """
+    """How tokens become colours: (D, 3) orthonormal directions, and the range shown of each."""
 
     directions: Float
     low: Float
@@ -49,7 +43,8 @@ def _stacked(maps: Sequence[Float]) -> Float:
 
 
 def standardised(tokens: Float, teacher: Float) -> Float:
-    """(H, W, D) tokens of a layer, in units of the teacher's (H, W, D) tokens of that layer."""
+    """(H, W, D) tokens of a layer less the teacher's mean, over its deviation over all positions
+    and features together."""
     centred = teacher - teacher.mean((0, 1))
     return (tokens - teacher.mean((0, 1))) / max(float(np.sqrt(np.square(centred).mean())), 1e-12)
 
@@ -58,7 +53,7 @@ def shared_basis(maps: Sequence[Float]) -> ColorBasis:
     """The principal directions of (H, W, D) standardised maps together.
 
     Signs are fixed (the largest entry of a direction is positive), so colours do not depend on the
-    linear algebra library; the range shown leaves out a hundredth at either end.
+    linear algebra library.
     """
     tokens = _stacked(maps).astype(np.float64)
     _, vectors = np.linalg.eigh(tokens.T @ tokens / len(tokens))
@@ -71,8 +66,6 @@ def shared_basis(maps: Sequence[Float]) -> ColorBasis:
 
 def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[NDArray[np.uint8]]:
     """The maps coloured by t-SNE of all their tokens together, in three dimensions.
-
-    Neighbours keep alike colours; distances between colours mean nothing. Needs scikit-learn.
 
     Raises:
         InputError: scikit-learn is not installed, or there are too few tokens.
@@ -93,11 +86,11 @@ def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[NDArray[np.uint8]]:
     return [part.reshape(*m.shape[:2], 3) for part, m in zip(np.split(colors, ends), maps)]
 
 
-def position_error(answer: Float, teacher: Float) -> Float:
+def position_error(student: Float, teacher: Float) -> Float:
     """(H, W) squared error of each token over the teacher's variance at its layer.
 
-    Its mean is the layer's error over variance: 1 for the mean token, 0 for the teacher's own.
+    Its mean is the layer's error over variance: 1 for the mean token, 0 for the teacher's.
     """
     centred = teacher - teacher.mean((0, 1))
     variance = max(float(np.square(centred).sum(-1).mean()), 1e-24)
-    return np.square(answer - teacher).sum(-1) / variance
+    return np.square(student - teacher).sum(-1) / variance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +129,8 @@ def test_a_panel_of_ones_own_picture_says_what_the_teacher_knows(tmp_path, capsy
 
 def test_the_explorer_says_it():
     explorer = open_explorer(DEMO, {}, "", ["MODEL.LQN.FIT.STEPS", "1"])
-    upload = explorer.upload(png_bytes(scribble(0)), "tiles.png")
+    reply = explorer.post("/api/upload", png_bytes(scribble(0)), "tiles.png")
+    upload = json.loads(reply[1])["upload"]
     for request, unlike in (
         ({"upload": upload}, True),
         ({"scene": next(iter(explorer.scenes))}, False),

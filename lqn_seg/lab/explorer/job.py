@@ -11,7 +11,6 @@ import base64
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,15 +32,10 @@ from lqn_seg.lab.report.provenance import json_numbers
 from lqn_seg.lab.report.report import count_gmacs
 from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.segmenter import Prediction
+from lqn_seg.visualization import token_maps
 from lqn_seg.visualization.files import png_bytes
 from lqn_seg.visualization.palette import SEQUENTIAL, category_color
 from lqn_seg.visualization.panels import Segmentation, cell_size, overlay
-from lqn_seg.visualization.token_maps import (
-    ColorBasis,
-    position_error,
-    shared_basis,
-    standardised,
-)
 
 VARIANTS = ("teacher", "apm", "lqn")
 _READINGS = ("damage", "restored", "blend")
@@ -49,18 +43,9 @@ _TIMES = ("teacher_ms", "fit_ms", "readout_ms", "head_ms")
 _MOST_ERROR = 2.0  # over variance, at the end of the colour scale
 
 
-@dataclass
-class Depth:
-    """A student of all layers beside its teacher."""
-
-    probe: Probe
-    students: FittedStudents
-    basis: ColorBasis
-    errors: list[float]
-
-
 class Job:
-    """Runs in a thread of its own, `thread`; every public method may be called while it does.
+    """Runs in a thread of its own, `thread`; every public method may be called while it does, and
+    raises `InputError` for what is not there yet.
 
     Args:
         studio: of the teacher.
@@ -83,7 +68,8 @@ class Job:
         if truth := studio.truth(source):
             self.segmentations["truth"] = truth
             self.maps["truth"] = {"title": "ground truth", "segments": self._segments(truth)}
-        self.depth: Depth | None = None
+        self.depth: tuple[Probe, FittedStudents, token_maps.ColorBasis] | None = None
+        self.depth_numbers: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.error, self.unlike, self.cancelled = "", False, False
         self.stage, self.made, self.started = "waiting for its turn", 0, time.monotonic()
@@ -139,8 +125,15 @@ class Job:
         probe = self.studio.probe(self.source)
         students = probe.fit(self.recipe)
         teacher = [probe.visible(probe.at(layer)) for layer in range(1, probe.depth + 1)]
-        basis = shared_basis([standardised(tokens, tokens) for tokens in teacher])
-        self.depth = Depth(probe, students, basis, probe.errors(students))
+        basis = token_maps.shared_basis(
+            [token_maps.standardised(tokens, tokens) for tokens in teacher]
+        )
+        self.depth = probe, students, basis
+        self.depth_numbers = {
+            "layers": probe.depth,
+            "fit_ms": students.fit_ms,
+            "error_over_variance": probe.errors(students),
+        }
 
     def _predict_step(self, steps: int) -> None:
         prediction = self.studio.predict_after(self.source.tensor, self.recipe, steps)
@@ -168,12 +161,12 @@ class Job:
         """How far the job is, and all numbers that are there."""
         done, total = not self.stage, len(VARIANTS) + 1 + len(self.stops)
         left_s = (time.monotonic() - self.started) * (total / max(self.made, 1) - 1)
-        steps, depth = dict(self.steps), self.depth
+        steps = dict(self.steps)
         by_step = {
             key: [step[key] for step in steps.values()]
             for key in ("error_over_variance", "score", "segments")
         }
-        known: dict[str, Any] = {
+        numbers = {
             "done": done,
             "error": self.error,
             "stage": self.stage,
@@ -190,20 +183,10 @@ class Job:
             "maps": dict(self.maps),
             "steps": {"wanted": self.stops, "made": list(steps), **by_step},
         }
-        if depth is not None:
-            known["depth"] = {
-                "layers": depth.probe.depth,
-                "fit_ms": depth.students.fit_ms,
-                "error_over_variance": depth.errors,
-            }
-        return json_numbers(known)
+        return json_numbers(numbers | ({"depth": depth} if (depth := self.depth_numbers) else {}))
 
     def segmentation(self, name: str) -> Segmentation:
-        """A map by name: a method's, ``truth``, or ``step-K``.
-
-        Raises:
-            InputError: there is none (yet).
-        """
+        """A map by name: a method's, ``truth``, or ``step-K``."""
         if name not in self.segmentations:
             raise InputError(f"this job has no map {name!r}, or not yet")
         return self.segmentations[name]
@@ -222,9 +205,6 @@ class Job:
         """Token maps at a depth, fractions included, and the error between them.
 
         Between two layers there is no teacher; what is linear between them stands in for it.
-
-        Raises:
-            InputError: no number, outside the teacher, or the student is not fitted yet.
         """
         if self.depth is None:
             raise InputError("the student of all layers is not fitted yet")
@@ -232,13 +212,13 @@ class Job:
             layer = float(text)
         except ValueError:
             raise InputError("the layer must be a number") from None
-        probe, basis = self.depth.probe, self.depth.basis
-        teacher, student = probe.at(layer), self.depth.students.query_layer(layer)
-        expected, answer = probe.visible(teacher), probe.visible(student)
-        errors = np.clip(position_error(answer, expected) / _MOST_ERROR, 0, 1)
+        probe, students, basis = self.depth
+        teacher, student = probe.at(layer), students.query_layer(layer)
+        expected, predicted = probe.visible(teacher), probe.visible(student)
+        errors = np.clip(token_maps.position_error(predicted, expected) / _MOST_ERROR, 0, 1)
         pictures = {
-            "teacher": basis(standardised(expected, expected)),
-            "student": basis(standardised(answer, expected)),
+            "teacher": basis(token_maps.standardised(expected, expected)),
+            "student": basis(token_maps.standardised(predicted, expected)),
             "error": (255 * colormaps[SEQUENTIAL](errors)[..., :3]).round().astype(np.uint8),
         }
         encoded = {name: base64.b64encode(png_bytes(p)).decode() for name, p in pictures.items()}
@@ -252,11 +232,7 @@ class Job:
         }
 
     def panel_png(self) -> bytes:
-        """The methods side by side, as `tools/visualize.py panels` draws them.
-
-        Raises:
-            InputError: the masks are not there yet.
-        """
+        """The methods side by side, as `tools/visualize.py panels` draws them."""
         predictions = dict(self.predictions)
         if len(predictions) < len(VARIANTS):
             raise InputError("the masks are not ready yet")

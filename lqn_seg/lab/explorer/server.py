@@ -11,10 +11,11 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -60,9 +61,6 @@ class Explorer:
 
     Args:
         studios: by the name under which a teacher is offered; the first is the default.
-
-    Raises:
-        InputError: a teacher cannot be loaded.
     """
 
     def __init__(self, studios: Mapping[str, Studio]) -> None:
@@ -82,33 +80,12 @@ class Explorer:
         self.scenes = {str(s.record["image_id"]): s for s in sources if s.record}
         self.first.segmenter_of({"teacher": None})([sources[0].tensor])  # the first pass is slow
 
-    def options(self) -> dict[str, Any]:
-        """What can be chosen."""
-        return {
-            "scenes": list(self.scenes),
-            "corruptions": [CLEAN, *CORRUPTIONS],
-            "teachers": list(self.studios),
-            "presets": list(PRESETS),
-            "preset": self.first.cfg.MODEL.LQN.PRESET,
-        }
-
-    def upload(self, content: bytes, name: str) -> str:
-        """Take in an image file; returns its id.
-
-        Raises:
-            InputError: it is too large, damaged or no image.
-        """
-        return _remember(self.uploads, read_upload(content, name))
-
     def run(self, request: Mapping[str, Any]) -> str:
         """Start a job; returns its id.
 
         Args:
             request: ``scene`` or ``upload``, ``corruption``, ``severity``, ``teacher``, ``preset``,
                 and ``instead``, the id of a job whose visitor no longer waits for it.
-
-        Raises:
-            InputError: a value is unknown.
         """
         if request.get("instead") in self.jobs:
             self.jobs[request["instead"]].cancelled = True
@@ -131,17 +108,14 @@ class Explorer:
         return _remember(self.jobs, job)
 
     def get(self, path: str, query: Mapping[str, str]) -> Reply:
-        """What is at a path.
-
-        Raises:
-            NotHere: nothing is.
-            InputError: it is not ready yet, or a number is wrong.
-        """
+        """What is at a path; an `InputError` where nothing is, or not yet."""
         match path.removeprefix("/").split("/"):
             case [""]:
                 return "text/html; charset=utf-8", PAGE.read_bytes()
             case ["api", "options"]:
-                return _json(self.options())
+                choices = {"corruptions": [CLEAN, *CORRUPTIONS], "presets": list(PRESETS)}
+                offered = {"scenes": list(self.scenes), "teachers": list(self.studios)}
+                return _json({**choices, **offered, "preset": self.first.cfg.MODEL.LQN.PRESET})
             case ["api", "scene", file] if scene := self.scenes.get(file.removesuffix(".png")):
                 return "image/png", png_bytes(scene.pixels)
             case ["api", "job", number, *part]:
@@ -149,13 +123,9 @@ class Explorer:
         raise NotHere(f"there is nothing at {path}")
 
     def post(self, path: str, content: bytes, name: str) -> Reply:
-        """Take in an upload of a name, or the request for a job.
-
-        Raises:
-            InputError: it cannot be used.
-        """
+        """Take in an image file of a name, or the request for a job; replies with its id."""
         if path == "/api/upload":
-            return _json({"upload": self.upload(content, name)})
+            return _json({"upload": _remember(self.uploads, read_upload(content, name))})
         if path != "/api/run":
             raise NotHere(f"there is nothing at {path}")
         try:
@@ -188,7 +158,7 @@ def read_upload(content: bytes, name: str) -> Source:
     """An uploaded file as an image of at most `SHOWN` pixels on its longer side.
 
     Raises:
-        InputError: it is too large, damaged or no image; the name it came under is in the sentence.
+        InputError: it is too large, damaged or no image.
     """
     name = re.sub(r"[^\w. -]+", "_", name)[:80] or "image"
     with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file, warnings.catch_warnings():
@@ -235,8 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Whatever `Explorer.get` has."""
         parts = urlsplit(self.path)
-        query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-        self._reply(lambda: self.site.get(parts.path, query))
+        self._reply(partial(self.site.get, parts.path, dict(parse_qsl(parts.query))))
 
     def do_POST(self) -> None:
         """An upload, or a job."""
@@ -246,11 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MOST_BYTES:
             self.close_connection = True  # what is still coming is not read
-            raise InputError(
-                f"the file is too large: more than {MOST_BYTES // 2**20} MB"
-                if length.isdigit()
-                else "the request has no length"
-            )
+            most = f"more than {MOST_BYTES // 2**20} MB"
+            raise InputError(f"the file is too large: {most}, or does not say how long it is")
         name = unquote(self.headers.get("X-Name", ""))
         return self.site.post(self.path, self.rfile.read(int(length)), name)
 

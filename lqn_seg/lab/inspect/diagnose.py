@@ -49,9 +49,6 @@ def diagnose(
 
     Yields:
         A method's name and its diagnosis, as each is done.
-
-    Raises:
-        InputError: a method has no student, or the configuration is wrong.
     """
     cfg = load_any_cfg(config_file, overrides, device)
     teacher = build_teacher(cfg)
@@ -61,18 +58,14 @@ def diagnose(
     probe = Probe(teacher, tensors, segmentation_config(cfg).inference)
     for name, recipe in tqdm(recipes.items(), unit="recipe"):
         students = probe.fit(recipe)
-        answers = [students.query_layer(layer) for layer in range(1, probe.depth + 1)]
-        sensitivity = [share(centred(a), probe.field[:, k]) for k, a in enumerate(answers)]
+        layers = range(1, probe.depth + 1)
+        sensitivity = [share(centred(students.query_layer(k)), probe.at(k)) for k in layers]
         losses = students.loss_curve.mean(0).tolist()
         yield name, FitDiagnosis(losses, probe.errors(students), sensitivity)
 
 
 def write_diagnosis(diagnoses: Mapping[str, FitDiagnosis], folder: Path) -> list[Path]:
-    """``fit.json`` with all numbers, and ``fit.png`` with the curves.
-
-    Raises:
-        InputError: they cannot be written.
-    """
+    """``fit.json`` with all numbers, and ``fit.png`` with the curves."""
     results = {name: asdict(diagnosis) for name, diagnosis in diagnoses.items()}
     numbers = write_file(folder / "fit.json", f"{json.dumps(results, indent=1)}\n".encode())
     return [numbers, draw_fit(results, folder / "fit")[0]]

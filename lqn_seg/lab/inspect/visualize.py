@@ -86,7 +86,7 @@ def draw_error(studio: Studio) -> Iterator[Path]:
 
 
 def draw_steps(studio: Studio) -> Iterator[Path]:
-    """The prediction after chosen steps of the fit: a strip with its curve, and a GIF."""
+    """The prediction after some steps of the fit: a strip with its curve, and a GIF."""
     for name, recipe in studio.recipes(["lqn@distill"], all_layers=False).items():
         for source in studio.sources():
             steps = stops(recipe.fit.steps)
@@ -198,7 +198,7 @@ def draw_reconstruct(studio: Studio) -> Iterator[Path]:
     """RGB from students (the paper's Fig. 10): a patch's pixels in place of its tokens.
 
     The paper does not say how its student is made to predict pixels. Here the pixels of a patch are
-    the token of its position, in a field of one layer; recipe and student are the method's own.
+    the token of its position, in a field of one layer; recipe and student are the method's.
     """
     default = ["apm@paper", "lqn@paper", "apm@distill", "lqn@distill"]
     recipes = studio.recipes(default, all_layers=False)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -173,19 +174,13 @@ def draw_reconstruction(
     for (above, below), (name, picture) in zip(axes.T[1:], pictures.items()):
         _show(above, picture, name)
         colors = below.imshow(errors[name], cmap=SEQUENTIAL, vmin=0, vmax=most)
-        words = f"PSNR {psnr(image, picture):.1f} dB\nmean {errors[name].mean():.1f}"
+        words = f"PSNR {cv2.PSNR(image, picture):.1f} dB\nmean {errors[name].mean():.1f}"
         below.set(xlabel=words, xticks=[], yticks=[])
     # Beside both pictures of the last column, or the lower one would be narrower than the upper.
     place: dict[str, Any] = {"ax": list(axes[:, -1]), "shrink": 0.45, "anchor": (0, 0.1)}
     figure.colorbar(colors, label="absolute error (0-255)", **place)
     figure.suptitle(heading, fontsize="medium")
     return save_figure(figure, stem)
-
-
-def psnr(image: Pixels, other: Pixels) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal images."""
-    error = float(np.square(image.astype(float) - other).mean())
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 def _show(axes: Axes, picture: Pixels, title: str = "") -> None:

@@ -12,8 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lqn_seg.errors import InputError
-
 Color = tuple[int, int, int]
 
 VOID_COLOR: Color = (90, 90, 98)  # thin hatching over pixels that belong to no segment
@@ -42,7 +40,7 @@ class CategoryLike(Protocol):
     @property
     def isthing(self) -> bool | int: ...
     @property
-    def color(self) -> Sequence[int] | None: ...
+    def color(self) -> Color | None: ...
 
 
 def series_style(index: int) -> dict[str, Any]:
@@ -63,20 +61,8 @@ def distinct_color(index: int) -> Color:
 
 
 def category_color(category: CategoryLike, index: int) -> Color:
-    """The category's own colour, or `distinct_color(index)` if its table gives none.
-
-    Raises:
-        InputError: the table's colour is not three integers in 0..255.
-    """
-    if category.color is None:
-        return distinct_color(index)
-    values = [int(v) for v in category.color]
-    if len(values) != 3 or not all(0 <= v <= 255 for v in values):
-        raise InputError(
-            f"Category '{category.name}' has color {values}; expected three integers in 0..255."
-        )
-    red, green, blue = values
-    return red, green, blue
+    """The category's own colour, or `distinct_color(index)` if its table gives none."""
+    return distinct_color(index) if category.color is None else category.color
 
 
 def instance_shades(color: Color) -> tuple[Color, ...]:
@@ -101,19 +87,10 @@ def segment_colors(
     Stuff takes its category's colour. Things take shades of it, by where in the picture they lie,
     so that an object keeps its colour from panel to panel even where segment ids differ or another
     object was missed; of two that would share a shade, the smaller takes the next free one.
-
-    Raises:
-        InputError: a `category_id` is outside the table.
     """
     by_category: dict[int, list[int]] = {}
     for segment in segments:
-        category = int(segment["category_id"])
-        if not 0 <= category < len(categories):
-            raise InputError(
-                f"Segment {segment['id']} has category_id {category}, outside the table of "
-                f"{len(categories)} categories."
-            )
-        by_category.setdefault(category, []).append(int(segment["id"]))
+        by_category.setdefault(int(segment["category_id"]), []).append(int(segment["id"]))
     regions = _regions(ids)
     colors: dict[int, Color] = {}
     for category, members in by_category.items():

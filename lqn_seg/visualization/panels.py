@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lqn_seg.errors import InputError
 from lqn_seg.visualization.palette import (
     OUTLINE,
     VOID_COLOR,
@@ -92,8 +91,6 @@ def overlay(
     prediction left out stands out and can still be looked at.
     """
     ids, segments = segmentation
-    if ids.shape != image.shape[:2]:
-        raise InputError(f"The panoptic map is {ids.shape}, the image {image.shape[:2]}.")
     colors = segment_colors(ids, segments, categories)
     if size is not None:
         image, ids = _resize_image(image, size), _resize_ids(ids, size)
@@ -365,7 +362,5 @@ def _resize_image(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _resize_ids(ids: np.ndarray, size: Size) -> np.ndarray:
-    """Nearest neighbour at pixel centres, for integer maps of any width."""
-    rows = ((np.arange(size[0]) + 0.5) * ids.shape[0] / size[0]).astype(int)
-    columns = ((np.arange(size[1]) + 0.5) * ids.shape[1] / size[1]).astype(int)
-    return ids[rows[:, None], columns[None, :]]
+    picture = Image.fromarray(ids.astype(np.int32))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))

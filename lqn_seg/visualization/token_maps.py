@@ -8,31 +8,18 @@ Shapes: H x W grid, D features, n tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
+from lqn_seg.visualization.files import Pixels
 
 Float = NDArray[np.floating]
 
 
-@dataclass(frozen=True)
-class ColorBasis:
-    """How tokens become colours: (D, 3) orthonormal directions, and the range shown of each."""
-
-    directions: Float
-    low: Float
-    high: Float
-
-    def __call__(self, tokens: Float) -> NDArray[np.uint8]:
-        """(H, W, D) standardised tokens to uint8 (H, W, 3)."""
-        return _colors(tokens @ self.directions, self.low, self.high)
-
-
-def _colors(values: Float, low: Float, high: Float) -> NDArray[np.uint8]:
+def _colors(values: Float, low: Float, high: Float) -> Pixels:
     """(..., 3) values, `low` to `high`, to 0..255."""
     return (255 * ((values - low) / (high - low)).clip(0, 1)).round().astype(np.uint8)
 
@@ -44,13 +31,13 @@ def _stacked(maps: Sequence[Float]) -> Float:
 
 def standardised(tokens: Float, teacher: Float) -> Float:
     """(H, W, D) tokens of a layer less the teacher's mean, over its deviation over all positions
-    and features together."""
+    and features together: squared differences are errors over variance."""
     centred = teacher - teacher.mean((0, 1))
     return (tokens - teacher.mean((0, 1))) / max(float(np.sqrt(np.square(centred).mean())), 1e-12)
 
 
-def shared_basis(maps: Sequence[Float]) -> ColorBasis:
-    """The principal directions of (H, W, D) standardised maps together.
+def shared_basis(maps: Sequence[Float]) -> Callable[[Float], Pixels]:
+    """What colours an (H, W, D) map by the principal directions of standardised maps together.
 
     Signs are fixed (the largest entry of a direction is positive), so colours do not depend on the
     linear algebra library.
@@ -61,10 +48,11 @@ def shared_basis(maps: Sequence[Float]) -> ColorBasis:
     largest = np.abs(directions).argmax(0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     low, high = np.quantile(tokens @ directions, (0.01, 0.99), axis=0)
-    return ColorBasis(directions, low, np.maximum(high, low + 1e-12))
+    high = np.maximum(high, low + 1e-12)
+    return lambda tokens: _colors(tokens @ directions, low, high)
 
 
-def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[NDArray[np.uint8]]:
+def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[Pixels]:
     """The maps coloured by t-SNE of all their tokens together, in three dimensions.
 
     Raises:
@@ -84,13 +72,3 @@ def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[NDArray[np.uint8]]:
     colors = _colors(embedded, *np.quantile(embedded, (0.01, 0.99), axis=0))
     ends = np.cumsum([m.shape[0] * m.shape[1] for m in maps])[:-1]
     return [part.reshape(*m.shape[:2], 3) for part, m in zip(np.split(colors, ends), maps)]
-
-
-def position_error(student: Float, teacher: Float) -> Float:
-    """(H, W) squared error of each token over the teacher's variance at its layer.
-
-    Its mean is the layer's error over variance: 1 for the mean token, 0 for the teacher's.
-    """
-    centred = teacher - teacher.mean((0, 1))
-    variance = max(float(np.square(centred).sum(-1).mean()), 1e-24)
-    return np.square(student - teacher).sum(-1) / variance

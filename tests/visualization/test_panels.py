@@ -207,9 +207,3 @@ def test_save_png_to_an_impossible_place_is_one_sentence(tmp_path):
         with pytest.raises(InputError, match=rf"cannot write .*{place}"):
             save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / place)
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_map_of_another_size_is_refused():
-    image, truth = _scene()
-    with pytest.raises(InputError, match=r"map is \(3, 12\)"):
-        overlay(image, truth._replace(ids=truth.ids[:3]), CATEGORIES)

@@ -32,10 +32,10 @@ from lqn_seg.lab.report.provenance import json_numbers
 from lqn_seg.lab.report.report import count_gmacs
 from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.segmenter import Prediction
-from lqn_seg.visualization import token_maps
-from lqn_seg.visualization.files import png_bytes
+from lqn_seg.visualization.files import Pixels, png_bytes
 from lqn_seg.visualization.palette import SEQUENTIAL, category_color
 from lqn_seg.visualization.panels import Segmentation, cell_size, overlay
+from lqn_seg.visualization.token_maps import shared_basis, standardised
 
 VARIANTS = ("teacher", "apm", "lqn")
 _READINGS = ("damage", "restored", "blend")
@@ -68,7 +68,7 @@ class Job:
         if truth := studio.truth(source):
             self.segmentations["truth"] = truth
             self.maps["truth"] = {"title": "ground truth", "segments": self._segments(truth)}
-        self.depth: tuple[Probe, FittedStudents, token_maps.ColorBasis] | None = None
+        self.depth: tuple[Probe, FittedStudents, Callable[..., Pixels]] | None = None
         self.depth_numbers: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.error, self.unlike, self.cancelled = "", False, False
@@ -125,9 +125,7 @@ class Job:
         probe = self.studio.probe(self.source)
         students = probe.fit(self.recipe)
         teacher = [probe.visible(probe.at(layer)) for layer in range(1, probe.depth + 1)]
-        basis = token_maps.shared_basis(
-            [token_maps.standardised(tokens, tokens) for tokens in teacher]
-        )
+        basis = shared_basis([standardised(tokens, tokens) for tokens in teacher])
         self.depth = probe, students, basis
         self.depth_numbers = {
             "layers": probe.depth,
@@ -214,12 +212,16 @@ class Job:
             raise InputError("the layer must be a number") from None
         probe, students, basis = self.depth
         teacher, student = probe.at(layer), students.query_layer(layer)
-        expected, predicted = probe.visible(teacher), probe.visible(student)
-        errors = np.clip(token_maps.position_error(predicted, expected) / _MOST_ERROR, 0, 1)
+        expected, predicted = (
+            standardised(probe.visible(tokens), probe.visible(teacher))
+            for tokens in (teacher, student)
+        )
+        errors = np.square(predicted - expected).mean(-1) / _MOST_ERROR
+        colors = colormaps[SEQUENTIAL](errors.clip(0, 1))[..., :3]
         pictures = {
-            "teacher": basis(token_maps.standardised(expected, expected)),
-            "student": basis(token_maps.standardised(predicted, expected)),
-            "error": (255 * colormaps[SEQUENTIAL](errors)[..., :3]).round().astype(np.uint8),
+            "teacher": basis(expected),
+            "student": basis(predicted),
+            "error": (255 * colors).round().astype(np.uint8),
         }
         encoded = {name: base64.b64encode(png_bytes(p)).decode() for name, p in pictures.items()}
         return {

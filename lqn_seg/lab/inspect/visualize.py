@@ -28,12 +28,7 @@ from lqn_seg.visualization import figures
 from lqn_seg.visualization.curves import draw_study, draw_sweep
 from lqn_seg.visualization.files import save_gif, save_picture, with_ending, write_file
 from lqn_seg.visualization.panels import Cell, Row, cell_size, overlay, panel
-from lqn_seg.visualization.token_maps import (
-    position_error,
-    shared_basis,
-    standardised,
-    tsne_maps,
-)
+from lqn_seg.visualization.token_maps import shared_basis, standardised, tsne_maps
 
 _REPEATS = 20  # of a measured time
 
@@ -67,7 +62,7 @@ def draw_tokens(
                 layers,
                 colors[: len(layers)],
                 colors[len(layers) :],
-                [position_error(s, t) for s, t in zip(student, teacher)],
+                [np.square(s - t).mean(-1) for t, s in zip(maps, maps[len(layers) :])],
                 studio.stem("tokens", source, source.condition, name),
                 name=title(name),
                 heading=f"{source.heading}: tokens in one shared {kind}",

@@ -40,10 +40,9 @@ DIFFERENCE_LEGEND: tuple[tuple[str, Color], ...] = (
 
 _INK, _MUTED, _WARNING, _PAPER = (28, 30, 36), (110, 114, 124), (179, 18, 58), (255, 255, 255)
 _OPACITY = 0.7  # of a segment's colour
-# Lengths in px; of texts, the font's size.
-_GUTTER, _MARGIN = 6, 14
-_TITLE, _LABEL, _SMALL = 17, 15, 14
-_BAR = 26  # a row of titles
+_TITLE, _LABEL, _SMALL = (ImageFont.load_default(size) for size in (17, 15, 14))
+# Lengths in px. A bar is a row of titles, a margin at the left may hold labels.
+_GUTTER, _MARGIN, _LABEL_MARGIN, _BAR = 6, 14, 27, 26
 _LEGEND_LINE, _SWATCH, _CAPTION_LINE = 24, 14, 19
 
 
@@ -214,7 +213,7 @@ def panel(rows: Sequence[Row], legend: Sequence[tuple[str, Color]] = ()) -> np.n
     """
     columns = zip(*(row.cells for row in rows), strict=True)
     widths = [max(cell.image.shape[1] for cell in column) for column in columns]
-    left = _MARGIN + (_LABEL + 12 if any(row.label for row in rows) else 0)
+    left = _MARGIN + (_LABEL_MARGIN if any(row.label for row in rows) else 0)
     lefts = [left + sum(widths[:k]) + _GUTTER * k for k in range(len(widths))]
     width = lefts[-1] + widths[-1] + _MARGIN
     strips = [_paper(width, _MARGIN)]
@@ -229,12 +228,12 @@ def captioned(
     picture: np.ndarray, sentences: Sequence[str], warnings: Sequence[str] = ()
 ) -> np.ndarray:
     """A picture with sentences above it on white, broken to its width; warnings first, in red."""
-    font, width = ImageFont.load_default(_SMALL), picture.shape[1]
+    width = picture.shape[1]
     lines = [
         (line, ink)
         for texts, ink in ((warnings, _WARNING), (sentences, _INK))
         for text in texts
-        for line in broken(text, font, width - 2 * _MARGIN)
+        for line in broken(text, _SMALL, width - 2 * _MARGIN)
     ]
     if not lines:
         return picture
@@ -242,7 +241,7 @@ def captioned(
     draw = ImageDraw.Draw(strip)
     for k, (line, ink) in enumerate(lines):
         middle = _MARGIN + k * _CAPTION_LINE + _CAPTION_LINE // 2
-        draw.text((_MARGIN, middle), line, ink, font, anchor="lm")
+        draw.text((_MARGIN, middle), line, ink, _SMALL, anchor="lm")
     return np.concatenate([np.asarray(strip), picture])
 
 
@@ -282,40 +281,35 @@ def _draw_row(
         if cell.note:
             _draw_note(draw, cell.note, x + w, y + h)
     if row.label:  # reads upwards
-        font = ImageFont.load_default(_LABEL)
-        label = _paper(height, _LABEL + 8)
-        middle = (height / 2, (_LABEL + 8) / 2)
-        text = _fitted(row.label, font, height)
-        ImageDraw.Draw(label).text(middle, text, _INK, font, anchor="mm", stroke_width=0.3)
+        label, text = _paper(height, 23), _fitted(row.label, _LABEL, height)
+        middle = (height / 2, 11.5)
+        ImageDraw.Draw(label).text(middle, text, _INK, _LABEL, anchor="mm", stroke_width=0.3)
         strip.paste(label.rotate(90, expand=True), (_MARGIN - 4, top))
     return strip
 
 
 def _draw_title(draw: ImageDraw.ImageDraw, cell: Cell, left: int, width: int) -> None:
     """Title in ink at the left of the cell, figure in grey at its right."""
-    small, font, middle = ImageFont.load_default(_SMALL), ImageFont.load_default(_TITLE), 11
-    figure = _fitted(cell.figure, small, width)
-    title = _fitted(cell.title, font, width - (small.getlength(figure) + 10 if figure else 0))
+    figure = _fitted(cell.figure, _SMALL, width)
+    title = _fitted(cell.title, _TITLE, width - (_SMALL.getlength(figure) + 10 if figure else 0))
     # A stroke of a third of a pixel is the nearest thing to bold that Pillow's own font has.
-    draw.text((left, middle), title, _INK, font, anchor="lm", stroke_width=0.35)
-    draw.text((left + width, middle), figure, _MUTED, small, anchor="rm")
+    draw.text((left, 11), title, _INK, _TITLE, anchor="lm", stroke_width=0.35)
+    draw.text((left + width, 11), figure, _MUTED, _SMALL, anchor="rm")
 
 
 def _draw_note(draw: ImageDraw.ImageDraw, note: str, right: int, bottom: int) -> None:
     """A note on a white tag whose lower right corner is (right, bottom)."""
-    font = ImageFont.load_default(_SMALL)
-    width = int(font.getlength(note)) + 12
+    width = int(_SMALL.getlength(note)) + 12
     draw.rectangle((right - width, bottom - 22, right - 1, bottom - 1), fill=_PAPER)
-    draw.text((right - width / 2, bottom - 10), note, _INK, font, anchor="mm")
+    draw.text((right - width / 2, bottom - 10), note, _INK, _SMALL, anchor="mm")
 
 
 def _draw_legend(legend: Sequence[tuple[str, Color]], left: int, width: int) -> Image.Image:
     """The legend in as many lines as it needs."""
-    font, gap = ImageFont.load_default(_SMALL), _SWATCH + 7
-    entries, x, y = [], left, 10
+    gap, entries, x, y = _SWATCH + 7, [], left, 10
     for text, color in legend:
-        text = _fitted(text, font, width - left - _MARGIN - gap)
-        length = gap + int(font.getlength(text))
+        text = _fitted(text, _SMALL, width - left - _MARGIN - gap)
+        length = gap + int(_SMALL.getlength(text))
         if x > left and x + length > width - _MARGIN:
             x, y = left, y + _LEGEND_LINE
         entries.append((x, y, text, color))
@@ -324,7 +318,7 @@ def _draw_legend(legend: Sequence[tuple[str, Color]], left: int, width: int) -> 
     draw = ImageDraw.Draw(strip)
     for x, y, text, color in entries:
         _draw_swatch(draw, x, y + 5, color)
-        draw.text((x + gap, y + 12), text, _INK, font, anchor="lm")
+        draw.text((x + gap, y + 12), text, _INK, _SMALL, anchor="lm")
     return strip
 
 

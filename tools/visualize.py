@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what test-time training does: the paper's figures, from the demo or from your own images.
+"""Draw what test-time training does: the paper's figures, from the demo or from your images.
 
 Figures (each shows its own options with --help):
     panels       EoMT, APM, LQN and ground truth side by side, what changed outlined, scores
@@ -7,7 +7,7 @@ Figures (each shows its own options with --help):
     error        the student's error over variance by layer
     steps        the prediction after each step of the fit: a strip with its curve, and a GIF
     depth        measured time to a layer's tokens: teacher O(l), student O(1)
-    gauge        what the gauge saw of an image under every corruption, and what it decided
+    gauge        damage of an image under every corruption, and the mixing weight that follows
     reconstruct  RGB reconstruction by the students, against the input
     curves       curves of a study from its results.json
 
@@ -39,7 +39,7 @@ FIGURES = {
     "error": ("error over variance by layer", "lqn@paper,lqn@distill,lqn-src@distill"),
     "steps": ("the prediction after each step of the fit", "lqn@distill"),
     "depth": ("measured time to a layer's tokens", "lqn@distill"),
-    "gauge": ("what the gauge saw and decided", ""),
+    "gauge": ("damage and mixing weight by corruption", ""),
     "reconstruct": (
         "RGB reconstruction by the students",
         "apm@paper,lqn@paper,apm@distill,lqn@distill",
@@ -52,12 +52,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
     for name, (what, methods) in FIGURES.items():
-        own = figures.add_parser(
+        command = figures.add_parser(
             name,
             description=f"Draw {what}, as PNG and SVG.",
             epilog=f"example: python tools/visualize.py {name} --output out/",
         )
-        add_options(own, name, methods)
+        add_options(command, name, methods)
     return parser.parse_args()
 
 
@@ -81,33 +81,46 @@ def add_options(parser: Parser, name: str, methods: str) -> None:
     cli.add_config_flags(parser, cli.DEMO)
 
 
-def request_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
-    """The options as the library's request; those that a figure lacks keep their defaults."""
-    from lqn_seg.lab.inspect.visualize import Request
+def study_curves(arguments: argparse.Namespace) -> list[Path]:
+    from lqn_seg.engine.build import find_local
+    from lqn_seg.lab.inspect.visualize import draw_curves
+    from lqn_seg.lab.study.study_report import run_study
 
-    given = vars(arguments)
-    keys = ("images", "severity", "layers", "projection", "results", "overrides", "device")
-    options = {key: given[key] for key in keys if key in given}
-    return Request(
-        output=arguments.output,
-        config_file=given.get("config_file", str(cli.DEMO)),
-        inputs=given.get("input", []),
-        conditions=names(given.get("corruption", "")),
-        methods=names(given.get("methods", "")),
-        **options,
-    )
+    results = arguments.results
+    if results is None:
+        folder = arguments.output / "study"
+        run_study(find_local("configs/study/quick.yaml"), ["OUTPUT_DIR", str(folder)], resume=True)
+        results = folder / "results.json"
+    return draw_curves(results, arguments.output)
 
 
 def draw(arguments: argparse.Namespace) -> int:
     if "config_file" in arguments:
         cli.check_config(arguments)
     from lqn_seg.engine.store import make_writable
+    from lqn_seg.engine.studio import Studio
     from lqn_seg.lab.inspect.visualize import FIGURES as DRAW
-    from lqn_seg.lab.inspect.visualize import Studio
 
-    studio = Studio(request_of(arguments))
+    if arguments.figure == "curves":
+        make_writable(arguments.output)
+        for path in study_curves(arguments):
+            print(f"written: {path}")
+        return 0
+    given = vars(arguments)
+    studio = Studio(
+        arguments.config_file,
+        arguments.output,
+        arguments.input,
+        arguments.images,
+        names(arguments.corruption),
+        given.get("severity", 3),
+        names(given.get("methods", "")),
+        arguments.overrides,
+        arguments.device,
+    )
     make_writable(arguments.output)
-    for path in DRAW[arguments.figure](studio):
+    options = {key: given[key] for key in ("layers", "projection") if key in given}
+    for path in DRAW[arguments.figure](studio, **options):
         print(f"written: {path}")
     return 2 if studio.failed else 0
 

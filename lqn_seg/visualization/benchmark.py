@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lqn_seg.visualization.figures import save_figure
+from lqn_seg.visualization.files import save_figure
 
 Results = Mapping[str, Any]
 _MS, _GMACS = "#4269d0", "#ff725c"

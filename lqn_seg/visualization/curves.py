@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lqn_seg.visualization.figures import save_figure
-from lqn_seg.visualization.palette import SERIES_COLORS, SERIES_MARKERS
+from lqn_seg.visualization.files import save_figure
+from lqn_seg.visualization.palette import series_style
 
 Results = Mapping[str, Any]
 
@@ -51,24 +51,21 @@ def draw_fit(results: Results, stem: Path) -> list[Path]:
         results: method -> {"loss": by step, "error", "sensitivity": by layer}.
     """
     figure = Figure(figsize=(15, 4.2), layout="constrained")
-    losses, errors, seen = figure.subplots(1, 3)
-    for k, (method, found) in enumerate(results.items()):
-        style = {"color": SERIES_COLORS[k % len(SERIES_COLORS)], "label": method}
+    losses, errors, sensitivities = figure.subplots(1, 3)
+    for k, (method, numbers) in enumerate(results.items()):
+        style = {**series_style(k), "label": method}
         # Losses of raw and of standardised targets have different units: each in its own first.
-        loss = np.array(found["loss"])
-        losses.plot(np.arange(1, len(loss) + 1), loss / loss[0], **style)
-        marked = {**style, "marker": SERIES_MARKERS[k % len(SERIES_MARKERS)]}
-        layers = np.arange(1, len(found["error"]) + 1)
-        errors.plot(layers, found["error"], **marked)
-        seen.plot(layers, found["sensitivity"], **marked)
-    losses.set_xscale("log")
-    losses.xaxis.set_major_formatter("{x:g}")
-    losses.set_xlabel("Adam step (log scale)")
+        loss = np.array(numbers["loss"]) / numbers["loss"][0]
+        losses.plot(np.arange(1, len(loss) + 1), loss, **{**style, "marker": ""})
+        for axes, values in ((errors, numbers["error"]), (sensitivities, numbers["sensitivity"])):
+            axes.plot(np.arange(1, len(values) + 1), values, **style)
+    losses.set(xscale="log", xlabel="Adam step (log scale)")
     losses.set_ylabel("loss / loss before the first step")
+    losses.xaxis.set_major_formatter("{x:g}")
     errors.axhline(1, color="black", linewidth=0.8, linestyle=":", label="the mean token")
     errors.set_ylabel("squared error / variance of the teacher's tokens")
-    seen.set_ylabel("variance over positions / the teacher's")
-    for axes in (errors, seen):
+    sensitivities.set_ylabel("variance over positions / the teacher's")
+    for axes in (errors, sensitivities):
         axes.set_xlabel("layer")
         axes.set_ylim(bottom=0)
     errors.legend(fontsize="small")
@@ -77,58 +74,52 @@ def draw_fit(results: Results, stem: Path) -> list[Path]:
 
 def _differences(axes: Axes, results: Results, table: Results) -> None:
     methods = {m: e for m, e in table["methods"].items() if "minus_baseline" in e}
-    groups = list(next(iter(table["methods"].values()))["scores"])
+    groups = _groups(table)
     for k, (method, entry) in enumerate(methods.items()):
-        offset = (k - (len(methods) - 1) / 2) * 0.8 / max(len(methods), 1)
-        found = [entry["minus_baseline"][group] for group in groups]
-        x = np.arange(len(groups)) + offset
-        _whiskers(axes, x, found, _style(results, method), entry["title"], [table] * len(found))
+        x = np.arange(len(groups)) + (k - (len(methods) - 1) / 2) * 0.8 / len(methods)
+        differences = [entry["minus_baseline"][group] for group in groups]
+        style = {**_style(results, method), "label": entry["title"]}
+        _whiskers(axes, x, differences, style, [table] * len(groups))
     axes.axhline(0, color="black", linewidth=0.8)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color="0.9", linewidth=0.8)
-    names = [_readable(group) for group in groups]
-    axes.set_xticks(range(len(groups)), names, rotation=20, ha="right")
-    axes.set_xlabel("images")
-    axes.set_ylabel(_difference_label(results))
-    axes.set_title(table["heading"])
+    axes.set_xticks(range(len(groups)), map(_readable, groups), rotation=20, ha="right")
+    axes.set(xlabel="images", ylabel=_difference_label(results), title=table["heading"])
 
 
 def _against_cost(axes: Axes, results: Results, table: Results) -> None:
-    group = list(next(iter(table["methods"].values()))["scores"])[-1]
+    group = _groups(table)[-1]
     for method, entry in table["methods"].items():
         zero = {"difference": 0.0, "low": 0.0, "high": 0.0}  # the baseline, to itself
-        found = entry.get("minus_baseline", {}).get(group, zero)
+        difference = entry.get("minus_baseline", {}).get(group, zero)
         x = np.array([entry["milliseconds"]["total"]])
-        _whiskers(axes, x, [found], _style(results, method), entry["title"], [table])
+        style = {**_style(results, method), "label": entry["title"]}
+        _whiskers(axes, x, [difference], style, [table])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(low / 1.5, max(high * 1.5, low * 10))  # at least a decade: ticks stay readable
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    axes.set_xlabel("milliseconds per image (log scale)")
-    axes.set_ylabel(_difference_label(results))
+    axes.set(xlabel="milliseconds per image (log scale)", ylabel=_difference_label(results))
     axes.set_title(f"{_readable(group)}, against cost")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results]) -> None:
-    sweep = results["sweep"]
-    values = [table["value"] for table in tables]
+    sweep, values = results["sweep"], [table["value"] for table in tables]
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     x = np.array(values, dtype=float) if numeric else np.arange(len(values), dtype=float)
-    groups = list(next(iter(tables[0]["methods"].values()))["scores"])
-    shown = dict.fromkeys((groups[0], groups[-1]))  # clean, and the mean of the corruptions
+    groups = _groups(tables[0])
     for method, entry in tables[0]["methods"].items():
-        for group, line in zip(shown, ("--", "-")):
-            style = _style(results, method)
-            entries = [table["methods"][method] for table in tables]
+        entries = [table["methods"][method] for table in tables]
+        # Clean, and the mean of the corruptions.
+        for group, line in zip(dict.fromkeys((groups[0], groups[-1])), ("--", "-")):
             label = f"{entry['title']}, {_readable(group)}"
-            scores = np.array([e["scores"][group] for e in entries], dtype=float)
-            left.plot(x, scores, linestyle=line, label=label, **style)
+            style: dict[str, Any] = {**_style(results, method), "linestyle": line, "label": label}
+            left.plot(x, np.array([e["scores"][group] for e in entries], dtype=float), **style)
             if "minus_baseline" in entry:
-                found = [e["minus_baseline"][group] for e in entries]
-                _whiskers(right, x, found, {**style, "linestyle": line}, label, tables)
+                _whiskers(right, x, [e["minus_baseline"][group] for e in entries], style, tables)
     right.axhline(0, color="black", linewidth=0.8)
     left.set_ylabel(f"{results['metric']} (0-100), {results['dataset']}")
     right.set_ylabel(_difference_label(results))
@@ -138,13 +129,18 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
             axes.set_xticks(x, [table["value_name"] for table in tables], rotation=20, ha="right")
     lines, names = left.get_legend_handles_labels()
     if sweep["paper"]:
-        places = {str(value): place for value, place in zip(values, x)}
-        points = [(places.get(str(v), v), score) for v, score in sweep["paper"]]
-        theirs = left.twinx()
-        style = {"color": "black", "linestyle": ":", "marker": "*", "markersize": 10}
-        lines += theirs.plot(*zip(*points), label="published", **style)
+        x_of = dict(zip(map(str, values), x))
+        points = [(x_of.get(str(v), v), score) for v, score in sweep["paper"]]
+        published = left.twinx()
+        black: dict[str, Any] = {
+            "color": "black",
+            "linestyle": ":",
+            "marker": "*",
+            "markersize": 10,
+        }
+        lines += published.plot(*zip(*points), label="published", **black)
         names.append("published (right-hand axis)")
-        theirs.set_ylabel(fill(f"published: {sweep['paper_label']}", 40))
+        published.set_ylabel(fill(f"published: {sweep['paper_label']}", 40))
     left.legend(lines, names, fontsize="small")
     if len(tables[0]["methods"]) > 1:
         right.legend(fontsize="small")
@@ -153,36 +149,29 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
 def _whiskers(
     axes: Axes,
     x: np.ndarray,
-    found: Sequence[Results],
+    differences: Sequence[Results],
     style: dict[str, Any],
-    label: str,
     tables: Sequence[Results],
 ) -> None:
-    """Differences with their intervals; what is undefined is left out, and of too few images the
-    interval.
-
-    Args:
-        tables: that each difference is of.
-    """
+    """Differences, each of its table, with their intervals; what is undefined is left out, and of
+    too few images the interval."""
     middle, low, high = (
-        np.array([f[key] for f in found], dtype=float) for key in ("difference", "low", "high")
+        np.array([d[key] for d in differences], float) for key in ("difference", "low", "high")
     )
     shown = np.array([table.get("has_intervals", True) for table in tables])
-    below, above = (
-        np.where(shown, np.clip(side, 0, None), np.nan) for side in (middle - low, high - middle)
-    )
-    style = {"linestyle": "none", **style}
-    axes.errorbar(x, middle, (below, above), label=label, capsize=2, markersize=4, **style)
+    bars = [np.where(shown, side.clip(0), np.nan) for side in (middle - low, high - middle)]
+    axes.errorbar(x, middle, bars, **{"linestyle": "none", "capsize": 2, "markersize": 4, **style})
+
+
+def _groups(table: Results) -> list[str]:
+    """Conditions and means of them that a table has scores for."""
+    return list(next(iter(table["methods"].values()))["scores"])
 
 
 def _style(results: Results, method: str) -> dict[str, Any]:
     """A method looks the same in every table of a study."""
-    methods = list(dict.fromkeys(m for table in results["tables"] for m in table["methods"]))
-    place = methods.index(method)
-    return {
-        "color": SERIES_COLORS[place % len(SERIES_COLORS)],
-        "marker": SERIES_MARKERS[place % len(SERIES_MARKERS)],
-    }
+    methods = dict.fromkeys(m for table in results["tables"] for m in table["methods"])
+    return series_style(list(methods).index(method))
 
 
 def _difference_label(results: Results) -> str:

@@ -12,37 +12,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lqn_seg.errors import InputError
-
 Color = tuple[int, int, int]
 
-VOID_COLOR: Color = (90, 90, 98)
-"""Thin hatching over pixels that belong to no segment; the image stays visible between lines."""
-
-OUTLINE: Color = (255, 0, 200)
-"""Around what changed, in pictures of any colours: no table of categories uses it."""
-
-SERIES_COLORS = (
+VOID_COLOR: Color = (90, 90, 98)  # thin hatching over pixels that belong to no segment
+OUTLINE: Color = (255, 0, 200)  # around what changed: no table of categories uses it
+SERIES_COLORS = (  # of lines and points in plots, in this order
     *("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7"),
     *("#a463f2", "#97bbf5", "#9c6b4e", "#9498a0", "#b8860b", "#111111", "#d14fb5"),
 )
-"""Colours of lines and points in plots, in this order."""
 SERIES_MARKERS = "osD^vP*Xh<>"
-SEQUENTIAL = "viridis"
-"""Colour map of what is measured per position (errors): perceptually even, readable in grey."""
+SEQUENTIAL = "viridis"  # of what is measured per position: perceptually even, readable in grey
+NUM_SHADES = 8
 
 _GOLDEN_RATIO = 0.6180339887498949
-NUM_SHADES = 8
 # (hue shift in turns, lightness shift) of the shades after the colour itself; one is spare
 _SHADES = (
-    (0.0, 0.17),
-    (0.0, -0.15),
-    (0.012, 0.08),
-    (-0.012, -0.08),
-    (-0.012, 0.23),
-    (0.012, -0.22),
-    (0.015, 0.03),
-    (0.015, 0.12),
+    *((0.0, 0.17), (0.0, -0.15), (0.012, 0.08), (-0.012, -0.08)),
+    *((-0.012, 0.23), (0.012, -0.22), (0.015, 0.03), (0.015, 0.12)),
 )
 
 
@@ -51,20 +37,23 @@ class CategoryLike(Protocol):
 
     @property
     def name(self) -> str: ...
-
     @property
     def isthing(self) -> bool | int: ...
-
     @property
-    def color(self) -> Sequence[int] | None: ...
+    def color(self) -> Color | None: ...
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Colour and marker of a plot's line number `index`."""
+    return {
+        "color": SERIES_COLORS[index % len(SERIES_COLORS)],
+        "marker": SERIES_MARKERS[index % len(SERIES_MARKERS)],
+    }
 
 
 def distinct_color(index: int) -> Color:
-    """Colour number `index` (0, 1, ...) of an endless fixed list, for a category without its own.
-
-    Hues advance by the golden ratio, so any first n are spread over the colour circle; saturation
-    and value cycle slowly so that neighbours in hue differ in brightness too.
-    """
+    """Colour number `index` of an endless fixed list, for a category without its own: hues advance
+    by the golden ratio, and neighbours in hue differ in saturation or brightness."""
     hue = (0.02 + index * _GOLDEN_RATIO) % 1.0
     saturation = (0.72, 0.50, 0.88)[index // 8 % 3]
     value = (0.92, 0.74, 0.58)[index // 4 % 3]
@@ -72,27 +61,12 @@ def distinct_color(index: int) -> Color:
 
 
 def category_color(category: CategoryLike, index: int) -> Color:
-    """The category's own colour, or `distinct_color(index)` if its table gives none.
-
-    Raises `InputError` if the table's colour is not three integers in 0..255.
-    """
-    if category.color is None:
-        return distinct_color(index)
-    values = tuple(int(v) for v in category.color)
-    if len(values) != 3 or not all(0 <= v <= 255 for v in values):
-        raise InputError(
-            f"Category '{category.name}' has color {list(category.color)}; "
-            "expected three integers in 0..255."
-        )
-    return values  # type: ignore[return-value]  # length checked above
+    """The category's own colour, or `distinct_color(index)` if its table gives none."""
+    return distinct_color(index) if category.color is None else category.color
 
 
 def instance_shades(color: Color) -> tuple[Color, ...]:
-    """Shades of one category's colour, all different; the first is the colour itself.
-
-    Lightness moves up and down and hue a little, within bounds that keep even black and white
-    categories apart. More instances than shades reuse them in turn.
-    """
+    """Shades of one category's colour, all different; the first is the colour itself."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(v / 255 for v in color))
     # Room on both sides: a shade that left [0, 1] would be clipped into another one.
     centre = min(max(lightness, 0.26), 0.74)
@@ -108,67 +82,42 @@ def instance_shades(color: Color) -> tuple[Color, ...]:
 def segment_colors(
     ids: np.ndarray, segments: Sequence[Mapping[str, Any]], categories: Sequence[CategoryLike]
 ) -> dict[int, Color]:
-    """Colour of every segment of one panoptic map.
+    """Colour of every segment of one panoptic map (H, W).
 
-    Stuff takes its category's colour. Things take shades of it, chosen by where the object lies
-    in the picture (its centroid), so that the same object keeps its colour from panel to panel
-    even where segment ids differ or another object was missed; objects that would share a shade
-    move on to the next free one.
-
-    Args:
-        ids: (H, W) integers, 0 = void.
-        segments: one dict per segment with `id` and `category_id` (index into `categories`).
-        categories: the data set's categories in the order of their contiguous ids.
-
-    Raises:
-        InputError: a `category_id` is outside the table.
+    Stuff takes its category's colour. Things take shades of it, by where in the picture they lie,
+    so that an object keeps its colour from panel to panel even where segment ids differ or another
+    object was missed; of two that would share a shade, the smaller takes the next free one.
     """
-    centroids = _centroids(ids)
     by_category: dict[int, list[int]] = {}
     for segment in segments:
-        category = int(segment["category_id"])
-        if not 0 <= category < len(categories):
-            raise InputError(
-                f"Segment {segment['id']} has category_id {category}, outside the table of "
-                f"{len(categories)} categories."
-            )
-        by_category.setdefault(category, []).append(int(segment["id"]))
+        by_category.setdefault(int(segment["category_id"]), []).append(int(segment["id"]))
+    regions = _regions(ids)
     colors: dict[int, Color] = {}
-    for category, members in sorted(by_category.items()):
+    for category, members in by_category.items():
         base = category_color(categories[category], category)
-        if not categories[category].isthing:
-            colors.update(dict.fromkeys(members, base))
-            continue
-        shades = instance_shades(base)
+        shades = instance_shades(base) if categories[category].isthing else (base,)
         # Largest first: a speck must not take the shade of the object it lies next to.
-        members.sort(key=lambda m: (-centroids.get(m, (0, 0.0, 0.0))[0], m))
+        members.sort(key=lambda m: (-regions.get(m, (0, 0))[0], m))
         taken: list[int] = []
         for member in members:
-            index = _preferred_shade(centroids.get(member, (0, 0.0, 0.0)))
-            while index in taken[len(taken) // NUM_SHADES * NUM_SHADES :]:
-                index = (index + 1) % NUM_SHADES
+            index = regions.get(member, (0, 0))[1] % len(shades)
+            while index in taken[len(taken) // len(shades) * len(shades) :]:
+                index = (index + 1) % len(shades)
             taken.append(index)
             colors[member] = shades[index]
     return colors
 
 
-def _centroids(ids: np.ndarray) -> dict[int, tuple[int, float, float]]:
-    """Per id: area in pixels, and the centroid as fractions of height and width."""
+def _regions(ids: np.ndarray) -> dict[int, tuple[int, int]]:
+    """Per id: area in pixels, and the number of the shade that its centroid prefers: a checkerboard
+    over a 4 x 4 grid of the picture, so that neighbours prefer different ones."""
     height, width = ids.shape
     unique, inverse, area = np.unique(ids, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
     rows = np.repeat((np.arange(height) + 0.5) / height, width)
     columns = np.tile((np.arange(width) + 0.5) / width, height)
-    row = np.bincount(inverse, rows) / area
-    column = np.bincount(inverse, columns) / area
-    return {int(i): (int(a), float(r), float(c)) for i, a, r, c in zip(unique, area, row, column)}
-
-
-def _preferred_shade(centroid: tuple[int, float, float]) -> int:
-    """A checkerboard over a 4 x 4 grid of the picture: neighbours prefer different shades."""
-    _, row, column = centroid
-    cell_row, cell_column = min(int(4 * row), 3), min(int(4 * column), 3)
-    return (3 * cell_row + cell_column) % NUM_SHADES
+    row, column = (np.bincount(inverse.reshape(-1), x) / area for x in (rows, columns))
+    cells = 3 * np.minimum(4 * row, 3).astype(int) + np.minimum(4 * column, 3).astype(int)
+    return dict(zip(unique.tolist(), zip(area.tolist(), cells.tolist())))
 
 
 def _to_bytes(rgb: tuple[float, float, float]) -> Color:

@@ -1,23 +1,20 @@
-"""Overlays, difference maps and comparison panels, drawn with numpy and Pillow into files.
+"""Overlays, difference maps and comparison panels.
 
-Images are uint8 (H, W, 3) RGB arrays. A segmentation is a panoptic prediction or ground truth:
-an integer map (H, W) with 0 = void, and one dict per segment with `id` and `category_id`, the
-latter an index into the data set's categories (contiguous ids, not the ids of a COCO file).
+Images are uint8 (H, W, 3) RGB. A segmentation is a panoptic map (H, W), 0 = void, and one dict per
+segment with `id` and `category_id`, an index into the data set's categories (contiguous ids, not
+those of a COCO file).
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lqn_seg.errors import InputError
 from lqn_seg.visualization.palette import (
     OUTLINE,
     VOID_COLOR,
@@ -26,6 +23,9 @@ from lqn_seg.visualization.palette import (
     category_color,
     segment_colors,
 )
+
+Size = tuple[int, int]  # height, width
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 SAME, CATEGORY_DIFFERS, INSTANCE_DIFFERS = 0, 1, 2
 _DIFFERENCE_COLORS: dict[int, Color] = {
@@ -38,10 +38,12 @@ DIFFERENCE_LEGEND: tuple[tuple[str, Color], ...] = (
     ("outline of what differs", OUTLINE),
 )
 
-_INK, _MUTED, _PAPER = (28, 30, 36), (110, 114, 124), (255, 255, 255)
-_GUTTER, _MARGIN = 6, 14
-_TITLE, _LABEL, _SMALL = 17, 15, 14  # font sizes, px
-_BAR = 26  # height of a row of titles, px
+_INK, _MUTED, _WARNING, _PAPER = (28, 30, 36), (110, 114, 124), (179, 18, 58), (255, 255, 255)
+_OPACITY = 0.7  # of a segment's colour
+_TITLE, _LABEL, _SMALL = (ImageFont.load_default(size) for size in (17, 15, 14))
+# Lengths in px. A bar is a row of titles, a margin at the left may hold labels.
+_GUTTER, _MARGIN, _LABEL_MARGIN, _BAR = 6, 14, 27, 26
+_LEGEND_LINE, _SWATCH, _CAPTION_LINE = 24, 14, 19
 
 
 class Segmentation(NamedTuple):
@@ -53,11 +55,8 @@ class Segmentation(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a panel.
-
-    `title` stands above it, `figure` ("PQ 61.3") at the right of the title, and `note` inside the
-    picture's lower right corner.
-    """
+    """One picture of a panel: `title` above it, `figure` ("PQ 61.3") at the right of the title, and
+    `note` inside its lower right corner."""
 
     image: np.ndarray
     title: str = ""
@@ -73,92 +72,70 @@ class Row:
     label: str = ""
 
 
+def one_segment_per_class(ids: np.ndarray) -> Segmentation:
+    """A segmentation of a semantic map (H, W) of classes + 1, 0 = void."""
+    present = [int(i) for i in np.unique(ids) if i]
+    return Segmentation(ids, [{"id": i, "category_id": i - 1, "isthing": False} for i in present])
+
+
 def overlay(
     image: np.ndarray,
-    ids: np.ndarray,
-    segments: Sequence[Mapping[str, Any]],
+    segmentation: Segmentation,
     categories: Sequence[CategoryLike],
-    *,
-    alpha: float = 0.7,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
 ) -> np.ndarray:
-    """The image with its segments in colour and their borders in white.
+    """The image with its segments in colour and their borders in white, one pixel wide at `size`.
 
     Pixels of no segment keep the image's own colours under thin hatching, so that what a
     prediction left out stands out and can still be looked at.
-
-    Args:
-        image: uint8 (H, W, 3).
-        ids: (H, W) integers, 0 = void.
-        segments: one dict per segment, `id` and `category_id` (index into `categories`).
-        categories: in the order of their contiguous ids.
-        alpha: share of the segment's colour, 0..1; 1 hides the image under segments.
-        size: (height, width) to draw at; borders are one pixel wide at this size.
-
-    Raises:
-        InputError: wrong shapes or types, or a map with ids that `segments` does not list.
     """
-    _check_segmentation(image, ids, segments)
+    ids, segments = segmentation
     colors = segment_colors(ids, segments, categories)
     if size is not None:
         image, ids = _resize_image(image, size), _resize_ids(ids, size)
-    unique, inverse = np.unique(ids, return_inverse=True)
-    table = np.array([colors.get(int(i), VOID_COLOR) for i in unique], dtype=np.float32)
-    painted = table[inverse.reshape(ids.shape)]
-    share = np.where(ids[..., None] > 0, np.float32(alpha), np.float32(0))
-    drawn = (1 - share) * image + share * painted
-    drawn[(ids == 0) & _hatching(*ids.shape)] = VOID_COLOR
-    drawn[_borders(ids)] = 0.15 * drawn[_borders(ids)] + 0.85 * 255
+    painted = _by_id(ids, colors, VOID_COLOR).astype(np.float32)
+    opacity = np.where(ids[..., None] > 0, np.float32(_OPACITY), np.float32(0))
+    drawn = (1 - opacity) * image + opacity * painted
+    hatching = np.add.outer(*map(np.arange, ids.shape)) % 7 == 0
+    drawn[(ids == 0) & hatching] = VOID_COLOR
+    borders = np.zeros(ids.shape, dtype=bool)  # to the right or lower neighbour
+    borders[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    borders[:-1] |= ids[:-1] != ids[1:]
+    drawn[borders] = 0.15 * drawn[borders] + 0.85 * 255
     return drawn.round().astype(np.uint8)
 
 
 def difference_map(
     first: Segmentation, second: Segmentation, categories: Sequence[CategoryLike]
 ) -> np.ndarray:
-    """Where two panoptic results disagree, as a uint8 map (H, W) of three values.
+    """Where two segmentations of one size disagree, as a uint8 map (H, W) of three values.
 
-    `CATEGORY_DIFFERS`: the two maps give the pixel different categories (void counts as one).
-    `INSTANCE_DIFFERS`: same thing category, but the two segments are not each other's match; a
-    match is an IoU above 0.5, which makes it unique (Kirillov et al., Panoptic Segmentation, 2019,
-    Theorem 1). `SAME`: everything else. Segment ids themselves are never compared.
-
-    Raises `InputError` if the maps differ in shape or list unknown ids.
+    `CATEGORY_DIFFERS`: different categories (void counts as one). `INSTANCE_DIFFERS`: same thing
+    category, but the two segments are no match; a match is an IoU above 0.5, which makes it unique
+    (Kirillov et al., Panoptic Segmentation, 2019, Theorem 1). `SAME`: everything else.
     """
-    if first.ids.shape != second.ids.shape:
-        raise InputError(
-            f"Cannot compare segmentations of different sizes, {first.ids.shape} and "
-            f"{second.ids.shape}."
-        )
-    category_first, category_second = _category_map(first), _category_map(second)
-    result = np.where(category_first == category_second, SAME, CATEGORY_DIFFERS)
+    category, other = (
+        _by_id(s.ids, {int(x["id"]): int(x["category_id"]) for x in s.segments}, -1)
+        for s in (first, second)
+    )
+    result = np.where(category == other, SAME, CATEGORY_DIFFERS)
     things = np.array([bool(c.isthing) for c in categories] + [False])  # [-1] is void
-    both_thing = (result == SAME) & things[category_first]
+    both_thing = (result == SAME) & things[category]
     pairs, overlap = np.unique(
         np.stack([first.ids[both_thing], second.ids[both_thing]]), axis=1, return_counts=True
     )
-    area_first, area_second = _areas(first.ids), _areas(second.ids)
+    area, other_area = (
+        dict(zip(*np.unique(s.ids, return_counts=True), strict=True)) for s in (first, second)
+    )
     for (a, b), intersection in zip(pairs.T, overlap):
-        union = area_first[int(a)] + area_second[int(b)] - int(intersection)
-        if 2 * int(intersection) <= union:
+        if 2 * intersection <= area[a] + other_area[b] - intersection:
             result[both_thing & (first.ids == a) & (second.ids == b)] = INSTANCE_DIFFERS
     return result.astype(np.uint8)
 
 
-def draw_difference(
-    image: np.ndarray, differences: np.ndarray, *, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """A `difference_map` over a pale grey copy of the image; see `DIFFERENCE_LEGEND`.
-
-    Args:
-        image: uint8 (H, W, 3).
-        differences: (H, W), values of `difference_map`.
-        size: (height, width) to draw at.
-    """
-    _check_image(image)
-    if differences.shape != image.shape[:2]:
-        raise InputError(f"The difference map is {differences.shape}, the image {image.shape[:2]}.")
-    if size is not None:
-        image, differences = _resize_image(image, size), _resize_ids(differences, size)
+def draw_difference(image: np.ndarray, differences: np.ndarray, size: Size) -> np.ndarray:
+    """A `difference_map` over a pale grey copy of the image; see `DIFFERENCE_LEGEND`."""
+    image, differences = _resize_image(image, size), _resize_ids(differences, size)
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     drawn = np.repeat((140 + 0.42 * grey)[..., None], 3, axis=2)
     for value, color in _DIFFERENCE_COLORS.items():
@@ -168,30 +145,21 @@ def draw_difference(
 
 
 def outline_changes(drawn: np.ndarray, differences: np.ndarray) -> np.ndarray:
-    """A picture with the outlines of what differs, two pixels wide, in a colour of their own.
-
-    Args:
-        drawn: uint8 (H, W, 3), at any size.
-        differences: (h, w), values of `difference_map`.
-    """
-    _check_image(drawn)
+    """A picture, at any size, with the outlines of what differs, two pixels wide."""
     changed = _resize_ids(differences, (drawn.shape[0], drawn.shape[1])) != SAME
-    framed = np.pad(changed, 2)
-    inner = changed.copy()
-    for rows, columns in ((0, 2), (4, 2), (2, 0), (2, 4)):  # what lies two pixels inside
-        inner &= framed[rows : rows + changed.shape[0], columns : columns + changed.shape[1]]
+    cross = np.zeros((5, 5), np.uint8)
+    cross[[0, 2, 2, 2, 4], [2, 0, 2, 4, 2]] = 1  # what lies two pixels inside
+    inner = cv2.erode(changed.astype(np.uint8), cross, borderValue=0)
     outlined = drawn.copy()
-    outlined[changed & ~inner] = OUTLINE
+    outlined[changed & (inner == 0)] = OUTLINE
     return outlined
 
 
 def legend_entries(
     segmentations: Sequence[Segmentation], categories: Sequence[CategoryLike]
 ) -> list[tuple[str, Color]]:
-    """Name and colour of every category that occurs in any of the segmentations, in table order.
-
-    A last entry, "no segment", is there if some pixel belongs to none.
-    """
+    """Name and colour of every category that occurs in any of the segmentations, in table order,
+    and "no segment" if some pixel belongs to none."""
     present = {int(s["category_id"]) for seg in segmentations for s in seg.segments}
     entries = [(categories[i].name, category_color(categories[i], i)) for i in sorted(present)]
     if any((seg.ids == 0).any() for seg in segmentations):
@@ -199,12 +167,9 @@ def legend_entries(
     return entries
 
 
-def cell_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) at which a panel shows an image: about 256 to 320 px on its longer side.
-
-    Small images grow by a whole factor, so that every pixel stays a square of one size; large ones
-    shrink to 320 px.
-    """
+def cell_size(height: int, width: int) -> Size:
+    """The size at which a panel shows an image: about 256 to 320 px on its longer side. Small ones
+    grow by a whole factor, so that every pixel stays a square of one size."""
     longest = max(height, width)
     if longest <= 320:
         factor = max(1, round(272 / longest))
@@ -217,225 +182,158 @@ def comparison_row(
     ground_truth: Segmentation | None,
     predictions: Mapping[str, Segmentation],
     categories: Sequence[CategoryLike],
-    *,
-    reference: str,
-    compared: str,
     label: str = "",
     figures: Mapping[str, str] | None = None,
 ) -> Row:
-    """Image, ground truth if there is one, one overlay per prediction, and where two differ.
-
-    Regions of a prediction that differ from the reference's are outlined.
+    """Image, ground truth if there is one, one overlay per prediction, with what differs from the
+    first outlined, and where the last differs from the first.
 
     Args:
-        image: uint8 (H, W, 3), as the model saw it.
-        predictions: method name -> segmentation, drawn in this order.
-        reference, compared: names of the two predictions of the last picture.
-        figures: method name -> short text beside its title, for example "PQ 61.3".
-
-    Raises:
-        InputError: a name is not among the predictions, or a shape is wrong.
+        figures: by method, short text beside its title, for example "PQ 61.3".
     """
-    for name in (reference, compared):
-        if name not in predictions:
-            raise InputError(f"No prediction is named '{name}'; there are {list(predictions)}.")
-    _check_image(image)
     size = cell_size(*image.shape[:2])
     cells = [Cell(_resize_image(image, size), "image")]
     if ground_truth is not None:
-        drawn = overlay(image, *ground_truth, categories, size=size)
-        cells.append(Cell(drawn, "ground truth"))
+        cells.append(Cell(overlay(image, ground_truth, categories, size), "ground truth"))
+    first = next(iter(predictions.values()))
     for name, prediction in predictions.items():
-        drawn = overlay(image, *prediction, categories, size=size)
-        changes = difference_map(predictions[reference], prediction, categories)
+        drawn = overlay(image, prediction, categories, size)
+        changes = difference_map(first, prediction, categories)
         cells.append(Cell(outline_changes(drawn, changes), name, (figures or {}).get(name, "")))
-    differences = difference_map(predictions[reference], predictions[compared], categories)
-    share = f"{100 * (differences != SAME).mean():.1f}% of pixels"
-    drawn = draw_difference(image, differences, size=size)
-    cells.append(Cell(drawn, f"{compared} vs {reference}", note=share))
-    return Row(cells, label)
+    names, note = list(predictions), f"{100 * (changes != SAME).mean():.1f}% of pixels"
+    drawn = draw_difference(image, changes, size)
+    return Row([*cells, Cell(drawn, f"{names[-1]} vs {names[0]}", note=note)], label)
 
 
 def panel(rows: Sequence[Row], legend: Sequence[tuple[str, Color]] = ()) -> np.ndarray:
     """Rows of titled pictures on white, with row labels at the left and a legend at the bottom.
 
-    A title that repeats the one above it, figure included, is written once. Within a column all
-    cells are as wide as the widest; within a row as high as the highest; pictures are centred.
-
-    Args:
-        rows: equally long rows of cells; cells are drawn at the size they have.
-        legend: (text, colour) entries; see `legend_entries` and `DIFFERENCE_LEGEND`.
-
-    Returns:
-        uint8 (H', W', 3).
-
-    Raises:
-        InputError: no rows, rows of different lengths, or a cell that is not a uint8 RGB image.
+    A title that repeats the one above it, figure included, is written once. Pictures are drawn at
+    the size they have, centred in their row and column.
     """
-    if not rows or not rows[0].cells:
-        raise InputError("A panel needs at least one row with at least one picture.")
-    if len({len(row.cells) for row in rows}) != 1:
-        raise InputError(f"Rows of a panel differ in length: {[len(row.cells) for row in rows]}.")
-    for row in rows:
-        for cell in row.cells:
-            _check_image(cell.image)
-    widths = [max(c.image.shape[1] for c in column) for column in zip(*(r.cells for r in rows))]
-    left = _MARGIN + (_LABEL + 12 if any(row.label for row in rows) else 0)
+    columns = zip(*(row.cells for row in rows), strict=True)
+    widths = [max(cell.image.shape[1] for cell in column) for column in columns]
+    left = _MARGIN + (_LABEL_MARGIN if any(row.label for row in rows) else 0)
     lefts = [left + sum(widths[:k]) + _GUTTER * k for k in range(len(widths))]
     width = lefts[-1] + widths[-1] + _MARGIN
-    legend_height = _draw_legend(None, legend, 0, left, width)
-    height = _rows_height(rows) + legend_height + 2 * _MARGIN
-    canvas = Image.new("RGB", (width, height), _PAPER)
-    top = _MARGIN
-    above: Row | None = None
-    for row in rows:
-        top = _draw_row(canvas, row, above, top, lefts, widths)
-        above = row
-    _draw_legend(ImageDraw.Draw(canvas), legend, height - _MARGIN - legend_height, left, width)
-    return np.asarray(canvas).copy()
-
-
-def save_png(image: np.ndarray, path: str | os.PathLike[str]) -> Path:
-    """Write a uint8 (H, W, 3) image; the file appears whole or not at all. Returns its path.
-
-    Folders are made as needed. Raises `InputError` if the image or the place is not usable.
-    """
-    _check_image(image)
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"Cannot write picture '{path}': {error.strerror or error}.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(image).save(file, format="PNG")
-        os.chmod(temporary, 0o644)  # mkstemp makes private files
-        os.replace(temporary, path)
-    except OSError as error:
-        os.unlink(temporary)
-        raise InputError(f"Cannot write picture '{path}': {error.strerror or error}.") from error
-    return path
-
-
-# --- drawing ------------------------------------------------------------------------------------
-
-
-def _titles_shown(row: Row, above: Row | None) -> list[bool]:
-    """Which cells of a row get their title drawn: those that do not repeat the cell above."""
-    return [
-        bool(cell.title or cell.figure)
-        and (above is None or (cell.title, cell.figure) != (up.title, up.figure))
-        for cell, up in zip(row.cells, (above or row).cells)
-    ]
-
-
-def _rows_height(rows: Sequence[Row]) -> int:
-    height = _GUTTER * (len(rows) - 1)
+    strips = [_paper(width, _MARGIN)]
     for row, above in zip(rows, [None, *rows[:-1]]):
-        height += max(cell.image.shape[0] for cell in row.cells)
-        height += _BAR if any(_titles_shown(row, above)) else 0
-    return height
+        strips += [_paper(width, _GUTTER)] if above else []
+        strips.append(_draw_row(row, above, lefts, widths, width))
+    strips += [_draw_legend(legend, left, width)] if legend else []
+    return np.concatenate([*map(np.asarray, strips), np.asarray(_paper(width, _MARGIN))])
+
+
+def captioned(
+    picture: np.ndarray, sentences: Sequence[str], warnings: Sequence[str] = ()
+) -> np.ndarray:
+    """A picture with sentences above it on white, broken to its width; warnings first, in red."""
+    width = picture.shape[1]
+    lines = [
+        (line, ink)
+        for texts, ink in ((warnings, _WARNING), (sentences, _INK))
+        for text in texts
+        for line in broken(text, _SMALL, width - 2 * _MARGIN)
+    ]
+    if not lines:
+        return picture
+    strip = _paper(width, len(lines) * _CAPTION_LINE + _MARGIN)
+    draw = ImageDraw.Draw(strip)
+    for k, (line, ink) in enumerate(lines):
+        middle = _MARGIN + k * _CAPTION_LINE + _CAPTION_LINE // 2
+        draw.text((_MARGIN, middle), line, ink, _SMALL, anchor="lm")
+    return np.concatenate([np.asarray(strip), picture])
+
+
+def broken(text: str, font: Font, room: int) -> list[str]:
+    """A text in lines of at most `room` pixels; a longer word has a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _paper(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), _PAPER)
 
 
 def _draw_row(
-    canvas: Image.Image,
-    row: Row,
-    above: Row | None,
-    top: int,
-    lefts: Sequence[int],
-    widths: Sequence[int],
-) -> int:
-    """Draw one row at height `top`; returns where the next one starts."""
-    shown = _titles_shown(row, above)
-    draw = ImageDraw.Draw(canvas)
-    if any(shown):
-        for cell, visible, left, width in zip(row.cells, shown, lefts, widths):
-            if visible:
-                _draw_title(draw, cell, top + _BAR // 2 - 2, left, width)
-        top += _BAR
+    row: Row, above: Row | None, lefts: Sequence[int], widths: Sequence[int], width: int
+) -> Image.Image:
+    """A row as wide as the panel, with a bar of titles where any does not repeat the one above."""
+    titles = [(cell.title, cell.figure) for cell in row.cells]
+    titles_above = [(c.title, c.figure) for c in above.cells] if above else [None] * len(titles)
+    shown = [any(title) and title != up for title, up in zip(titles, titles_above)]
+    top = _BAR if any(shown) else 0
     height = max(cell.image.shape[0] for cell in row.cells)
-    for cell, left, width in zip(row.cells, lefts, widths):
+    strip = _paper(width, top + height)
+    draw = ImageDraw.Draw(strip)
+    for cell, has_title, left, room in zip(row.cells, shown, lefts, widths):
+        if has_title:
+            _draw_title(draw, cell, left, room)
         h, w = cell.image.shape[:2]
-        corner = (left + (width - w) // 2, top + (height - h) // 2)
-        canvas.paste(Image.fromarray(cell.image), corner)
+        x, y = left + (room - w) // 2, top + (height - h) // 2
+        strip.paste(Image.fromarray(cell.image), (x, y))
         if cell.note:
-            _draw_note(draw, cell.note, corner[0] + w, corner[1] + h)
-    if row.label:
-        _draw_label(canvas, row.label, top, height)
-    return top + height + _GUTTER
+            _draw_note(draw, cell.note, x + w, y + h)
+    if row.label:  # reads upwards
+        label, text = _paper(height, 23), _fitted(row.label, _LABEL, height)
+        middle = (height / 2, 11.5)
+        ImageDraw.Draw(label).text(middle, text, _INK, _LABEL, anchor="mm", stroke_width=0.3)
+        strip.paste(label.rotate(90, expand=True), (_MARGIN - 4, top))
+    return strip
 
 
-def _draw_title(draw: ImageDraw.ImageDraw, cell: Cell, middle: int, left: int, width: int) -> None:
+def _draw_title(draw: ImageDraw.ImageDraw, cell: Cell, left: int, width: int) -> None:
     """Title in ink at the left of the cell, figure in grey at its right."""
-    figure_font = _font(_SMALL)
-    figure = _fitted(cell.figure, figure_font, width)
-    room = width - (figure_font.getlength(figure) + 10 if figure else 0)
+    figure = _fitted(cell.figure, _SMALL, width)
+    title = _fitted(cell.title, _TITLE, width - (_SMALL.getlength(figure) + 10 if figure else 0))
     # A stroke of a third of a pixel is the nearest thing to bold that Pillow's own font has.
-    title_font = _font(_TITLE)
-    title = _fitted(cell.title, title_font, room)
-    draw.text((left, middle), title, _INK, title_font, anchor="lm", stroke_width=0.35)
-    draw.text((left + width, middle), figure, _MUTED, figure_font, anchor="rm")
+    draw.text((left, 11), title, _INK, _TITLE, anchor="lm", stroke_width=0.35)
+    draw.text((left + width, 11), figure, _MUTED, _SMALL, anchor="rm")
 
 
 def _draw_note(draw: ImageDraw.ImageDraw, note: str, right: int, bottom: int) -> None:
     """A note on a white tag whose lower right corner is (right, bottom)."""
-    font = _font(_SMALL)
-    width = int(font.getlength(note)) + 12
+    width = int(_SMALL.getlength(note)) + 12
     draw.rectangle((right - width, bottom - 22, right - 1, bottom - 1), fill=_PAPER)
-    draw.text((right - width / 2, bottom - 10), note, _INK, font, anchor="mm")
+    draw.text((right - width / 2, bottom - 10), note, _INK, _SMALL, anchor="mm")
 
 
-def _draw_label(canvas: Image.Image, label: str, top: int, height: int) -> None:
-    """Row label, reading upwards, centred on the row."""
-    font = _font(_LABEL)
-    text = _fitted(label, font, height)
-    strip = Image.new("RGB", (height, _LABEL + 8), _PAPER)
-    position = (height / 2, (_LABEL + 8) / 2)
-    ImageDraw.Draw(strip).text(position, text, _INK, font, anchor="mm", stroke_width=0.3)
-    canvas.paste(strip.rotate(90, expand=True), (_MARGIN - 4, top))
-
-
-def _draw_legend(
-    draw: ImageDraw.ImageDraw | None,
-    legend: Sequence[tuple[str, Color]],
-    top: int,
-    left: int,
-    width: int,
-) -> int:
-    """Draw the legend in lines that fit the width (nothing for `draw=None`); returns its height."""
-    if not legend:
-        return 0
-    font, line, swatch = _font(_SMALL), 24, 14
-    x, y = left, top + 10
+def _draw_legend(legend: Sequence[tuple[str, Color]], left: int, width: int) -> Image.Image:
+    """The legend in as many lines as it needs."""
+    gap, entries, x, y = _SWATCH + 7, [], left, 10
     for text, color in legend:
-        text = _fitted(text, font, width - left - _MARGIN - swatch - 7)
-        advance = swatch + 7 + int(font.getlength(text)) + 22
-        if x > left and x + advance - 22 > width - _MARGIN:
-            x, y = left, y + line
-        if draw is not None:
-            _draw_swatch(draw, x, y + 5, swatch, color)
-            draw.text((x + swatch + 7, y + 12), text, _INK, font, anchor="lm")
-        x += advance
-    return y + line - top
+        text = _fitted(text, _SMALL, width - left - _MARGIN - gap)
+        length = gap + int(_SMALL.getlength(text))
+        if x > left and x + length > width - _MARGIN:
+            x, y = left, y + _LEGEND_LINE
+        entries.append((x, y, text, color))
+        x += length + 22
+    strip = _paper(width, y + _LEGEND_LINE)
+    draw = ImageDraw.Draw(strip)
+    for x, y, text, color in entries:
+        _draw_swatch(draw, x, y + 5, color)
+        draw.text((x + gap, y + 12), text, _INK, _SMALL, anchor="lm")
+    return strip
 
 
-def _draw_swatch(draw: ImageDraw.ImageDraw, x: int, y: int, side: int, color: Color) -> None:
-    box = (x, y, x + side, y + side)
+def _draw_swatch(draw: ImageDraw.ImageDraw, x: int, y: int, color: Color) -> None:
+    side = _SWATCH
     if color != VOID_COLOR:
-        draw.rounded_rectangle(box, radius=3, fill=color)
+        draw.rounded_rectangle((x, y, x + side, y + side), radius=3, fill=color)
         return
-    draw.rectangle(box, outline=VOID_COLOR)  # hatched, as `overlay` draws it
+    draw.rectangle((x, y, x + side, y + side), outline=VOID_COLOR)  # hatched, as in `overlay`
     for offset in (side // 2, side, side + side // 2):
         start, stop = min(offset, side), max(0, offset - side)
         draw.line((x + start, y + stop, x + stop, y + start), fill=VOID_COLOR)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
+def _fitted(text: str, font: Font, room: float) -> str:
     """The text, cut with an ellipsis if it is wider than `room` pixels."""
     if font.getlength(text) <= room:
         return text
@@ -444,69 +342,22 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room:
     return text.rstrip() + "…" if text else ""
 
 
-# --- maps ---------------------------------------------------------------------------------------
+def _by_id(ids: np.ndarray, values: Mapping[int, Any], void: Any) -> np.ndarray:
+    """(H, W, ...) the value of each pixel's id."""
+    unique, inverse = np.unique(ids, return_inverse=True)
+    return np.array([values.get(int(i), void) for i in unique])[inverse.reshape(ids.shape)]
 
 
-def _borders(ids: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels whose right or lower neighbour belongs to another segment."""
-    edge = np.zeros(ids.shape, dtype=bool)
-    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-    edge[:-1] |= ids[:-1] != ids[1:]
-    return edge
-
-
-def _hatching(height: int, width: int) -> np.ndarray:
-    """(H, W) bool: diagonal lines one pixel wide, seven pixels apart."""
-    return (np.arange(height)[:, None] + np.arange(width)) % 7 == 0
-
-
-def _category_map(segmentation: Segmentation) -> np.ndarray:
-    """(H, W) contiguous category ids, -1 = void."""
-    _check_ids(segmentation.ids, segmentation.segments)
-    categories = {int(s["id"]): int(s["category_id"]) for s in segmentation.segments}
-    unique, inverse = np.unique(segmentation.ids, return_inverse=True)
-    table = np.array([categories.get(int(i), -1) for i in unique])
-    return table[inverse.reshape(segmentation.ids.shape)]
-
-
-def _areas(ids: np.ndarray) -> dict[int, int]:
-    unique, counts = np.unique(ids, return_counts=True)
-    return {int(i): int(n) for i, n in zip(unique, counts)}
-
-
-def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     """Nearest neighbour when growing (the model's pixels stay visible), Lanczos when shrinking."""
     growing = size[0] >= image.shape[0] and size[1] >= image.shape[1]
     method = Image.Resampling.NEAREST if growing else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), method))
 
 
-def _resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest neighbour at pixel centres, for integer maps of any width."""
-    rows = ((np.arange(size[0]) + 0.5) * ids.shape[0] / size[0]).astype(int)
-    columns = ((np.arange(size[1]) + 0.5) * ids.shape[1] / size[1]).astype(int)
-    return ids[rows[:, None], columns[None, :]]
-
-
-def _check_image(image: np.ndarray) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputError(
-            f"Expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}."
-        )
-
-
-def _check_segmentation(
-    image: np.ndarray, ids: np.ndarray, segments: Sequence[Mapping[str, Any]]
-) -> None:
-    _check_image(image)
-    if ids.shape != image.shape[:2]:
-        raise InputError(f"The panoptic map is {ids.shape}, the image {image.shape[:2]}.")
-    _check_ids(ids, segments)
-
-
-def _check_ids(ids: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> None:
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise InputError(f"A panoptic map holds integer ids, got {ids.dtype}.")
-    unknown = set(np.unique(ids).tolist()) - {int(s["id"]) for s in segments} - {0}
-    if unknown:
-        raise InputError(f"The panoptic map has ids {sorted(unknown)} that no segment lists.")
+def _resize_ids(ids: np.ndarray, size: Size) -> np.ndarray:
+    """Nearest neighbour at pixel centres."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, ids.shape)
+    )
+    return ids[rows[:, None], columns]

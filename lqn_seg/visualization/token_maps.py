@@ -1,70 +1,59 @@
 """Token fields as pictures: three principal directions as red, green and blue.
 
 One basis serves every map of a figure, teacher's and student's, so that colours can be compared.
-Layers differ in scale by a factor of ten and more, so the tokens of a layer are first taken from
-the teacher's mean and divided by its deviation over all positions and features together.
+Layers differ in scale by a factor of ten and more, so a layer is standardised first.
 
 Shapes: H x W grid, D features, n tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
+from lqn_seg.visualization.files import Pixels
 
 Float = NDArray[np.floating]
 
 
-@dataclass(frozen=True)
-class ColorBasis:
-    """How tokens become colours.
+def _colors(values: Float, low: Float, high: Float) -> Pixels:
+    """(..., 3) values, `low` to `high`, to 0..255."""
+    return (255 * ((values - low) / (high - low)).clip(0, 1)).round().astype(np.uint8)
 
-    Attributes:
-        directions: (D, 3) orthonormal.
-        low, high: (3,) ends of the range that is shown of each; what lies outside is cut.
-    """
 
-    directions: Float
-    low: Float
-    high: Float
-
-    def __call__(self, tokens: Float) -> NDArray[np.uint8]:
-        """(H, W, D) standardised tokens to uint8 (H, W, 3)."""
-        shares = (tokens @ self.directions - self.low) / (self.high - self.low)
-        return (255 * shares.clip(0, 1)).round().astype(np.uint8)
+def _stacked(maps: Sequence[Float]) -> Float:
+    """(n, D) tokens of (H, W, D) maps together."""
+    return np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in maps])
 
 
 def standardised(tokens: Float, teacher: Float) -> Float:
-    """(H, W, D) tokens of a layer, in units of the teacher's (H, W, D) tokens of that layer."""
+    """(H, W, D) tokens of a layer less the teacher's mean, over its deviation over all positions
+    and features together: squared differences are errors over variance."""
     centred = teacher - teacher.mean((0, 1))
     return (tokens - teacher.mean((0, 1))) / max(float(np.sqrt(np.square(centred).mean())), 1e-12)
 
 
-def shared_basis(maps: Sequence[Float]) -> ColorBasis:
-    """The principal directions of (H, W, D) standardised maps together.
+def shared_basis(maps: Sequence[Float]) -> Callable[[Float], Pixels]:
+    """What colours an (H, W, D) map by the principal directions of standardised maps together.
 
     Signs are fixed (the largest entry of a direction is positive), so colours do not depend on the
-    linear algebra library; the range shown leaves out a hundredth at either end.
+    linear algebra library.
     """
-    tokens = np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in maps])
-    tokens = tokens.astype(np.float64)
+    tokens = _stacked(maps).astype(np.float64)
     _, vectors = np.linalg.eigh(tokens.T @ tokens / len(tokens))
     directions = vectors[:, ::-1][:, :3]
     largest = np.abs(directions).argmax(0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     low, high = np.quantile(tokens @ directions, (0.01, 0.99), axis=0)
-    return ColorBasis(directions, low, np.maximum(high, low + 1e-12))
+    high = np.maximum(high, low + 1e-12)
+    return lambda tokens: _colors(tokens @ directions, low, high)
 
 
-def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[NDArray[np.uint8]]:
+def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[Pixels]:
     """The maps coloured by t-SNE of all their tokens together, in three dimensions.
-
-    Neighbours keep alike colours; distances between colours mean nothing. Needs scikit-learn.
 
     Raises:
         InputError: scikit-learn is not installed, or there are too few tokens.
@@ -75,22 +64,11 @@ def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[NDArray[np.uint8]]:
         raise InputError(
             "--projection tsne needs scikit-learn: pip install 'lqn_seg[figures]'"
         ) from error
-    tokens = np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in maps])
+    tokens = _stacked(maps)
     if len(tokens) < 8:
         raise InputError(f"--projection tsne needs at least 8 tokens, not {len(tokens)}")
     perplexity = min(30.0, (len(tokens) - 1) / 3)
-    found = TSNE(3, perplexity=perplexity, init="pca", random_state=seed).fit_transform(tokens)
-    low, high = np.quantile(found, (0.01, 0.99), axis=0)
-    colors = (255 * ((found - low) / (high - low)).clip(0, 1)).round().astype(np.uint8)
+    embedded = TSNE(3, perplexity=perplexity, init="pca", random_state=seed).fit_transform(tokens)
+    colors = _colors(embedded, *np.quantile(embedded, (0.01, 0.99), axis=0))
     ends = np.cumsum([m.shape[0] * m.shape[1] for m in maps])[:-1]
     return [part.reshape(*m.shape[:2], 3) for part, m in zip(np.split(colors, ends), maps)]
-
-
-def position_error(answer: Float, teacher: Float) -> Float:
-    """(H, W) squared error of each token over the teacher's variance at its layer.
-
-    Its mean is the layer's error over variance: 1 for the mean token, 0 for the teacher's own.
-    """
-    centred = teacher - teacher.mean((0, 1))
-    variance = max(float(np.square(centred).sum(-1).mean()), 1e-24)
-    return np.square(answer - teacher).sum(-1) / variance

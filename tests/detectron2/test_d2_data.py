@@ -27,8 +27,8 @@ import lqn_seg.detectron2 as lqn
 from lqn_seg.data.catalog import dataset_names, get_dataset, register_label_folders
 from lqn_seg.data.derived import complete_records, detectron2_facts
 from lqn_seg.data.masks import decode
-from lqn_seg.detectron2.data import LazyMetadata, class_table
 from lqn_seg.data.segmentation_sets import ADE20K_CLASSES
+from lqn_seg.detectron2.data import LazyMetadata, class_table
 from lqn_seg.errors import InputError
 
 THINGS = [c for c in COCO_CATEGORIES if c["isthing"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +12,21 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+<<<<<<< HEAD
 from lqn_seg.adapt.familiarity import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
 from lqn_seg.config.nodes import load_cfg
+=======
+from lqn_seg.core.alignment import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
+>>>>>>> figures
 from lqn_seg.data.corruptions import CORRUPTIONS, corrupt
 from lqn_seg.data.images import read_image
-from lqn_seg.engine.acquaintance import UNLIKE as WORDS
-from lqn_seg.engine.acquaintance import is_unlike, known_classes
-from lqn_seg.engine.build import build_calibration, build_teacher
-from lqn_seg.engine.probe import Probe
-from lqn_seg.lab.explorer.server import Explorer
-from lqn_seg.lab.inspect.visualize import Request, Studio, draw_panels
-from lqn_seg.visualization.captions import broken, captioned
+from lqn_seg.engine.probe import UNLIKE as WORDS
+from lqn_seg.engine.probe import Probe, is_unlike, known_classes
+from lqn_seg.engine.studio import Studio
+from lqn_seg.lab.explorer.server import PAGE, open_explorer
+from lqn_seg.lab.inspect.visualize import draw_panels
+from lqn_seg.visualization.files import png_bytes
+from lqn_seg.visualization.panels import broken, captioned
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs" / "demo_lqn.yaml")
@@ -29,9 +35,8 @@ SCENES = sorted((ROOT / "datasets" / "demo" / "val").glob("*.png"))
 
 @pytest.fixture(scope="module")
 def demo():
-    cfg = load_cfg(DEMO)
-    teacher = build_teacher(cfg)
-    return teacher, build_calibration(cfg, teacher)
+    studio = Studio(DEMO)
+    return studio.teacher, studio.calibration
 
 
 def tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -71,27 +76,21 @@ def test_what_is_no_scene_is_not_known(demo):
     assert not is_unlike(teacher, unmeasured, tensor(scribble(0)))
 
 
-def test_photographs_are_mostly_not_known(demo, real_photographs):
-    found = [is_unlike(*demo, tensor(read_image(path))) for path in real_photographs[:40]]
-    assert sum(found) > 16
-
-
-@pytest.fixture
-def real_photographs():
-    import os
-
-    folder = Path(os.environ.get("LQN_SEG_REAL_DATA", "")) / "coco" / "train2017"
-    if not os.environ.get("LQN_SEG_REAL_DATA") or not folder.is_dir():
+def test_photographs_are_mostly_not_known(demo):
+    folder = Path(os.environ.get("LQN_SEG_REAL_DATA", ""), "coco", "train2017")
+    if "LQN_SEG_REAL_DATA" not in os.environ or not folder.is_dir():
         pytest.skip("LQN_SEG_REAL_DATA names no folder with photographs")
-    return sorted(folder.glob("*.jpg"))
+    photographs = sorted(folder.glob("*.jpg"))[:40]
+    assert sum(is_unlike(*demo, tensor(read_image(path))) for path in photographs) > 16
 
 
 def test_the_distance_is_that_of_the_formula(demo):
-    """Written out: components of restored tokens in units of the clean variance, median, mean."""
+    """Written out: components of aligned tokens in units of the clean variance, median, mean."""
     teacher, calibration = demo
-    gauge, seen = Acquaintance(calibration), {}
+    acquaintance, aligned = Acquaintance(calibration), {}
 
     def hook(layer, tokens):
+<<<<<<< HEAD
         restored = gauge(layer, tokens)
         seen[layer] = restored
         return restored
@@ -99,19 +98,28 @@ def test_the_distance_is_that_of_the_formula(demo):
     scene = read_image(SCENES[0])[:64]  # 8 of the 12 rows of tokens
     probe = Probe(teacher, [tensor(scene)], hook=hook)
     assert probe.shown() == (8, 12)
+=======
+        aligned[layer] = acquaintance(layer, tokens)
+        return aligned[layer]
+
+    scene = read_image(SCENES[0])[:64]  # 8 of the 12 rows of tokens
+    probe = Probe(teacher, [tensor(scene)], hook=hook)
+    assert probe.shown == (8, 12)
+>>>>>>> figures
     typical = []
     for layer in sorted(calibration.layers)[1:]:
         clean = calibration.layers[layer]
-        parts = (seen[layer][0].double() - clean.centre) @ clean.basis.double()
+        parts = (aligned[layer][0].double() - clean.centre) @ clean.basis.double()
         low, high = clean.mean.double()
         log_deviation = clean.deviation.double().mean(0)
         variance = (2 * log_deviation).exp() + ((high - low) / 4) ** 2
         units = ((parts - (low + high) / 2) ** 2 / variance)[:8, :, clean.signal]
         typical.append(units.mean(-1).flatten().median())
     expected = torch.stack(typical).mean()
-    assert gauge.distance((8, 12)).item() == pytest.approx(expected.item(), rel=1e-4)
-    most = UNLIKE * calibration.distance + UNLIKE_DAMAGE * gauge.damage.item()
-    assert bool(gauge.unlike((8, 12))) == (expected.item() > most or gauge.damage.item() > 2.5)
+    assert acquaintance.distance((8, 12)).item() == pytest.approx(expected.item(), rel=1e-4)
+    damage = acquaintance.damage.item()
+    most = UNLIKE * calibration.distance + UNLIKE_DAMAGE * damage
+    assert bool(acquaintance.unlike((8, 12))) == (expected.item() > most or damage > 2.5)
     assert 0 < NEAR < 1
 
 
@@ -125,8 +133,7 @@ def test_a_panel_of_ones_own_picture_says_what_the_teacher_knows(tmp_path, capsy
     for name, pixels in (("tiles", scribble(0)), ("scene", read_image(SCENES[0]))):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     inputs = [str(tmp_path / f"{name}.png") for name in ("tiles", "scene")]
-    request = Request(tmp_path, DEMO, inputs=inputs, methods=["teacher", "restore"])
-    draw_panels(Studio(request))
+    list(draw_panels(Studio(DEMO, tmp_path, inputs, methods=["teacher", "restore"])))
     printed = "".join(capsys.readouterr())
     assert "this teacher knows 13 classes and no other: disc, ball, ring" in printed
     assert f"tiles: {WORDS}" in printed and f"scene: {WORDS}" not in printed
@@ -135,29 +142,21 @@ def test_a_panel_of_ones_own_picture_says_what_the_teacher_knows(tmp_path, capsy
     assert tall.shape[0] > short.shape[0] and red.any()
 
 
-def test_the_explorer_says_it(tmp_path):
-    import io
-
-    explorer = Explorer({"demo": Studio(Request(Path(), DEMO))})
-    file = io.BytesIO()
-    Image.fromarray(scribble(0)).save(file, "PNG")
-    upload = explorer.upload(file.getvalue(), "tiles.png")
-    said = {}
-    for name, wanted in (
-        ("tiles", {"upload": upload}),
-        ("scene", {"scene": next(iter(explorer.records))}),
+def test_the_explorer_says_it():
+    explorer = open_explorer(DEMO, {}, "", ["MODEL.LQN.FIT.STEPS", "1"])
+    reply = explorer.post("/api/upload", png_bytes(scribble(0)), "tiles.png")
+    upload = json.loads(reply[1])["upload"]
+    for request, unlike in (
+        ({"upload": upload}, True),
+        ({"scene": next(iter(explorer.scenes))}, False),
     ):
-        job = explorer.jobs[explorer.run({**wanted, "preset": "default"})]
-        while "teacher" not in job.predictions and not job.error:
-            job.thread.join(0.05)
-        job.cancelled = True
+        job = explorer.jobs[explorer.run(request)]
         job.thread.join()
-        said[name] = job.status()
-    assert said["tiles"]["unlike"] and not said["scene"]["unlike"]
-    assert said["tiles"]["known"].startswith("this teacher knows 13 classes")
-    assert said["tiles"]["warnings"] == []
-    page = (ROOT / "lqn_seg" / "lab" / "explorer" / "page.html").read_text()
-    assert 'id="known"' in page and f"{WORDS}" in page
+        status = job.status()
+        assert status["unlike"] == unlike and status["warnings"] == []
+        assert status["known"].startswith("this teacher knows 13 classes")
+    page = PAGE.read_text()
+    assert 'id="known"' in page and WORDS in page
 
 
 def test_captions_are_broken_to_the_width():

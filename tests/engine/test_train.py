@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lqn_seg.engine.training.pixel_classifier import PixelClassifier
 from safetensors.torch import load_file
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.engine.training.eomt_training import annealed_mask_probabilities, sine_cosine_grid
-from lqn_seg.engine.training.pixel_classifier import PixelClassifier
 from lqn_seg.engine.training.train import TeacherTrainer, learning_rate_factor
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt import load_eomt

@@ -5,24 +5,24 @@ from __future__ import annotations
 import io
 import json
 import re
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lqn_seg.config.nodes import method_config
+from lqn_seg.engine.studio import Studio, stops
 from lqn_seg.errors import InputError
 from lqn_seg.lab.explorer import server as module
 from lqn_seg.lab.explorer.server import PAGE, make_server, read_upload
-from lqn_seg.lab.inspect.visualize import Request, Studio, stops
 from lqn_seg.lab.report.pictures import segmentation
+from lqn_seg.visualization.files import png_bytes
 
 
-def png(size=(60, 40), color=(90, 160, 30)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "PNG")
-    return buffer.getvalue()
+def png(height=40, width=60) -> bytes:
+    return png_bytes(np.full((height, width, 3), (90, 160, 30), np.uint8))
 
 
 def test_a_job_answers_everything_the_page_shows(visitor, small_config):
@@ -39,12 +39,8 @@ def test_a_job_answers_everything_the_page_shows(visitor, small_config):
 
     # The masks are those that the segmenter gives for this image.
     overrides = ("MODEL.LQN.PRESET", "distill", "MODEL.LQN.ADAPT.GAUGED", "False")
-    request = Request(PAGE, str(small_config), conditions=["contrast"], severity=2, images=3)
-    from dataclasses import replace
-
-    from lqn_seg.config.nodes import method_config
-
-    studio = Studio(replace(request, overrides=overrides))
+    request = {"corruptions": ["contrast"], "severity": 2, "count": 3, "overrides": overrides}
+    studio = Studio(str(small_config), **request)
     source = list(studio.sources())[2]
     for name in ("teacher", "lqn"):
         segmenter = studio.segmenter_of({name: method_config(studio.cfg, name)})
@@ -66,42 +62,35 @@ def test_depth_slides_between_layers(visitor):
     job = visitor.run(scene="0")
     errors = visitor.done(job)["depth"]["error_over_variance"]
     for layer in (1, 2.5, 4):
-        found = visitor.json(f"/api/job/{job}/depth?layer={layer}")
-        assert found["between"] == (layer == 2.5)
-        assert all(found[k].startswith("data:image/png") for k in ("teacher", "student", "error"))
-        if not found["between"]:
-            assert found["error_over_variance"] == pytest.approx(errors[layer - 1])
-    for layer, word in (("9", r"1\.\.4"), ("x", "number"), ("nan", "number"), ("", "number")):
+        depth = visitor.json(f"/api/job/{job}/depth?layer={layer}")
+        assert depth["between"] == (layer == 2.5)
+        assert all(depth[k].startswith("data:image/png") for k in ("teacher", "student", "error"))
+        if not depth["between"]:
+            assert depth["error_over_variance"] == pytest.approx(errors[layer - 1])
+    for layer, word in (("9", r"1\.\.4"), ("nan", r"1\.\.4"), ("x", "number"), ("", "number")):
         status, _, body = visitor.ask(f"/api/job/{job}/depth?layer={layer}")
         assert status == 400 and re.search(word, json.loads(body)["error"])
 
 
 def test_two_visitors_at_once_do_not_mix(visitor):
-    alone = {}
-    for scene in ("0", "3"):
+    def explored(scene: str) -> list:
         job = visitor.run(scene=scene)
         visitor.done(job)
-        alone[scene] = [visitor.ask(f"/api/job/{job}/map/{m}.ids")[2] for m in ("lqn", "step-1")]
-        alone[scene].append(visitor.json(f"/api/job/{job}/depth?layer=2.5")["student"])
-    assert alone["0"] != alone["3"]
-    jobs = {scene: visitor.run(scene=scene) for scene in ("0", "3")}
-    waiting = [threading.Thread(target=visitor.done, args=(job,)) for job in jobs.values()]
-    for thread in waiting:
-        thread.start()
-    for thread in waiting:
-        thread.join()
-    for scene, job in jobs.items():
-        together = [visitor.ask(f"/api/job/{job}/map/{m}.ids")[2] for m in ("lqn", "step-1")]
-        together.append(visitor.json(f"/api/job/{job}/depth?layer=2.5")["student"])
-        assert together == alone[scene]
+        maps = [visitor.ask(f"/api/job/{job}/map/{m}.ids")[2] for m in ("lqn", "step-1")]
+        return [*maps, visitor.json(f"/api/job/{job}/depth?layer=2.5")["student"]]
+
+    alone = [explored("0"), explored("3")]
+    assert alone[0] != alone[1]
+    with ThreadPoolExecutor(2) as visitors:
+        assert list(visitors.map(explored, ("0", "3"))) == alone
 
 
 def test_a_dropped_image_is_explored_and_has_no_score(visitor):
     status, _, body = visitor.ask("/api/upload", png(), **{"X-Name": "my%20photo.png"})
     assert status == 200
-    found = visitor.done(visitor.run(**json.loads(body), corruption="fog"))
-    assert found["image"] == "my photo, fog-3" and found["size"] == [40, 60]
-    assert "truth" not in found["maps"] and found["maps"]["lqn"]["score"] is None
+    seen = visitor.done(visitor.run(**json.loads(body), corruption="fog"))
+    assert seen["image"] == "my photo, fog-3" and seen["size"] == [40, 60]
+    assert "truth" not in seen["maps"] and seen["maps"]["lqn"]["score"] is None
 
 
 def test_bad_and_huge_uploads_get_a_sentence(visitor, monkeypatch):
@@ -110,7 +99,7 @@ def test_bad_and_huge_uploads_get_a_sentence(visitor, monkeypatch):
         (b"", "is empty"),
         (b"hello", "a.png is not an image"),
         (png()[:60], "a.png is (damaged|not an image)"),
-        (png((200, 100)), "a.png is too large"),
+        (png(100, 200), "a.png is too large"),
     )
     for content, words in cases:
         status, _, body = visitor.ask("/api/upload", content, **{"X-Name": "a.png"})
@@ -127,7 +116,7 @@ def test_bad_and_huge_uploads_get_a_sentence(visitor, monkeypatch):
 
 
 def test_large_images_are_shrunk_and_names_are_harmless():
-    source = read_upload(png((3000, 1500)), "../../etc/<b>.png")
+    source = read_upload(png(1500, 3000), "../../etc/<b>.png")
     assert source.pixels.shape == (512, 1024, 3) and "<" not in source.name
     with pytest.raises(InputError, match="is not an image"):
         read_upload(b"\x89PNG\r\n", "x.png")

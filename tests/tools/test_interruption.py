@@ -36,7 +36,7 @@ INTERRUPTED = [
         "lqn_seg.engine.training.train_clip.ClipTrainer",
     ),
     ("benchmark", [], "lqn_seg.lab.benchmark.benchmark.Benchmark.run"),
-    ("visualize", ["tokens", "--output", "out"], "lqn_seg.lab.inspect.visualize.Studio"),
+    ("visualize", ["tokens", "--output", "out"], "lqn_seg.engine.studio.Studio"),
     ("explore", [], "lqn_seg.lab.explorer.server.open_explorer"),
     ("convert_checkpoint", ["in", "out"], "lqn_seg.teachers.eomt.load_eomt"),
     ("validate_dataset", ["demo_panoptic_val"], "lqn_seg.lab.validate.validate.validate"),

@@ -1,67 +1,57 @@
-"""One visitor's question: an image under a condition, in a teacher, by a preset; and its answers.
+"""One visitor's image in a teacher, by a preset, and all that the page shows of it.
 
-Answers come in stages, each ready to be shown when it is done: the masks of teacher, APM and LQN,
-then a student of all layers, then the predictions after steps of the fit. Everything of a job is
-its own except the frozen teacher, so visitors do not mix.
+It comes in stages, each ready to be shown when it is done: the masks of teacher, APM and LQN, then
+a student of all layers, then the predictions after steps of the fit. Jobs share the frozen teacher
+and nothing else, so visitors do not mix.
 """
 
 from __future__ import annotations
 
 import base64
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from matplotlib import colormaps
-from numpy.typing import NDArray
 
 from lqn_seg.adapt.ineffective import shown
 from lqn_seg.config.nodes import method_config
+<<<<<<< HEAD
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.lqn import FittedStudents
 from lqn_seg.engine.probe import Probe, Source, share, student_method
+=======
+from lqn_seg.core.fit import FittedStudents
+from lqn_seg.core.kernel import share
+from lqn_seg.engine.probe import Probe, student_recipe
+from lqn_seg.engine.studio import Source, Studio, stops
+>>>>>>> figures
 from lqn_seg.errors import InputError
-from lqn_seg.lab.inspect.visualize import Studio, after, compare, steps_of, stops
 from lqn_seg.lab.report.attempt import attempt
+from lqn_seg.lab.report.comparison import compare
 from lqn_seg.lab.report.pictures import segmentation
 from lqn_seg.lab.report.provenance import json_numbers
 from lqn_seg.lab.report.report import count_gmacs
 from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.segmenter import Prediction
-from lqn_seg.visualization.figures import png_bytes
+from lqn_seg.visualization.files import Pixels, png_bytes
 from lqn_seg.visualization.palette import SEQUENTIAL, category_color
 from lqn_seg.visualization.panels import Segmentation, cell_size, overlay
-from lqn_seg.visualization.token_maps import (
-    ColorBasis,
-    position_error,
-    shared_basis,
-    standardised,
-)
+from lqn_seg.visualization.token_maps import shared_basis, standardised
 
-TRUTH = "truth"
 VARIANTS = ("teacher", "apm", "lqn")
 _READINGS = ("damage", "restored", "blend")
 _TIMES = ("teacher_ms", "fit_ms", "readout_ms", "head_ms")
-
-
-@dataclass
-class Depth:
-    """A student of all layers beside its teacher."""
-
-    probe: Probe
-    students: FittedStudents
-    basis: ColorBasis
-    errors: list[float]
+_MOST_ERROR = 2.0  # over variance, at the end of the colour scale
 
 
 class Job:
-    """Runs in a thread of its own; every public method may be called while it does.
+    """Runs in a thread of its own, `thread`; every public method may be called while it does, and
+    raises `InputError` for what is not there yet.
 
     Args:
         studio: of the teacher.
@@ -71,60 +61,56 @@ class Job:
     """
 
     def __init__(self, studio: Studio, source: Source, preset: str, turn: threading.Lock) -> None:
-        self.studio, self.source, self.preset, self._turn = studio, source, preset, turn
+        self.studio, self.source, self.preset, self.turn = studio, source, preset, turn
         self.methods = {v: v if v == "teacher" else f"{v}@{preset}" for v in VARIANTS}
         if preset == studio.cfg.MODEL.LQN.PRESET:  # with the configuration's own changes to it
             self.methods = {v: v for v in VARIANTS}
-        self.recipe = steps_of(studio, self.methods["lqn"])
+        self.recipe = student_recipe("lqn", method_config(studio.cfg, self.methods["lqn"]))
         self.stops = stops(self.recipe.fit.steps)
         self.predictions: dict[str, Prediction] = {}
-        self.gmacs: dict[str, dict[str, float]] = {}
-        self.steps: dict[int, Prediction] = {}
-        self.truth = studio.truth(source)
-        self.unlike = False
+        self.segmentations: dict[str, Segmentation] = {}  # of methods, "truth" and "step-K"
+        self.maps: dict[str, dict[str, Any]] = {}  # what `status` says of methods and truth
+        self.steps: dict[int, dict[str, Any]] = {}  # and of the predictions after steps
+        if truth := studio.truth(source):
+            self.segmentations["truth"] = truth
+            self.maps["truth"] = {"title": "ground truth", "segments": self._segments(truth)}
+        self.depth: tuple[Probe, FittedStudents, Callable[..., Pixels]] | None = None
+        self.depth_numbers: dict[str, Any] = {}
         self.warnings: list[str] = []
-        # What `status` says of each: it is asked often, and a score takes longer than a fit's step.
-        self._numbers: dict[str, dict[str, Any]] = {}
-        self._step_numbers: dict[int, dict[str, Any]] = {}
-        self.depth: Depth | None = None
-        self.error = ""
-        self.cancelled = False
-        self._stage, self._made, self._started = "waiting for its turn", 0, time.monotonic()
-        self._total = len(VARIANTS) + 1 + len(self.stops)
+        self.error, self.unlike, self.cancelled = "", False, False
+        self.stage, self.made, self.started = "waiting for its turn", 0, time.monotonic()
         self.thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        """Begin; `status` says how far it is."""
-        self.thread.start()
 
     def _run(self) -> None:
         try:
-            for name, method in self.methods.items():
-                self._piece(title(name), partial(self._predict, name, method))
+            for name in VARIANTS:
+                self._piece(title(name), self._predict, name)
             self._piece("a student of all layers", self._fit_depth)
             for steps in self.stops:
-                self._piece(f"step {steps} of the fit", partial(self._predict_step, steps))
+                self._piece(f"step {steps} of the fit", self._predict_step, steps)
         except InputError as error:
             self.error = str(error)
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self._stage = ""
+            self.stage = ""
 
-    def _piece(self, stage: str, work: Callable[[], None]) -> None:
-        with self._turn:
+    def _piece(self, stage: str, work: Callable[..., None], *arguments: Any) -> None:
+        with self.turn:
             if not self.cancelled:
-                self._stage = stage
-                work()
-        self._made += 1
+                self.stage = stage
+                work(*arguments)
+        self.made += 1
 
-    def _predict(self, name: str, method: str) -> None:
-        segmenter = self.studio.segmenter_of({name: method_config(self.studio.cfg, method)})
+    def _predict(self, name: str) -> None:
+        method = method_config(self.studio.cfg, self.methods[name])
+        segmenter = self.studio.segmenter_of({name: method})
         self.warnings += segmenter.ineffective.values()
         shown(segmenter.ineffective.values())  # the page does, not the console
         if name == "teacher":
             self.unlike = self.studio.unlike(self.source)
+<<<<<<< HEAD
         (found,) = segmenter([self.source.tensor])
         self.gmacs[name] = attempt(
             f"the cost of {title(name)} could not be counted",
@@ -194,17 +180,47 @@ class Job:
     def _described(self, name: str, prediction: Prediction) -> dict[str, Any]:
         stats = prediction.stats
         return {
+=======
+        prediction = segmenter([self.source.tensor])[0][name]
+        stats, drawn = prediction.stats, segmentation(prediction.output)
+        count = partial(count_gmacs, segmenter, name, stats)
+        uncounted: dict[str, float] = {}
+        self.segmentations[name] = drawn
+        self.maps[name] = {
+>>>>>>> figures
             "title": title(name),
-            "segments": self._segments(segmentation(prediction.output)),
+            "segments": self._segments(drawn),
             "score": self.studio.score(self.source, prediction),
             "gauge": {key: stats[key] for key in _READINGS if key in stats},
             "milliseconds": {key: stats[key] for key in _TIMES},
-            "gmacs": self.gmacs[name],
+            "gmacs": attempt(f"the cost of {title(name)} could not be counted", count, uncounted),
             "token_cos": stats["token_cos"],
             "error_over_variance": stats["error_over_variance"],
         }
+        self.predictions[name] = prediction
 
-    def _segments(self, found: Segmentation) -> list[dict[str, Any]]:
+    def _fit_depth(self) -> None:
+        probe = self.studio.probe(self.source)
+        students = probe.fit(self.recipe)
+        teacher = [probe.visible(probe.at(layer)) for layer in range(1, probe.depth + 1)]
+        basis = shared_basis([standardised(tokens, tokens) for tokens in teacher])
+        self.depth = probe, students, basis
+        self.depth_numbers = {
+            "layers": probe.depth,
+            "fit_ms": students.fit_ms,
+            "error_over_variance": probe.errors(students),
+        }
+
+    def _predict_step(self, steps: int) -> None:
+        prediction = self.studio.predict_after(self.source.tensor, self.recipe, steps)
+        self.segmentations[f"step-{steps}"] = drawn = segmentation(prediction.output)
+        self.steps[steps] = {
+            "error_over_variance": prediction.stats["error_over_variance"],
+            "score": self.studio.score(self.source, prediction),
+            "segments": self._segments(drawn),
+        }
+
+    def _segments(self, drawn: Segmentation) -> list[dict[str, Any]]:
         categories = self.studio.categories
         return [
             {
@@ -212,87 +228,92 @@ class Job:
                 "name": categories[segment["category_id"]].name,
                 "color": category_color(categories[segment["category_id"]], segment["category_id"]),
             }
-            for segment in found.segments
+            for segment in drawn.segments
         ]
 
-    def _steps(self) -> dict[str, Any]:
-        made = sorted(self.steps)
-        keys = ("error_over_variance", "score", "segments")
-        found = {key: [self._step_numbers[step][key] for step in made] for key in keys}
-        return {"wanted": self.stops, "made": made, **found}
+    # ---- what the page asks for ------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """How far the job is, and all numbers that are there."""
+        done, total = not self.stage, len(VARIANTS) + 1 + len(self.stops)
+        left_s = (time.monotonic() - self.started) * (total / max(self.made, 1) - 1)
+        steps = dict(self.steps)
+        by_step = {
+            key: [step[key] for step in steps.values()]
+            for key in ("error_over_variance", "score", "segments")
+        }
+        numbers = {
+            "done": done,
+            "error": self.error,
+            "stage": self.stage,
+            "progress": 1.0 if done else self.made / total,
+            "eta_s": left_s if self.made and not done else None,
+            "image": self.source.heading,
+            "file": f"{self.source.file_name}_{self.source.condition}_{self.preset}",
+            "size": self.source.pixels.shape[:2],
+            "preset": self.preset,
+            "known": self.studio.known,
+            "unlike": self.unlike,
+            "warnings": list(self.warnings),
+            "metric": self.studio.metric,
+            "maps": dict(self.maps),
+            "steps": {"wanted": self.stops, "made": list(steps), **by_step},
+        }
+        return json_numbers(numbers | ({"depth": depth} if (depth := self.depth_numbers) else {}))
 
     def segmentation(self, name: str) -> Segmentation:
-        """A map by name: a method's, ``truth``, or ``step-K``.
-
-        Raises:
-            InputError: there is none (yet).
-        """
-        if name == TRUTH and self.truth is not None:
-            return self.truth
-        if name in self.predictions:
-            return segmentation(self.predictions[name].output)
-        kind, _, number = name.partition("-")
-        if kind == "step" and number.isdigit() and int(number) in self.steps:
-            return segmentation(self.steps[int(number)].output)
-        raise InputError(f"this job has no map {name!r}, or not yet")
-
-    def image_png(self) -> bytes:
-        """The image as the teacher got it."""
-        return png_bytes(self.source.pixels)
+        """A map by name: a method's, ``truth``, or ``step-K``."""
+        if name not in self.segmentations:
+            raise InputError(f"this job has no map {name!r}, or not yet")
+        return self.segmentations[name]
 
     def map_png(self, name: str) -> bytes:
         """A map over the image; small images grow, so that borders stay thin."""
-        found, pixels = self.segmentation(name), self.source.pixels
-        size = pixels.shape[:2]
-        size = max(size, cell_size(*size))
-        return png_bytes(overlay(pixels, *found, self.studio.categories, size=size))
+        pixels, drawn = self.source.pixels, self.segmentation(name)
+        size = max(pixels.shape[:2], cell_size(*pixels.shape[:2]))
+        return png_bytes(overlay(pixels, drawn, self.studio.categories, size))
 
     def map_ids(self, name: str) -> bytes:
         """Segment ids of a map, row by row, little-endian 32-bit."""
         return self.segmentation(name).ids.astype("<i4").tobytes()
 
-    def layer(self, layer: float) -> dict[str, Any]:
+    def layer(self, text: str) -> dict[str, Any]:
         """Token maps at a depth, fractions included, and the error between them.
 
         Between two layers there is no teacher; what is linear between them stands in for it.
-
-        Raises:
-            InputError: the layer is outside the teacher, or the student is not fitted yet.
         """
-        found = self.depth
-        if found is None:
+        if self.depth is None:
             raise InputError("the student of all layers is not fitted yet")
-        if not math.isfinite(layer):
-            raise InputError("the layer must be a number")
-        teacher, student = found.probe.at(layer), found.students.query_layer(layer)
-        own, answer = found.probe.visible(teacher), found.probe.visible(student)
-        error = position_error(answer, own)
+        try:
+            layer = float(text)
+        except ValueError:
+            raise InputError("the layer must be a number") from None
+        probe, students, basis = self.depth
+        teacher, student = probe.at(layer), students.query_layer(layer)
+        expected, predicted = (
+            standardised(probe.visible(tokens), probe.visible(teacher))
+            for tokens in (teacher, student)
+        )
+        errors = np.square(predicted - expected).mean(-1) / _MOST_ERROR
+        colors = colormaps[SEQUENTIAL](errors.clip(0, 1))[..., :3]
+        pictures = {
+            "teacher": basis(expected),
+            "student": basis(predicted),
+            "error": (255 * colors).round().astype(np.uint8),
+        }
+        encoded = {name: base64.b64encode(png_bytes(p)).decode() for name, p in pictures.items()}
         return {
             "layer": layer,
             "between": layer != int(layer),
             "error_over_variance": share(student - teacher, teacher),
             "token_cos": F.cosine_similarity(student, teacher, dim=-1).mean().item(),
-            "most": 2.0,
-            "teacher": _data_url(found.basis(standardised(own, own))),
-            "student": _data_url(found.basis(standardised(answer, own))),
-            "error": _data_url(_colored(error / 2.0)),
+            "most": _MOST_ERROR,
+            **{name: f"data:image/png;base64,{content}" for name, content in encoded.items()},
         }
 
     def panel_png(self) -> bytes:
-        """The methods side by side, as `tools/visualize.py panels` draws them.
-
-        Raises:
-            InputError: the masks are not there yet.
-        """
-        predictions: Mapping[str, Prediction] = dict(self.predictions)
+        """The methods side by side, as `tools/visualize.py panels` draws them."""
+        predictions = dict(self.predictions)
         if len(predictions) < len(VARIANTS):
             raise InputError("the masks are not ready yet")
-        return png_bytes(compare(self.studio, [self.source], [dict(predictions)], [self.unlike]))
-
-
-def _colored(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    return (255 * colormaps[SEQUENTIAL](np.clip(values, 0, 1))[..., :3]).round().astype(np.uint8)
-
-
-def _data_url(image: NDArray[np.uint8]) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+        return png_bytes(compare(self.studio, [self.source], [predictions], [self.unlike]))

@@ -17,13 +17,13 @@ from lqn_seg.engine.evaluate import CLEAN, Condition, Evaluation
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.wording import number, title
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
+from lqn_seg.visualization.files import save_png
 from lqn_seg.visualization.panels import (
     DIFFERENCE_LEGEND,
     Segmentation,
     comparison_row,
     legend_entries,
     panel,
-    save_png,
 )
 
 
@@ -116,17 +116,14 @@ def comparison_panel(
     for image in seen:
         maps = {title(name): segmentation(p.output) for name, p in image.predictions.items()}
         scores = {title(name): image.score(p) for name, p in image.predictions.items()}
-        names = list(maps)
         rows.append(
             comparison_row(
                 image.pixels,
                 image.truth,
                 maps,
                 categories,
-                reference=names[0],
-                compared=names[-1],
-                label=image.label,
-                figures=score_texts(scores, metric),
+                image.label,
+                score_texts(scores, metric),
             )
         )
         drawn += [*maps.values(), *([image.truth] if image.truth else [])]

@@ -10,9 +10,9 @@ from lqn_seg.adapt.ineffective import shown
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
-from lqn_seg.engine.acquaintance import known_classes
 from lqn_seg.engine.build import describe_calibration, describe_teacher
 from lqn_seg.engine.evaluate import DatasetRun, Evaluation
+from lqn_seg.engine.probe import known_classes
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.pictures import draw_panels

@@ -13,24 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-<<<<<<< HEAD
+from lqn_seg.adapt.familiarity import Acquaintance
 from lqn_seg.adapt.timing import Clock
-=======
-from lqn_seg.core.alignment import Acquaintance, Calibration
->>>>>>> figures
+from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.kernel import share
-<<<<<<< HEAD
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
-from lqn_seg.core.random import RandomKey, image_key
-from lqn_seg.data.catalog import get_dataset
-from lqn_seg.data.file_names import file_name
-from lqn_seg.data.images import find_images, read_image, read_record
-from lqn_seg.data.metadata import Record
-from lqn_seg.engine.evaluate import Condition
-=======
 from lqn_seg.core.random import image_key
->>>>>>> figures
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow, layout_of
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Hook, Teacher, normalise
@@ -62,11 +51,7 @@ class Probe:
         images: Sequence[Tensor],
         inference: str = "pad",
         seed: int = 0,
-<<<<<<< HEAD
         hook: Hook | None = None,
-=======
-        hook: Edit | None = None,
->>>>>>> figures
     ) -> None:
         self.teacher = teacher
         self.keys = [image_key(seed, image, 0) for image in images]

@@ -12,12 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-<<<<<<< HEAD
 from lqn_seg.adapt.familiarity import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
-from lqn_seg.config.nodes import load_cfg
-=======
-from lqn_seg.core.alignment import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
->>>>>>> figures
 from lqn_seg.data.corruptions import CORRUPTIONS, corrupt
 from lqn_seg.data.images import read_image
 from lqn_seg.engine.probe import UNLIKE as WORDS
@@ -90,22 +85,12 @@ def test_the_distance_is_that_of_the_formula(demo):
     acquaintance, aligned = Acquaintance(calibration), {}
 
     def hook(layer, tokens):
-<<<<<<< HEAD
-        restored = gauge(layer, tokens)
-        seen[layer] = restored
-        return restored
-
-    scene = read_image(SCENES[0])[:64]  # 8 of the 12 rows of tokens
-    probe = Probe(teacher, [tensor(scene)], hook=hook)
-    assert probe.shown() == (8, 12)
-=======
         aligned[layer] = acquaintance(layer, tokens)
         return aligned[layer]
 
     scene = read_image(SCENES[0])[:64]  # 8 of the 12 rows of tokens
     probe = Probe(teacher, [tensor(scene)], hook=hook)
     assert probe.shown == (8, 12)
->>>>>>> figures
     typical = []
     for layer in sorted(calibration.layers)[1:]:
         clean = calibration.layers[layer]

@@ -20,16 +20,10 @@ from matplotlib import colormaps
 
 from lqn_seg.adapt.ineffective import shown
 from lqn_seg.config.nodes import method_config
-<<<<<<< HEAD
-from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.lqn import FittedStudents
-from lqn_seg.engine.probe import Probe, Source, share, student_method
-=======
-from lqn_seg.core.fit import FittedStudents
 from lqn_seg.core.kernel import share
+from lqn_seg.core.lqn import FittedStudents
 from lqn_seg.engine.probe import Probe, student_recipe
 from lqn_seg.engine.studio import Source, Studio, stops
->>>>>>> figures
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.comparison import compare
@@ -110,84 +104,12 @@ class Job:
         shown(segmenter.ineffective.values())  # the page does, not the console
         if name == "teacher":
             self.unlike = self.studio.unlike(self.source)
-<<<<<<< HEAD
-        (found,) = segmenter([self.source.tensor])
-        self.gmacs[name] = attempt(
-            f"the cost of {title(name)} could not be counted",
-            partial(count_gmacs, segmenter, name, found[name].stats),
-            {},
-        )
-        self._numbers[name] = self._described(name, found[name])
-        self.predictions[name] = found[name]
-
-    def _fit_depth(self) -> None:
-        recipe: LQNConfig = student_method(self.methods["lqn"], self.recipe)
-        probe = self.studio.probe(self.source)
-        students = probe.fit(recipe)
-        layers = range(1, probe.depth + 1)
-        teacher = [probe.visible(probe.at(layer)) for layer in layers]
-        basis = shared_basis([standardised(tokens, tokens) for tokens in teacher])
-        self.depth = Depth(probe, students, basis, probe.errors(students))
-
-    def _predict_step(self, steps: int) -> None:
-        found = after(self.studio, self.source.tensor, self.recipe, steps)
-        self._step_numbers[steps] = {
-            "error_over_variance": found.stats["error_over_variance"],
-            "score": self.studio.score(self.source, found),
-            "segments": self._segments(segmentation(found.output)),
-        }
-        self.steps[steps] = found
-
-    # ---- what the page asks for ------------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        """How far the job is, and all numbers that are there."""
-        done, made = not self._stage, self._made
-        elapsed = time.monotonic() - self._started
-        eta = elapsed * (self._total - made) / made if made and not done else None
-        height, width = self.source.pixels.shape[:2]
-        known: dict[str, Any] = {
-            "done": done,
-            "error": self.error,
-            "stage": self._stage,
-            "progress": 1.0 if done else made / self._total,
-            "eta_s": eta,
-            "image": self.source.heading,
-            "file": f"{self.source.file_name}_{self.source.condition}_{self.preset}",
-            "size": [height, width],
-            "preset": self.preset,
-            "known": self.studio.known,
-            "unlike": self.unlike,
-            "warnings": list(self.warnings),
-            "metric": self.studio.metric,
-            "maps": self._maps(),
-            "steps": self._steps(),
-        }
-        if self.depth is not None:
-            known["depth"] = {
-                "layers": self.depth.probe.depth,
-                "fit_ms": self.depth.probe.fit_ms,
-                "error_over_variance": self.depth.errors,
-            }
-        return json_numbers(known)
-
-    def _maps(self) -> dict[str, Any]:
-        maps = {name: self._numbers[name] for name in list(self.predictions)}
-        if self.truth is not None:
-            maps[TRUTH] = {"title": "ground truth", "segments": self._segments(self.truth)}
-        return maps
-
-    def _described(self, name: str, prediction: Prediction) -> dict[str, Any]:
-        stats = prediction.stats
-        return {
-=======
         prediction = segmenter([self.source.tensor])[0][name]
         stats, drawn = prediction.stats, segmentation(prediction.output)
         count = partial(count_gmacs, segmenter, name, stats)
         uncounted: dict[str, float] = {}
         self.segmentations[name] = drawn
         self.maps[name] = {
->>>>>>> figures
             "title": title(name),
             "segments": self._segments(drawn),
             "score": self.studio.score(self.source, prediction),
@@ -207,7 +129,7 @@ class Job:
         self.depth = probe, students, basis
         self.depth_numbers = {
             "layers": probe.depth,
-            "fit_ms": students.fit_ms,
+            "fit_ms": probe.fit_ms,
             "error_over_variance": probe.errors(students),
         }
 

@@ -25,13 +25,8 @@ from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import read_image, upright_size
 from lqn_seg.engine.evaluate import CLEAN, Condition
-<<<<<<< HEAD
-from lqn_seg.engine.probe import Source, readers, scene
-from lqn_seg.errors import InputError, nearest
-=======
 from lqn_seg.engine.studio import Source, Studio, readers
-from lqn_seg.errors import InputError
->>>>>>> figures
+from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.explorer.job import Job
 from lqn_seg.visualization.files import png_bytes
 

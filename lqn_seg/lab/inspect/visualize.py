@@ -14,37 +14,12 @@ from tqdm import tqdm
 
 from lqn_seg.config.nodes import method_config
 from lqn_seg.core.alignment import Calibration, Restorer, noise_share
-<<<<<<< HEAD
-from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.lqn import FittedStudents
-from lqn_seg.data.catalog import Category, Metadata, get_dataset
-from lqn_seg.data.corruptions import CORRUPTIONS
-from lqn_seg.data.file_names import file_name
-from lqn_seg.engine.acquaintance import UNLIKE, is_unlike, known_classes
-from lqn_seg.engine.build import (
-    build_calibration,
-    build_segmenter,
-    build_teacher,
-    describe_calibration,
-    describe_teacher,
-)
-from lqn_seg.engine.evaluate import CLEAN, Condition, build_evaluators
-from lqn_seg.engine.probe import (
-    Probe,
-    Source,
-    readers,
-    student_method,
-)
-from lqn_seg.engine.store import say, write_atomically
-from lqn_seg.errors import InputError, nearest
-=======
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.engine.evaluate import CLEAN, Condition
 from lqn_seg.engine.probe import UNLIKE, Probe
 from lqn_seg.engine.studio import Source, Studio, stops
 from lqn_seg.errors import InputError
->>>>>>> figures
 from lqn_seg.lab.cost import speed
 from lqn_seg.lab.report.comparison import compare
 from lqn_seg.lab.report.pictures import segmentation
@@ -157,19 +132,10 @@ def draw_depth(studio: Studio) -> Iterator[Path]:
         for source in studio.sources():
             probe = studio.probe(source)
             students = probe.fit(recipe)
-<<<<<<< HEAD
-            teacher_ms, student_ms = layer_times(probe), query_times(probe, students)
-            fit_ms = probe.fit_ms
-            device, threads = studio.cfg.MODEL.DEVICE, torch.get_num_threads()
-            where = (
-                f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
-            )
-=======
             encode, on = partial(probe.teacher.encode, probe.normalised), probe.teacher.device
             teacher_ms = speed.layer_times(encode, on, _REPEATS)
             student_ms = speed.query_times(students.query_layer, probe.depth, on, _REPEATS)
-            once = f"(once before: {students.fit_ms:.0f} ms of fitting)"
->>>>>>> figures
+            once = f"(once before: {probe.fit_ms:.0f} ms of fitting)"
             stem = studio.stem("depth", source, name)
             yield from figures.draw_by_layer(
                 {
@@ -183,7 +149,7 @@ def draw_depth(studio: Studio) -> Iterator[Path]:
                 mean_token=False,
             )
             times = {"teacher_ms": teacher_ms, "student_ms": student_ms}
-            yield _write_json(stem, {**times, "fit_ms": students.fit_ms})
+            yield _write_json(stem, {**times, "fit_ms": probe.fit_ms})
 
 
 def draw_gauge(studio: Studio) -> Iterator[Path]:

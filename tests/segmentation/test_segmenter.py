@@ -22,7 +22,7 @@ from lqn_seg.core.fit import StudentFitter
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.flops import EomtShape, count_torch, method_gmacs
-from lqn_seg.lab.report.report import count_gmacs
+from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import Segmenter, _fidelity

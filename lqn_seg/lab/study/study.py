@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
 from lqn_seg.engine.evaluate import (
+    CLEAN,
     Condition,
     Evaluation,
     calibration_hash,
@@ -106,12 +107,8 @@ class Job:
     """One evaluation: a run with one teacher, one seed and one value of the sweep.
 
     Attributes:
-        teacher: its name.
-        run: index into the study's runs.
-        seed: of every random number.
-        value: index into the sweep's values; None without a sweep.
+        run, value: indices into the study's runs and the sweep's values; None without a sweep.
         cfg: the evaluation's configuration; its ``OUTPUT_DIR`` is the job's own.
-        methods: in the order of the report.
         conditions: clean first.
         images: how many, from the data set's first.
         same: what has to be equal for two jobs' lines to be interchangeable.
@@ -195,15 +192,15 @@ def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] =
         # All methods of all runs, so that a wrong name is found now.
         ("MODEL.LQN.METHODS", tuple(sorted({name for run in study.runs for name in run.methods}))),
     ]
-    flat = [text for key, value in pairs for text in (key, _override_text(value))]
+
+    def typed(value: Any) -> str:
+        """As on the command line."""
+        if isinstance(value, str):
+            return value
+        return repr(tuple(value) if isinstance(value, list) else value)
+
+    flat = [text for key, value in pairs for text in (key, typed(value))]
     return load_cfg(find_local(study.config), flat)
-
-
-def _override_text(value: Any) -> str:
-    """A value as it would be typed on the command line."""
-    if isinstance(value, str):
-        return value
-    return repr(tuple(value) if isinstance(value, list) else value)
 
 
 class Lines(NamedTuple):
@@ -223,10 +220,9 @@ class Lines(NamedTuple):
 
 @dataclass
 class Finished:
-    """A job's lines and costs.
+    """A job's lines, by condition and method, and what is made of them.
 
     Attributes:
-        lines: condition -> method -> lines of the job's images.
         gmacs: method -> `count_gmacs`; a method whose cost cannot be counted is missing.
         metric: totals (S, ...) -> (S,).
     """
@@ -250,54 +246,47 @@ def run_jobs(
     """
     done: dict[int, Finished] = {}
     for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k)):
-        job = jobs[k]
-        sources = {
-            str(c): next((f for f in done.values() if f.job.covers(job, c)), None)
-            for c in job.conditions
-        }
-        todo = [condition for condition in job.conditions if sources[str(condition)] is None]
+        job, sources = jobs[k], list(done.values())
+        todo = [c for c in job.conditions if not any(f.job.covers(job, c) for f in sources)]
         if todo:
-            if launch.is_main():
-                names = ", ".join(map(str, todo))
-                print(f"{job}: {job.images} images, {', '.join(job.methods)}; {names}", flush=True)
-            evaluated = _evaluate(study, job, todo, dataset, resume, failed)
-            sources |= {str(condition): evaluated for condition in todo}
-        parts = {name: source for name, source in sources.items() if source is not None}
+            missing = replace(job, conditions=tuple(todo))
+            sources.append(_evaluate(study, missing, dataset, resume, failed))
+        by_condition = {
+            str(c): next(f for f in sources if f.job.covers(job, c)) for c in job.conditions
+        }
         lines = {
             name: {m: source.lines[name][m].first(job.images) for m in job.methods}
-            for name, source in parts.items()
+            for name, source in by_condition.items()
         }
-        origin = parts[str((todo or job.conditions)[0])]
+        origin = sources[-1] if todo else by_condition[CLEAN]
         gmacs = {m: origin.gmacs[m] for m in job.methods if m in origin.gmacs}
         done[k] = Finished(job, lines, gmacs, origin.metric)
     return [done[k] for k in range(len(jobs))]
 
 
 def _evaluate(
-    study: Study,
-    job: Job,
-    todo: Sequence[Condition],
-    dataset: Dataset,
-    resume: bool,
-    failed: list[str],
+    study: Study, job: Job, dataset: Dataset, resume: bool, failed: list[str]
 ) -> Finished:
+    if launch.is_main():
+        names = ", ".join(map(str, job.conditions))
+        print(f"{job}: {job.images} images, {', '.join(job.methods)}; {names}", flush=True)
     # Strict: differences are paired over images, so every job needs all of them.
     with launch.together():
-        evaluation = Evaluation(job.cfg, dataset, resume, chosen=todo, strict=True)
+        evaluation = Evaluation(job.cfg, dataset, resume, chosen=job.conditions, strict=True)
     evaluation.run()
     task = METRICS[study.metric][0]
     evaluator = evaluation.evaluators[task]
     assert isinstance(evaluator, Additive)
-    lines: dict[str, dict[str, Lines]] = {str(condition): {} for condition in todo}
+    lines: dict[str, dict[str, Lines]] = {str(condition): {} for condition in job.conditions}
     gmacs = {}
     for method in job.methods:
-        for condition in todo:
+        for condition in job.conditions:
             stored = evaluation.lines(condition, method)
             stats = [line["lqn"] for line in stored]
             stack = evaluator.stack([line[task] for line in stored])
             lines[str(condition)][method] = Lines(stack, stats)
         complaint = f"teacher {job.teacher}: the cost of {title(method)} could not be counted"
-        means = mean_stats(lines[str(todo[0])][method].stats)
+        means = mean_stats(lines[str(job.conditions[0])][method].stats)
         count = partial(count_gmacs, evaluation.segmenter, method, means)
         if counted := attempt(complaint, count, None, failed):
             gmacs[method] = counted

@@ -47,7 +47,7 @@ class Report(ABC):
         groups: names of streams: each alone, and those that are also averaged.
         scores: method -> group -> (1 + samples,) headline scores: of all images, of each resample.
         differences: method -> group -> headline score minus the baseline's.
-        costs: method -> its `cost`, None where it cannot be counted; empty until `count_costs`.
+        costs: method -> its `cost`, None where it cannot be counted; empty before `parts`.
         failed: a sentence for each part that could not be made.
     """
 
@@ -96,11 +96,7 @@ class Report(ABC):
 
     @abstractmethod
     def cost(self, method: str) -> Any:
-        """What a method costs on an image.
-
-        Raises:
-            UncountedOperatorError: it cannot be counted.
-        """
+        """What a method costs on an image; may raise `UncountedOperatorError`."""
 
     @abstractmethod
     def cost_table(self) -> str:
@@ -124,24 +120,20 @@ class Report(ABC):
         tasks = [self.metrics[name][method] for name in self.groups[group]]
         return float(np.mean([scores[task or self.task][key] for scores in tasks]))
 
+    def statistics(self, method: str) -> list[dict[str, float]]:
+        """By stream, the means of the images' statistics."""
+        return [by_method[method]["lqn"] for by_method in self.metrics.values()]
+
     def milliseconds(self, method: str) -> dict[str, float]:
         """Means over all streams, by stage, and their total."""
-        statistics = [by_method[method]["lqn"] for by_method in self.metrics.values()]
-        times = {s: float(np.mean([x[f"{s}_ms"] for x in statistics])) for s in self.stages}
+        means = self.statistics(method)
+        times = {s: float(np.mean([x[f"{s}_ms"] for x in means])) for s in self.stages}
         return {**times, "total": sum(times.values())}
 
     @property
     def fallbacks(self) -> dict[str, int]:
         """How many fits of each method failed."""
-        streams = self.metrics.values()
-        counts = {m: sum(s[m]["lqn"].get("fallback", 0) for s in streams) for m in self.methods}
-        return {method: int(count) for method, count in counts.items()}
-
-    def count_costs(self) -> None:
-        for method in self.methods:
-            complaint = f"the cost of {self.title(method)} could not be counted"
-            count = partial(self.cost, method)
-            self.costs[method] = attempt(complaint, count, None, self.failed)
+        return {m: int(sum(x.get("fallback", 0) for x in self.statistics(m))) for m in self.methods}
 
     def lines(self, stream: str, method: str) -> list[dict[str, Any]]:
         """One method's stored line of every scored image."""
@@ -182,7 +174,10 @@ class Report(ABC):
         for heading, make in self.score_tables().items():
             if body := made(heading, make, self.failed):
                 yield f"{heading}\n{body}"
-        self.count_costs()
+        for method in self.methods:
+            complaint = f"the cost of {self.title(method)} could not be counted"
+            count = partial(self.cost, method)
+            self.costs[method] = attempt(complaint, count, None, self.failed)
         costs = made("costs", self.cost_table, self.failed)
         sentence = made("sentence", self.sentence, self.failed)
         yield from filter(None, [costs, *self.notes(), sentence])
@@ -230,21 +225,14 @@ class Report(ABC):
             "sentence": self.sentence() if self.costs else "",
         }
 
-    def write_results(self) -> Path:
-        """``inference/results.json``, with the costs that are counted.
-
-        Raises:
-            InputError: it cannot be written.
-        """
-        return write_json(Path(self.cfg.OUTPUT_DIR) / "inference" / "results.json", self.results())
-
-    def write(self, text: str) -> Path:
+    def write(self, text: str = "") -> Path:
         """``inference/results.json``, ``config.yaml``, and the text as ``log.txt``.
 
         Raises:
             InputError: one of them cannot be written.
         """
-        output, path = Path(self.cfg.OUTPUT_DIR), self.write_results()
+        output = Path(self.cfg.OUTPUT_DIR)
+        path = write_json(output / "inference" / "results.json", self.results())
         write_atomically(output / "config.yaml", self.cfg.dump())
         write_atomically(output / "log.txt", text)
         return path

@@ -140,7 +140,7 @@ def conclude(report: Report) -> None:
             printed all the same.
     """
     with fixed_threads(report.cfg.MODEL.LQN.EVAL.THREADS):
-        attempt("the scores are not written yet", report.write_results, None, report.failed)
+        attempt("the scores are not written yet", report.write, None, report.failed)
         print()
         text = ""
         for part in report.parts():
@@ -150,17 +150,10 @@ def conclude(report: Report) -> None:
         for picture in report.draw()[:1]:
             print(f"pictures: {picture}")
     for run in report.runs:
-        _check_written(run)
-
-
-def _check_written(run: DatasetRun) -> None:
-    """Raises:
-    InputError: the disk had no room for some results, which the report has all the same.
-    """
-    if count := len(run.shards.unwritten):
-        lost = "--resume would evaluate {} again" if run.resumable else "{} are lost"
-        lost = lost.format(f"{count} batches of images")
-        raise InputError(f"{run.shards.complaint}: the numbers above are right, but {lost}")
+        if count := len(run.shards.unwritten):
+            lost = "--resume would evaluate {} again" if run.resumable else "{} are lost"
+            lost = lost.format(f"{count} batches of images")
+            raise InputError(f"{run.shards.complaint}: the numbers above are right, but {lost}")
 
 
 def check_failed(runs: Sequence[DatasetRun]) -> None:

@@ -157,7 +157,7 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
         raise InputError(f"study {path}: {' '.join(str(error).split())}") from error
     further: list[str] = []
     try:
-        raw = _keys(raw, _KEYS)
+        raw = _keys(raw, ())
         for key, text, value in zip(overrides[::2], overrides[1::2], values):
             if key.split(".")[0] in _KEYS:
                 _replace(raw, key, value)
@@ -165,7 +165,7 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
                 raise InputError("SEED is set by the study: override SEEDS")
             else:
                 further += [key, text]
-        return _study(raw, Path(path).stem, further)
+        return _study(_keys(raw, _KEYS), Path(path).stem, further)
     except InputError as error:
         raise InputError(f"study {path}: {error}") from None
 
@@ -173,7 +173,8 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
 def _replace(raw: dict[str, Any], key: str, value: Any) -> None:
     """Set a key of the study, which no run then has another value for."""
     *parents, last = key.split(".")
-    for run in raw.get("RUNS", ()) if key in _SHARED else ():
+    runs = raw.get("RUNS")
+    for run in runs if key in _SHARED and isinstance(runs, list) else ():
         if isinstance(run, dict):
             run.pop(key, None)
     for part in parents:

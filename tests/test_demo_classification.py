@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lqn_seg.config.nodes import load_classification_cfg
 from lqn_seg.engine.classify import classifications
-from lqn_seg.lab.report.classify_report import ClassificationReport
+from lqn_seg.lab.report.classification import ClassificationReport
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "classification" / "demo.yaml"

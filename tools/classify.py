@@ -56,8 +56,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if cli.processes(arguments) > 1 and not is_launched():
         return cli.start_processes(arguments)
     from lqn_seg.engine import launch
-    from lqn_seg.lab.report.classify_report import classify
-    from lqn_seg.lab.report.run import check_failed
+    from lqn_seg.lab.report.run import check_failed, classify
 
     with launch.joined():
         report = classify(

@@ -24,8 +24,12 @@ from lqn_seg.engine.training.train_clip import save_clip
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.cost import UncountedOperatorError
 from lqn_seg.lab.cost.flops import step_macs
-from lqn_seg.lab.report import classify_report
-from lqn_seg.lab.report.classify_report import ClassificationReport, classify, title
+from lqn_seg.lab.report import classification
+from lqn_seg.lab.report import report as report_module
+from lqn_seg.lab.report.classification import ClassificationReport
+from lqn_seg.lab.report.costs import classification_cost
+from lqn_seg.lab.report.run import classify
+from lqn_seg.lab.report.wording import CLASSIFICATION_TITLES, title
 from tests.classification.conftest import TEXT, VISION, build_clip
 
 ALL = (
@@ -79,7 +83,7 @@ def test_every_method_runs_and_leaves_its_figures(config, capsys):
     printed = capsys.readouterr().out
     shown = ("zero-shot", "teacher CLS", "teacher patch mean", *ALL)
     for name in shown:
-        assert title(name) in printed
+        assert title(name, CLASSIFICATION_TITLES) in printed
     assert "TDA learns from the images before" in printed and "published" not in printed
     results = json.loads((Path(report.cfg.OUTPUT_DIR) / "inference" / "results.json").read_text())
     assert list(results["metrics"]) == ["clean", "fog-3"]
@@ -132,10 +136,23 @@ def run(config: Path, *overrides: str) -> list[Classification]:
     return found
 
 
+def text(runs: list[Classification]) -> str:
+    return "\n\n".join(ClassificationReport(runs).parts())
+
+
+def answers(found: list[Classification]) -> dict:
+    """By image and method, on clean images."""
+    (one,) = found
+    return {
+        record["image_id"]: [one.lines("clean", m)[k]["classification"] for m in ("lqn", "zero")]
+        for k, record in enumerate(one.scored)
+    }
+
+
 def test_a_subset_is_spread_over_the_classes_and_says_so(config):
     found = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "8")
     assert sorted(record["label"] for record in found[0].records) == list(range(8))
-    assert "SUBSET of 16: 8 images" in ClassificationReport(found).text()
+    assert "SUBSET of 16: 8 images" in text(found)
 
 
 @pytest.mark.parametrize(
@@ -151,15 +168,19 @@ def test_a_subset_is_spread_over_the_classes_and_says_so(config):
     ],
 )
 def test_the_sentence_is_about_what_adapts(config, monkeypatch, chosen, focus):
-    monkeypatch.setattr(Classification, "cost", _no_cost)
+    monkeypatch.setattr(classification, "classification_cost", _no_cost)
     quick = ("MODEL.LQN.EVAL.MAX_IMAGES", "2", "MODEL.LQN.EVAL.CORRUPTIONS", "()")
     report = ClassificationReport(run(config, "CLASSIFICATION.METHODS", repr(chosen), *quick))
     assert report.focus == focus
     assert focus not in report.lead and bool(report.lead) == (bool(focus) and len(chosen) > 1)
-    assert report.sentence().startswith(title(focus)) if focus else report.sentence() == ""
+    assert (
+        report.sentence().startswith(title(focus, CLASSIFICATION_TITLES))
+        if focus
+        else report.sentence() == ""
+    )
 
 
-def _no_cost(self, name: str) -> None:
+def _no_cost(run: Classification, method: str) -> None:
     raise UncountedOperatorError("an operator has no rule")
 
 
@@ -169,11 +190,12 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
     def broken(*_: object) -> None:
         raise ValueError("broken")
 
-    cost, wanted = Classification.cost, ["CLASSIFICATION.METHODS", "('lqn', 'zero')"]
-    monkeypatch.setattr(
-        Classification, "cost", lambda *a: (cost if a[1] != "zero" else _no_cost)(*a)
-    )
-    monkeypatch.setattr(classify_report, "peak_gmacs_per_ms", broken)
+    def partly(run: Classification, method: str):
+        return _no_cost(run, method) if method == "zero" else classification_cost(run, method)
+
+    wanted = ["CLASSIFICATION.METHODS", "('lqn', 'zero')"]
+    monkeypatch.setattr(classification, "classification_cost", partly)
+    monkeypatch.setattr(classification, "peak_gmacs_per_ms", broken)
     report = classify(str(config), wanted)
     said = capsys.readouterr()
     assert "the cost of ZERO could not be counted: an operator has no rule" in said.err
@@ -184,7 +206,7 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
     assert costs["lqn"]["roofline"] is None and len(results["report_failures"]) == 2
     (row,) = [line for line in said.out.splitlines() if line.startswith("ZERO ")][-1:]
     assert row.split()[5:] == ["-"] * 4
-    monkeypatch.setattr(ClassificationReport, "_compare", broken)
+    monkeypatch.setattr(report_module, "resampled_totals", broken)
     classify(str(config), wanted, resume=True)
     said = capsys.readouterr()
     assert "top-1 accuracy\n" in said.out and "minus zero-shot" not in said.out
@@ -192,12 +214,12 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
 
 
 def test_a_few_images_are_no_evidence(config, monkeypatch):
-    monkeypatch.setattr(Classification, "cost", _no_cost)
+    monkeypatch.setattr(classification, "classification_cost", _no_cost)
     found = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "9")
-    text = ClassificationReport(found).text()
-    assert "9 images are too few for one (10 are needed)" in text and "[" not in text
-    assert "is better than" not in text and "told apart" not in text
-    assert "[" in ClassificationReport(run(config)).text()
+    printed = text(found)
+    assert "9 images are too few for one (10 are needed)" in printed and "[" not in printed
+    assert "is better than" not in printed and "told apart" not in printed
+    assert "[" in text(run(config))
 
 
 def test_several_data_sets_are_averaged(config):
@@ -218,7 +240,7 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(config, capsys):
     broken.write_bytes(broken.read_bytes()[:100])
     report = ClassificationReport(run(config))
     assert len(report.first.scored) == 15
-    assert "16 images, of which 1 FAILED" in report.text() and broken.name in report.text()
+    assert "16 images, of which 1 FAILED" in text(report.runs) and broken.name in text(report.runs)
     with pytest.raises(InputError, match=broken.name):
         classify(str(config), ["CLASSIFICATION.METHODS", "('zero',)"], strict=True)
 
@@ -274,15 +296,15 @@ def test_ctrl_c_promises_a_resume_only_where_there_is_one(config, monkeypatch):
         assert ("--resume" in str(stop.value)) == promised
 
 
-def test_published_rows_stand_beside_the_teacher_they_belong_to(config):
+def testpublished_rows_stand_beside_the_teacher_they_belong_to(config):
     found = run(config, "MODEL.LQN.EVAL.CORRUPTIONS", "()")
     report = ClassificationReport(found)
-    assert not report._published_rows()
+    assert not report.published_rows()
     report.cfg.MODEL.LQN.TEACHER.CONFIG = "ViT-B-16-quickgelu"
-    assert not report._published_rows()  # not on this data set
+    assert not report.published_rows()  # not on this data set
     published_on = dataclasses.replace(found[0].dataset.metadata, name="imagenet_r")
     found[0].dataset = dataclasses.replace(found[0].dataset, metadata=published_on)
-    rows = {row[0]: row[1] for row in report._published_rows()}
+    rows = {row[0]: row[1] for row in report.published_rows()}
     assert rows["ZERO, published"] == 77.22 and rows["DiffTPT, published"] == 75.0
     assert rows["LQN, published"] == 80.4 and "TPT, published" not in rows
 

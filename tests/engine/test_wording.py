@@ -23,16 +23,12 @@ def test_zero_has_no_minus_sign_and_all_else_is_the_number(value, form):
     assert ("+" in text) <= (value >= 0)
 
 
-def test_what_is_undefined_is_a_dash():
-    assert number(NAN) == number(None) == "-"
-    assert interval_text(PairedDifference(NAN, NAN, NAN), 99) == "-"
-
-
 def test_a_table_looks_as_one_of_plain_numbers():
     rows = [["one", 1.04, 22.22], ["another", 100.0, -3.0]]
     assert table(rows, ["", "a", "long\nhead"], ".1f") == tabulate(
         rows, ["", "a", "long\nhead"], floatfmt=".1f"
     )
+    assert interval_text(PairedDifference(NAN, NAN, NAN), 99) == number(None) == "-"
     assert table([["x", -0.01, NAN]], ["", "a", "b"], ".1f").split()[-3:] == ["x", "0.0", "-"]
     assert "a" in table([], ["", "a"], ".1f")
 

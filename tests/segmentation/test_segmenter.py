@@ -21,8 +21,9 @@ from lqn_seg.core.alignment import Restorer, residual
 from lqn_seg.core.config import AdaptConfig, FitConfig, LQNConfig, StudentConfig, with_variant
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
-from lqn_seg.lab.cost.flops import EomtShape, count_torch, method_gmacs
-from lqn_seg.lab.report.report import count_gmacs
+from lqn_seg.lab.cost.cost import measure
+from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
+from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash, semantic_inference
 from lqn_seg.segmentation.segmenter import Segmenter, fidelity
@@ -593,7 +594,7 @@ def test_what_an_ablation_runs_is_what_is_counted(build, fit):
     adapter, crops = segmenter.adapters["lqn"], image(0)[None].float() / 255
     images = Images(segmenter.teacher, crops, [image_key(0, image(0))], task=segmenter)
     seen = images.encode()
-    counted = count_torch(lambda: adapter.fit(images, seen))
+    counted = measure(lambda: adapter.fit(images, seen))
     shape = EomtShape.from_config(segmenter.teacher.model.config)
     plain = replace(LQN, fit=replace(LQN.fit, alpha=method.fit.alpha))
     costs, once = method_gmacs(method, shape), method_gmacs(plain, shape)

@@ -18,7 +18,7 @@ DEMO = "configs/demo_lqn.yaml"
 INTERRUPTED = [
     ("train_net", ["--eval-only", "--config", DEMO], "lqn_seg.lab.report.run.evaluate"),
     ("train_net", ["--config", DEMO], "lqn_seg.engine.training.train.TeacherTrainer"),
-    ("classify", ["--config", DEMO], "lqn_seg.lab.report.classify_report.classify"),
+    ("classify", ["--config", DEMO], "lqn_seg.lab.report.run.classify"),
     (
         "classify",
         ["--config", "configs/classification/demo.yaml", "--calibrate", "x"],

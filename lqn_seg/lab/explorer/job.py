@@ -27,9 +27,9 @@ from lqn_seg.engine.studio import Source, Studio, stops
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.comparison import compare
+from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.pictures import segmentation
 from lqn_seg.lab.report.provenance import json_numbers
-from lqn_seg.lab.report.report import count_gmacs
 from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.segmenter import Prediction
 from lqn_seg.visualization.files import Pixels, png_bytes

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.data.catalog import Category, Record
 from lqn_seg.data.file_names import file_names
-from lqn_seg.engine.evaluate import CLEAN, Condition, Evaluation
+from lqn_seg.engine.evaluate import CLEAN, Evaluation
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.wording import number, title
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
@@ -35,57 +35,48 @@ def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
     Args:
         failed: receives a sentence for each picture that cannot be made.
     """
-    wanted, full = evaluation.cfg.MODEL.LQN.EVAL, evaluation.segmenter
-    chosen = [m for m in wanted.PANEL_METHODS or ("teacher", "apm", "lqn") if m in full.methods]
-    if "panoptic_seg" not in evaluation.evaluators or len(chosen) < 2:
+    settings, full = evaluation.cfg.MODEL.LQN.EVAL, evaluation.segmenter
+    wanted = settings.PANEL_METHODS or ("teacher", "apm", "lqn")
+    methods = {name: full.methods[name] for name in wanted if name in full.methods}
+    if "panoptic_seg" not in evaluation.evaluators or len(methods) < 2:
         return []
-    segmenter = Segmenter(
-        full.teacher,
-        full.head,
-        {method: full.methods[method] for method in chosen},
-        full.thing_ids,
-        full.config,
-        full.calibration,
-        {m: model for m, model in full.comparators.items() if m in chosen},
-    )
+    others = {name: model for name, model in full.comparators.items() if name in methods}
+    parts = full.teacher, full.head, methods, full.thing_ids, full.config, full.calibration
+    segmenter = Segmenter(*parts, others)
     folder = Path(evaluation.cfg.OUTPUT_DIR) / "panels"
     names = file_names(record["image_id"] for record in evaluation.records)
 
-    def draw(record: Record) -> Path | None:
-        drawn = _panel(evaluation, segmenter, record, chosen)
-        return save_png(drawn, folder / f"{names[str(record['image_id'])]}.png")
+    def draw(record: Record) -> list[Path]:
+        path = folder / f"{names[str(record['image_id'])]}.png"
+        return [save_png(_panel(evaluation, segmenter, record), path)]
 
-    complaint = "the panel of image {} could not be drawn"
-    made = [
-        attempt(complaint.format(record["image_id"]), partial(draw, record), None, failed)
-        for record in evaluation.scored[: wanted.PANEL_IMAGES]
-    ]
-    return [path for path in made if path is not None]
+    none: list[Path] = []
+    paths = []
+    for record in evaluation.scored[: settings.PANEL_IMAGES]:
+        complaint = f"the panel of image {record['image_id']} could not be drawn"
+        paths += attempt(complaint, partial(draw, record), none, failed)
+    return paths
 
 
 def _panel(
-    evaluation: Evaluation, segmenter: Segmenter, record: Mapping[str, Any], chosen: Sequence[str]
+    evaluation: Evaluation, segmenter: Segmenter, record: Mapping[str, Any]
 ) -> NDArray[np.uint8]:
-    metadata = evaluation.dataset.metadata
+    """Clean and what looks least like it, noise and fog; the first three without these."""
+    metadata, evaluator = evaluation.dataset.metadata, evaluation.evaluators["panoptic_seg"]
     truth = Segmentation(metadata.read_panoptic(record), record["segments_info"])
-    evaluator = evaluation.evaluators["panoptic_seg"]
 
     def quality(prediction: Prediction) -> float:
         return evaluator.summarize([evaluator.statistics(record, prediction.output)])["PQ"]
 
-    shown = panel_conditions(evaluation.conditions)
-    images = [evaluation.image(condition, dict(record)) for condition in shown]
-    seen = [
-        Seen(
-            image.permute(1, 2, 0).numpy(),
-            {method: predictions[method] for method in chosen},
-            truth,
-            quality,
-            condition.words,
-        )
-        for condition, image, predictions in zip(shown, images, segmenter(images))
+    preferred = (CLEAN, "gaussian_noise", "fog")
+    conditions = [c for c in evaluation.conditions if c.corruption in preferred]
+    conditions = conditions if len(conditions) > 1 else evaluation.conditions[:3]
+    images = [evaluation.image(condition, dict(record)) for condition in conditions]
+    rows = [
+        Seen(image.permute(1, 2, 0).numpy(), predictions, truth, quality, condition.words)
+        for condition, image, predictions in zip(conditions, images, segmenter(images))
     ]
-    return comparison_panel(seen, metadata.categories, "PQ")
+    return comparison_panel(rows, metadata.categories, "PQ")
 
 
 @dataclass(frozen=True)
@@ -122,8 +113,8 @@ def comparison_panel(
                 image.truth,
                 maps,
                 categories,
-                image.label,
-                score_texts(scores, metric),
+                label=image.label,
+                figures=_score_texts(scores, metric),
             )
         )
         drawn += [*maps.values(), *([image.truth] if image.truth else [])]
@@ -145,18 +136,12 @@ def one_each(ids: NDArray[np.int32]) -> list[dict[str, Any]]:
     return [{"id": i, "category_id": i - 1, "isthing": False} for i in present]
 
 
-def panel_conditions(conditions: Sequence[Condition]) -> list[Condition]:
-    """Clean and the two corruptions that look least alike: noise and fog where they are there."""
-    preferred = [c for c in conditions if c.corruption in (CLEAN, "gaussian_noise", "fog")]
-    return preferred if len(preferred) > 1 else list(conditions[:3])
-
-
-def score_texts(scores: Mapping[str, float | None], metric: str) -> dict[str, str]:
+def _score_texts(scores: Mapping[str, float | None], metric: str) -> dict[str, str]:
     """ "PQ 61" for the first, "PQ 64 (+3)" for the others; nothing without ground truth."""
-    first, *_ = scores.values()
+    first = next(iter(scores.values()))
     texts = {}
     for k, (name, score) in enumerate(scores.items()):
         if score is not None and first is not None:
-            texts[name] = f"{metric} {number(score, '.0f')}"
-            texts[name] += f" ({number(score - first, '+.0f')})" if k else ""
+            change = f" ({number(score - first, '+.0f')})" if k else ""
+            texts[name] = f"{metric} {number(score, '.0f')}{change}"
     return texts

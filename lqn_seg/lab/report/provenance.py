@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import subprocess
@@ -15,6 +16,7 @@ import torch
 
 from lqn_seg import __version__
 from lqn_seg.engine import launch
+from lqn_seg.engine.store import write_atomically
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -42,16 +44,8 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return ""
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--abbrev=40",
-        "--dirty",
-    ]
+    options = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    command = ["git", "-C", str(root), *options]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -65,3 +59,13 @@ def json_numbers(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_numbers(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> Path:
+    """Write `json_numbers` of a value.
+
+    Raises:
+        InputError: there is no room, or the folder cannot be written to.
+    """
+    write_atomically(path, json.dumps(json_numbers(value), indent=indent) + "\n")
+    return path

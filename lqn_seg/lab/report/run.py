@@ -1,22 +1,28 @@
-"""The native engine's evaluation from a config file to a printed report."""
+"""From a configuration file to a printed report, for both tasks.
+
+Evaluate and store, print the tables of scores, count and print costs, draw pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from lqn_seg.adapt.ineffective import shown
+from lqn_seg.config.classification import load_classification_cfg
 from lqn_seg.config.nodes import load_cfg
+from lqn_seg.core.threads import fixed_threads
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import describe_calibration, describe_teacher
+from lqn_seg.engine.classify import classifications
 from lqn_seg.engine.evaluate import DatasetRun, Evaluation
 from lqn_seg.engine.probe import known_classes
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.attempt import attempt
-from lqn_seg.lab.report.pictures import draw_panels
+from lqn_seg.lab.report.classification import ClassificationReport
 from lqn_seg.lab.report.report import Report
+from lqn_seg.lab.report.segmentation import SegmentationReport
 
 
 def evaluate(
@@ -26,8 +32,8 @@ def evaluate(
     chosen: Sequence[str] = (),
     resume: bool = False,
     strict: bool = False,
-) -> Report | None:
-    """Evaluate the methods of a configuration side by side; print and write the report.
+) -> SegmentationReport | None:
+    """Segment with the methods of a configuration side by side; print and write the report.
 
     Every process that `launch.joined` has joined takes its share of the images.
 
@@ -56,65 +62,30 @@ def evaluate(
         dataset = get_dataset(cfg.DATASETS.TEST[0])
         evaluation = Evaluation(cfg, dataset, resume, strict=strict)
     execute([evaluation])
-    return _conclude(evaluation) if launch.is_main() else None
-
-
-def _conclude(evaluation: Evaluation) -> Report:
-    """Write, print and draw what was found: the scores first, for what follows may fail."""
-    report = Report(evaluation)
-    conclude(report, [report.copypaste()] if len(report.methods) == 1 else [])
-    if panels := draw_panels(evaluation, report.failed):
-        print(f"pictures: {panels[0]}")
-    check_written([evaluation])
+    if not launch.is_main():
+        return None
+    report = SegmentationReport(evaluation)
+    conclude(report)
     return report
 
 
-class AnyReport(Protocol):
-    """Of any kind of run."""
-
-    @property
-    def failed(self) -> list[str]: ...
-    @property
-    def score_parts(self) -> list[str]: ...
-    @property
-    def cost_parts(self) -> list[str]: ...
-    def write_results(self) -> Path: ...
-    def write(self) -> Path: ...
-
-
-def conclude(report: AnyReport, more: Sequence[str] = ()) -> None:
-    """Write a report's scores, print its tables, count and print its costs, and write all.
-
-    Raises:
-        InputError: a file cannot be written; everything is printed all the same.
-    """
-    attempt("the scores are not written yet", report.write_results, None, report.failed)
-    print()
-    for part in (*report.score_parts, *report.cost_parts, *more):
-        print(f"{part}\n", flush=True)
-    print(f"results: {report.write()}", flush=True)
-
-
-def check_failed(runs: Sequence[DatasetRun]) -> None:
-    """Refuse to call a run complete that left out too much: more than ``MODEL.LQN.EVAL.MAX_FAILED``
-    of its images, or of its annotations.
-
-    Raises:
-        InputError: a data set lacks more; what could be scored is printed and written.
-    """
-    for run in runs:
-        most, failed = run.cfg.MODEL.LQN.EVAL.MAX_FAILED, len(run.records) - len(run.scored)
-        problems = len(run.dataset.problems)
-        for count, total, what in (
-            (failed, len(run.records), "images failed"),
-            (problems, run.total + problems, "entries of the data set could not be listed"),
-        ):
-            if count > most * total:
-                raise InputError(
-                    f"{run.dataset.metadata.name}: {count} of {total} {what}, more than "
-                    f"MODEL.LQN.EVAL.MAX_FAILED allows ({most:g} of them); the numbers above are "
-                    "without them"
-                )
+def classify(
+    config_file: str,
+    overrides: Sequence[str] = (),
+    device: str = "",
+    resume: bool = False,
+    strict: bool = False,
+) -> ClassificationReport | None:
+    """Classify with the methods of a configuration side by side, as `evaluate` segments."""
+    with launch.together():
+        cfg = load_classification_cfg(config_file, overrides, device)
+        runs = list(classifications(cfg, resume, strict).values())
+    execute(runs)
+    if not launch.is_main():
+        return None
+    report = ClassificationReport(runs)
+    conclude(report)
+    return report
 
 
 def execute(runs: Sequence[DatasetRun]) -> None:
@@ -146,30 +117,62 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
     print(
         f"{describe_teacher(first.cfg, first.model.teacher)}; "
         f"{describe_calibration(first.cfg, first.model.calibration)}; "
-        f"results: {Path(first.cfg.OUTPUT_DIR) / 'inference'}",
-        flush=True,
+        f"results: {Path(first.cfg.OUTPUT_DIR) / 'inference'}"
     )
     for run in runs:
-        name = f"{run.dataset.metadata.name}: " if len(runs) > 1 else ""
+        metadata = run.dataset.metadata
         who = "this run" if run.model.teacher.name == "CLIP" else "this teacher"
-        print(f"{name}{known_classes(run.dataset.metadata.class_names, who)}", flush=True)
+        lines = [known_classes(metadata.class_names, who)]
         if run.is_subset:
-            print(f"{name}SUBSET: {len(run.records)} of {run.total} images", flush=True)
-        for problem in run.dataset.problems:
-            print(f"{name}left out: {problem}", flush=True)
-        for note in run.dataset.notes:
-            print(f"{name}note: {note}", flush=True)
-        print(f"{name}{run.progress()}; processes: {launch.size()}", flush=True)
+            lines.append(f"SUBSET: {len(run.records)} of {run.total} images")
+        lines += [f"left out: {problem}" for problem in run.dataset.problems]
+        lines += [f"note: {note}" for note in run.dataset.notes]
+        lines.append(f"{run.progress()}; processes: {launch.size()}")
+        name = f"{metadata.name}: " if len(runs) > 1 else ""
+        print("\n".join(f"{name}{line}" for line in lines), flush=True)
 
 
-def check_written(runs: Sequence[DatasetRun]) -> None:
-    """Raises:
-    InputError: the disk had no room for some results, which the report has all the same.
+def conclude(report: Report) -> None:
+    """Write a report's scores, print its tables, count and print its costs, write all, and draw.
+
+    Raises:
+        InputError: a file cannot be written, or there was no room for some results; everything is
+            printed all the same.
+    """
+    with fixed_threads(report.cfg.MODEL.LQN.EVAL.THREADS):
+        attempt("the scores are not written yet", report.write, None, report.failed)
+        print()
+        text = ""
+        for part in report.parts():
+            print(f"{part}\n", flush=True)
+            text += f"{part}\n\n"
+        print(f"results: {report.write(text)}", flush=True)
+        for picture in report.draw()[:1]:
+            print(f"pictures: {picture}")
+    for run in report.runs:
+        if count := len(run.shards.unwritten):
+            lost = "--resume would evaluate {} again" if run.resumable else "{} are lost"
+            lost = lost.format(f"{count} batches of images")
+            raise InputError(f"{run.shards.complaint}: the numbers above are right, but {lost}")
+
+
+def check_failed(runs: Sequence[DatasetRun]) -> None:
+    """Refuse to call a run complete that left out too much.
+
+    Raises:
+        InputError: more of a data set's images, or of its annotations, than
+            ``MODEL.LQN.EVAL.MAX_FAILED``; what could be scored is printed and written.
     """
     for run in runs:
-        if run.shards.unwritten:
-            count = f"{len(run.shards.unwritten)} batches of images"
-            lost = (
-                f"--resume would evaluate {count} again" if run.resumable else f"{count} are lost"
-            )
-            raise InputError(f"{run.shards.complaint}: the numbers above are right, but {lost}")
+        most, failed = run.cfg.MODEL.LQN.EVAL.MAX_FAILED, len(run.records) - len(run.scored)
+        problems = len(run.dataset.problems)
+        for count, total, what in (
+            (failed, len(run.records), "images failed"),
+            (problems, run.total + problems, "entries of the data set could not be listed"),
+        ):
+            if count > most * total:
+                raise InputError(
+                    f"{run.dataset.metadata.name}: {count} of {total} {what}, more than "
+                    f"MODEL.LQN.EVAL.MAX_FAILED allows ({most:g} of them); the numbers above are "
+                    "without them"
+                )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES, PairedDifference
 
+_BOTH = {"apm": "APM", "lqn-src": "LQN-[src]", "lqn": "LQN", "restore": "restored, no student"}
 TITLES = {
+    **_BOTH,
     "teacher": "EoMT (teacher)",
-    "apm": "APM",
-    "lqn-src": "LQN-[src]",
-    "lqn": "LQN",
-    "restore": "restored, no student",
     "kernel": "kernel smoother",
     "ridge": "kernel ridge",
     "flip": "two views (flip)",
@@ -27,17 +25,34 @@ TITLES = {
     "maskformer": "MaskFormer",
     "oneformer": "OneFormer",
 }
+CLASSIFICATION_TITLES = {
+    **_BOTH,
+    "zero-shot": "zero-shot, one prompt",
+    "ensemble": "zero-shot, 80 prompts",
+    "teacher": "views, not restored",
+    "zero": "ZERO",
+    "mta": "MTA",
+    "tps": "TPS",
+    "gs-bias": "GS-Bias",
+    "tpt": "TPT",
+    "tda": "TDA (history)",
+}
 UNDEFINED = "-"
 
 
-def title(method: str) -> str:
-    """A method's name as people write it: ``lqn@paper`` is "LQN, recipe: paper"."""
-    label, is_comparator, _ = method.partition("=")
-    if is_comparator:
-        return TITLES.get(label, label)
-    variant, _, recipe = method.partition("@")
-    name = TITLES.get(variant, variant)
-    return f"{name}, recipe: {recipe}" if recipe else name
+def title(method: str, titles: Mapping[str, str] = TITLES) -> str:
+    """A method's name as people write it.
+
+    >>> title("lqn@paper:mean"), title("mask2former=a/folder")
+    ('LQN, recipe: paper, read-out: mean', 'Mask2Former')
+    """
+    label, is_other_model, _ = method.partition("=")
+    if is_other_model:
+        return titles.get(label, label)
+    rest, _, query = method.partition(":")
+    variant, _, recipe = rest.partition("@")
+    name = titles.get(variant, variant) + (f", recipe: {recipe}" if recipe else "")
+    return name + (f", read-out: {query}" if query else "")
 
 
 def short_name(name: str) -> str:
@@ -57,20 +72,28 @@ def number(value: float | None, form: str = ".1f") -> str:
     return text.lstrip("+-") if float(text) == 0 else text
 
 
-def table(rows: Iterable[Sequence[Any]], heads: Sequence[str], forms: str | Sequence[str]) -> str:
-    """Rows of a label and numbers, aligned.
+def table(
+    rows: Iterable[Sequence[Any]],
+    heads: Sequence[str],
+    forms: str | Sequence[str] = ".1f",
+    labels: str = "left",
+    style: str = "simple",
+) -> str:
+    """Rows of a label and of numbers or texts, aligned.
 
     Args:
         heads: of the columns, that of the labels first.
-        forms: `number`'s, one for all columns of numbers or one each.
+        forms: `number`'s, one for all columns or one each.
+        labels: their side.
+        style: tabulate's; "pipe" is Markdown.
     """
-    chosen = [forms] * (len(heads) - 1) if isinstance(forms, str) else forms
+    by_column = [forms] * (len(heads) - 1) if isinstance(forms, str) else forms
     texts = [
-        [label, *(v if isinstance(v, str) else number(v, f) for v, f in zip(values, chosen))]
+        [label, *(v if isinstance(v, str) else number(v, f) for v, f in zip(values, by_column))]
         for label, *values in rows
     ]
-    sides = ("left", *["right"] * (len(heads) - 1)) if texts else None
-    return tabulate(texts, heads, disable_numparse=True, colalign=sides)
+    sides = (labels, *["right"] * (len(heads) - 1)) if texts else None
+    return tabulate(texts, heads, tablefmt=style, disable_numparse=True, colalign=sides)
 
 
 def interval_text(difference: PairedDifference, images: int, unit: str = "") -> str:
@@ -86,11 +109,35 @@ def interval_text(difference: PairedDifference, images: int, unit: str = "") -> 
     return f"{middle} [{low}, {high}]{unit}"
 
 
-def interval_heading(images: int, how: str = "paired bootstrap over images") -> str:
+def difference_table(
+    differences: Mapping[str, Mapping[str, PairedDifference]],
+    images: int,
+    short: Callable[[str], str],
+    titles: Mapping[str, str] = TITLES,
+    methods_down: bool = True,
+    style: str = "simple",
+) -> str:
+    """A row per method and a column per group, or the other way round.
+
+    Args:
+        differences: method -> group -> difference.
+        images: that the differences were found on.
+        short: a group's name as it is printed.
+    """
+    groups = list(next(iter(differences.values())))
+    labels, heads = [title(m, titles) for m in differences], [short(g) for g in groups]
+    cells = [[interval_text(d[g], images) for g in groups] for d in differences.values()]
+    if not methods_down:
+        labels, heads, cells = heads, labels, [list(column) for column in zip(*cells)]
+    rows = [[label, *texts] for label, texts in zip(labels, cells)]
+    return table(rows, ["", *heads], labels="right", style=style)
+
+
+def interval_heading(images: int) -> str:
     """What a table of `interval_text` says of its intervals."""
     if images < FEWEST_IMAGES:
         return f"without its 95% interval: {too_few(images)}"
-    return f"with its 95% interval ({how})"
+    return "with its 95% interval (paired bootstrap over images)"
 
 
 def counted(count: int, noun: str) -> str:
@@ -105,21 +152,19 @@ def too_few(images: int) -> str:
     return f"{what} too few for one ({FEWEST_IMAGES} are needed)"
 
 
-def verdict(difference: PairedDifference) -> str:
-    """Where the interval lies, in words; no more than its printed digits show."""
-    if difference.low != difference.low:
-        return "cannot be compared with"
-    if round(difference.low, 1) > 0:
-        return "is better than"
-    return "is worse than" if round(difference.high, 1) < 0 else "cannot be told apart from"
-
-
 def comparison(
     difference: PairedDifference, images: int, other: str, where: str, unit: str = ""
 ) -> str:
-    """ "is better than its teacher on clean images (+0.2 [+0.1, +0.3] PQ)"; of too few images no
-    judgement, but "differs from its teacher on clean images by +0.2 PQ"."""
+    """ "is better than its teacher on clean images (+0.2 [+0.1, +0.3] PQ)", as far as the printed
+    digits show; of too few images "differs from its teacher on clean images by +0.2 PQ"."""
     text = interval_text(difference, images, unit)
     if images < FEWEST_IMAGES:
         return f"differs from {other} {where} by {text}"
-    return f"{verdict(difference)} {other} {where} ({text})"
+    verdict = "cannot be told apart from"
+    if difference.low != difference.low:
+        verdict = "cannot be compared with"
+    elif round(difference.low, 1) > 0:
+        verdict = "is better than"
+    elif round(difference.high, 1) < 0:
+        verdict = "is worse than"
+    return f"{verdict} {other} {where} ({text})"

@@ -1,9 +1,8 @@
 """A study: teachers x seeds x corruptions x severities x methods, from one YAML file.
 
-The file says what is compared (`Study`), `plan` turns it into evaluations of the native engine
-(`Job`), and `run_jobs` runs them. What was already evaluated under the same teacher, seed and
-overrides is not evaluated again: a run of fewer images, or of other severities, takes the clean
-images from the run before it. All scores come from the evaluations' lines (`Evaluation.lines`).
+`plan` turns a `Study` into evaluations of the native engine (`Job`), and `run_jobs` runs them. What
+was evaluated under the same teacher, seed and overrides is not evaluated again: a run of fewer
+images, or of other severities, takes the clean images from the run before it.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -22,11 +21,11 @@ from numpy.typing import NDArray
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import Dataset
-from lqn_seg.data.corruptions import STRENGTHS
 from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
 from lqn_seg.engine.evaluate import (
+    CLEAN,
     Condition,
     Evaluation,
     calibration_hash,
@@ -34,20 +33,13 @@ from lqn_seg.engine.evaluate import (
     weights_hash,
 )
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.panoptic import PanopticEvaluator
-from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.lab.report.attempt import attempt
-from lqn_seg.lab.report.report import count_gmacs
+from lqn_seg.lab.report.costs import count_gmacs
+from lqn_seg.lab.report.report import Additive
 from lqn_seg.lab.report.wording import title
-from lqn_seg.lab.study.study_file import (
-    METRICS,
-    RunEntry,
-    Study,
-    value_name,
-)
+from lqn_seg.lab.study.study_file import METRICS, RunEntry, Study, value_name
 
 NONE = "none"  # in place of the hash of a calibration that is not there
-_OUTPUTS = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON")
 
 # ---- what the files hold -------------------------------------------------------------------------
 
@@ -63,31 +55,26 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
     Raises:
         InputError: a file is missing.
     """
+    digest = hashlib.sha256()
+    for record in dataset.records(strict=False):
+        where = f"data set {dataset.metadata.name}, image {record['image_id']}"
+        facts = {
+            key: _file_hash(value, where) if key.endswith("file_name") else value
+            for key, value in record.items()
+        }
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     constants = json.dumps(STRENGTHS, sort_keys=True)
     hashes = {
-        "dataset": dataset_hash(dataset),
+        "dataset": digest.hexdigest(),
         "corruptions": hashlib.sha256(constants.encode()).hexdigest(),
     }
     for name in study.teachers:
-        cfg = study_cfg(study, name, ())
+        cfg = study_cfg(study, name)
         teacher = build_teacher(cfg)
         hashes[f"teacher/{name}"] = weights_hash(teacher.model, digits=64)
         calibration = build_calibration(cfg, teacher)
         hashes[f"calibration/{name}"] = calibration_hash(calibration, digits=64) or NONE
     return hashes
-
-
-def dataset_hash(dataset: Dataset) -> str:
-    """SHA-256 over all records and the bytes of the files they name, wherever those lie."""
-    digest = hashlib.sha256()
-    for record in dataset.records(strict=False):
-        facts = dict(record)
-        for key in sorted(facts):
-            if key.endswith("file_name"):
-                where = f"data set {dataset.metadata.name}, image {record['image_id']}"
-                facts[key] = _file_hash(facts[key], where)
-        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
 
 
 def _file_hash(path: str, where: str) -> str:
@@ -97,17 +84,17 @@ def _file_hash(path: str, where: str) -> str:
         raise InputError(f"{where}: cannot read {path} ({error.strerror})") from error
 
 
-def check_frozen(study: Study, found: Mapping[str, str]) -> None:
+def check_frozen(study: Study, hashes: Mapping[str, str]) -> None:
     """Refuse to run on other files than those the study was frozen with.
 
     Raises:
-        InputError: a hash of ``FROZEN`` is not the one that was found.
+        InputError: a hash of ``FROZEN`` is not the one that the files have.
     """
     for name, expected in study.frozen.items():
-        if found[name] != expected:
+        if hashes[name] != expected:
             raise InputError(
                 f"study {study.name}: FROZEN says that {name} has SHA-256 {expected}, but it has "
-                f"{found[name]}: these are other files than the study's"
+                f"{hashes[name]}: these are other files than the study's"
             )
 
 
@@ -119,12 +106,8 @@ class Job:
     """One evaluation: a run with one teacher, one seed and one value of the sweep.
 
     Attributes:
-        teacher: its name.
-        run: index into the study's runs.
-        seed: of every random number.
-        value: index into the sweep's values; None without a sweep.
+        run, value: indices into the study's runs and the sweep's values; None without a sweep.
         cfg: the evaluation's configuration; its ``OUTPUT_DIR`` is the job's own.
-        methods: in the order of the report.
         conditions: clean first.
         images: how many, from the data set's first.
         same: what has to be equal for two jobs' lines to be interchangeable.
@@ -163,27 +146,24 @@ def plan(study: Study, images: int) -> list[Job]:
     Raises:
         InputError: a configuration is wrong, or a run has fewer images than ``BLOCK``.
     """
-    jobs = []
     values = range(len(study.sweep.values)) if study.sweep else (None,)
-    for teacher in study.teachers:
-        for k, run in enumerate(study.runs):
-            jobs += [
-                _job(study, teacher, k, run, value, seed, images)
-                for value in values
-                for seed in run.seeds
-            ]
-    return jobs
+    return [
+        _job(study, teacher, k, run, value, seed, images)
+        for teacher in study.teachers
+        for k, run in enumerate(study.runs)
+        for value in values
+        for seed in run.seeds
+    ]
 
 
 def _job(
     study: Study, teacher: str, k: int, run: RunEntry, value: int | None, seed: int, images: int
 ) -> Job:
-    folder = Path(study.output_dir) / teacher / f"run{k + 1}"
-    overrides = list(run.overrides)
+    folder, overrides = Path(study.output_dir) / teacher / f"run{k + 1}", run.pairs
     if study.sweep and value is not None:
-        overrides.append((study.sweep.key, study.sweep.values[value]))
-        folders = file_names(map(value_name, study.sweep.values))
-        folder /= folders[value_name(study.sweep.values[value])]
+        names = [value_name(v) for v in study.sweep.values]
+        overrides = [*overrides, (study.sweep.key, study.sweep.values[value])]
+        folder /= file_names(names)[names[value]]
     count = min(n for n in (images, run.max_images, study.max_images) if n)
     if study.block > count:
         raise InputError(f"study {study.name}: BLOCK is {study.block}, a run has {count} images")
@@ -192,48 +172,37 @@ def _job(
     cfg.MODEL.LQN.EVAL.MAX_IMAGES = count
     cfg.SEED, cfg.OUTPUT_DIR = seed, str(folder / f"seed{seed}")
     damaged = [Condition(c, severity) for severity in run.severities for c in run.corruptions]
-    return Job(
-        teacher=teacher,
-        run=k,
-        seed=seed,
-        value=value,
-        cfg=cfg,
-        methods=run.methods,
-        conditions=(Condition(), *damaged),
-        images=count,
-        same=repr((teacher, seed, overrides)),
-    )
+    same = repr((teacher, seed, overrides))
+    conditions = (Condition(), *damaged)
+    return Job(teacher, k, seed, value, cfg, run.methods, conditions, count, same)
 
 
-def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]]) -> CfgNode:
+def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] = ()) -> CfgNode:
     """The evaluation's configuration: the study's, for one of its teachers, with overrides.
 
     Only the output that the metric needs is made.
     """
-    entry, metric_output = study.teachers[teacher], METRICS[study.metric][1]
+    outputs = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON")
     pairs: list[tuple[str, Any]] = [
-        ("MODEL.LQN.TEACHER.WEIGHTS", entry.weights),
+        ("MODEL.LQN.TEACHER.WEIGHTS", study.teachers[teacher].weights),
         ("DATASETS.TEST", (study.dataset,)),
-        *((f"MODEL.MASK_FORMER.TEST.{key}", key == metric_output) for key in _OUTPUTS),
+        *((f"MODEL.MASK_FORMER.TEST.{o}", o == METRICS[study.metric][1]) for o in outputs),
+        *overrides,
+        # All methods of all runs, so that a wrong name is found now.
+        ("MODEL.LQN.METHODS", tuple(sorted({name for run in study.runs for name in run.methods}))),
     ]
-    if entry.calibration:
-        pairs.append(("MODEL.LQN.CALIBRATION", entry.calibration))
-    # All methods of all runs, so that a wrong name is found now.
-    methods = tuple(sorted({name for run in study.runs for name in run.methods}))
-    pairs += [*overrides, ("MODEL.LQN.METHODS", methods)]
-    flat = [text for key, value in pairs for text in (key, _override_text(value))]
+
+    def typed(value: Any) -> str:
+        """As on the command line."""
+        if isinstance(value, str):
+            return value
+        return repr(tuple(value) if isinstance(value, list) else value)
+
+    flat = [text for key, value in pairs for text in (key, typed(value))]
     return load_cfg(find_local(study.config), flat)
 
 
-def _override_text(value: Any) -> str:
-    """A value as it would be typed on the command line."""
-    if isinstance(value, str):
-        return value
-    return repr(tuple(value) if isinstance(value, list) else value)
-
-
-@dataclass(frozen=True)
-class Lines:
+class Lines(NamedTuple):
     """One method's images under one condition.
 
     Attributes:
@@ -244,14 +213,16 @@ class Lines:
     stack: NDArray[np.float64]
     stats: list[dict[str, float]]
 
+    def first(self, images: int) -> Lines:
+        return Lines(self.stack[:images], self.stats[:images])
+
 
 @dataclass
 class Finished:
-    """A job's lines and costs.
+    """A job's lines, by condition and method, and what is made of them.
 
     Attributes:
-        lines: condition -> method -> lines of the job's images.
-        gmacs: method -> `method_gmacs`; a method whose cost cannot be counted is missing.
+        gmacs: method -> `count_gmacs`; a method whose cost cannot be counted is missing.
         metric: totals (S, ...) -> (S,).
     """
 
@@ -262,12 +233,7 @@ class Finished:
 
 
 def run_jobs(
-    jobs: Sequence[Job],
-    dataset: Dataset,
-    resume: bool,
-    task: str,
-    progress: bool = True,
-    failed: list[str] | None = None,
+    study: Study, jobs: Sequence[Job], dataset: Dataset, resume: bool, failed: list[str]
 ) -> list[Finished]:
     """Run what no earlier job of the list has evaluated; jobs with more come first.
 
@@ -277,65 +243,50 @@ def run_jobs(
     Raises:
         InputError: as `Evaluation`.
     """
-    finished: dict[int, Finished] = {}
-    failed = [] if failed is None else failed
-    order = sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k))
-    done: list[Finished] = []
-    for k in order:
-        job = jobs[k]
-        sources = {
-            str(c): next((f for f in done if f.job.covers(job, c)), None) for c in job.conditions
-        }
-        todo = [c for c in job.conditions if sources[str(c)] is None]
-        fresh = None
+    done: dict[int, Finished] = {}
+    for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k)):
+        job, sources = jobs[k], list(done.values())
+        todo = [c for c in job.conditions if not any(f.job.covers(job, c) for f in sources)]
         if todo:
-            if progress and launch.is_main():
-                names = ", ".join(map(str, todo))
-                print(f"{job}: {job.images} images, {', '.join(job.methods)}; {names}", flush=True)
-            fresh = _evaluate(job, todo, dataset, resume, task, progress, failed)
-        lines = {}
-        for name, source in sources.items():
-            held = (source or fresh).lines[name]  # type: ignore[union-attr]
-            lines[name] = {
-                method: Lines(held[method].stack[: job.images], held[method].stats[: job.images])
-                for method in job.methods
-            }
-        origin = fresh or next(f for f in sources.values() if f is not None)
+            missing = replace(job, conditions=tuple(todo))
+            sources.append(_evaluate(study, missing, dataset, resume, failed))
+        by_condition = {
+            str(c): next(f for f in sources if f.job.covers(job, c)) for c in job.conditions
+        }
+        lines = {
+            name: {m: source.lines[name][m].first(job.images) for m in job.methods}
+            for name, source in by_condition.items()
+        }
+        origin = sources[-1] if todo else by_condition[CLEAN]
         gmacs = {m: origin.gmacs[m] for m in job.methods if m in origin.gmacs}
-        finished[k] = Finished(job, lines, gmacs, origin.metric)
-        done.append(finished[k])
-    return [finished[k] for k in range(len(jobs))]
+        done[k] = Finished(job, lines, gmacs, origin.metric)
+    return [done[k] for k in range(len(jobs))]
 
 
 def _evaluate(
-    job: Job,
-    todo: Sequence[Condition],
-    dataset: Dataset,
-    resume: bool,
-    task: str,
-    progress: bool,
-    failed: list[str],
+    study: Study, job: Job, dataset: Dataset, resume: bool, failed: list[str]
 ) -> Finished:
+    if launch.is_main():
+        names = ", ".join(map(str, job.conditions))
+        print(f"{job}: {job.images} images, {', '.join(job.methods)}; {names}", flush=True)
     # Strict: differences are paired over images, so every job needs all of them.
     with launch.together():
-        evaluation = Evaluation(job.cfg, dataset, resume, chosen=todo, strict=True)
-    evaluation.run(progress)
+        evaluation = Evaluation(job.cfg, dataset, resume, chosen=job.conditions, strict=True)
+    evaluation.run()
+    task = METRICS[study.metric][0]
     evaluator = evaluation.evaluators[task]
-    assert isinstance(evaluator, PanopticEvaluator | SemanticEvaluator)
-    lines: dict[str, dict[str, Lines]] = {}
-    gmacs: dict[str, dict[str, float] | None] = {}
-    for condition in todo:
-        lines[str(condition)] = by_method = {}
-        for method in job.methods:
-            found = evaluation.lines(condition, method)
-            stats = [line["lqn"] for line in found]
-            by_method[method] = Lines(evaluator.stack([line[task] for line in found]), stats)
-            if method not in gmacs:
-                gmacs[method] = attempt(
-                    f"teacher {job.teacher}: the cost of {title(method)} could not be counted",
-                    partial(count_gmacs, evaluation.segmenter, method, mean_stats(stats)),
-                    None,
-                    failed,
-                )
-    counted = {method: costs for method, costs in gmacs.items() if costs}
-    return Finished(job, lines, counted, evaluator.metric)
+    assert isinstance(evaluator, Additive)
+    lines: dict[str, dict[str, Lines]] = {str(condition): {} for condition in job.conditions}
+    gmacs = {}
+    for method in job.methods:
+        for condition in job.conditions:
+            stored = evaluation.lines(condition, method)
+            stats = [line["lqn"] for line in stored]
+            stack = evaluator.stack([line[task] for line in stored])
+            lines[str(condition)][method] = Lines(stack, stats)
+        complaint = f"teacher {job.teacher}: the cost of {title(method)} could not be counted"
+        means = mean_stats(lines[str(job.conditions[0])][method].stats)
+        count = partial(count_gmacs, evaluation.segmenter, method, means)
+        if counted := attempt(complaint, count, None, failed):
+            gmacs[method] = counted
+    return Finished(job, lines, gmacs, evaluator.metric)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import msgspec
 import yaml
+from msgspec import Meta, Struct, structs
 
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_names
@@ -18,75 +18,87 @@ from lqn_seg.errors import InputError
 
 # Metric -> the evaluator's task, and the one output that it needs.
 METRICS = {"PQ": ("panoptic_seg", "PANOPTIC_ON"), "mIoU": ("sem_seg", "SEMANTIC_ON")}
+FOCUS = "lqn"  # the method that is also compared with every other one
 
 
-@dataclass(frozen=True)
-class TeacherEntry:
-    """Keys under a name in ``TEACHERS``.
-
-    Attributes:
-        weights: what ``MODEL.LQN.TEACHER.WEIGHTS`` becomes.
-        calibration: what ``MODEL.LQN.CALIBRATION`` becomes; empty leaves that key alone, and the
-            file beside the weights is taken.
-    """
-
-    weights: str
-    calibration: str = ""
+def _says(words: str, **bounds: Any) -> Meta:
+    """What a value must be, as the sentence about a wrong one has it. Tuples hold nothing twice."""
+    return Meta(description=words, **bounds)
 
 
-@dataclass(frozen=True)
-class RunEntry:
-    """One entry of ``RUNS``; all keys but ``NAME`` and ``MAX_IMAGES`` may stand at the top instead.
-
-    Attributes:
-        name: what the report calls it.
-        methods: as ``MODEL.LQN.METHODS``.
-        corruptions: names; () evaluates clean images alone.
-        severities: 1 .. 5.
-        seeds: each is an evaluation of its own; it also draws other noise and fog.
-        max_images: the first so many images; 0 takes all.
-        overrides: (key, value) of the evaluation's configuration.
-    """
-
-    name: str = ""
-    methods: tuple[str, ...] = ()
-    corruptions: tuple[str, ...] = ()
-    severities: tuple[int, ...] = (3,)
-    seeds: tuple[int, ...] = (0,)
-    max_images: int = 0
-    overrides: tuple[tuple[str, Any], ...] = ()
+_LISTED = "a list of {}, none of them twice"
+Text = Annotated[str, _says("text")]
+Whole = Annotated[int, _says("a whole number of at least 0", ge=0)]
+Positive = Annotated[int, _says("a whole number of at least 1", ge=1)]
+Severity = Annotated[int, Meta(ge=1, le=5)]
+Score = Annotated[float, Meta(ge=-1e9, le=1e9)]  # finite
+Value = bool | int | float | str | list[Any]
 
 
-@dataclass(frozen=True)
-class SweepEntry:
+class TeacherEntry(Struct, frozen=True, rename=str.upper):
+    """Keys under a name in ``TEACHERS``: what ``MODEL.LQN.TEACHER.WEIGHTS`` becomes."""
+
+    weights: Text
+
+
+class SweepEntry(Struct, frozen=True, rename=str.upper):
     """Keys under ``SWEEP``: the methods are evaluated once per value of one key.
 
     Attributes:
         key, values: of the evaluation's configuration.
-        label: of the horizontal axis.
+        label: of the horizontal axis; the key where it is empty.
         paper: (value, score) pairs that somebody else published.
         paper_label: metric, data set and convention of those.
     """
 
-    key: str
-    values: tuple[Any, ...]
-    label: str = ""
-    paper: tuple[tuple[Any, float], ...] = ()
-    paper_label: str = ""
+    key: Text
+    values: Annotated[tuple[Value, ...], _says(_LISTED.format("values"))]
+    label: Text = ""
+    paper: Annotated[
+        tuple[tuple[Value, Score], ...], _says(_LISTED.format("[value, score] pairs"))
+    ] = ()
+    paper_label: Text = ""
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study's file.
+class Shared(Struct, frozen=True, rename=str.upper):
+    """Keys of an entry of ``RUNS`` that may stand at the top instead, for all runs.
 
     Attributes:
-        name: of the file, without its suffix.
+        methods: as ``MODEL.LQN.METHODS``.
+        corruptions: names; none evaluates clean images alone.
+        seeds: each is an evaluation of its own; it also draws other noise and fog.
+        overrides: key, value, ... of the evaluation's configuration; a run's follow the shared.
+    """
+
+    methods: Annotated[tuple[str, ...], _says(_LISTED.format("methods"))] = ()
+    corruptions: Annotated[tuple[str, ...], _says(_LISTED.format("corruptions"))] = ()
+    severities: Annotated[tuple[Severity, ...], _says(_LISTED.format("severities from 1 to 5"))] = (
+        3,
+    )
+    seeds: Annotated[tuple[Whole, ...], _says(_LISTED.format("whole numbers from 0 on"))] = (0,)
+    overrides: Annotated[list[Any], _says("a list KEY, VALUE, KEY, VALUE, ...")] = []
+
+
+class RunEntry(Shared, frozen=True, rename=str.upper):
+    """One entry of ``RUNS``: its name in the report, and how many images it takes; 0 is all."""
+
+    name: Text = ""
+    max_images: Whole = 0
+
+    @property
+    def pairs(self) -> list[tuple[str, Any]]:
+        """`overrides` as (key, value)."""
+        return list(zip(self.overrides[::2], self.overrides[1::2]))
+
+
+class StudyFile(Shared, frozen=True, rename=str.upper, kw_only=True):
+    """All keys.
+
+    Attributes:
         config: evaluation configuration that every evaluation starts from.
         dataset, metric: what is scored; ``PQ`` or ``mIoU``.
         output_dir: receives the evaluations, ``results.json``, ``table.md`` and ``plot.png``.
-        teachers, runs, sweep: what is evaluated.
         baseline: method that differences are taken to.
-        focus: method that is also compared with every other one; ignored by runs without it.
         block: neighbouring images that the bootstrap keeps together (video frames).
         bootstrap_samples: of every interval.
         max_images: no run takes more; 0 is no limit.
@@ -94,29 +106,31 @@ class Study:
         splits: which split was tuned on and which is reported, for the report.
     """
 
-    name: str
-    config: str
-    dataset: str
-    output_dir: str
+    config: Text
+    dataset: Text
+    output_dir: Text
     teachers: dict[str, TeacherEntry]
-    runs: tuple[RunEntry, ...]
-    metric: str = "PQ"
+    runs: list[RunEntry]
+    metric: Text = "PQ"
     sweep: SweepEntry | None = None
-    baseline: str = "teacher"
-    focus: str = "lqn"
-    block: int = 1
-    bootstrap_samples: int = 2000
-    max_images: int = 0
-    frozen: dict[str, str] = field(default_factory=dict)
-    splits: str = ""
+    baseline: Text = "teacher"
+    block: Positive = 1
+    bootstrap_samples: Positive = 2000
+    max_images: Whole = 0
+    frozen: Annotated[dict[str, str], _says("a mapping of names to text")] = {}
+    splits: Text = ""
 
 
-_RUN_KEYS = tuple(f.name.upper() for f in dataclasses.fields(RunEntry))
-_SHARED_KEYS = tuple(key for key in _RUN_KEYS if key not in ("NAME", "MAX_IMAGES"))
-_STUDY_KEYS = (
-    *(f.name.upper() for f in dataclasses.fields(Study) if f.name != "name"),
-    *_SHARED_KEYS,
-)
+class Study(StudyFile, frozen=True, kw_only=True):
+    """A study's file, and its name without the suffix."""
+
+    name: str
+
+
+_SHARED = tuple(field.encode_name for field in structs.fields(Shared))
+_RUN_KEYS = tuple(field.encode_name for field in structs.fields(RunEntry))
+_KEYS = tuple(field.encode_name for field in structs.fields(StudyFile))
+T = TypeVar("T", bound=Struct)
 
 
 def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
@@ -138,213 +152,151 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
         raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
     try:
         raw = yaml.safe_load(Path(path).read_text())
-        given = {key: yaml.safe_load(text) for key, text in zip(overrides[::2], overrides[1::2])}
+        values = [yaml.safe_load(text) for text in overrides[1::2]]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"study {path}: {' '.join(str(error).split())}") from error
-    whole = _Node(raw, path, "")
-    further = []
-    for (key, value), text in zip(given.items(), overrides[1::2]):
-        if key == "SEED":
-            raise InputError("SEED is set by the study: override SEEDS")
-        if key.split(".")[0] in _STUDY_KEYS:
-            if key in _SHARED_KEYS and isinstance(raw.get("RUNS"), list):
-                for run in raw["RUNS"]:
-                    if isinstance(run, dict):
-                        run.pop(key, None)
-            _replace(raw, key.split("."), value)
-        else:
-            further.append((key, text))
-    return _study(whole, Path(path).stem, tuple(further))
+    further: list[str] = []
+    try:
+        raw = _keys(raw, ())
+        for key, text, value in zip(overrides[::2], overrides[1::2], values):
+            if key.split(".")[0] in _KEYS:
+                _replace(raw, key, value)
+            elif key == "SEED":
+                raise InputError("SEED is set by the study: override SEEDS")
+            else:
+                further += [key, text]
+        return _study(_keys(raw, _KEYS), Path(path).stem, further)
+    except InputError as error:
+        raise InputError(f"study {path}: {error}") from None
 
 
-def _replace(raw: dict[str, Any], parts: Sequence[str], value: Any) -> None:
-    for part in parts[:-1]:
+def _replace(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key of the study, which no run then has another value for."""
+    *parents, last = key.split(".")
+    runs = raw.get("RUNS")
+    for run in runs if key in _SHARED and isinstance(runs, list) else ():
+        if isinstance(run, dict):
+            run.pop(key, None)
+    for part in parents:
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):
-            raise InputError(f"override {'.'.join(parts)}: {part} has no keys below it")
-    raw[parts[-1]] = value
+            raise InputError(f"override {key}: {part} has no keys below it")
+    raw[last] = value
 
 
-class _Node:
-    """A mapping of the file, with readers that say in one sentence what is wrong, and where."""
-
-    def __init__(self, raw: Any, path: str, where: str, keys: Iterable[str] = ()) -> None:
-        self.raw, self.path, self.where = raw, path, where
-        if not isinstance(raw, dict):
-            raise self.error("", f"must be a mapping of keys, not {raw!r}")
-        for key in raw if keys else ():
-            self.choice("", key, tuple(keys), "key")
-
-    def error(self, key: str, complaint: str) -> InputError:
-        name = ".".join(part for part in (self.where, key) if part)
-        return InputError(f"study {self.path}: {name + ' ' if name else ''}{complaint}")
-
-    def __contains__(self, key: str) -> bool:
-        return self.raw.get(key) is not None
-
-    def choice(self, key: str, value: Any, choices: Sequence[str], what: str) -> Any:
-        """The value if it is one of the choices; else the nearest is suggested."""
-        if value in choices:
-            return value
-        folded = {choice.lower(): choice for choice in choices}
-        near = get_close_matches(str(value).lower(), folded, n=1, cutoff=0)[0]
-        raise self.error(key, f"has no {what} {value!r}: did you mean {folded[near]!r}?")
-
-    def get(self, key: str, kind: str, fits: Callable[[Any], bool], default: Any) -> Any:
-        value = self.raw.get(key)
-        if value is None:
-            if default is None:
-                raise self.error(key, "is missing")
-            return default
-        if not fits(value):
-            raise self.error(key, f"must be {kind}, not {value!r}")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        return self.get(key, "text", lambda v: isinstance(v, str), default)
-
-    def whole(self, key: str, default: int, least: int = 0) -> int:
-        kind = f"a whole number of at least {least}"
-        return self.get(key, kind, lambda v: _is_whole(v) and v >= least, default)
-
-    def list(self, key: str, kind: str, fits: Callable[[Any], bool], default: Any) -> tuple:
-        """A list without repetitions whose every entry fits."""
-
-        def right(value: Any) -> bool:
-            return isinstance(value, list) and all(map(fits, value)) and not _twice(value)
-
-        return tuple(self.get(key, f"a list of {kind}, none of them twice", right, default))
-
-    def node(self, key: str, keys: Iterable[str] = ()) -> _Node:
-        where = f"{self.where}.{key}" if self.where else key
-        return _Node(self.raw.get(key), self.path, where, keys)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
-
-
-def _twice(values: Sequence[Any]) -> bool:
-    return any(value in values[:k] for k, value in enumerate(values))
-
-
-def _study(node: _Node, name: str, further: tuple[tuple[str, Any], ...]) -> Study:
-    node = _Node(node.raw, node.path, "", _STUDY_KEYS)
-    shared = dataclasses.replace(_run(node, RunEntry()), max_images=0)
-    runs = [shared]
-    if "RUNS" in node:
-        entries = node.get("RUNS", "a list of runs", lambda v: isinstance(v, list) and bool(v), [])
-        nodes = [
-            _Node(entry, node.path, f"RUNS[{k}]", _RUN_KEYS) for k, entry in enumerate(entries)
-        ]
-        runs = [_run(entry, shared) for entry in nodes]
-    runs = [dataclasses.replace(run, overrides=(*run.overrides, *further)) for run in runs]
-    metric = node.choice("METRIC", node.text("METRIC", "PQ"), tuple(METRICS), "name")
-    baseline, focus = node.text("BASELINE", "teacher"), node.text("FOCUS", "lqn")
-    for k, run in enumerate(runs):
-        if not run.methods:
-            raise node.error("METHODS", f"is missing, also in run {k + 1}")
-        if baseline not in run.methods:
-            raise node.error("", f"run {k + 1} lacks the BASELINE {baseline} among its METHODS")
+def _study(raw: dict[str, Any], name: str, further: Sequence[str]) -> Study:
+    shared = _read({key: raw[key] for key in _SHARED if key in raw}, Shared)
+    entries = raw.get("RUNS", [{}])
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"RUNS must be a list of runs, not {entries!r}")
+    usual = {key: raw[key] for key in _SHARED if key in raw and key != "OVERRIDES"}
+    runs = []
+    for k, entry in enumerate(entries):
+        where = f"RUNS[{k}]"
+        run = _read({**usual, **_keys(entry, _RUN_KEYS, where)}, RunEntry, where)
+        every = [*shared.overrides, *run.overrides, *further]
+        runs.append(structs.replace(run, overrides=every))
     teachers = {
-        str(key): TeacherEntry(entry.text("WEIGHTS"), entry.text("CALIBRATION", ""))
-        for key in node.node("TEACHERS").raw
-        for entry in [node.node("TEACHERS").node(key, ("WEIGHTS", "CALIBRATION"))]
+        str(key): _read(entry, TeacherEntry, f"TEACHERS.{key}")
+        for key, entry in _keys(raw.get("TEACHERS"), (), "TEACHERS").items()
     }
-    if not teachers:
-        raise node.error("TEACHERS", "names no teacher")
-    for key, name in file_names(teachers).items():
+    sweep = _sweep(raw["SWEEP"]) if "SWEEP" in raw else None
+    file = _read({**raw, "RUNS": runs, "TEACHERS": teachers, "SWEEP": sweep}, StudyFile)
+    study = Study(name=name, **structs.asdict(file))
+    _check_names(study)
+    return study
+
+
+def _check_names(study: Study) -> None:
+    """Raises:
+    InputError: names do not fit together.
+    """
+    _check(study.metric, tuple(METRICS), "name", "METRIC ")
+    for k, run in enumerate(study.runs):
+        if not run.methods:
+            raise InputError(f"METHODS is missing, also in run {k + 1}")
+        if study.baseline not in run.methods:
+            raise InputError(f"run {k + 1} lacks the BASELINE {study.baseline} among its METHODS")
+        for corruption in run.corruptions:
+            _check(corruption, CORRUPTIONS, "name", "CORRUPTIONS ")
+    if not study.teachers:
+        raise InputError("TEACHERS names no teacher")
+    for key, name in file_names(study.teachers).items():
         if name != key:
-            raise node.error("TEACHERS", f"cannot name a folder after {key!r}")
-    of_teachers = [f"{what}/{key}" for what in ("teacher", "calibration") for key in teachers]
-    known = ("dataset", "corruptions", *of_teachers)
-    frozen = node.node("FROZEN", known) if "FROZEN" in node else None
-    return Study(
-        name=name,
-        config=node.text("CONFIG"),
-        dataset=node.text("DATASET"),
-        output_dir=node.text("OUTPUT_DIR"),
-        teachers=teachers,
-        runs=tuple(runs),
-        metric=metric,
-        sweep=_sweep(node) if "SWEEP" in node else None,
-        baseline=baseline,
-        focus=focus,
-        block=node.whole("BLOCK", 1, least=1),
-        bootstrap_samples=node.whole("BOOTSTRAP_SAMPLES", 2000, least=1),
-        max_images=node.whole("MAX_IMAGES", 0),
-        frozen={key: frozen.text(key) for key in frozen.raw} if frozen else {},
-        splits=node.text("SPLITS", ""),
-    )
+            raise InputError(f"TEACHERS cannot name a folder after {key!r}")
+    of_teachers = [f"{what}/{key}" for what in ("teacher", "calibration") for key in study.teachers]
+    for key in study.frozen:
+        _check(key, ("dataset", "corruptions", *of_teachers), "key", "FROZEN ")
 
 
-def _run(node: _Node, shared: RunEntry) -> RunEntry:
-    """A run's keys, each of which falls back on those that all runs share."""
-
-    def is_text(value: Any) -> bool:
-        return isinstance(value, str)
-
-    def is_severity(value: Any) -> bool:
-        return _is_whole(value) and 1 <= value <= 5
-
-    def is_seed(value: Any) -> bool:
-        return _is_whole(value) and value >= 0
-
-    def is_pairs(value: Any) -> bool:
-        return isinstance(value, list) and not len(value) % 2 and all(map(_is_key, value[::2]))
-
-    corruptions = node.list("CORRUPTIONS", "corruptions", is_text, shared.corruptions)
-    for name in corruptions:
-        node.choice("CORRUPTIONS", name, CORRUPTIONS, "name")
-    flat = node.get("OVERRIDES", "a list KEY, VALUE, KEY, VALUE, ...", is_pairs, [])
-    return RunEntry(
-        name=node.text("NAME", ""),
-        methods=node.list("METHODS", "methods", is_text, shared.methods),
-        corruptions=corruptions,
-        severities=node.list(
-            "SEVERITIES", "severities from 1 to 5", is_severity, shared.severities
-        ),
-        seeds=node.list("SEEDS", "whole numbers from 0 on", is_seed, shared.seeds),
-        max_images=node.whole("MAX_IMAGES", 0),
-        overrides=(*shared.overrides, *zip(flat[::2], flat[1::2])),
-    )
+def _sweep(raw: Any) -> SweepEntry:
+    sweep = _read(raw, SweepEntry, "SWEEP")
+    names = [value_name(value) for value in sweep.values]
+    if len(set(names)) < len(names):
+        raise InputError(f"SWEEP.VALUES holds values that read the same: {list(sweep.values)!r}")
+    if sweep.paper and not sweep.paper_label:
+        raise InputError("SWEEP.PAPER needs a PAPER_LABEL that says what its scores are")
+    for value, _ in sweep.paper:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value not in sweep.values and not is_number:
+            raise InputError(f"SWEEP.PAPER has the value {value!r}, which is not among VALUES")
+    return structs.replace(sweep, label=sweep.label or sweep.key)
 
 
-def _is_key(value: Any) -> bool:
-    return isinstance(value, str) and value != "SEED"
+def _check(name: Any, choices: Collection[str], what: str, where: str) -> None:
+    """Raises:
+    InputError: the name is none of the choices, of which the nearest is suggested.
+    """
+    if name not in choices:
+        folded = {choice.lower(): choice for choice in choices}
+        near = get_close_matches(str(name).lower(), folded, n=1, cutoff=0)[0]
+        raise InputError(f"{where}has no {what} {name!r}: did you mean {folded[near]!r}?")
 
 
-def _sweep(node: _Node) -> SweepEntry:
-    keys = [f.name.upper() for f in dataclasses.fields(SweepEntry)]
-    inner = node.node("SWEEP", keys)
-    values = inner.list("VALUES", "values", lambda v: v is not None, None)
-    if _twice([value_name(value) for value in values]):
-        raise inner.error("VALUES", f"holds values that read the same: {list(values)!r}")
-    pairs = inner.list(
-        "PAPER",
-        "[value, score] pairs",
-        lambda v: isinstance(v, list) and len(v) == 2 and _is_number(v[1]),
-        (),
-    )
-    label = inner.text("PAPER_LABEL", "")
-    if pairs and not label:
-        raise inner.error("PAPER", "needs a PAPER_LABEL that says what its scores are")
-    for value, _ in pairs:
-        if not _is_number(value) and value not in values:
-            raise inner.error("PAPER", f"has the value {value!r}, which is not among VALUES")
-    key = inner.text("KEY")
-    paper = tuple((value, float(score)) for value, score in pairs)
-    return SweepEntry(key, values, inner.text("LABEL", key), paper, label)
+def _keys(raw: Any, known: Collection[str], where: str = "") -> dict[Any, Any]:
+    """A mapping of known keys, of any where none are known; null is a key that is not there."""
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} must be a mapping of keys, not {raw!r}".lstrip())
+    for key in raw if known else ():
+        _check(key, known, "key", f"{where} ".lstrip())
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+def _read(raw: Any, kind: type[T], where: str = "") -> T:
+    """A mapping as a struct, whose annotations say what is wrong with a value."""
+    fields = {field.encode_name: field for field in structs.fields(kind)}
+    given = _keys(raw, fields, where)
+    prefix = f"{where}." if where else ""
+    for key, field in fields.items():
+        if field.required and key not in given:
+            raise InputError(f"{prefix}{key} is missing")
+    wrong = [key for key, value in given.items() if _is_wrong(key, value)]
+    try:
+        found = msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        wrong = re.findall(r"\$\.(\w+)", str(error))
+    if not wrong:
+        return found
+    annotation = get_type_hints(kind, include_extras=True)[fields[wrong[0]].name]
+    words = annotation.__metadata__[0].description
+    raise InputError(f"{prefix}{wrong[0]} must be {words}, not {given[wrong[0]]!r}")
+
+
+def _is_wrong(key: str, value: Any) -> bool:
+    """Whether a list of overrides has no keys, or another list something twice."""
+    if not isinstance(value, list) or key == "RUNS":
+        return False
+    if key == "OVERRIDES":
+        keys = value[::2]
+        return len(value) % 2 == 1 or any(not isinstance(k, str) or k == "SEED" for k in keys)
+    return any(v in value[:k] for k, v in enumerate(value))
 
 
 def value_name(value: Any) -> str:
     """A sweep's value as it is printed; (1, 2, 3, 4) is "1-4"."""
     if not isinstance(value, list | tuple):
         return str(value)
-    if len(value) > 2 and all(_is_whole(v) and v == value[0] + k for k, v in enumerate(value)):
+    is_run = all(type(v) is int and v == value[0] + k for k, v in enumerate(value))
+    if len(value) > 2 and is_run:
         return f"{value[0]}-{value[-1]}"
     return ", ".join(map(str, value))

@@ -1,0 +1,210 @@
+"""What a report on classification shows: accuracies, calibration errors, measured costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lqn_seg.adapt.classification_methods import CONTROLS
+from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
+from lqn_seg.engine.classify import Classification
+from lqn_seg.engine.evaluate import CLEAN
+from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES
+from lqn_seg.evaluation.classification import BINS
+from lqn_seg.lab.cost.cost import Cost
+from lqn_seg.lab.cost.speed import peak_gmacs_per_ms
+from lqn_seg.lab.report.attempt import attempt
+from lqn_seg.lab.report.costs import classification_cost
+from lqn_seg.lab.report.report import (
+    CORRUPTED,
+    Differences,
+    Report,
+    as_dicts,
+    count_images,
+    describe,
+    minus,
+)
+from lqn_seg.lab.report.wording import (
+    CLASSIFICATION_TITLES,
+    comparison,
+    difference_table,
+    interval_heading,
+    number,
+    table,
+    too_few,
+)
+
+_SCORES = {
+    "acc1": "top-1 accuracy",
+    "acc5": "top-5 accuracy",
+    "ECE": f"expected calibration error ({BINS} bins; lower is better)",
+}
+_COUNTS = ("forward_gmacs", "backward_gmacs", "peak_mib", "roofline")
+
+
+class ClassificationReport(Report):
+    """Of a run for each data set; the headline score is top-1 accuracy.
+
+    Attributes:
+        focus: the method that the sentence is about: LQN, or else the last one with a student, or
+            that restores, or with a recipe at all, which is the unadapted control; or none.
+        lead: method -> group -> score of the focus minus the method's.
+    """
+
+    titles, baseline = CLASSIFICATION_TITLES, "zero-shot"
+    stages, task = ("views", "teacher", "method"), "classification"
+
+    def __init__(self, runs: Sequence[Classification]) -> None:
+        self.first, self.classifier = runs[0], runs[0].classifier
+        super().__init__(runs, self.classifier.methods)
+        recipes = {name: r for name, r in self.classifier.methods.items() if r is not None}
+        students = [name for name, recipe in recipes.items() if recipe.has_student]
+        restoring = [name for name, recipe in recipes.items() if recipe.restores]
+        last = (students or restoring or [*recipes])[-1:]
+        self.focus = "lqn" if "lqn" in students else "".join(last)
+        known = (self.focus, self.baseline, *CONTROLS)
+        rivals = [m for m in self.differences if self.focus and m not in known]
+        self.lead = {method: minus(self.scores, self.focus, method) for method in rivals}
+
+    def heading(self) -> str:
+        counts = "; ".join(
+            f"{run.dataset.metadata.name}: {count_images(run)}, "
+            f"{len(run.dataset.metadata.class_names)} classes"
+            for run in self.runs
+        )
+        settings, severity = self.cfg.CLASSIFICATION, self.cfg.MODEL.LQN.EVAL.SEVERITY
+        return (
+            f"{counts}\nscores 0-100; prompts of every method but the zero-shot rows: "
+            f"{settings.PROMPTS}; {settings.VIEWS} views; corruptions at severity {severity}"
+        )
+
+    def stack(self, stream: str, method: str, task: str) -> NDArray[np.float64]:
+        """(images, 2): whether the class is right, and 1; the accuracy needs no more."""
+        lines = [line[task] for line in self.lines(stream, method)]
+        return np.array([[line["label"] == line["predicted"], 1] for line in lines], float)
+
+    def score_tables(self) -> dict[str, Callable[[], str]]:
+        tables: dict[str, Callable[[], str]] = {}
+        for key, heading in _SCORES.items():
+            columns = [(_short(group), group, self.task, key) for group in self.groups]
+            further = self.published_rows() if key == "acc1" else []
+            tables[heading] = partial(self.score_table, columns, further)
+        if self.differences:
+            heading = f"top-1 accuracy minus {self.baseline}'s, {interval_heading(self.images)}"
+            tables[heading] = self._differences(self.differences)
+        if self.lead:
+            focus = self.title(self.focus)
+            heading = f"top-1 accuracy of {focus} minus that of each other method, likewise"
+            tables[heading] = self._differences(self.lead)
+        return tables
+
+    def _differences(self, differences: Differences) -> Callable[[], str]:
+        return partial(difference_table, differences, self.images, _short, self.titles)
+
+    def published_rows(self) -> list[list[Any]]:
+        """Other people's scores with the same teacher on the same clean images, marked as such."""
+        if TEACHER not in self.cfg.MODEL.LQN.TEACHER.CONFIG:
+            return []
+        columns = [
+            published(self.streams[group][0].dataset.metadata.name)
+            if group in self.streams and group.endswith(CLEAN)
+            else {}
+            for group in self.groups
+        ]
+        if not any(columns):
+            return []
+        names = [*(m for m in self.methods if m in published(DATASETS[0])), *NOT_RUN]
+        return [[f"{self.title(m)}, published", *(c.get(m) for c in columns)] for m in names]
+
+    # ---- costs -----------------------------------------------------------------------------------
+
+    def cost(self, method: str) -> tuple[Cost, float]:
+        return classification_cost(self.first, method)
+
+    @cached_property
+    def peak(self) -> float:
+        """The device's GMACs per millisecond in the fastest precision in use; NaN if unknown."""
+        teacher, complaint = self.classifier.teacher, "the device's speed could not be measured"
+        used = {teacher.precision, *self.classifier.precisions.values()}
+
+        def fastest() -> float:
+            return max(peak_gmacs_per_ms(teacher.device, precision) for precision in used)
+
+        return attempt(complaint, fastest, float("nan"), self.failed)
+
+    def cost_lines(self) -> dict[str, dict[str, float]]:
+        """Each method's cost, by name and unit; NaN where it is not counted."""
+        lines = {}
+        for method in self.methods:
+            line = {f"{stage}_ms": ms for stage, ms in self.milliseconds(method).items()}
+            line |= dict.fromkeys(_COUNTS, float("nan"))
+            if counted := self.costs.get(method):
+                cost, busy = counted
+                gmacs = cost.forward_gmacs + cost.backward_gmacs
+                roofline = 100 * gmacs / max(busy, 1e-9) / self.peak
+                values = (cost.forward_gmacs, cost.backward_gmacs, cost.peak_bytes / 2**20)
+                line |= zip(_COUNTS, (*values, roofline))
+            lines[method] = line
+        return lines
+
+    def cost_table(self) -> str:
+        rows = [[self.title(method), *line.values()] for method, line in self.cost_lines().items()]
+        heads = [f"ms\n{stage}" for stage in (*self.stages, "total")]
+        heads += ["GMACs\nforward", "GMACs\nbackward", "MiB\npeak", "%\nof peak"]
+        shown = table(rows, ["", *heads], [*[".1f"] * 4, ".3f", ".3f", ".1f", ".0f"])
+        return (
+            f"cost per image: milliseconds (means over this run) on {self.environment['device']}, "
+            f"{self.environment['threads']} threads, teacher in "
+            f"{self.classifier.teacher.precision}, students in {self.precisions};\nGMACs "
+            "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
+            "ran alone, a student included\nif the gauge asked for one in any image; % is that "
+            "image's share, views left out, of the speed of a large matrix product in the\nfastest "
+            f"precision in use ({number(self.peak, '.3g')} GMACs/ms)\n{shown}"
+        )
+
+    # ---- words -----------------------------------------------------------------------------------
+
+    def notes(self) -> list[str]:
+        history = (
+            "TDA learns from the images before: its figures are those of this order of images. "
+            "All other rows do not depend on order or company"
+        )
+        return [*super().notes(), *([history] if "tda" in self.methods else [])]
+
+    def sentence(self) -> str:
+        if self.focus not in self.differences:
+            return ""
+        parts = [
+            comparison(difference, self.images, self.baseline, f"on {_short(group)}")
+            for group, difference in self.differences[self.focus].items()
+            if group == CORRUPTED or group.endswith(CLEAN)
+        ]
+        few = f"; no interval: {too_few(self.images)}" if self.images < FEWEST_IMAGES else ""
+        text = f"{self.title(self.focus)} {', and '.join(parts)}"
+        return f"{text}, in points of top-1 accuracy{few}."
+
+    def results(self) -> dict[str, Any]:
+        """``classification`` has ``ACC-<class>`` for every class."""
+        return {
+            **super().results(),
+            "environment": {**self.environment, "seed": max(self.cfg.SEED, 0)},
+            "runs": {run.dataset.metadata.name: describe(run) for run in self.runs},
+            "prompts": self.cfg.CLASSIFICATION.PROMPTS,
+            "shard": list(self.cfg.CLASSIFICATION.SHARD),
+            "policy": {
+                "reset": "everything is fresh for every image, TDA's caches excepted",
+                "order": "results do not depend on it, TDA's excepted",
+            },
+            "differences_to_zero_shot": as_dicts(self.differences),
+            "focus": self.focus,
+            "focus_minus": as_dicts(self.lead),
+            "costs": self.cost_lines(),
+        }
+
+
+def _short(group: str) -> str:
+    return group.removesuffix(f" {CLEAN}").replace("_", " ")

@@ -1,0 +1,82 @@
+"""What a method costs on one image: counted by formula for segmentation, measured for classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from lqn_seg.adapt.ineffective import paid_recipe
+from lqn_seg.adapt.methods import PixelControl
+from lqn_seg.classification.classifier import Classifier
+from lqn_seg.core.config import LQNConfig, with_variant
+from lqn_seg.engine.classify import Classification
+from lqn_seg.lab.cost.cost import Cost, measure
+from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
+from lqn_seg.segmentation.segmenter import Segmenter
+
+
+def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -> dict[str, float]:
+    """Multiply-adds per image of one of a segmenter's methods, by stage: `method_gmacs`.
+
+    What a control does to pixels is not counted; "flip" is a second pass of the teacher, "larger"
+    one on more patches. Another model, which takes images of any size, is counted while it runs on
+    one of the mean size.
+
+    Args:
+        stats: means over the images of `Prediction.stats`; ``blend`` 0 says that no student was
+            fitted.
+    """
+    if method in segmenter.comparators:
+        return _other_model_gmacs(segmenter, method, stats)
+    if segmenter.larger and method in segmenter.larger.methods:
+        return count_gmacs(segmenter.larger, method, stats)
+    windows = stats["windows"]
+    shape = EomtShape.from_config(segmenter.teacher.model.config)
+    recipe = segmenter.methods[method]
+    if isinstance(recipe, LQNConfig):
+        return method_gmacs(
+            paid_recipe(recipe, segmenter.calibration is not None, stats.get("blend", 1) > 0),
+            shape,
+            windows=windows,
+        )
+    costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
+    if isinstance(recipe, PixelControl) and recipe.name == "flip":
+        second = costs["gmacs_teacher"]
+        for stage in ("teacher", "total", "paper_convention"):
+            costs[f"gmacs_{stage}"] += second
+    return costs
+
+
+def _other_model_gmacs(
+    segmenter: Segmenter, method: str, stats: Mapping[str, float]
+) -> dict[str, float]:
+    input_size = (round(stats["input_height"]), round(stats["input_width"]))
+    model = segmenter.comparators[method]
+    tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
+    total = sum(measure(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
+    whole = dict.fromkeys(("gmacs_teacher", "gmacs_total", "gmacs_paper_convention"), total)
+    return whole | {f"gmacs_{stage}": 0.0 for stage in ("restore", "fit", "readout", "head")}
+
+
+def classification_cost(run: Classification, method: str) -> tuple[Cost, float]:
+    """What a method costs on one image alone, and its milliseconds without views.
+
+    The image asks for a student if any image did: the most that was paid.
+
+    Raises:
+        UncountedOperatorError: an operator that multiplies matrices has no rule.
+    """
+    whole = run.classifier
+    calibration = whole.calibration
+    if calibration is not None and run.fitted(method):
+        calibration = calibration.alarmed()
+    recipes, config = {method: whole.methods[method]}, replace(whole.config, batch=1)
+    names, text = whole.class_names, whole.text
+    alone = Classifier(whole.teacher, names, text, recipes, config, calibration)
+    image = run.image(run.conditions[-1], run.scored[0])
+    alone([image])  # storage and tables that outlive an image are not the image's cost
+    alone.reset()
+    stats = alone([image])[0][method].stats
+    alone.reset()
+    return measure(lambda: alone([image])), stats["teacher_ms"] + stats["method_ms"]

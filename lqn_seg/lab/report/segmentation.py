@@ -1,0 +1,191 @@
+"""What a report on segmentation shows: panoptic, instance and semantic scores, GMACs by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lqn_seg.engine.evaluate import CLEAN, Evaluation
+from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES
+from lqn_seg.lab.report.costs import count_gmacs
+from lqn_seg.lab.report.pictures import draw_panels
+from lqn_seg.lab.report.report import (
+    CORRUPTED,
+    Additive,
+    Report,
+    as_dicts,
+    count_images,
+    describe,
+)
+from lqn_seg.lab.report.wording import (
+    TITLES,
+    comparison,
+    difference_table,
+    interval_heading,
+    number,
+    short_name,
+    table,
+    too_few,
+)
+
+HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}  # the first that is there
+STAGES = ("teacher", "fit", "readout", "head")
+_QUALITY = (
+    *(
+        ("panoptic_seg", f"{key}{group}")
+        for group in ("", "_th", "_st")
+        for key in ("PQ", "SQ", "RQ")
+    ),
+    *(("segm", "AP"), ("sem_seg", "mIoU"), ("lqn", "token_cos")),
+)
+
+
+class SegmentationReport(Report):
+    """Of one evaluation."""
+
+    titles, baseline, stages = TITLES, "teacher", STAGES
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.evaluation, self.segmenter = evaluation, evaluation.segmenter
+        self.task = next(task for task in HEADLINE if task in evaluation.evaluators)
+        self.key = HEADLINE[self.task]
+        super().__init__([evaluation], evaluation.segmenter.methods)
+
+    def heading(self) -> str:
+        test, name = self.cfg.MODEL.MASK_FORMER.TEST, self.evaluation.dataset.metadata.name
+        head = f"{name}, {count_images(self.evaluation)}, scores 0-100"
+        if test.PANOPTIC_ON:  # no other output knows them
+            head += f"; thresholds {test.OBJECT_MASK_THRESHOLD} / {test.OVERLAP_THRESHOLD}"
+        return head
+
+    def score_tables(self) -> dict[str, Callable[[], str]]:
+        present = self.metrics[CLEAN][self.methods[0]]
+
+        def quality(group: str) -> Callable[[], str]:
+            columns = [(key, group, task, key) for task, key in _QUALITY if task in present]
+            return partial(self.score_table, columns)
+
+        tables = {CLEAN: quality(CLEAN)}
+        if self.corrupted:
+            count, severity = len(self.corrupted), self.cfg.MODEL.LQN.EVAL.SEVERITY
+            tables[f"{CORRUPTED} ({count}, severity {severity})"] = quality(CORRUPTED)
+            columns = [(short_name(name), name, self.task, self.key) for name in self.streams]
+            tables[f"{self.key} by condition"] = partial(self.score_table, columns)
+        if self.differences:
+            heading = f"{self.key} minus the teacher's, {interval_heading(self.images)}"
+            tables[heading] = partial(
+                difference_table, self.differences, self.images, short_name, methods_down=False
+            )
+        return tables
+
+    # ---- costs -----------------------------------------------------------------------------------
+
+    def cost(self, method: str) -> dict[str, float]:
+        """`count_gmacs` of the mean number of windows."""
+        stats = dict(self.metrics[CLEAN][method]["lqn"])
+        if "blend" in stats:
+            stats["blend"] = float(self.evaluation.fitted(method) > 0)
+        return count_gmacs(self.segmenter, method, stats)
+
+    def _gmacs(self, method: str, stage: str) -> float:
+        return (self.costs.get(method) or {}).get(f"gmacs_{stage}", float("nan"))
+
+    def cost_table(self) -> str:
+        names = {s: s for s in (*STAGES, "total")} | {"paper_convention": "(paper's)"}
+        heads = [f"GMACs\n{name}" for name in names.values()]
+        heads += [f"ms\n{stage}" for stage in (*STAGES, "total")]
+        rows = [
+            [
+                self.title(m),
+                *(self._gmacs(m, stage) for stage in names),
+                *self.milliseconds(m).values(),
+            ]
+            for m in self.methods
+        ]
+        shown = table(rows, ["", *heads], [*[".2f"] * 6, *[".1f"] * 5])
+        return (
+            "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
+            f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
+            f"{self.precisions}.\nMilliseconds are means over the conditions: a gauged student "
+            "is fitted where an image looks damaged (the GMACs are those of such an image, or none "
+            f"where there was none)\n{shown}"
+        )
+
+    # ---- words -----------------------------------------------------------------------------------
+
+    def sentence(self) -> str:
+        """Of LQN, or else the last method beside the teacher and other models."""
+        compared = [m for m in self.differences if m not in self.segmenter.comparators]
+        if not compared:
+            return ""
+        method = "lqn" if "lqn" in compared else compared[-1]
+        difference, images, unit = self.differences[method], self.images, f" {self.key}"
+        these = "this one image" if images == 1 else f"these {images} images"
+        text = f"On {these} {self.title(method)} "
+        text += comparison(difference[CLEAN], images, "its teacher", "on clean images", unit)
+        if count := len(self.corrupted):
+            where = f"on the mean of {count} corruption{'s' * (count > 1)}"
+            text += f" and {comparison(difference[CORRUPTED], images, 'it', where, unit)}"
+        ratio = self._gmacs(method, "total") / self._gmacs("teacher", "total")
+        cost = f", at {number(ratio)} times the teacher's multiply-adds" if ratio == ratio else ""
+        few = f"; no interval: {too_few(images)}" if images < FEWEST_IMAGES else ""
+        return f"{text}{cost}{few}."
+
+    def parts(self) -> Iterator[str]:
+        """Of a single method also Detectron2's lines for grep."""
+        yield from super().parts()
+        if len(self.methods) == 1:
+            lines = []
+            for task, values in self.metrics[CLEAN][self.methods[0]].items():
+                main = {key: f"{value:.4f}" for key, value in values.items() if "-" not in key}
+                lines += [
+                    f"Task: {task} ({self.methods[0]})",
+                    ",".join(main),
+                    ",".join(main.values()),
+                ]
+            yield "\n".join(f"copypaste: {line}" for line in lines)
+
+    def draw(self) -> list[Path]:
+        return draw_panels(self.evaluation, self.failed)
+
+    # ---- results.json ----------------------------------------------------------------------------
+
+    def results(self) -> dict[str, Any]:
+        return {
+            **super().results(),
+            **describe(self.evaluation),
+            "seed": self.segmenter.config.seed,
+            "not_listed": self.evaluation.dataset.problems,
+            "fallbacks": self.fallbacks,
+            "policy": {
+                "reset": "student, optimizer, scaler and random numbers are fresh for every image",
+                "order": "results do not depend on it",
+            },
+            "gmacs": {method: self.costs.get(method) for method in self.methods},
+            "differences_to_teacher": {self.key: as_dicts(self.differences)},
+            "per_image": {
+                name: {method: self._per_image(name, method) for method in self.methods}
+                for name in self.streams
+            },
+        }
+
+    def _per_image(self, stream: str, method: str) -> list[dict[str, Any]]:
+        """Each image's PQ and mIoU, the hash of its masks, and its times and statistics."""
+        scores = {
+            HEADLINE[task]: evaluator.metric(self.stack(stream, method, task))
+            for task, evaluator in self.evaluation.evaluators.items()
+            if isinstance(evaluator, Additive)
+        }
+        return [
+            {
+                "image_id": record["image_id"],
+                **{key: float(values[k]) for key, values in scores.items()},
+                "mask_hash": line["mask_hash"],
+                **line["lqn"],
+            }
+            for k, (record, line) in enumerate(
+                zip(self.evaluation.scored, self.lines(stream, method))
+            )
+        ]

@@ -7,6 +7,7 @@ the Bootstrap", 1993, chapters 8 and 13: percentile interval).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def paired_bootstrap(
     """Bootstrap metric(A) - metric(B), for any metric of a list of per-image statistics.
 
     The metric is called 2 (samples + 1) times; where it is a function of sums over images, use
-    `paired_bootstrap_totals`, which draws the same samples and is much faster.
+    `paired_bootstrap_totals`, which resamples the same images and is much faster.
 
     Args:
         metric: list of statistics -> number; must count an image listed twice twice
@@ -56,11 +57,12 @@ def paired_bootstrap(
         InputError: no images, lists of different lengths, or an argument outside its range.
     """
     images = _check(len(stats_a), len(stats_b), samples, confidence, block)
-    differences = [
-        metric([stats_a[i] for i in chosen]) - metric([stats_b[i] for i in chosen])
-        for chosen in _resamples(images, samples, seed, block)
-    ]
-    return _interval(metric(stats_a) - metric(stats_b), np.array(differences), confidence)
+    sets = [np.arange(images), *_resamples(images, samples, seed, block)]
+    values_a, values_b = (
+        np.array([metric([stats[i] for i in indices]) for indices in sets])
+        for stats in (stats_a, stats_b)
+    )
+    return paired_interval(values_a, values_b, confidence)
 
 
 def paired_bootstrap_totals(
@@ -108,33 +110,34 @@ def resampled_totals(
         InputError: as `paired_bootstrap`.
     """
     images = _check(len(stats), len(stats), samples, 0.5, block)
-    totals = [stats.sum(axis=0)]
-    for chosen in _resamples(images, samples, seed, block):
-        # Gather and add in a fixed order, not counts @ stats: equal statistics then give equal
-        # totals to the last bit, and the difference of a method to itself is exactly 0.
-        totals.append(stats[chosen].sum(axis=0))
-    return np.stack(totals)
+    # Gather and add in a fixed order, not counts @ stats: equal statistics then give equal
+    # totals to the last bit, and the difference of a method to itself is exactly 0.
+    resampled = (stats[indices].sum(axis=0) for indices in _resamples(images, samples, seed, block))
+    return np.stack([stats.sum(axis=0), *resampled])
 
 
 def paired_interval(
     values_a: NDArray[np.float64], values_b: NDArray[np.float64], confidence: float = 0.95
 ) -> PairedDifference:
-    """The interval of metric(A) - metric(B), from the metric of both methods' `resampled_totals`.
+    """The percentile interval of metric(A) - metric(B), from the metric of both methods'
+    `resampled_totals`; samples in which the metric is undefined are left out.
 
     Args:
         values_a, values_b: (1 + samples,), the whole data set first.
         confidence: of the interval, 0 .. 1.
     """
-    differences = values_a - values_b
-    return _interval(float(differences[0]), differences[1:], confidence)
+    difference, *resampled = (values_a - values_b).tolist()
+    defined = [value for value in resampled if not math.isnan(value)]
+    ends = (1 - confidence) / 2, (1 + confidence) / 2
+    low, high = np.quantile(defined, ends).tolist() if defined else (math.nan, math.nan)
+    return PairedDifference(difference, low, high)
 
 
 def _resamples(images: int, samples: int, seed: int, block: int) -> Iterator[NDArray[np.int64]]:
     """Indices of the images of each sample: overlapping blocks, as many as fill the set."""
     random = np.random.default_rng(seed)
-    blocks = -(-images // block)
     for _ in range(samples):
-        starts = random.integers(0, images - block + 1, size=blocks)
+        starts = random.integers(0, images - block + 1, size=-(-images // block))
         yield (starts[:, None] + np.arange(block)).reshape(-1)[:images]
 
 
@@ -149,14 +152,3 @@ def _check(images: int, others: int, samples: int, confidence: float, block: int
             f"({images}), got samples={samples}, confidence={confidence}, block={block}"
         )
     return images
-
-
-def _interval(
-    difference: float, differences: NDArray[np.float64], confidence: float
-) -> PairedDifference:
-    """Percentile interval; samples in which the metric is undefined are left out."""
-    defined = differences[~np.isnan(differences)]
-    if defined.size == 0:
-        return PairedDifference(float(difference), float("nan"), float("nan"))
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return PairedDifference(float(difference), float(low), float(high))

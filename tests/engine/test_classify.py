@@ -150,7 +150,7 @@ def test_a_subset_is_spread_over_the_classes_and_says_so(config):
     ],
 )
 def test_the_sentence_is_about_what_adapts(config, monkeypatch, chosen, focus):
-    monkeypatch.setattr(Classification, "cost", _no_cost)
+    monkeypatch.setattr(classify_report, "classification_cost", _no_cost)
     quick = ("MODEL.LQN.EVAL.MAX_IMAGES", "2", "MODEL.LQN.EVAL.CORRUPTIONS", "()")
     report = ClassificationReport(run(config, "CLASSIFICATION.METHODS", repr(chosen), *quick))
     assert report.focus == focus
@@ -158,7 +158,7 @@ def test_the_sentence_is_about_what_adapts(config, monkeypatch, chosen, focus):
     assert report.sentence().startswith(title(focus)) if focus else report.sentence() == ""
 
 
-def _no_cost(self, name: str) -> None:
+def _no_cost(run: Classification, name: str) -> None:
     raise UncountedOperatorError("an operator has no rule")
 
 
@@ -168,9 +168,14 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
     def broken(*_: object) -> None:
         raise ValueError("broken")
 
-    cost, wanted = Classification.cost, ["CLASSIFICATION.METHODS", "('lqn', 'zero')"]
+    cost, wanted = (
+        classify_report.classification_cost,
+        ["CLASSIFICATION.METHODS", "('lqn', 'zero')"],
+    )
     monkeypatch.setattr(
-        Classification, "cost", lambda *a: (cost if a[1] != "zero" else _no_cost)(*a)
+        classify_report,
+        "classification_cost",
+        lambda *a: (cost if a[1] != "zero" else _no_cost)(*a),
     )
     monkeypatch.setattr(classify_report, "peak_gmacs_per_ms", broken)
     report = classify(str(config), wanted)
@@ -191,7 +196,7 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
 
 
 def test_a_few_images_are_no_evidence(config, monkeypatch):
-    monkeypatch.setattr(Classification, "cost", _no_cost)
+    monkeypatch.setattr(classify_report, "classification_cost", _no_cost)
     found = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "9")
     text = ClassificationReport(found).text()
     assert "9 images are too few for one (10 are needed)" in text and "[" not in text
@@ -234,13 +239,13 @@ def test_a_method_with_a_history_goes_on_from_nothing(config):
 
 def test_a_resume_classifies_what_has_changed_since(config, monkeypatch, capsys):
     done: list[str] = []
-    predict = Classification._predict
+    predict = Classification.predict
 
-    def counting(self, condition, records):
-        done.extend(record["image_id"] for record in records)
-        return predict(self, condition, records)
+    def counting(self, condition, samples):
+        done.extend(sample.record["image_id"] for sample in samples)
+        return predict(self, condition, samples)
 
-    monkeypatch.setattr(Classification, "_predict", counting)
+    monkeypatch.setattr(Classification, "predict", counting)
 
     def resumed() -> set[str]:
         done.clear()
@@ -266,7 +271,7 @@ def test_ctrl_c_promises_a_resume_only_where_there_is_one(config, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Classification, "_predict", interrupt)
+    monkeypatch.setattr(Classification, "predict", interrupt)
     for chosen, promised in (("('zero',)", True), ("('zero', 'tda')", False)):
         with pytest.raises(KeyboardInterrupt, match="0 of 32 images done") as stop:
             classify(str(config), ["CLASSIFICATION.METHODS", chosen])

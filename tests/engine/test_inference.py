@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import get_dataset, register_label_folders
 from lqn_seg.data.images import read_image, write_label_map
+from lqn_seg.data.labelled_images import read_labelled_image
+from lqn_seg.data.metadata import Metadata
 from lqn_seg.engine import evaluate as inference
 from lqn_seg.engine.evaluate import Condition, Evaluation
 from lqn_seg.errors import InputError
@@ -125,32 +127,55 @@ def cost_table(printed: str) -> list[str]:
     return printed[printed.index("cost per image") :].splitlines()
 
 
-def test_reading_ahead_changes_no_result(cfg, monkeypatch):
-    readers = []
-    read = inference.read_record
-    monkeypatch.setattr(
-        inference, "read_record", lambda file: readers.append(threading.get_ident()) or read(file)
-    )
+def test_prefetching_changes_no_result(cfg, monkeypatch, own_root):
+    image = own_root / "val" / "000001.png"
+    image.write_bytes(image.read_bytes()[:200])
+    expected = run(cfg)
+    assert expected.workers == 0 and len(expected.failures) == 2
+    monkeypatch.setattr(Evaluation, "workers", 1)
+    evaluation = run(cfg)
+    assert quality(evaluation) == quality(expected) and evaluation.failures == expected.failures
+
+
+def test_each_image_is_read_and_each_truth_decoded_once(cfg, monkeypatch):
+    reads = Counter()
+
+    def counting(function):
+        def read(*arguments):
+            reads[function.__name__, arguments[-1]["image_id"]] += 1
+            return function(*arguments)
+
+        return read
+
+    readers = "read_panoptic", "read_instances"
+    monkeypatch.setattr(inference, "read_labelled_image", counting(read_labelled_image))
+    for name in readers:
+        monkeypatch.setattr(Metadata, name, counting(getattr(Metadata, name)))
+    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = False
+    evaluation = run(cfg)
+    assert len(evaluation.segmenter.methods) * len(evaluation.conditions) == 4
+    once = {(name, k) for name in ("read_labelled_image", *readers) for k in range(5)}
+    assert set(reads) == once and max(reads.values()) <= 2  # instances look at the same map
+
+
+def test_an_error_in_a_batch_takes_no_other_image_with_it(cfg, monkeypatch, capsys):
+    cfg.MODEL.LQN.BATCH = 3
     expected = quality(run(cfg))
-    assert set(readers) == {threading.get_ident()}
-    readers.clear()
-    monkeypatch.setattr(Evaluation, "reads_ahead", True)
-    assert quality(run(cfg)) == expected
-    assert len(readers) == 10 and readers.count(threading.get_ident()) == 1  # the first one
+    original = Evaluation.predict
 
+    def failing(self, condition, samples):
+        if any(sample.record["image_id"] == 1 for sample in samples):
+            raise KeyError(1)
+        return original(self, condition, samples)
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_records_of_one_id_have_an_image_each(cfg, monkeypatch, ahead):
-    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
-    first, second, third = evaluation.records[:3]
-    other = {**second, "image_id": first["image_id"]}
-    chunk = [first, other, third, other]
-    expected = [evaluation.image(Condition(), record) for record in chunk]
-    assert not torch.equal(expected[0], expected[1])
-    if ahead:
-        evaluation._announce("clean", chunk)
-    found = evaluation.images(Condition(), chunk)
-    assert len(found) == 4 and all(map(torch.equal, found, expected))
+    monkeypatch.setattr(Evaluation, "predict", failing)
+    evaluation = run(cfg)
+    said = capsys.readouterr().err
+    assert "image 1 (clean) failed: KeyError: 1" in said and said.count("Traceback") == 2
+    assert set(evaluation.failures) == {("clean", 1), ("contrast-3", 1)}
+    for name, (_, hashes) in quality(evaluation).items():
+        others = expected[name][1]
+        assert hashes == [others[0], *others[2:]]
 
 
 def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):
@@ -221,7 +246,7 @@ def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, caps
 def test_without_resume_everything_is_done_again(cfg):
     run(cfg)
     evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=False)
-    assert not evaluation.shards.kept["clean"].results
+    assert not evaluation.store.results("clean")
 
 
 def test_starting_afresh_leaves_nothing_of_another_run(cfg):
@@ -230,14 +255,14 @@ def test_starting_afresh_leaves_nothing_of_another_run(cfg):
     run(cfg)
     cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("contrast",)
     evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert len(evaluation.shards.kept["clean"].results) == 5
-    assert not evaluation.shards.kept["contrast-3"].results
+    assert len(evaluation.store.results("clean")) == 5
+    assert not evaluation.store.results("contrast-3")
 
 
 def test_lines_without_their_configuration_are_not_believed(cfg):
     (run(cfg).folder / "run.json").unlink()
     evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert not evaluation.shards.kept["clean"].results
+    assert not evaluation.store.results("clean")
 
 
 def test_an_unusable_output_folder_is_named(cfg, tmp_path):
@@ -303,7 +328,7 @@ def test_what_cannot_be_evaluated_is_named_and_counted(
     whole = Evaluation(cfg, report.evaluation.dataset, resume=True)
     for method in ("teacher", "lqn"):  # as if the others had never been there
         metrics = report.metrics["clean"][method]["panoptic_seg"]
-        lines = [whole.shards.kept["clean"].results[k]["methods"][method] for k in (0, 4)]
+        lines = [whole.store.results("clean")[k]["methods"][method] for k in (0, 4)]
         by_hand = whole.evaluators["panoptic_seg"].summarize([li["panoptic_seg"] for li in lines])
         assert repr(metrics) == repr(by_hand)
 
@@ -316,8 +341,7 @@ def test_a_repaired_image_is_evaluated_by_a_resume(
     shutil.copytree(scenes_root / "demo" / "val", whole, dirs_exist_ok=True)
     executed.clear()
     report = evaluate(str(small_config), resume=True)
-    done = sorted({key for _, key in executed})
-    assert done == [1, 2, 3]  # what failed, and nothing else
+    assert {key for _, key in executed} == {1}  # and those whose labels are still damaged fail
     assert [record["image_id"] for record in report.evaluation.scored] == [0, 1, 4]
 
 
@@ -360,13 +384,13 @@ def test_results_hold_every_image_and_its_own_figures(cfg, small_config):
 
 def test_threads_are_the_configurations_whatever_the_process_has(cfg, monkeypatch):
     seen = []
-    original = Evaluation._predict
+    original = Evaluation.predict
 
-    def asking(self, condition, records):
+    def asking(self, condition, samples):
         seen.append(torch.get_num_threads())
-        return original(self, condition, records)
+        return original(self, condition, samples)
 
-    monkeypatch.setattr(Evaluation, "_predict", asking)
+    monkeypatch.setattr(Evaluation, "predict", asking)
     before = torch.get_num_threads()
     cfg.MODEL.LQN.EVAL.THREADS, cfg.MODEL.LQN.EVAL.MAX_IMAGES = 2, 1
     cfg.MODEL.LQN.METHODS, cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("teacher",), ()
@@ -450,7 +474,7 @@ def test_one_image_is_no_evidence(cfg):
 
 
 def test_conditions_and_names(cfg):
-    assert [str(c) for c in inference.conditions(cfg)] == ["clean", "contrast-3"]
+    assert [str(c) for c in inference.configured_conditions(cfg)] == ["clean", "contrast-3"]
     assert str(Condition()) == "clean"
     assert title("lqn@paper") == "LQN, recipe: paper" and title("lqn-src") == "LQN-[src]"
 

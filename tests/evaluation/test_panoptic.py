@@ -13,7 +13,12 @@ import pytest
 
 from lqn_seg.data.coco_panoptic import load_coco_panoptic
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.panoptic import PanopticEvaluator, match_segments, panoptic_quality
+from lqn_seg.evaluation.panoptic import (
+    PanopticEvaluator,
+    match_segments,
+    panoptic_quality,
+    prepare_segments,
+)
 
 SKY, CAT, ROAD, DOG, UNSEEN = range(5)
 
@@ -82,16 +87,22 @@ def row(*runs: tuple[int, int]) -> np.ndarray:
 
 def test_iou_of_exactly_one_half_is_no_match() -> None:
     truth, predicted = row((1, 10)), row((5, 5), (0, 5))
-    counts = match_segments(truth, [segment(1, CAT)], predicted, [segment(5, CAT)])
+    counts = match_segments(
+        prepare_segments(truth, [segment(1, CAT)]), predicted, [segment(5, CAT)]
+    )
     assert counts == {CAT: (0, 0, 1, 1)}
     predicted = row((5, 6), (0, 4))
-    counts = match_segments(truth, [segment(1, CAT)], predicted, [segment(5, CAT)])
+    counts = match_segments(
+        prepare_segments(truth, [segment(1, CAT)]), predicted, [segment(5, CAT)]
+    )
     assert counts == {CAT: (0.6, 1, 0, 0)}
 
 
 def test_void_under_a_prediction_is_not_in_the_union() -> None:
     truth, predicted = row((1, 8), (0, 12)), row((5, 20))
-    counts = match_segments(truth, [segment(1, CAT)], predicted, [segment(5, CAT)])
+    counts = match_segments(
+        prepare_segments(truth, [segment(1, CAT)]), predicted, [segment(5, CAT)]
+    )
     assert counts == {CAT: (1.0, 1, 0, 0)}
 
 
@@ -100,7 +111,9 @@ def test_unmatched_prediction_is_dropped_when_more_than_half_void(
     void: int, false_positives: int
 ) -> None:
     truth, predicted = row((1, 30), (0, void)), row((0, 20 + void), (5, 10))
-    counts = match_segments(truth, [segment(1, SKY)], predicted, [segment(5, CAT)])
+    counts = match_segments(
+        prepare_segments(truth, [segment(1, SKY)]), predicted, [segment(5, CAT)]
+    )
     assert counts.get(CAT, (0, 0, 0, 0)) == (0, 0, false_positives, 0)
     assert counts[SKY] == (0, 0, 0, 1)
 
@@ -111,14 +124,16 @@ def test_crowd_excuses_its_own_category_and_is_never_missed(
 ) -> None:
     truth, predicted = row((1, 10), (2, 10)), row((0, 10), (5, 6), (0, 4))
     true_segments = [segment(1, SKY), segment(2, CAT, iscrowd=1)]
-    counts = match_segments(truth, true_segments, predicted, [segment(5, category)])
+    counts = match_segments(
+        prepare_segments(truth, true_segments), predicted, [segment(5, category)]
+    )
     assert counts.pop(SKY) == (0, 0, 0, 1)
     assert counts == ({category: (0, 0, 1, 0)} if false_positives else {})
 
 
 def test_right_place_wrong_category_is_two_errors() -> None:
     truth = row((1, 10))
-    counts = match_segments(truth, [segment(1, CAT)], truth, [segment(1, DOG)])
+    counts = match_segments(prepare_segments(truth, [segment(1, CAT)]), truth, [segment(1, DOG)])
     assert counts == {CAT: (0, 0, 0, 1), DOG: (0, 0, 1, 0)}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from lqn_seg.adapt.classification_methods import CONTROLS
+from lqn_seg.classification.classifier import Classifier
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
 from lqn_seg.config.nodes import load_classification_cfg
 from lqn_seg.core.threads import fixed_threads
@@ -31,7 +32,7 @@ from lqn_seg.evaluation.bootstrap import (
     resampled_totals,
 )
 from lqn_seg.evaluation.classification import BINS
-from lqn_seg.lab.cost.cost import Cost
+from lqn_seg.lab.cost.cost import Cost, measure
 from lqn_seg.lab.cost.speed import peak_gmacs_per_ms
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.provenance import environment, json_numbers
@@ -149,13 +150,13 @@ class ClassificationReport:
 
     @cached_property
     def costs(self) -> dict[str, tuple[Cost, float] | None]:
-        """`Classification.cost` of each method, None where it cannot be counted; they run when they
+        """`classification_cost` of each method, None where it cannot be counted; they run when they
         are first asked for."""
         with fixed_threads(self.cfg.MODEL.LQN.EVAL.THREADS):
             for method in self.methods:
                 self._counted[method] = attempt(
                     f"the cost of {title(method)} could not be counted",
-                    partial(self.first.cost, method),
+                    partial(classification_cost, self.first, method),
                     None,
                     self.failed,
                 )
@@ -428,6 +429,29 @@ class ClassificationReport:
         write_atomically(output / "config.yaml", self.cfg.dump())
         write_atomically(output / "log.txt", f"{text}\n")
         return path
+
+
+def classification_cost(run: Classification, method: str) -> tuple[Cost, float]:
+    """What a method costs on one image alone, and its milliseconds without views.
+
+    The image asks for a student if any image did: the most that was paid.
+
+    Raises:
+        UncountedOperatorError: an operator that multiplies matrices has no rule.
+    """
+    whole = run.classifier
+    calibration = whole.calibration
+    if calibration is not None and run.fitted(method):
+        calibration = calibration.alarmed()
+    recipes, config = {method: whole.methods[method]}, replace(whole.config, batch=1)
+    names, text = whole.class_names, whole.text
+    alone = Classifier(whole.teacher, names, text, recipes, config, calibration)
+    image = run.image(run.conditions[-1], run.scored[0])
+    alone([image])  # storage and tables that outlive an image are not the image's cost
+    alone.reset()
+    stats = alone([image])[0][method].stats
+    alone.reset()
+    return measure(lambda: alone([image])), stats["teacher_ms"] + stats["method_ms"]
 
 
 def _as_dicts(differences: Mapping[str, Mapping[str, PairedDifference]]) -> dict[str, Any]:

@@ -167,9 +167,9 @@ def check_written(runs: Sequence[DatasetRun]) -> None:
     InputError: the disk had no room for some results, which the report has all the same.
     """
     for run in runs:
-        if run.shards.unwritten:
-            count = f"{len(run.shards.unwritten)} batches of images"
+        if run.store.unwritten:
+            count = f"{len(run.store.unwritten)} batches of images"
             lost = (
                 f"--resume would evaluate {count} again" if run.resumable else f"{count} are lost"
             )
-            raise InputError(f"{run.shards.complaint}: the numbers above are right, but {lost}")
+            raise InputError(f"{run.store.complaint}: the numbers above are right, but {lost}")

@@ -318,7 +318,7 @@ def _evaluate(
 ) -> Finished:
     # Strict: differences are paired over images, so every job needs all of them.
     with launch.together():
-        evaluation = Evaluation(job.cfg, dataset, resume, chosen=todo, strict=True)
+        evaluation = Evaluation(job.cfg, dataset, resume, conditions=todo, strict=True)
     evaluation.run(progress)
     evaluator = evaluation.evaluators[task]
     assert isinstance(evaluator, PanopticEvaluator | SemanticEvaluator)

@@ -1,10 +1,6 @@
 """Evaluators in Detectron2's protocol (`reset`, `process`, `evaluate`); none needs Detectron2."""
 
-from lqn_seg.evaluation.bootstrap import (
-    PairedDifference,
-    paired_bootstrap,
-    paired_bootstrap_totals,
-)
+from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap
 from lqn_seg.evaluation.cityscapes import CityscapesEvaluator, semantic_evaluator
 from lqn_seg.evaluation.instance import InstanceEvaluator
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
@@ -17,6 +13,5 @@ __all__ = [
     "PanopticEvaluator",
     "SemanticEvaluator",
     "paired_bootstrap",
-    "paired_bootstrap_totals",
     "semantic_evaluator",
 ]

@@ -19,7 +19,7 @@ Statistics = dict[str, Any]
 
 
 class DatasetMetadata(Protocol):
-    """What an evaluator asks of a data set; `lqn_seg.data.catalog.Metadata` is one."""
+    """What an evaluator asks of a data set, as `lqn_seg.data.catalog.Metadata`."""
 
     @property
     def name(self) -> str: ...

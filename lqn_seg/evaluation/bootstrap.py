@@ -41,8 +41,8 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Bootstrap metric(A) - metric(B), for any metric of a list of per-image statistics.
 
-    The metric is called 2 (samples + 1) times; where it is a function of sums over images, use
-    `paired_bootstrap_totals`, which resamples the same images and is much faster.
+    The metric is called 2 (samples + 1) times; where it is a function of sums over images,
+    `paired_interval` of both methods' `resampled_totals` is the same and much faster.
 
     Args:
         metric: list of statistics -> number; must count an image listed twice twice
@@ -50,7 +50,6 @@ def paired_bootstrap(
         stats_a, stats_b: one entry per image, same images in the same order.
         samples: number of resampled data sets.
         confidence: of the interval, 0 .. 1.
-        seed: of the resampling.
         block: images are resampled in runs of this many neighbours (video frames).
 
     Raises:
@@ -65,39 +64,12 @@ def paired_bootstrap(
     return paired_interval(values_a, values_b, confidence)
 
 
-def paired_bootstrap_totals(
-    metric: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    stats_a: NDArray[np.float64],
-    stats_b: NDArray[np.float64],
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    block: int = 1,
-) -> PairedDifference:
-    """`paired_bootstrap` for metrics of summed statistics: PQ, mIoU, accuracy, means.
-
-    Args:
-        metric: totals (S, ...) of S data sets -> (S,), such as an evaluator's `metric`.
-        stats_a, stats_b: (images, ...), such as an evaluator's `stack`.
-        samples, confidence, seed, block: as `paired_bootstrap`, with the same samples.
-
-    Raises:
-        InputError: as `paired_bootstrap`.
-    """
-    _check(len(stats_a), len(stats_b), samples, confidence, block)
-    values_a, values_b = (
-        metric(resampled_totals(stats, samples, seed, block)) for stats in (stats_a, stats_b)
-    )
-    return paired_interval(values_a, values_b, confidence)
-
-
 def resampled_totals(
     stats: NDArray[np.float64], samples: int = 1000, seed: int = 0, block: int = 1
 ) -> NDArray[np.float64]:
     """Sums over the images, and over each resampled data set: what paired intervals are made of.
 
-    Two methods' totals are paired as long as images, samples, seed and block are the same; a method
-    that is compared with many others needs its own only once.
+    Two methods' totals are paired as long as images, samples, seed and block are the same.
 
     Args:
         stats: (images, ...), such as an evaluator's `stack`.
@@ -105,9 +77,6 @@ def resampled_totals(
 
     Returns:
         (1 + samples, ...), the whole data set first.
-
-    Raises:
-        InputError: as `paired_bootstrap`.
     """
     images = _check(len(stats), len(stats), samples, 0.5, block)
     # Gather and add in a fixed order, not counts @ stats: equal statistics then give equal
@@ -119,12 +88,10 @@ def resampled_totals(
 def paired_interval(
     values_a: NDArray[np.float64], values_b: NDArray[np.float64], confidence: float = 0.95
 ) -> PairedDifference:
-    """The percentile interval of metric(A) - metric(B), from the metric of both methods'
-    `resampled_totals`; samples in which the metric is undefined are left out.
+    """The percentile interval of A - B; samples in which one is undefined are left out.
 
     Args:
-        values_a, values_b: (1 + samples,), the whole data set first.
-        confidence: of the interval, 0 .. 1.
+        values_a, values_b: (1 + samples,) a metric of both methods' `resampled_totals`.
     """
     difference, *resampled = (values_a - values_b).tolist()
     defined = [value for value in resampled if not math.isnan(value)]

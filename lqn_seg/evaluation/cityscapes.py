@@ -49,17 +49,11 @@ class CityscapesEvaluator(SemanticEvaluator):
             )
         return truth
 
-    def score(self, truth: SemanticTruth, output: Mapping[str, Any]) -> Statistics:
-        """Confusion and instance weights of one image."""
-        statistics = super().score(truth, output)
+    def count(self, truth: SemanticTruth, predicted: NDArray[np.int64]) -> Statistics:
         has_instances = Path(_instance_file(truth.path)).is_file()
-        predicted = train_to_label_ids()[self.predicted(truth, output)]
-        matrix, instances = _count(predicted, truth.path, has_instances)
-        statistics["cityscapes"] = {
-            "confusion": sparse(matrix),
-            "instances": instances if has_instances else None,
-        }
-        return statistics
+        matrix, weights = _count(train_to_label_ids()[predicted], truth.path, has_instances)
+        more = {"confusion": sparse(matrix), "instances": weights if has_instances else None}
+        return {**super().count(truth, predicted), "cityscapes": more}
 
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """mIoU and its relatives, then IoU iIoU IoU_sup iIoU_sup, 0 .. 100, NaN where undefined."""

@@ -51,8 +51,8 @@ class PanopticTruth:
 def prepare_segments(
     ids: NDArray[np.integer], segments: Segments, image_id: Any = None
 ) -> PanopticTruth:
-    """Ground truth (H, W) of segment ids, 0 = void, with their `id`, `category_id` and, optionally,
-    `iscrowd` and `area`, as `match_segments` takes it."""
+    """Ground truth (H, W) of segment ids, 0 = void, ready for `match_segments`; `segments` hold
+    `id`, `category_id` and, optionally, `iscrowd` and `area`."""
     values, index = np.unique(np.append(ids, VOID), return_inverse=True)
     index = index[:-1].reshape(ids.shape)
     area = np.bincount(index.ravel(), minlength=len(values)).astype(np.float64)
@@ -112,8 +112,7 @@ def match_segments(
     counts = {}
     for k in np.unique([*truth.category[missed], *category[wrong | match.any(0)]]).tolist():
         ious = iou[match & (category == k)].tolist()
-        # `fsum` rounds once: the ids, which give the order of the matches, do not change the last
-        # bit.
+        # `fsum` rounds once: the order of the ids does not change the last bit.
         false = int((category[wrong] == k).sum()), int((truth.category[missed] == k).sum())
         counts[int(k)] = (math.fsum(ious), len(ious), *false)
     return counts
@@ -170,8 +169,7 @@ class PanopticEvaluator(ImageEvaluator):
         return prepare_segments(ids, record["segments_info"], record.get("image_id"))
 
     def score(self, truth: PanopticTruth, output: Mapping[str, Any]) -> Statistics:
-        """Counts of one image. An id map that disagrees with its segments_info is an `InputError`
-        too."""
+        """An id map that disagrees with its segments_info is an `InputError` too."""
         id_map, segments = output_field(truth.image_id, output, "panoptic_seg")
         predicted, what = to_numpy(id_map), f"the panoptic prediction of image {truth.image_id}"
         check_shape(truth.image_id, "the panoptic prediction", predicted.shape, truth.index.shape)
@@ -195,7 +193,7 @@ class PanopticEvaluator(ImageEvaluator):
         return result | {f"PQ-{name}": float(100 * value) for name, value in per_class}
 
     def stack(self, statistics: Sequence[Statistics]) -> NDArray[np.float64]:
-        """Statistics as one array, (images, C, 4): what `paired_bootstrap_totals` resamples."""
+        """Statistics as one array, (images, C, 4): what `resampled_totals` takes."""
         stacked = np.zeros((len(statistics), len(self.classes), 4))
         for i, image in enumerate(statistics):
             for category, *row in image["pq"]:

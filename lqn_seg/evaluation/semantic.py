@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
@@ -20,8 +21,8 @@ from lqn_seg.evaluation.base import (
 
 
 class SemanticTruth(NamedTuple):
-    """labels: (H, W) contiguous ids; pixels that do not count have the number of classes.
-
+    """Attributes:
+    labels: (H, W) contiguous ids; pixels that do not count have the number of classes.
     path: of the record's label map, or "".
     """
 
@@ -71,9 +72,7 @@ def semantic_quality(totals: NDArray[np.floating]) -> dict[str, NDArray[np.float
         }
 
 
-def _per_class(
-    totals: NDArray[np.floating],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _per_class(totals: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
     """IoU and accuracy of each class, 0 .. 1, NaN where the ground truth has none of it."""
     right, truth, predicted = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -93,26 +92,24 @@ class SemanticEvaluator(ImageEvaluator):
     def prepare(self, record: Mapping[str, Any]) -> SemanticTruth:
         labels = self.metadata.read_semantic(record).astype(np.int64)
         labels[labels == self.metadata.ignore_label] = len(self.classes)
-        return SemanticTruth(
-            record.get("image_id"), labels, str(record.get("sem_seg_file_name", ""))
-        )
+        path = str(record.get("sem_seg_file_name", ""))
+        return SemanticTruth(record.get("image_id"), labels, path)
 
     def score(self, truth: SemanticTruth, output: Mapping[str, Any]) -> Statistics:
-        predicted = self.predicted(truth, output)
-        matrix = confusion_matrix(truth.labels, predicted, len(self.classes))
-        return {"confusion": sparse(matrix)}
-
-    def predicted(self, truth: SemanticTruth, output: Mapping[str, Any]) -> NDArray[np.int64]:
-        """(H, W) the class of the highest score."""
         scores = output_field(truth.image_id, output, "sem_seg")
         if scores.ndim != 3 or scores.shape[0] != len(self.classes):
             raise InputError(
                 f"sem_seg of image {truth.image_id} has shape {tuple(scores.shape)}, "
                 f"expected ({len(self.classes)} classes, height, width)"
             )
-        labels = to_numpy(scores.argmax(0))
-        check_shape(truth.image_id, "the semantic prediction", labels.shape, truth.labels.shape)
-        return labels
+        predicted = to_numpy(torch.as_tensor(scores).max(0).indices)  # faster than argmax
+        check_shape(truth.image_id, "the semantic prediction", predicted.shape, truth.labels.shape)
+        return self.count(truth, predicted)
+
+    def count(self, truth: SemanticTruth, predicted: NDArray[np.int64]) -> Statistics:
+        """Statistics of an image's predicted classes (H, W)."""
+        matrix = confusion_matrix(truth.labels, predicted, len(self.classes))
+        return {"confusion": sparse(matrix)}
 
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """mIoU fwIoU mACC pACC and IoU-<class>, 0 .. 100, NaN where undefined."""

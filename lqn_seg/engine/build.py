@@ -36,10 +36,9 @@ def build_teacher(cfg: CfgNode) -> Teacher[Any]:
         InputError: the teacher's name is unknown, or its files are missing or do not fit.
     """
     teacher = _load_teacher(cfg)
-    if cfg.MODEL.LQN.TEACHER.COMPILE:
-        # One block's code serves all; what lies between them stays open to hooks.
-        for block in teacher.blocks:
-            block.compile()
+    # One block's code serves all; what lies between them stays open to hooks.
+    for block in teacher.blocks if cfg.MODEL.LQN.TEACHER.COMPILE else ():
+        block.compile()
     return teacher
 
 
@@ -117,19 +116,16 @@ def build_segmenter(
 
 
 def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str) -> None:
-    """Compare the class names that came with a model's weights with the data set's.
+    """Compare a model's `config.id2label` with the data set's names by contiguous id.
 
     Spelling differs from file to file ("tv", "television receiver"), so only the names that both
-    have are compared. Where all names, or most of them, have other numbers, every score would be
-    wrong. Where a few do, one name may mean two classes: a warning names them.
+    have are compared. Where a few have other numbers, one name may mean two classes: a warning.
 
     Args:
-        model: has `config.id2label`.
-        names: of the data set, by contiguous id; () compares nothing.
         who, data_set: what the sentence calls the two.
 
     Raises:
-        InputError: the same names stand in another order.
+        InputError: most of the names have other numbers: every score would be wrong.
     """
     theirs = {_plain(name): int(index) for index, name in model.config.id2label.items()}
     ours = {_plain(name): index for index, name in enumerate(names)}
@@ -153,11 +149,7 @@ def _plain(name: str) -> str:
 
 
 def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None:
-    """The calibration that is named, or else the one beside the teacher's local weights.
-
-    Raises:
-        InputError: the file cannot be read or belongs to a teacher of another shape.
-    """
+    """The calibration that is named, or else the one beside the teacher's local weights."""
     weights = cfg.MODEL.LQN.TEACHER.WEIGHTS
     if cfg.MODEL.LQN.CALIBRATION:
         return load_calibration(find_local(cfg.MODEL.LQN.CALIBRATION), teacher)

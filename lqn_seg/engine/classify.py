@@ -38,16 +38,7 @@ _LEARNING = {"tda"}  # methods that know the images before
 class Classification(DatasetRun):
     """All methods on one data set.
 
-    Args:
-        cfg: of `load_classification_cfg`.
-        dataset: images with one label each.
-        teacher: frozen.
-        calibration: the teacher's clean ranges.
-        recipes: the methods, as `Classifier` takes them.
-        folder, resume, strict: see `DatasetRun`.
-
-    Raises:
-        InputError: see `DatasetRun`.
+    `recipes` are the methods as `Classifier` takes them; the other arguments are `DatasetRun`'s.
     """
 
     def __init__(
@@ -120,8 +111,7 @@ def classifications(
     Results lie in ``OUTPUT_DIR/inference``, in a folder for each data set where there are several.
 
     Raises:
-        InputError: a data set, the teacher or its calibration is missing or does not fit, or tda is
-            to see a part of the images.
+        InputError: something is missing or does not fit, or tda is to see a part of the images.
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST must name at least one data set of labelled images")
@@ -156,11 +146,7 @@ def _spread(records: list[Record], most: int) -> list[Record]:
 
 
 def build_clip(cfg: CfgNode) -> ClipTeacher:
-    """The frozen CLIP of a configuration, on its device.
-
-    Raises:
-        InputError: the teacher is no CLIP, or its files are missing or do not fit.
-    """
+    """The frozen CLIP of a configuration; an `InputError` if its teacher is another one."""
     name = cfg.MODEL.LQN.TEACHER.NAME
     if name != "clip":
         raise InputError(f"MODEL.LQN.TEACHER.NAME must be clip, not {name!r}")
@@ -184,10 +170,7 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0, strict: bool = Fal
         strict: stop at the first image that cannot be read, which is otherwise named and left out.
 
     Returns:
-        The file, beside the teacher's local weights, where every run finds it.
-
-    Raises:
-        InputError: the weights are not in a local folder, or the data set is missing.
+        the file, beside the teacher's weights, which must be in a local folder.
     """
     folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():

@@ -99,7 +99,7 @@ class Sample:
 
     Attributes:
         record: of the data set.
-        images: by the names of the conditions that lack a result of it.
+        images: (H, W, 3) uint8 by the conditions that lack a result of it.
         stamp: hash of its files and its annotation.
         truth: by task, as `ImageEvaluator.prepare` makes it.
         error: why it cannot be read.
@@ -116,8 +116,6 @@ class DatasetRun(ABC):
     """Methods side by side on one data set's images: resumable, in any number of processes.
 
     Args:
-        cfg: the configuration.
-        dataset: images and ground truth.
         records: the images that count.
         model: runs the methods; frozen.
         evaluators: by task.
@@ -125,19 +123,15 @@ class DatasetRun(ABC):
         fingerprint: what else two runs must have in common for their results to belong together.
         conditions: in place of the configuration's.
         resume: go on from what is in the folder. An image whose files or annotation have changed
-            since is evaluated again; where it lies does not matter.
+            since is evaluated again.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
 
-    Attributes:
-        resumable: whether the results on disk can be gone on from: not where a method learns on the
-            way. Such methods see all images of a condition before those of the next one.
-
     Raises:
-        InputError: there is no image, or the folder holds a run of another configuration and
-            ``resume`` was asked for.
+        InputError: there is no image, or another configuration's run is to be resumed.
     """
 
+    # A method that learns on the way sees all images of a condition before the next one's.
     resumable = True
 
     def __init__(
@@ -200,7 +194,7 @@ class DatasetRun(ABC):
         launch.keep_memory()
         share = self.store.share(self.records, self.model.config.batch, apart=not self.resumable)
         # Each image is read and its truth decoded once, ahead of time where that pays.
-        how: dict[str, Any] = {"collate_fn": self._read, "num_workers": self.workers}
+        how: dict[str, Any] = {"collate_fn": self._read_batch, "num_workers": self.workers}
         batches: Iterable[list[Sample]] = DataLoader(share, batch_size=None, **how)  # type: ignore[arg-type]
         threads = self.cfg.MODEL.LQN.EVAL.THREADS
         with fixed_threads(threads), _progress_bar(share, progress) as bar:
@@ -221,14 +215,13 @@ class DatasetRun(ABC):
 
     @property
     def workers(self) -> int:
-        """Processes that read images while others are worked on: none on a CPU, which would be busy
-        with both, and the methods' times would show it."""
+        """Processes that read images ahead: none on a CPU, where they would slow the methods."""
         return int(self.model.teacher.device.type == "cuda")
 
-    def _read(self, batch: Batch) -> list[Sample]:
-        return [self.read(record, names) for record, names in batch]
+    def _read_batch(self, batch: Batch) -> list[Sample]:
+        return [self._read(record, names) for record, names in batch]
 
-    def read(self, record: Record, names: Sequence[str]) -> Sample:
+    def _read(self, record: Record, names: Sequence[str]) -> Sample:
         """A record's image under some conditions, and its truth; or why it cannot be read."""
         try:
             pixels, seed = read_labelled_image(record), self.model.config.seed
@@ -342,10 +335,7 @@ class DatasetRun(ABC):
 class Evaluation(DatasetRun):
     """One run of segmentation: a data set, conditions and methods.
 
-    Args:
-        cfg: the configuration; ``OUTPUT_DIR/inference`` receives the results.
-        dataset: images and ground truth.
-        resume, conditions, strict: see `DatasetRun`.
+    ``OUTPUT_DIR/inference`` receives the results; the other arguments are `DatasetRun`'s.
 
     Raises:
         InputError: see `DatasetRun`; or the teacher or its files do not fit.

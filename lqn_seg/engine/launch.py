@@ -57,11 +57,7 @@ def joined() -> Iterator[None]:
 
 
 def gather(value: Any) -> list[Any]:
-    """Everybody's value, by rank, in every process; waits for the last of them.
-
-    Raises:
-        PeerError: another process has ended.
-    """
+    """Every process's value, by rank; a `PeerError` if one has ended."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
@@ -109,11 +105,8 @@ def start(
 
     Args:
         script: the Python file and its arguments.
-        per_machine: processes on this machine; ``machines`` of them, this is number ``machine``.
-        url: ``tcp://HOST:PORT`` of machine 0; ``auto`` finds a free port for one machine.
-
-    Raises:
-        InputError: several machines without an address to meet at.
+        per_machine: processes on each of the machines, of which this is number ``machine``.
+        url: ``tcp://HOST:PORT`` of machine 0, needed for several; ``auto`` finds a free port.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,8 +1,7 @@
 """Results on disk, image by image, that any number of processes write and that survive a kill.
 
-A result is a JSON-able dict. A finished batch becomes one line with its checksum, in a file of the
-process's own: a kill tears at most the line that is being written, and a torn line does not count.
-All numbers are made from those lines, whichever process wrote them.
+A finished batch of JSON-able results becomes one line with its checksum, in a file of the process's
+own: a kill tears at most the line that is being written, and a torn line does not count.
 """
 
 from __future__ import annotations
@@ -37,18 +36,15 @@ class ResultStore:
     """A folder of results, and what is left to do.
 
     Args:
-        folder: receives ``run.json`` and ``<group>.<process>.jsonl``. Processes on several machines
-            must see the same folder.
+        folder: receives ``run.json`` and ``<group>.<process>.jsonl``; all processes see it.
         fingerprint: what has to be equal for results to belong together.
         groups: names of what is done with every image (conditions).
         resume: go on from the results in the folder; otherwise they are removed.
         strict: stop when the disk is full.
-        may_change: keys of the fingerprint that all processes must have in common, but not a run
-            and the one that it goes on from.
+        may_change: keys of the fingerprint that a run need not share with the one it goes on from.
 
     Raises:
-        InputError: the folder cannot be used, or holds a run of another fingerprint and ``resume``
-            was asked for.
+        InputError: the folder cannot be used, or is to be resumed with another fingerprint.
     """
 
     def __init__(
@@ -140,18 +136,10 @@ class ResultStore:
         entries = self.entries[group].items()
         return {key: entry["failed"] for key, entry in entries if "failed" in entry}
 
-    def forget_changed(
-        self, records: Sequence[Record], stamp: Callable[[Record], str]
-    ) -> list[Key]:
-        """Let no result count that is of other content than its record has now.
+    def forget_changed(self, records: Sequence[Record], stamp: Callable[[Record], str]) -> None:
+        """Let no result count whose ``STAMP`` is not its record's `stamp` now, and name the images.
 
         Every process has to call it; each reads its share of the records.
-
-        Args:
-            stamp: what a record's results are of now; ``entry[STAMP]`` is what they were of.
-
-        Returns:
-            ids of the images that have to be done again; the console names them.
         """
         stamps: dict[Key, set[str]] = {}
         for _, entry in self._lines():
@@ -172,19 +160,14 @@ class ResultStore:
                 f"again: {len(changed)} of {len(records)} images "
                 f"({', '.join(map(str, changed[:_NAMED]))}{more})"
             )
-        return changed
 
     # ---- the work --------------------------------------------------------------------------------
 
     def left(self, records: Sequence[Record], batch: int, apart: bool = False) -> list[Batch]:
-        """Batches that are not finished, the same in every process. Failures are tried again.
+        """Batches that are not finished, the same in every process; failures are tried again.
 
         Where a batch begins depends on the image's place among the records alone, so images keep
-        their company whatever was finished before and whoever works.
-
-        Args:
-            apart: one group after the other, for what learns on the way; otherwise a batch is done
-                under all groups before the next one.
+        their company. A batch is of all groups; if `apart`, of one group after the other.
         """
         done = {group: self.results(group) for group in self.groups}
         batches = []
@@ -232,11 +215,8 @@ class ResultStore:
             os.fsync(file.fileno())
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Wait for the other processes, and take over what found no room on their disks.
-
-        Raises:
-            InputError: results of the other processes are not there.
-        """
+        """Wait for the other processes, and take over what found no room on their disks; an
+        `InputError` if their results are not there."""
         others = launch.gather((self.unwritten, self.complaint))
         self.unwritten = [line for unwritten, _ in others for line in unwritten]
         self.complaint = next((complaint for _, complaint in others if complaint), "")
@@ -266,11 +246,7 @@ def parse_line(text: str) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all.
-
-    Raises:
-        InputError: there is no room, or the place cannot be written to.
-    """
+    """Write a file that appears whole or, with an `InputError`, not at all."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("w") as file:
@@ -285,11 +261,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def make_writable(folder: Path) -> None:
-    """Make a folder, and check before any work that it can be written to.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """Make a folder; an `InputError` if it cannot be written to, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

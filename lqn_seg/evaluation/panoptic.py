@@ -70,16 +70,12 @@ def prepare_segments(
 def match_segments(
     truth: PanopticTruth, predicted: NDArray[np.integer], segments: Segments
 ) -> dict[int, tuple[float, int, int, int]]:
-    """Match the predicted segments of one image with the true ones and count, per category.
+    """Match predicted segments, a map (H, W) and their `id` and `category_id`, with the true ones.
 
     A pair matches if the categories agree, the true one is no crowd, and IoU > 0.5, where the
     union is pred + truth - intersection - (void and pred). An unmatched true segment is a false
     negative unless it is a crowd. An unmatched prediction is a false positive unless more than half
     of it lies on void or on the crowd segment of its category.
-
-    Args:
-        predicted: (H, W) segment ids, 0 = void.
-        segments: their `id` and `category_id`.
 
     Returns:
         category -> (sum of IoU over matches, matches, false positives, false negatives).

@@ -243,26 +243,20 @@ def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, caps
     assert resumed() == []
 
 
-def test_without_resume_everything_is_done_again(cfg):
-    run(cfg)
-    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=False)
-    assert not evaluation.store.results("clean")
-
-
 def test_starting_afresh_leaves_nothing_of_another_run(cfg):
+    def stored(resume: bool) -> list[int]:
+        evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume)
+        return [len(evaluation.store.results(name)) for name in ("clean", "contrast-3")]
+
     run(cfg)
     cfg.MODEL.LQN.FIT.STEPS, cfg.MODEL.LQN.EVAL.CORRUPTIONS = 6, ()
-    run(cfg)
+    folder = run(cfg).folder
     cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("contrast",)
-    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert len(evaluation.store.results("clean")) == 5
-    assert not evaluation.store.results("contrast-3")
-
-
-def test_lines_without_their_configuration_are_not_believed(cfg):
-    (run(cfg).folder / "run.json").unlink()
-    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert not evaluation.store.results("clean")
+    assert stored(resume=True) == [5, 0]
+    (folder / "run.json").unlink()  # lines without their configuration do not count
+    assert stored(resume=True) == [0, 0]
+    run(cfg)
+    assert stored(resume=False) == [0, 0]
 
 
 def test_an_unusable_output_folder_is_named(cfg, tmp_path):
@@ -280,21 +274,18 @@ def test_resuming_another_configuration_is_refused(cfg):
 
 
 @pytest.fixture
-def damaged_root(scenes_root, tmp_path, monkeypatch) -> Path:
+def damaged_root(own_root) -> Path:
     """The five scenes with four of them spoilt, each in its own way."""
-    root = tmp_path / "damaged"
-    shutil.copytree(scenes_root, root)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    path = root / "demo" / "annotations" / "panoptic_val.json"
+    path = own_root / "annotations" / "panoptic_val.json"
     content = json.loads(path.read_text())
     scenes = content["annotations"]
-    image = root / "demo" / "val" / content["images"][1]["file_name"]
+    image = own_root / "val" / content["images"][1]["file_name"]
     image.write_bytes(image.read_bytes()[:200])
-    (root / "demo" / "panoptic_val" / scenes[2]["file_name"]).write_bytes(b"")
+    (own_root / "panoptic_val" / scenes[2]["file_name"]).write_bytes(b"")
     scenes[3]["segments_info"].append({**scenes[3]["segments_info"][0], "id": 77777})
     scenes.append({**scenes[4], "image_id": 4444})
     path.write_text(json.dumps(content))
-    return root
+    return own_root
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -337,7 +328,7 @@ def test_a_repaired_image_is_evaluated_by_a_resume(
     cfg, small_config, damaged_root, scenes_root, executed
 ):
     evaluate(str(small_config))
-    whole = damaged_root / "demo" / "val"
+    whole = damaged_root / "val"
     shutil.copytree(scenes_root / "demo" / "val", whole, dirs_exist_ok=True)
     executed.clear()
     report = evaluate(str(small_config), resume=True)
@@ -348,7 +339,7 @@ def test_a_repaired_image_is_evaluated_by_a_resume(
 def test_strict_stops_and_what_was_done_stays(small_config, damaged_root, tmp_path):
     with pytest.raises(InputError, match=r"annotations\[5\] has image_id 4444"):
         evaluate(str(small_config), strict=True)
-    path = damaged_root / "demo" / "annotations" / "panoptic_val.json"
+    path = damaged_root / "annotations" / "panoptic_val.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "annotations": content["annotations"][:5]}))
     with pytest.raises(InputError, match="is damaged or truncated"):
@@ -580,12 +571,7 @@ def test_turned_photographs_are_scored_upright_or_left_out(
         evaluated("stored", strict=True)
 
 
-def test_an_image_of_another_size_than_its_record_has_no_score(
-    small_config, scenes_root, tmp_path, monkeypatch
-):
-    root = tmp_path / "turned"
-    shutil.copytree(scenes_root, root)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+def test_an_image_of_another_size_than_its_record_has_no_score(small_config, own_root):
     record = get_dataset("demo_panoptic_val").records()[1]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -599,12 +585,7 @@ def test_an_image_of_another_size_than_its_record_has_no_score(
         evaluate(str(small_config), strict=True)
 
 
-def test_turned_images_whose_size_tells_nothing_are_said_once(
-    small_config, scenes_root, tmp_path, monkeypatch, capsys
-):
-    root = tmp_path / "turned"
-    shutil.copytree(scenes_root, root)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+def test_turned_images_whose_size_tells_nothing_are_named_once(small_config, own_root, capsys):
     exif = Image.Exif()
     exif[0x0112] = 3
     for record in get_dataset("demo_panoptic_val").records()[1:3]:

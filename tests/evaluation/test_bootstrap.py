@@ -77,16 +77,6 @@ def test_pairing_removes_what_images_have_in_common() -> None:
     assert result.high < 0.55
 
 
-def test_coverage_of_a_normal_mean() -> None:
-    random = np.random.default_rng(6)
-    hits = 0
-    for trial in range(200):
-        a = with_count(random.normal(0.3, 1, 50))
-        result = paired_bootstrap_totals(mean, a, with_count(np.zeros(50)), 300, seed=trial)
-        hits += result.low <= 0.3 <= result.high
-    assert 0.88 <= hits / 200 <= 0.985
-
-
 def test_blocks_widen_the_interval_of_correlated_frames() -> None:
     scenes = np.random.default_rng(7).normal(size=40)
     a = with_count(np.repeat(scenes, 10))  # ten equal frames per scene

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,10 +36,9 @@ def build_teacher(cfg: CfgNode) -> Teacher[Any]:
         InputError: the teacher's name is unknown, or its files are missing or do not fit.
     """
     teacher = _load_teacher(cfg)
-    if cfg.MODEL.LQN.TEACHER.COMPILE:
-        # One block's code serves all; what lies between them stays open to be read and edited.
-        for block in teacher.blocks:
-            block.compile()
+    # One block's code serves all; what lies between them stays open to hooks.
+    for block in teacher.blocks if cfg.MODEL.LQN.TEACHER.COMPILE else ():
+        block.compile()
     return teacher
 
 
@@ -51,25 +49,18 @@ def _load_teacher(cfg: CfgNode) -> Teacher[Any]:
     nearest(teacher.NAME, TEACHERS, "MODEL.LQN.TEACHER.NAME")
     if not teacher.WEIGHTS and not teacher.CONFIG:
         raise InputError("MODEL.LQN.TEACHER.WEIGHTS and .CONFIG are both empty: name one of them")
+    weights, device, precision = find_local(teacher.WEIGHTS), cfg.MODEL.DEVICE, teacher.PRECISION
     if teacher.NAME == "clip":
         from lqn_seg.teachers.clip import load_clip  # open_clip takes a second
 
-        weights = find_local(teacher.WEIGHTS)
-        return load_clip(weights, teacher.CONFIG, cfg.MODEL.DEVICE, teacher.PRECISION)
-    files = find_local(teacher.WEIGHTS), find_local(teacher.CONFIG)
-    size = _image_size(teacher.IMAGE_SIZE)
+        return load_clip(weights, teacher.CONFIG, device, precision)
+    config, size = find_local(teacher.CONFIG), tuple(teacher.IMAGE_SIZE or ()) or None
+    if size and (len(size) != 2 or not all(isinstance(side, int) for side in size)):
+        raise InputError(f"MODEL.LQN.TEACHER.IMAGE_SIZE must be (height, width), not {size!r}")
     if teacher.NAME == "dinov2":
-        return load_dinov2(*files, cfg.MODEL.DEVICE, size, teacher.PRECISION)
+        return load_dinov2(weights, config, device, size, precision)
     base = teacher.BASE if teacher.BASE == ABSOLUTE else find_local(teacher.BASE)
-    return load_eomt(*files, cfg.MODEL.DEVICE, size, base, teacher.PRECISION)
-
-
-def _image_size(value: Any) -> tuple[int, int] | None:
-    if not value:
-        return None
-    if len(value) != 2 or not all(isinstance(side, int) for side in value):
-        raise InputError(f"MODEL.LQN.TEACHER.IMAGE_SIZE must be (height, width), not {value!r}")
-    return value[0], value[1]
+    return load_eomt(weights, config, device, size, base, precision)
 
 
 def find_local(path: str) -> str:
@@ -82,7 +73,7 @@ def build_segmenter(
     cfg: CfgNode,
     thing_ids: frozenset[int],
     num_classes: int | None = None,
-    chosen: Mapping[str, Method] | None = None,
+    recipes: Mapping[str, Method] | None = None,
     class_names: Sequence[str] = (),
 ) -> Segmenter:
     """Teacher, head and methods of a configuration.
@@ -90,14 +81,14 @@ def build_segmenter(
     Args:
         thing_ids: contiguous ids of the data set's things.
         num_classes: of the data set; the teacher must have as many.
-        chosen: methods by name; by default all that the configuration names.
+        recipes: methods by name; by default all that the configuration names.
         class_names: of the data set by contiguous id; a model that names its classes must have them
             in the same order (`check_class_order`).
 
     Raises:
         InputError: the teacher cannot be loaded or has another number or order of classes.
     """
-    teacher = build_teacher(cfg)
+    teacher, data_set = build_teacher(cfg), f"the data set {', '.join(cfg.DATASETS.TEST)}"
     if not isinstance(teacher, EomtTeacher):
         raise InputError(
             f"MODEL.LQN.TEACHER.NAME: {cfg.MODEL.LQN.TEACHER.NAME} has no mask head to segment "
@@ -109,66 +100,46 @@ def build_segmenter(
             f"MODEL.LQN.TEACHER.WEIGHTS: the teacher predicts {head.num_classes} classes, the data "
             f"set {', '.join(cfg.DATASETS.TEST) or '(none)'} has {num_classes}"
         )
-    data_set = f"the data set {', '.join(cfg.DATASETS.TEST)}"
-    check_class_order(
-        teacher.model, class_names, "MODEL.LQN.TEACHER.WEIGHTS: the teacher", data_set
-    )
-    chosen = methods(cfg) if chosen is None else chosen
+    who = "MODEL.LQN.TEACHER.WEIGHTS: the teacher"
+    check_class_order(teacher.model, class_names, who, data_set)
+    recipes = methods(cfg) if recipes is None else recipes
     sizes = cfg.MODEL.LQN.BASELINE_SIZES or (0, 0)
-    comparators = {
-        name: load_universal(
-            replace(method, weights=find_local(method.weights)),
-            teacher.device,
-            num_classes,
-            *sizes,
-        )
-        for name, method in chosen.items()
-        if isinstance(method, Comparator)
-    }
-    for name, other in comparators.items():
-        check_class_order(other.model, class_names, f"MODEL.LQN.METHODS: {name}", data_set)
-    return Segmenter(
-        teacher,
-        head,
-        chosen,
-        thing_ids,
-        segmentation_config(cfg),
-        build_calibration(cfg, teacher),
-        comparators,
-    )
+    comparators = {}
+    for name, method in recipes.items():
+        if isinstance(method, Comparator):
+            local = replace(method, weights=find_local(method.weights))
+            comparators[name] = load_universal(local, teacher.device, num_classes, *sizes)
+            who = f"MODEL.LQN.METHODS: {name}"
+            check_class_order(comparators[name].model, class_names, who, data_set)
+    config, calibration = segmentation_config(cfg), build_calibration(cfg, teacher)
+    return Segmenter(teacher, head, recipes, thing_ids, config, calibration, comparators)
 
 
 def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str) -> None:
-    """Hold the class names that came with a model's weights against the data set's.
+    """Compare a model's `config.id2label` with the data set's names by contiguous id.
 
-    Spelling differs from file to file ("tv", "television receiver"), so the names that both have
-    are compared. Where all names, or most of them, stand in other places, every score would be
-    wrong. Where a few do, one name may mean two classes: a warning names them.
+    Spelling differs from file to file ("tv", "television receiver"), so only the names that both
+    have are compared. Where a few have other numbers, one name may mean two classes: a warning.
 
     Args:
-        model: has `config.id2label`, whose "LABEL_7" and the like are no names.
-        names: of the data set, by contiguous id; () compares nothing.
         who, data_set: what the sentence calls the two.
 
     Raises:
-        InputError: the same names stand in another order.
+        InputError: most of the names have other numbers: every score would be wrong.
     """
-    theirs = {int(k): _plain(name) for k, name in model.config.id2label.items()}
-    if all(re.fullmatch(r"label_\d+", name) for name in theirs.values()):
-        return
+    theirs = {_plain(name): int(index) for index, name in model.config.id2label.items()}
     ours = {_plain(name): index for index, name in enumerate(names)}
-    places = {name: index for index, name in theirs.items()}
-    common = ours.keys() & places.keys()
-    moved = sorted((ours[name], name) for name in common if ours[name] != places[name])
+    common = ours.keys() & theirs.keys()
+    moved = sorted((ours[name], name) for name in common if ours[name] != theirs[name])
     if not moved:
         return
     index, name = moved[0]
     sentence = (
-        f"{who} and {data_set} order their classes differently: {name!r} is class {places[name]} "
+        f"{who} and {data_set} order their classes differently: {name!r} is class {theirs[name]} "
         f"of the one and {index} of the other; {len(moved)} of {len(common)} common names "
         "stand elsewhere (where the model's are wrong, mend id2label in its config.json)"
     )
-    if ours.keys() == places.keys() or 2 * len(moved) > len(common):
+    if ours.keys() == theirs.keys() or 2 * len(moved) > len(common):
         raise InputError(sentence)
     warnings.warn(sentence, stacklevel=2)
 
@@ -178,14 +149,10 @@ def _plain(name: str) -> str:
 
 
 def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None:
-    """The calibration that is named, or else the one beside the teacher's local weights.
-
-    Raises:
-        InputError: the file cannot be read or belongs to a teacher of another shape.
-    """
+    """The calibration that is named, or else the one beside the teacher's local weights."""
+    weights = cfg.MODEL.LQN.TEACHER.WEIGHTS
     if cfg.MODEL.LQN.CALIBRATION:
         return load_calibration(find_local(cfg.MODEL.LQN.CALIBRATION), teacher)
-    weights = cfg.MODEL.LQN.TEACHER.WEIGHTS
     beside = Path(find_local(weights)) / FILE_NAME
     return load_calibration(beside, teacher) if weights and beside.is_file() else None
 
@@ -195,38 +162,34 @@ def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
     named = cfg.MODEL.LQN.TEACHER
     rows, columns = teacher.grid
     source = " ".join(filter(None, (named.CONFIG, named.WEIGHTS)))
+    numbers: Counter[torch.dtype] = Counter()
+    for parameter in teacher.model.parameters():
+        numbers[parameter.dtype] += parameter.numel()
+    dtype = str(numbers.most_common(1)[0][0]).removeprefix("torch.")  # of most weights
     return (
         f"teacher: {named.NAME} from {source if named.WEIGHTS else 'random weights'} on "
-        f"{cfg.MODEL.DEVICE} in {weights_dtype(teacher.model)}, {teacher.num_layers} layers of "
+        f"{cfg.MODEL.DEVICE} in {dtype}, {teacher.num_layers} layers of "
         f"{rows} x {columns} tokens; {describe_input(cfg, teacher)}"
     )
 
 
 def describe_input(cfg: CfgNode, teacher: Teacher[Any]) -> str:
     """What is done to pixels before the teacher sees them, in words for the log."""
-    said = teacher.preprocessing
-    text = described(said, teacher.image_size)
+    steps = teacher.preprocessing
+    text = described(steps, teacher.image_size)
     if mode := getattr(teacher, "resize_mode", ""):
         how = ", stretched" if mode == "squash" else f" by the {mode} side"
-        return text.replace(said.interpolation, f"{said.interpolation}{how}", 1)
-    if said.inference and said.inference != cfg.MODEL.LQN.INFERENCE:
+        return text.replace(steps.interpolation, f"{steps.interpolation}{how}", 1)
+    if steps.inference and steps.inference != cfg.MODEL.LQN.INFERENCE:
         text += (
-            f"; {said.source} was written for {said.inference}, but MODEL.LQN.INFERENCE is "
+            f"; {steps.source} was written for {steps.inference}, but MODEL.LQN.INFERENCE is "
             f"{cfg.MODEL.LQN.INFERENCE}"
         )
     return text
 
 
-def weights_dtype(model: torch.nn.Module) -> str:
-    """What most of a model's weights are in: "float32", "bfloat16" or "float16"."""
-    counts: Counter[torch.dtype] = Counter()
-    for parameter in model.parameters():
-        counts[parameter.dtype] += parameter.numel()
-    return str(counts.most_common(1)[0][0]).removeprefix("torch.")
-
-
 def describe_calibration(cfg: CfgNode, calibration: Calibration | None) -> str:
-    """Where `build_calibration` found it, in words for the log."""
+    """Where `build_calibration` read it, in words for the log."""
     beside = f"{cfg.MODEL.LQN.TEACHER.WEIGHTS}/{FILE_NAME}"
-    found = cfg.MODEL.LQN.CALIBRATION or beside
-    return f"calibration: {found if calibration is not None else 'none'}"
+    path = cfg.MODEL.LQN.CALIBRATION or beside
+    return f"calibration: {path if calibration is not None else 'none'}"

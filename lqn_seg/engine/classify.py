@@ -1,13 +1,12 @@
 """Evaluate classification methods side by side: data sets x corruptions, one teacher pass an image.
 
-What is kept of an image under a condition: each method's statistics and times.
+The loop is `DatasetRun.run`; what is stored are each method's statistics and times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fvcore.common.config import CfgNode
 from torch import Tensor
@@ -16,7 +15,7 @@ from lqn_seg.adapt.calibration import FILE_NAME, QUANTILE, save_calibration
 from lqn_seg.adapt.classification_methods import CONTROLS, Adaptation
 from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.adapt.views import centre_view
-from lqn_seg.classification.classifier import Classifier, ClassifierConfig
+from lqn_seg.classification.classifier import Classifier, ClassifierConfig, Prediction
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
 from lqn_seg.config.methods import adaptation
 from lqn_seg.core.alignment import Calibration
@@ -26,11 +25,10 @@ from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
 from lqn_seg.engine.calibrate import calibrate_on, calibration_records
-from lqn_seg.engine.evaluate import Condition, DatasetRun, ImageLine, tensors_hash
-from lqn_seg.engine.store import make_writable
+from lqn_seg.engine.evaluate import Condition, DatasetRun, Sample, tensors_hash
+from lqn_seg.engine.store import Result, make_writable
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
-from lqn_seg.lab.cost.cost import Cost, measure
 from lqn_seg.teachers.clip import ClipTeacher
 
 _CALIBRATION_BATCH = 32
@@ -40,16 +38,7 @@ _LEARNING = {"tda"}  # methods that know the images before
 class Classification(DatasetRun):
     """All methods on one data set.
 
-    Args:
-        cfg: of `load_classification_cfg`.
-        dataset: images with one label each.
-        teacher: frozen.
-        calibration: the teacher's clean ranges.
-        methods: as `Classifier` takes them.
-        folder, resume, strict: see `DatasetRun`.
-
-    Raises:
-        InputError: see `DatasetRun`.
+    `recipes` are the methods as `Classifier` takes them; the other arguments are `DatasetRun`'s.
     """
 
     def __init__(
@@ -58,100 +47,60 @@ class Classification(DatasetRun):
         dataset: Dataset,
         teacher: ClipTeacher,
         calibration: Calibration | None,
-        methods: Mapping[str, Adaptation | None],
+        recipes: Mapping[str, Adaptation | None],
         folder: Path,
         resume: bool = False,
         strict: bool = False,
     ) -> None:
-        self._teacher, self._calibration = teacher, calibration
-        self._condition: Condition | None = None
         self.evaluator = ClassificationEvaluator(dataset.metadata)
-        self.text = self._text(cfg, dataset, "ensemble" in methods)
-        self.classifier = self._build(cfg, methods, cfg.MODEL.LQN.BATCH, self._calibration)
+        names, text = self.evaluator.classes, _text(cfg, dataset, teacher, "ensemble" in recipes)
+        config = ClassifierConfig(
+            *(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0)),
+            *(cfg.MODEL.LQN.BATCH, cfg.MODEL.LQN.EVAL.THREADS),
+        )
+        self.classifier = Classifier(teacher, names, text, recipes, config, calibration)
+        self.resumable = not _LEARNING & set(recipes)
+        self._condition: Condition | None = None  # that the classifier has met last
         evaluators = {self.evaluator.task: self.evaluator}
+        fingerprint = {
+            "methods": {name: repr(recipe) for name, recipe in recipes.items()},
+            "classification": repr(config),
+            "teacher precision": teacher.precision,
+            "text": tensors_hash(text),
+        }
         dataset = dataset.listed()
         # A subset is spread over the classes, which lie in order.
         records = _spread(dataset.records(strict), cfg.MODEL.LQN.EVAL.MAX_IMAGES)
         super().__init__(
-            cfg, dataset, records, self.classifier, evaluators, None, folder, resume, strict
+            *(cfg, dataset, records, self.classifier, evaluators, folder, fingerprint),
+            resume=resume,
+            strict=strict,
         )
 
-    @property
-    def resumable(self) -> bool:
-        """Whether the results on disk can be gone on from: tda would not know what it has seen."""
-        return not _LEARNING & set(self.classifier.methods)
-
-    def _text(self, cfg: CfgNode, dataset: Dataset, ensemble: bool) -> dict[str, Tensor]:
-        """Class features by name, as `Classifier` takes them."""
-        cache, names = cache_folder(), dataset.metadata.class_names
-        wanted = {"text": cfg.CLASSIFICATION.PROMPTS, "zero-shot": "single"}
-        wanted |= {"ensemble": "ensemble"} if ensemble else {}
-        return {
-            key: text_features(
-                self._teacher, names, templates(prompts, dataset.metadata.name), cache
-            )
-            for key, prompts in wanted.items()
-        }
-
-    def _build(
-        self,
-        cfg: CfgNode,
-        methods: Mapping[str, Adaptation | None],
-        batch: int,
-        calibration: Calibration | None,
-    ) -> Classifier:
-        threads = cfg.MODEL.LQN.EVAL.THREADS
-        config = ClassifierConfig(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0), batch, threads)
-        names = self.evaluator.classes
-        return Classifier(self._teacher, names, self.text, methods, config, calibration)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        return {
-            "methods": {name: repr(recipe) for name, recipe in self.classifier.methods.items()},
-            "classification": repr(self.classifier.config),
-            "teacher precision": self._teacher.precision,
-            "text": tensors_hash(self.text),
-        }
-
-    def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterator[ImageLine]:
+    def predict(
+        self, condition: Condition, samples: Sequence[Sample]
+    ) -> list[dict[str, Prediction]]:
         if condition != self._condition:
             self.classifier.reset()
             self._condition = condition
-        images = self.images(condition, records)
-        for record, by_method in zip(records, self.classifier(images)):
-            yield {
-                "methods": {
-                    name: {
-                        self.evaluator.task: self.evaluator.statistics(
-                            record, {"probabilities": prediction.probabilities}
-                        ),
-                        "lqn": prediction.stats,
-                    }
-                    for name, prediction in by_method.items()
-                },
-            }
+        return self.classifier([sample.images[str(condition)] for sample in samples])
 
-    def image(self, condition: Condition, record: Record) -> Any:
-        """(H, W, 3) uint8 RGB image of a record under a condition."""
-        return condition.apply(read_labelled_image(record), max(self.cfg.SEED, 0))
+    def score(self, sample: Sample, prediction: Prediction) -> Result:
+        task, output = self.evaluator.task, {"probabilities": prediction.probabilities}
+        return {task: self.evaluator.score(sample.truth[task], output), "lqn": prediction.stats}
 
-    def cost(self, name: str) -> tuple[Cost, float]:
-        """What a method costs on one image on its own, and its milliseconds without views.
 
-        A student that the gauge asked for in any image is asked for: the most that was paid.
-
-        Raises:
-            UncountedOperatorError: an operator that multiplies matrices has no rule.
-        """
-        image = self.image(self.conditions[-1], self.scored[0])
-        alarmed = self._calibration.alarmed() if self._calibration is not None else None
-        calibration = alarmed if self.fitted(name) else self._calibration
-        alone = self._build(self.cfg, {name: self.classifier.methods[name]}, 1, calibration)
-        alone([image])  # storage and tables that outlive an image are not the image's cost
-        alone.reset()
-        stats = alone([image])[0][name].stats
-        alone.reset()
-        return measure(lambda: alone([image])), stats["teacher_ms"] + stats["method_ms"]
+def _text(
+    cfg: CfgNode, dataset: Dataset, teacher: ClipTeacher, ensemble: bool
+) -> dict[str, Tensor]:
+    """Class features by name, as `Classifier` takes them."""
+    cache, names = cache_folder(), dataset.metadata.class_names
+    prompts = {"text": cfg.CLASSIFICATION.PROMPTS, "zero-shot": "single"}
+    prompts |= {"ensemble": "ensemble"} if ensemble else {}
+    return {
+        key: text_features(teacher, names, templates(wanted, dataset.metadata.name), cache)
+        for key, wanted in prompts.items()
+    }
 
 
 def classifications(
@@ -162,8 +111,7 @@ def classifications(
     Results lie in ``OUTPUT_DIR/inference``, in a folder for each data set where there are several.
 
     Raises:
-        InputError: a data set, the teacher or its calibration is missing or does not fit, or tda is
-            to see a part of the images.
+        InputError: something is missing or does not fit, or tda is to see a part of the images.
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST must name at least one data set of labelled images")
@@ -178,15 +126,15 @@ def classifications(
         calibration = build_calibration(cfg, teacher)
         # Zero-shot is what everything is held against; the controls bound what students can reach.
         names = dict.fromkeys(("zero-shot", *CONTROLS, *cfg.CLASSIFICATION.METHODS))
-        methods = {name: None if name in CONTROLS else adaptation(cfg, name) for name in names}
+        recipes = {name: None if name in CONTROLS else adaptation(cfg, name) for name in names}
         folder = Path(cfg.OUTPUT_DIR) / "inference"
-        within = file_names(d.metadata.name for d in datasets).values()
-        folders = [folder / name for name in within] if len(datasets) > 1 else [folder]
+        below = file_names(d.metadata.name for d in datasets).values()
+        folders = [folder / name for name in below] if len(datasets) > 1 else [folder]
         return {
             dataset.metadata.name: Classification(
-                cfg, dataset, teacher, calibration, methods, place, resume, strict
+                cfg, dataset, teacher, calibration, recipes, one, resume, strict
             )
-            for dataset, place in zip(datasets, folders)
+            for dataset, one in zip(datasets, folders)
         }
 
 
@@ -198,11 +146,7 @@ def _spread(records: list[Record], most: int) -> list[Record]:
 
 
 def build_clip(cfg: CfgNode) -> ClipTeacher:
-    """The frozen CLIP of a configuration, on its device.
-
-    Raises:
-        InputError: the teacher is no CLIP, or its files are missing or do not fit.
-    """
+    """The frozen CLIP of a configuration; an `InputError` if its teacher is another one."""
     name = cfg.MODEL.LQN.TEACHER.NAME
     if name != "clip":
         raise InputError(f"MODEL.LQN.TEACHER.NAME must be clip, not {name!r}")
@@ -226,10 +170,7 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0, strict: bool = Fal
         strict: stop at the first image that cannot be read, which is otherwise named and left out.
 
     Returns:
-        The file, beside the teacher's local weights, where every run finds it.
-
-    Raises:
-        InputError: the weights are not in a local folder, or the data set is missing.
+        the file, beside the teacher's weights, which must be in a local folder.
     """
     folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
@@ -242,7 +183,7 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0, strict: bool = Fal
         return centre_view(read_labelled_image(record), teacher)[None]
 
     print(describe_teacher(cfg, teacher), flush=True)
-    found, count = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE, strict)
+    ranges, count = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE, strict)
     about = {"images": count, "from": dataset, "quantile": QUANTILE}
-    save_calibration(folder / FILE_NAME, found, about)
+    save_calibration(folder / FILE_NAME, ranges, about)
     return folder / FILE_NAME

@@ -1,8 +1,7 @@
-"""Evaluate methods side by side: clean and corrupted images, one teacher pass per image.
+"""Evaluate methods side by side: each image is read once, for all conditions and methods.
 
-What is kept of an image under a condition: each method's statistics for every metric, its costs and
-a hash of its masks. All numbers are made from that, so a run that was killed goes on where it
-stopped, images can be shared out over processes, and intervals and means need no second run.
+The loop is `DatasetRun.run`. All numbers are made from what it stores of an image under a
+condition: each method's statistics for every metric, its times and a hash of its masks.
 """
 
 from __future__ import annotations
@@ -10,15 +9,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from lqn_seg import __version__
 from lqn_seg.adapt.threads import fixed_threads
@@ -26,40 +30,25 @@ from lqn_seg.config.nodes import methods
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
-from lqn_seg.data.images import read_record, untold_turn
+from lqn_seg.data.images import untold_turn
 from lqn_seg.data.input_hash import input_hash
+from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine import launch
-from lqn_seg.engine.ahead import ReadAhead
 from lqn_seg.engine.build import build_segmenter
-from lqn_seg.engine.launch import keep_memory
-from lqn_seg.engine.store import ShardedRun, say
+from lqn_seg.engine.store import STAMP, Batch, Key, Result, ResultStore, say
 from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
+from lqn_seg.evaluation import InstanceEvaluator, PanopticEvaluator, semantic_evaluator
 from lqn_seg.evaluation.base import ImageEvaluator
-from lqn_seg.evaluation.cityscapes import semantic_evaluator
-from lqn_seg.evaluation.instance import InstanceEvaluator
-from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.segmentation.postprocess import mask_hash
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
-from lqn_seg.teachers.base import Teacher
+
+if TYPE_CHECKING:  # open_clip takes a second
+    from lqn_seg.classification.classifier import Classifier
 
 CLEAN = "clean"
-ImageLine = dict[str, Any]
-
-
-class Model(Protocol):
-    """What runs the methods: a segmenter, a classifier."""
-
-    @property
-    def teacher(self) -> Teacher[Any]: ...
-    @property
-    def calibration(self) -> Calibration | None: ...
-    @property
-    def config(self) -> Any: ...
-    @property
-    def precisions(self) -> dict[str, str]: ...
-    @property
-    def ineffective(self) -> dict[str, str]: ...
+Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+_QUIET = 30.0  # seconds between two lines of progress in a file
 
 
 @dataclass(frozen=True)
@@ -77,14 +66,14 @@ class Condition:
         """For people: "gaussian noise-3"."""
         return str(self).replace("_", " ")
 
-    def apply(self, image: Any, seed: int) -> Any:
+    def apply(self, image: Pixels, seed: int) -> Pixels:
         """(H, W, 3) uint8 to the same, damaged."""
         if self.corruption == CLEAN:
             return image
         return corrupt(image, self.corruption, self.severity, seed)
 
 
-def conditions(cfg: CfgNode) -> list[Condition]:
+def configured_conditions(cfg: CfgNode) -> list[Condition]:
     """Clean first, then the corruptions of ``MODEL.LQN.EVAL`` at their severity."""
     evaluation = cfg.MODEL.LQN.EVAL
     return [Condition(), *(Condition(c, evaluation.SEVERITY) for c in evaluation.CORRUPTIONS)]
@@ -93,162 +82,228 @@ def conditions(cfg: CfgNode) -> list[Condition]:
 def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluator]:
     """Evaluators by task, for the outputs that the configuration turns on."""
     test = cfg.MODEL.MASK_FORMER.TEST
-    chosen: list[ImageEvaluator] = []
-    if test.PANOPTIC_ON:
-        chosen.append(PanopticEvaluator(metadata))
-    if test.INSTANCE_ON:
-        chosen.append(InstanceEvaluator(metadata))
-    if test.SEMANTIC_ON:
-        chosen.append(semantic_evaluator(metadata))
-    if not chosen:
+    makers = (
+        (test.PANOPTIC_ON, PanopticEvaluator),
+        (test.INSTANCE_ON, InstanceEvaluator),
+        (test.SEMANTIC_ON, semantic_evaluator),
+    )
+    evaluators = [make(metadata) for wanted, make in makers if wanted]
+    if not evaluators:
         raise InputError("MODEL.MASK_FORMER.TEST turns every output off: there is nothing to score")
-    return {evaluator.task: evaluator for evaluator in chosen}
+    return {evaluator.task: evaluator for evaluator in evaluators}
+
+
+@dataclass
+class Sample:
+    """An image, read once for all methods and conditions.
+
+    Attributes:
+        record: of the data set.
+        images: (H, W, 3) uint8 by the conditions that lack a result of it.
+        stamp: hash of its files and its annotation.
+        truth: by task, as `ImageEvaluator.prepare` makes it.
+        error: why it cannot be read.
+    """
+
+    record: Record
+    images: dict[str, Any]
+    stamp: str = ""
+    truth: dict[str, Any] = dataclasses.field(default_factory=dict)
+    error: Exception | None = None
 
 
 class DatasetRun(ABC):
     """Methods side by side on one data set's images: resumable, in any number of processes.
 
-    Subclasses say what the methods answer (`_predict`) and what else two runs must have in common
-    for their lines to belong together (`_fingerprint`).
-
     Args:
-        cfg: the configuration.
-        dataset: images and ground truth.
         records: the images that count.
         model: runs the methods; frozen.
         evaluators: by task.
-        chosen: conditions in place of the configuration's.
         folder: receives the results.
+        fingerprint: what else two runs must have in common for their results to belong together.
+        conditions: in place of the configuration's.
         resume: go on from what is in the folder. An image whose files or annotation have changed
-            since is evaluated again; where it lies is not asked.
+            since is evaluated again.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
 
     Raises:
-        InputError: there is no image, or the folder holds a run of another configuration and
-            ``resume`` was asked for.
+        InputError: there is no image, or another configuration's run is to be resumed.
     """
+
+    # A method that learns on the way sees all images of a condition before the next one's.
+    resumable = True
 
     def __init__(
         self,
         cfg: CfgNode,
         dataset: Dataset,
         records: list[Record],
-        model: Model,
+        model: Segmenter | Classifier,
         evaluators: Mapping[str, ImageEvaluator],
-        chosen: Sequence[Condition] | None,
         folder: Path,
-        resume: bool,
-        strict: bool,
+        fingerprint: Mapping[str, Any],
+        conditions: Sequence[Condition] | None = None,
+        resume: bool = False,
+        strict: bool = False,
     ) -> None:
         self.cfg, self.dataset, self.records, self.model = cfg, dataset, records, model
-        self.evaluators, self.folder = evaluators, folder
+        self.evaluators, self.folder, self.strict = evaluators, folder, strict
+        self.conditions = list(configured_conditions(cfg) if conditions is None else conditions)
         listed = dataset.records(strict=False)
         self.total = len(listed)
         if not records:
             if launch.is_main():
                 name_problems(dataset.problems)
             raise InputError(f"no image can be evaluated: {dataset.problems[0]}")
-        self.conditions = conditions(cfg) if chosen is None else list(chosen)
-        self._by_name = {str(condition): condition for condition in self.conditions}
-        names = list(self._by_name)
-        fingerprint = self._common_fingerprint(listed) | self._fingerprint()
-        self.shards = ShardedRun(
-            folder, fingerprint, names, resume, strict, self._input_hash, may_change=("records",)
-        )
+        self._is_noted = False
+        self.fingerprint = {**self._common_fingerprint(listed), **fingerprint}
+        names = [str(condition) for condition in self.conditions]
+        self.store = ResultStore(folder, self.fingerprint, names, resume, strict, ("records",))
         if resume:
-            self.shards.forget_changed(records)
-        self.fingerprint = fingerprint
-        self._ahead: ReadAhead[Any] = ReadAhead()
+            self.store.forget_changed(records, self._stamp)
 
     def _common_fingerprint(self, listed: list[Record]) -> dict[str, Any]:
-        metadata = self.dataset.metadata
+        metadata, teacher = self.dataset.metadata, self.model.teacher
         return {
             "dataset": metadata.name,
             "classes": _digest(repr((metadata.categories, metadata.label_table))),
             "records": _digest(json.dumps(listed, default=str)),
-            "device": self.model.teacher.device.type,
+            "device": teacher.device.type,
             "threads": self.cfg.MODEL.LQN.EVAL.THREADS,
             "torch": torch.__version__,
             "calibration": calibration_hash(self.model.calibration),
             "precision": self.model.precisions,
-            "teacher": weights_hash(self.model.teacher.model),
-            "teacher input": repr(self.model.teacher.preprocessing),
+            "teacher": weights_hash(teacher.model),
+            "teacher input": repr(teacher.preprocessing),
             "version": __version__,
         }
 
-    def _input_hash(self, record: Record) -> str:
+    @abstractmethod
+    def predict(
+        self, condition: Condition, samples: Sequence[Sample]
+    ) -> Iterable[Mapping[str, Any]]:
+        """What each method predicts of each sample's image under a condition, in their order."""
+
+    @abstractmethod
+    def score(self, sample: Sample, prediction: Any) -> Result:
+        """One method's line: statistics by task, ``lqn``, the costs, and more."""
+
+    def run(self, progress: bool = True) -> None:
+        """Predict and score what is not on disk yet; each process does its share of it."""
+        launch.keep_memory()
+        share = self.store.share(self.records, self.model.config.batch, apart=not self.resumable)
+        # Each image is read and its truth decoded once, ahead of time where that pays.
+        how: dict[str, Any] = {"collate_fn": self._read_batch, "num_workers": self.workers}
+        batches: Iterable[list[Sample]] = DataLoader(share, batch_size=None, **how)  # type: ignore[arg-type]
+        threads = self.cfg.MODEL.LQN.EVAL.THREADS
+        with fixed_threads(threads), _progress_bar(share, progress) as bar:
+            for samples in batches:
+                for condition in self.conditions:
+                    todo = [sample for sample in samples if str(condition) in sample.images]
+                    if todo:
+                        bar.set_description(f"{condition!s:<20}", refresh=False)
+                        predictions = self._predictions(condition, todo)
+                        lines = [self._line(condition, s, p) for s, p in zip(todo, predictions)]
+                        self.store.append(str(condition), lines)
+                        bar.update(len(todo))
+        self.store.finish(self.records)
+        if launch.is_main() and not self.scored:
+            raise InputError(f"no image could be evaluated: {next(iter(self.failures.values()))}")
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> int:
+        """Processes that read images ahead: none on a CPU, where they would slow the methods."""
+        return int(self.model.teacher.device.type == "cuda")
+
+    def _read_batch(self, batch: Batch) -> list[Sample]:
+        return [self._read(record, names) for record, names in batch]
+
+    def _read(self, record: Record, names: Sequence[str]) -> Sample:
+        """A record's image under some conditions, and its truth; or why it cannot be read."""
+        try:
+            pixels, seed = read_labelled_image(record), self.model.config.seed
+            by_name = {str(condition): condition for condition in self.conditions}
+            images = {name: by_name[name].apply(pixels, seed) for name in names}
+            truth = {task: e.prepare(record) for task, e in self.evaluators.items()}
+            turn = untold_turn(record["file_name"]) if "height" in record else ""
+            if turn and not self._is_noted:
+                self._is_noted = True
+                say(f"note: {turn}; other such images are not named")
+            return Sample(record, images, self._stamp(record), truth)
+        except Exception as error:
+            return Sample(record, dict.fromkeys(names), error=error)
+
+    def image(self, condition: Condition, record: Record) -> Any:
+        """A record's image under a condition, as the model takes it."""
+        return condition.apply(read_labelled_image(record), self.model.config.seed)
+
+    def _stamp(self, record: Record) -> str:
         """What tells a record from the same one with another image, label or annotation."""
         return input_hash(record, self.dataset.metadata, InstanceEvaluator.task in self.evaluators)
 
-    @abstractmethod
-    def _fingerprint(self) -> dict[str, Any]:
-        """What has to be equal besides."""
+    # ---- what fails ------------------------------------------------------------------------------
 
-    @abstractmethod
-    def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterable[ImageLine]:
-        """``{"methods": name -> line}`` for each record, in their order."""
+    def _predictions(self, condition: Condition, samples: Sequence[Sample]) -> list[Any]:
+        """`predict`; where a sample has none, its error, which takes no other's prediction."""
+        readable = [sample for sample in samples if sample.error is None]
+        try:
+            predictions = iter(list(self.predict(condition, readable)) if readable else [])
+            return [sample.error or next(predictions) for sample in samples]
+        except Exception as error:
+            if self._is_fatal(error):
+                raise
+            if len(samples) == 1:
+                return [error]
+        return [p for sample in samples for p in self._predictions(condition, [sample])]
 
-    @abstractmethod
-    def image(self, condition: Condition, record: Record) -> Any:
-        """A record's pixels under a condition, uint8, as the model takes them."""
+    def _line(self, condition: Condition, sample: Sample, prediction: Any) -> Result:
+        """What is stored of a sample under a condition: a result, or why there is none."""
+        key = sample.record["image_id"]
+        try:
+            if isinstance(prediction, Exception):
+                raise prediction
+            lines = {name: self.score(sample, each) for name, each in prediction.items()}
+            return {"image_id": key, STAMP: sample.stamp, "methods": lines}
+        except Exception as error:
+            if self._is_fatal(error):
+                raise
+            reason = str(error)
+            if not isinstance(error, InputError):  # not foreseen
+                reason = f"{type(error).__name__}: {error}"
+                traceback.print_exception(error)
+            say(f"image {key} ({condition}) failed: {reason}")
+            return {"image_id": key, "failed": reason}
 
-    def images(self, condition: Condition, records: Sequence[Record]) -> list[Any]:
-        """`image` of each record, in their order; what was announced has been read meanwhile."""
-        return [self._ahead.take(*self._call(condition, record)) for record in records]
+    def _is_fatal(self, error: Exception) -> bool:
+        """After an error inside a GPU's kernel every further call on it fails."""
+        is_lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
+        return self.strict or (is_lost and not isinstance(error, torch.OutOfMemoryError))
 
-    @property
-    def resumable(self) -> bool:
-        """Whether the results on disk can be gone on from: not where methods learn on the way."""
-        return True
-
-    @property
-    def reads_ahead(self) -> bool:
-        """Whether images are read while others are worked on: not on a CPU, which would be busy
-        with both, and the methods' times would say so."""
-        return self.model.teacher.device.type != "cpu"
-
-    def _announce(self, name: str, records: Sequence[Record]) -> None:
-        self._ahead.begin(dict(self._call(self._by_name[name], record) for record in records))
-
-    def _call(self, condition: Condition, record: Record) -> tuple[Hashable, Callable[[], Any]]:
-        """How a record's image is read, and what tells it from others: ids alone may not."""
-        key = (condition, record["image_id"], record["file_name"])
-        return key, partial(self.image, condition, record)
+    # ---- results ---------------------------------------------------------------------------------
 
     @property
     def is_subset(self) -> bool:
         return len(self.records) < self.total
 
-    def run(self, progress: bool = True) -> None:
-        """Predict and score what is not on disk yet, each process its share of it."""
-        keep_memory()
-        with fixed_threads(self.cfg.MODEL.LQN.EVAL.THREADS):
-            self.shards.execute(
-                self.records,
-                self.model.config.batch,
-                lambda name, records: self._predict(self._by_name[name], records),
-                progress,
-                self._announce if self.reads_ahead else None,
-            )
-        if launch.is_main() and not self.scored:
-            raise InputError(f"no image could be evaluated: {next(iter(self.failures.values()))}")
-
     def progress(self) -> str:
         """How much of the work is on disk, in words."""
         total = len(self.conditions) * len(self.records)
-        left = sum(len(chunk) for _, chunk in self.shards.left(self.records, len(self.records)))
-        return f"{total - left} of {total} images done (each condition counts)"
+        left = self.store.left(self.records, len(self.records))
+        count = sum(len(names) for batch in left for _, names in batch)
+        return f"{total - count} of {total} images done (each condition counts)"
 
     @property
-    def failures(self) -> dict[tuple[str, int | str], str]:
+    def failures(self) -> dict[tuple[str, Key], str]:
         """Why an image has no result, by condition and image id."""
-        chosen = {record["image_id"] for record in self.records}
+        keys = {record["image_id"] for record in self.records}
         return {
-            (name, key): reason
-            for name, kept in self.shards.kept.items()
-            for key, reason in kept.failures.items()
-            if key in chosen
+            (str(condition), key): reason
+            for condition in self.conditions
+            for key, reason in self.store.failures(str(condition)).items()
+            if key in keys
         }
 
     @property
@@ -257,13 +312,13 @@ class DatasetRun(ABC):
         failed = {key for _, key in self.failures}
         return [record for record in self.records if record["image_id"] not in failed]
 
-    def lines(self, condition: Condition | str, method: str) -> list[dict[str, Any]]:
+    def lines(self, condition: Condition | str, method: str) -> list[Result]:
         """One method's line for every scored image, in the data set's order."""
-        stored = self.shards.kept[str(condition)].results
+        stored = self.store.entries[str(condition)]
         return [stored[record["image_id"]]["methods"][method] for record in self.scored]
 
     def fitted(self, method: str) -> int:
-        """To how many images a student was fitted and heard, each condition counting."""
+        """To how many images a student was fitted and mixed in, each condition counting."""
         lines = [line for condition in self.conditions for line in self.lines(condition, method)]
         return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
 
@@ -274,17 +329,13 @@ class DatasetRun(ABC):
             task: evaluator.summarize([line[task] for line in lines])
             for task, evaluator in self.evaluators.items()
         }
-        result["lqn"] = mean_stats([line["lqn"] for line in lines])
-        return result
+        return result | {"lqn": mean_stats([line["lqn"] for line in lines])}
 
 
 class Evaluation(DatasetRun):
     """One run of segmentation: a data set, conditions and methods.
 
-    Args:
-        cfg: the configuration; ``OUTPUT_DIR/inference`` receives the results.
-        dataset: images and ground truth.
-        resume, chosen, strict: see `DatasetRun`.
+    ``OUTPUT_DIR/inference`` receives the results; the other arguments are `DatasetRun`'s.
 
     Raises:
         InputError: see `DatasetRun`; or the teacher or its files do not fit.
@@ -295,7 +346,7 @@ class Evaluation(DatasetRun):
         cfg: CfgNode,
         dataset: Dataset,
         resume: bool = False,
-        chosen: Sequence[Condition] | None = None,
+        conditions: Sequence[Condition] | None = None,
         strict: bool = False,
     ) -> None:
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
@@ -308,47 +359,51 @@ class Evaluation(DatasetRun):
         )
         evaluators = build_evaluators(cfg, metadata)
         folder = Path(cfg.OUTPUT_DIR) / "inference"
-        self._named_turn = False
-        super().__init__(
-            cfg, dataset, records, self.segmenter, evaluators, chosen, folder, resume, strict
-        )
-
-    def _fingerprint(self) -> dict[str, Any]:
-        return {
-            "methods": {name: repr(method) for name, method in methods(self.cfg).items()},
+        others = self.segmenter.comparators
+        fingerprint = {
+            "methods": {name: repr(method) for name, method in methods(cfg).items()},
             "segmentation": repr(self.segmenter.config),
-            "comparators": {
-                name: weights_hash(other.model)
-                for name, other in self.segmenter.comparators.items()
-            },
+            "comparators": {name: weights_hash(other.model) for name, other in others.items()},
         }
-
-    def _predict(self, condition: Condition, records: Sequence[Record]) -> Iterable[ImageLine]:
-        images = self.images(condition, records)
-        sizes = [(int(record["height"]), int(record["width"])) for record in records]
-        for record, by_method in zip(records, self.segmenter(images, sizes)):
-            yield {
-                "methods": {
-                    name: self._method_line(record, prediction)
-                    for name, prediction in by_method.items()
-                },
-            }
+        super().__init__(
+            *(cfg, dataset, records, self.segmenter, evaluators, folder, fingerprint),
+            *(conditions, resume, strict),
+        )
 
     def image(self, condition: Condition, record: Record) -> torch.Tensor:
         """(3, h, w) uint8 RGB image of a record under a condition."""
-        pixels = read_record(record)
-        if not self._named_turn and (turn := untold_turn(record["file_name"])):
-            self._named_turn = True
-            say(f"note: {turn}; other such images are not named")
-        pixels = condition.apply(pixels, self.segmenter.config.seed)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return _tensor(super().image(condition, record))
 
-    def _method_line(self, record: Record, prediction: Prediction) -> dict[str, Any]:
-        scored = {
-            task: evaluator.statistics(record, prediction.output)
+    def predict(
+        self, condition: Condition, samples: Sequence[Sample]
+    ) -> list[dict[str, Prediction]]:
+        images = [_tensor(sample.images[str(condition)]) for sample in samples]
+        sizes = [(int(s.record["height"]), int(s.record["width"])) for s in samples]
+        return self.segmenter(images, sizes)
+
+    def score(self, sample: Sample, prediction: Prediction) -> Result:
+        scores = {
+            task: evaluator.score(sample.truth[task], prediction.output)
             for task, evaluator in self.evaluators.items()
         }
-        return {**scored, "lqn": prediction.stats, "mask_hash": mask_hash(prediction.output)}
+        return {**scores, "lqn": prediction.stats, "mask_hash": mask_hash(prediction.output)}
+
+
+def _tensor(image: Pixels) -> torch.Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+
+def _progress_bar(share: Sequence[Batch], progress: bool) -> Any:
+    """Images done, their rate and the time that is left; of the main process's share alone."""
+    return tqdm(
+        total=sum(len(names) for batch in share for _, names in batch),
+        unit="image",
+        disable=not (progress and launch.is_main()),
+        smoothing=0.05,
+        postfix=f"in process 1 of {launch.size()}" if launch.size() > 1 else None,
+        mininterval=0.1 if sys.stderr.isatty() else _QUIET,
+        dynamic_ncols=True,
+    )
 
 
 def mean_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -383,7 +438,7 @@ def calibration_hash(calibration: Calibration | None, digits: int = 16) -> str:
 
     def add(name: str, value: Any) -> None:
         if dataclasses.is_dataclass(value):
-            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            value = vars(value)
         if isinstance(value, Mapping):
             for key in sorted(value):
                 add(f"{name}.{key}", value[key])
@@ -394,17 +449,3 @@ def calibration_hash(calibration: Calibration | None, digits: int = 16) -> str:
 
     add("", calibration)
     return "" if calibration is None else digest.hexdigest()[:digits]
-
-
-__all__ = [
-    "CLEAN",
-    "Condition",
-    "DatasetRun",
-    "Evaluation",
-    "Segmenter",
-    "calibration_hash",
-    "conditions",
-    "mean_stats",
-    "tensors_hash",
-    "weights_hash",
-]

@@ -1,7 +1,7 @@
-"""Several processes at one job: joining those that a launcher started, and speaking with them.
+"""Several processes at one job: joining those that a launcher started, and their messages.
 
-`torchrun` or Detectron2's launcher starts the processes. What they exchange are short messages
-between the hosts, so the native engine always speaks gloo, with or without GPUs.
+They exchange short messages between the hosts, so the native engine always uses gloo, with or
+without GPUs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from lqn_seg.errors import InputError, PeerError
 
 # A process whose share is done waits for the slowest; torch's own half an hour would end the run.
 PATIENCE = timedelta(days=30)
-# glibc's names for what `mallopt` sets, and the largest piece that is kept, in bytes.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_KEPT = 1 << 27
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names for what `mallopt` sets
+_LARGEST_KEPT = 1 << 27  # bytes of a piece
 
 
 def rank() -> int:
@@ -58,11 +57,7 @@ def joined() -> Iterator[None]:
 
 
 def gather(value: Any) -> list[Any]:
-    """Everybody's value, by rank, in every process; waits for the last of them.
-
-    Raises:
-        PeerError: another process has ended.
-    """
+    """Every process's value, by rank; a `PeerError` if one has ended."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
@@ -75,9 +70,7 @@ def gather(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """If the block fails by bad input in one process, it fails in all; the main one says why.
-
-    Every process has to pass through the block. Waits for the last of them.
+    """If the block, which every process enters, fails by bad input in one, it fails in all.
 
     Raises:
         InputError: in the main process, the first sentence by rank.
@@ -88,19 +81,16 @@ def together() -> Iterator[None]:
         yield
     except InputError as error:
         complaint = error
-    heard = [c for c in gather(str(complaint) if complaint else None) if c]
-    if heard:
-        kind = InputError if is_main() else PeerError
-        raise kind(heard[0]) from complaint
+    if complaints := [text for text in gather(complaint and str(complaint)) if text]:
+        raise (InputError if is_main() else PeerError)(complaints[0]) from complaint
 
 
 def keep_memory() -> None:
-    """Let the C library keep what this process frees, for the next that asks.
+    """Let glibc keep what this process frees; best called when the weights are loaded.
 
-    glibc gives large pieces back to the system at once and gets them again page by page: of a
-    teacher's time on a CPU that is a tenth for one image, and a quarter for many at once. The
-    price is memory, a seventh of an EoMT-L's at 512 pixels; without a limit to what is kept it
-    would be more. Best called when the weights are loaded. Other C libraries are left as they are.
+    By default it gives large pieces back to the system at once and gets them again page by page:
+    of a teacher's time on a CPU that is a tenth for one image, and a quarter for many at once. The
+    price is memory, a seventh of an EoMT-L's at 512 pixels. Other C libraries stay as they are.
     """
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
@@ -115,11 +105,8 @@ def start(
 
     Args:
         script: the Python file and its arguments.
-        per_machine: processes on this machine; ``machines`` of them, this is number ``machine``.
-        url: ``tcp://HOST:PORT`` of machine 0; ``auto`` finds a free port for one machine.
-
-    Raises:
-        InputError: several machines without an address to meet at.
+        per_machine: processes on each of the machines, of which this is number ``machine``.
+        url: ``tcp://HOST:PORT`` of machine 0, needed for several; ``auto`` finds a free port.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -24,8 +24,7 @@ from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.data.catalog import Category, Metadata, get_dataset
 from lqn_seg.data.file_names import file_name
-from lqn_seg.data.image_files import find_images
-from lqn_seg.data.images import read_image, read_record
+from lqn_seg.data.images import find_images, read_image, read_record
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.build import (
     build_calibration,

@@ -1,4 +1,4 @@
-"""The images of a data set that can be used; what cannot is named on the console."""
+"""The images of a data set that can be used; the console names what cannot."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from lqn_seg.errors import InputError
 def usable_records(dataset: Dataset, strict: bool = False) -> list[Record]:
     """A data set's records, as far as a look at its files can tell.
 
-    Args:
-        strict: whether something that cannot be listed is an error.
-
     Raises:
-        InputError: there is no image.
+        InputError: there is no image; or, if `strict`, something cannot be listed.
     """
     listed = dataset.listed()
     name_problems(listed.problems, strict)
@@ -29,12 +26,8 @@ def usable_records(dataset: Dataset, strict: bool = False) -> list[Record]:
 
 
 def name_problems(problems: Sequence[str], strict: bool = False) -> None:
-    """Say what is left out.
-
-    Raises:
-        InputError: there is something, and the caller is strict.
-    """
-    if problems and strict:
-        raise InputError(problems[0])
+    """Say what is left out; if `strict`, the first of it is an `InputError`."""
     for problem in problems:
+        if strict:
+            raise InputError(problem)
         say(f"left out: {problem}")

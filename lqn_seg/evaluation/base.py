@@ -1,8 +1,7 @@
 """What the evaluators share: Detectron2's protocol on top of one statistic per image.
 
 A statistic is JSON-able and stands for its image alone, so a run can be cut anywhere, stored,
-resumed, split over processes and merged: images are keyed by their id, and adding an image again
-replaces it.
+resumed, split over processes and merged.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Statistics = dict[str, Any]
 
 
 class DatasetMetadata(Protocol):
-    """What an evaluator asks of a data set; `lqn_seg.data.catalog.Metadata` is one."""
+    """What an evaluator asks of a data set, as `lqn_seg.data.catalog.Metadata`."""
 
     @property
     def name(self) -> str: ...
@@ -32,8 +31,6 @@ class DatasetMetadata(Protocol):
     def evaluator_type(self) -> str: ...
     @property
     def ignore_label(self) -> int: ...
-    @property
-    def dataset_id_to_contiguous_id(self) -> dict[int, int]: ...
     def read_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]: ...
     def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]: ...
     def read_instances(self, record: Mapping[str, Any]) -> list[dict[str, Any]]: ...
@@ -54,7 +51,7 @@ class ImageEvaluator(ABC):
     def __init__(
         self, metadata: DatasetMetadata, records: Iterable[Mapping[str, Any]] | None = None
     ) -> None:
-        self.metadata = metadata
+        self.metadata, self.classes = metadata, metadata.class_names
         self.images: dict[int | str, Statistics] = {}
         self._records = {record["image_id"]: record for record in records or ()}
 
@@ -80,25 +77,43 @@ class ImageEvaluator(ABC):
         """
         # Numbers as numbers: where scores tie, AP depends on the order, and this is COCO's.
         ids = sorted(self.images, key=lambda i: (isinstance(i, str), i))
-        ordered = [self.images[image_id] for image_id in ids]
-        return {self.task: self.summarize(ordered)}
+        return {self.task: self.summarize([self.images[image_id] for image_id in ids])}
+
+    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
+        """One image's contribution: JSON-able, pure.
+
+        Raises:
+            InputError: as `prepare` and `score`.
+        """
+        record = {**self._records.get(record.get("image_id"), {}), **record}
+        return self.score(self.prepare(record), output)
 
     @abstractmethod
-    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
-        """One image's contribution: JSON-able, pure."""
+    def prepare(self, record: Mapping[str, Any]) -> Any:
+        """An image's ground truth, decoded once for all outputs that are scored against it.
+
+        Raises:
+            InputError: it is missing, damaged, or does not fit the record.
+        """
+
+    @abstractmethod
+    def score(self, truth: Any, output: Mapping[str, Any]) -> Statistics:
+        """`statistics` of an output against what `prepare` made of the image's record.
+
+        Raises:
+            InputError: the output lacks this task's field, or has another size or other classes
+                than the ground truth.
+        """
 
     @abstractmethod
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """Metrics of a list of images; the same image may occur more than once."""
 
-    def _record(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**self._records.get(record.get("image_id"), {}), **record}
 
-
-def output_field(record: Mapping[str, Any], output: Mapping[str, Any], key: str) -> Any:
+def output_field(image_id: Any, output: Mapping[str, Any], key: str) -> Any:
     """`output[key]`, or one sentence that says which image has none."""
     if output.get(key) is None:
-        raise InputError(f"the model's output for image {record.get('image_id')} has no {key!r}")
+        raise InputError(f"the model's output for image {image_id} has no {key!r}")
     return output[key]
 
 
@@ -108,11 +123,17 @@ def to_numpy(array: Any) -> NDArray[Any]:
 
 
 def check_shape(
-    record: Mapping[str, Any], what: str, predicted: tuple[int, ...], truth: tuple[int, ...]
+    image_id: Any, what: str, predicted: tuple[int, ...], truth: tuple[int, ...]
 ) -> None:
     """Prediction and ground truth must have the same height and width."""
     if predicted != truth:
         raise InputError(
-            f"{what} of image {record.get('image_id')} is {' x '.join(map(str, predicted))} but "
+            f"{what} of image {image_id} is {' x '.join(map(str, predicted))} but "
             f"its ground truth is {' x '.join(map(str, truth))} (height x width)"
         )
+
+
+def sparse(matrix: NDArray[np.integer]) -> list[list[int]]:
+    """The cells of a matrix that are not 0, as [row, column, value]."""
+    rows, columns = np.nonzero(matrix)
+    return np.stack([rows, columns, matrix[rows, columns].astype(np.int64)], -1).tolist()

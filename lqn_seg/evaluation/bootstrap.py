@@ -7,6 +7,7 @@ the Bootstrap", 1993, chapters 8 and 13: percentile interval).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -40,8 +41,8 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Bootstrap metric(A) - metric(B), for any metric of a list of per-image statistics.
 
-    The metric is called 2 (samples + 1) times; where it is a function of sums over images, use
-    `paired_bootstrap_totals`, which draws the same samples and is much faster.
+    The metric is called 2 (samples + 1) times; where it is a function of sums over images,
+    `paired_interval` of both methods' `resampled_totals` is the same and much faster.
 
     Args:
         metric: list of statistics -> number; must count an image listed twice twice
@@ -49,42 +50,16 @@ def paired_bootstrap(
         stats_a, stats_b: one entry per image, same images in the same order.
         samples: number of resampled data sets.
         confidence: of the interval, 0 .. 1.
-        seed: of the resampling.
         block: images are resampled in runs of this many neighbours (video frames).
 
     Raises:
         InputError: no images, lists of different lengths, or an argument outside its range.
     """
     images = _check(len(stats_a), len(stats_b), samples, confidence, block)
-    differences = [
-        metric([stats_a[i] for i in chosen]) - metric([stats_b[i] for i in chosen])
-        for chosen in _resamples(images, samples, seed, block)
-    ]
-    return _interval(metric(stats_a) - metric(stats_b), np.array(differences), confidence)
-
-
-def paired_bootstrap_totals(
-    metric: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    stats_a: NDArray[np.float64],
-    stats_b: NDArray[np.float64],
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    block: int = 1,
-) -> PairedDifference:
-    """`paired_bootstrap` for metrics of summed statistics: PQ, mIoU, accuracy, means.
-
-    Args:
-        metric: totals (S, ...) of S data sets -> (S,), such as an evaluator's `metric`.
-        stats_a, stats_b: (images, ...), such as an evaluator's `stack`.
-        samples, confidence, seed, block: as `paired_bootstrap`, with the same samples.
-
-    Raises:
-        InputError: as `paired_bootstrap`.
-    """
-    _check(len(stats_a), len(stats_b), samples, confidence, block)
+    sets = [np.arange(images), *_resamples(images, samples, seed, block)]
     values_a, values_b = (
-        metric(resampled_totals(stats, samples, seed, block)) for stats in (stats_a, stats_b)
+        np.array([metric([stats[i] for i in indices]) for indices in sets])
+        for stats in (stats_a, stats_b)
     )
     return paired_interval(values_a, values_b, confidence)
 
@@ -94,8 +69,7 @@ def resampled_totals(
 ) -> NDArray[np.float64]:
     """Sums over the images, and over each resampled data set: what paired intervals are made of.
 
-    Two methods' totals are paired as long as images, samples, seed and block are the same; a method
-    that is compared with many others needs its own only once.
+    Two methods' totals are paired as long as images, samples, seed and block are the same.
 
     Args:
         stats: (images, ...), such as an evaluator's `stack`.
@@ -103,38 +77,34 @@ def resampled_totals(
 
     Returns:
         (1 + samples, ...), the whole data set first.
-
-    Raises:
-        InputError: as `paired_bootstrap`.
     """
     images = _check(len(stats), len(stats), samples, 0.5, block)
-    totals = [stats.sum(axis=0)]
-    for chosen in _resamples(images, samples, seed, block):
-        # Gather and add in a fixed order, not counts @ stats: equal statistics then give equal
-        # totals to the last bit, and the difference of a method to itself is exactly 0.
-        totals.append(stats[chosen].sum(axis=0))
-    return np.stack(totals)
+    # Gather and add in a fixed order, not counts @ stats: equal statistics then give equal
+    # totals to the last bit, and the difference of a method to itself is exactly 0.
+    resampled = (stats[indices].sum(axis=0) for indices in _resamples(images, samples, seed, block))
+    return np.stack([stats.sum(axis=0), *resampled])
 
 
 def paired_interval(
     values_a: NDArray[np.float64], values_b: NDArray[np.float64], confidence: float = 0.95
 ) -> PairedDifference:
-    """The interval of metric(A) - metric(B), from the metric of both methods' `resampled_totals`.
+    """The percentile interval of A - B; samples in which one is undefined are left out.
 
     Args:
-        values_a, values_b: (1 + samples,), the whole data set first.
-        confidence: of the interval, 0 .. 1.
+        values_a, values_b: (1 + samples,) a metric of both methods' `resampled_totals`.
     """
-    differences = values_a - values_b
-    return _interval(float(differences[0]), differences[1:], confidence)
+    difference, *resampled = (values_a - values_b).tolist()
+    defined = [value for value in resampled if not math.isnan(value)]
+    ends = (1 - confidence) / 2, (1 + confidence) / 2
+    low, high = np.quantile(defined, ends).tolist() if defined else (math.nan, math.nan)
+    return PairedDifference(difference, low, high)
 
 
 def _resamples(images: int, samples: int, seed: int, block: int) -> Iterator[NDArray[np.int64]]:
     """Indices of the images of each sample: overlapping blocks, as many as fill the set."""
     random = np.random.default_rng(seed)
-    blocks = -(-images // block)
     for _ in range(samples):
-        starts = random.integers(0, images - block + 1, size=blocks)
+        starts = random.integers(0, images - block + 1, size=-(-images // block))
         yield (starts[:, None] + np.arange(block)).reshape(-1)[:images]
 
 
@@ -149,14 +119,3 @@ def _check(images: int, others: int, samples: int, confidence: float, block: int
             f"({images}), got samples={samples}, confidence={confidence}, block={block}"
         )
     return images
-
-
-def _interval(
-    difference: float, differences: NDArray[np.float64], confidence: float
-) -> PairedDifference:
-    """Percentile interval; samples in which the metric is undefined are left out."""
-    defined = differences[~np.isnan(differences)]
-    if defined.size == 0:
-        return PairedDifference(float(difference), float("nan"), float("nan"))
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return PairedDifference(float(difference), float(low), float(high))

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.base import DatasetMetadata, Statistics, to_numpy
-from lqn_seg.evaluation.semantic import SemanticEvaluator
+from lqn_seg.evaluation.base import DatasetMetadata, Statistics, sparse
+from lqn_seg.evaluation.semantic import SemanticEvaluator, SemanticTruth
 
 LABELS, INSTANCES = "labelIds", "instanceIds"
 
@@ -37,31 +37,23 @@ class CityscapesEvaluator(SemanticEvaluator):
     IoU is the mean over classes in truth or prediction; mIoU only over classes in the truth.
     """
 
-    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
-        """Confusion and instance weights of one image.
-
-        Raises:
-            InputError: as `SemanticEvaluator.statistics`, or the ground truth is no file of label
-                ids.
+    def prepare(self, record: Mapping[str, Any]) -> SemanticTruth:
+        """Raises:
+        InputError: as `SemanticEvaluator.prepare`, or the label map is no file of label ids.
         """
-        record = self._record(record)
-        statistics = super().statistics(record, output)
-        truth = str(record.get("sem_seg_file_name", ""))
-        if LABELS not in Path(truth).name:
+        truth = super().prepare(record)
+        if LABELS not in Path(truth.path).name:
             raise InputError(
-                f"Cityscapes' evaluation of image {record.get('image_id')} needs a file of "
-                f"{LABELS}, its ground truth is {truth or 'no file'}"
+                f"Cityscapes' evaluation of image {truth.image_id} needs a file of {LABELS}, its "
+                f"ground truth is {truth.path or 'no file'}"
             )
-        has_instances = Path(_instance_file(truth)).is_file()
-        predicted = train_to_label_ids()[to_numpy(output["sem_seg"].argmax(0))]
-        matrix, instances = _count(predicted, truth, has_instances)
-        rows, columns = np.nonzero(matrix)
-        cells = zip(rows.tolist(), columns.tolist(), matrix[rows, columns].tolist(), strict=True)
-        statistics["cityscapes"] = {
-            "confusion": [list(cell) for cell in cells],
-            "instances": instances if has_instances else None,
-        }
-        return statistics
+        return truth
+
+    def count(self, truth: SemanticTruth, predicted: NDArray[np.int64]) -> Statistics:
+        has_instances = Path(_instance_file(truth.path)).is_file()
+        matrix, weights = _count(train_to_label_ids()[predicted], truth.path, has_instances)
+        more = {"confusion": sparse(matrix), "instances": weights if has_instances else None}
+        return {**super().count(truth, predicted), "cityscapes": more}
 
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """mIoU and its relatives, then IoU iIoU IoU_sup iIoU_sup, 0 .. 100, NaN where undefined."""
@@ -79,19 +71,15 @@ class CityscapesEvaluator(SemanticEvaluator):
                 for name, (right, missed) in part["instances"][group].items():
                     totals[group][name]["tpWeighted"] += right
                     totals[group][name]["fnWeighted"] += missed
-        evaluated, categories = _evaluated(), list(script.category2labels)
-        of_label, of_category = (
-            script.getInstanceIouScoreForLabel,
-            script.getInstanceIouScoreForCategory,
-        )
-        weighted = matrix, totals, arguments
-        scores = {
-            "IoU": {i: script.getIouScoreForLabel(i, matrix, arguments) for i in evaluated},
-            "iIoU": {i: of_label(i, *weighted) for i in evaluated},
-            "IoU_sup": {c: script.getIouScoreForCategory(c, matrix, arguments) for c in categories},
-            "iIoU_sup": {c: of_category(c, *weighted) for c in categories},
-        }
-        for key, values in scores.items():
+        labels, categories = train_to_label_ids().tolist(), list(script.category2labels)
+        pixels_of, weights_of = (matrix,), (matrix, totals)
+        for key, score, names, counts in (
+            ("IoU", script.getIouScoreForLabel, labels, pixels_of),
+            ("iIoU", script.getInstanceIouScoreForLabel, labels, weights_of),
+            ("IoU_sup", script.getIouScoreForCategory, categories, pixels_of),
+            ("iIoU_sup", script.getInstanceIouScoreForCategory, categories, weights_of),
+        ):
+            values = {name: score(name, *counts, arguments) for name in names}
             average = 100 * float(script.getScoreAverage(values, arguments))
             result[key] = average if has_instances or key.startswith("IoU") else float("nan")
         return result
@@ -136,15 +124,10 @@ def _arguments(has_instances: bool) -> Any:
     return arguments
 
 
-def _evaluated() -> list[int]:
-    """Label ids that count, in the order of their train ids."""
-    labels = [label for label in _script().labels if not label.ignoreInEval]
-    return [label.id for label in sorted(labels, key=lambda label: label.trainId)]
-
-
 def train_to_label_ids() -> NDArray[np.uint8]:
-    """Label ids by train id."""
-    return np.array(_evaluated(), dtype=np.uint8)
+    """Ids of the labels that count, by train id."""
+    labels = [label for label in _script().labels if not label.ignoreInEval]
+    return np.array([label.id for label in sorted(labels, key=lambda x: x.trainId)], np.uint8)
 
 
 def score_files(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
@@ -156,11 +139,11 @@ def score_files(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     """
     has_instances = all(Path(_instance_file(truth)).is_file() for _, truth in pairs)
     predicted, truths = zip(*pairs, strict=True)
-    found = _script().evaluateImgLists(list(predicted), list(truths), _arguments(has_instances))
+    scores = _script().evaluateImgLists(list(predicted), list(truths), _arguments(has_instances))
     keys = {"IoU": "Classes", "IoU_sup": "Categories"}
     if has_instances:
         keys |= {"iIoU": "InstClasses", "iIoU_sup": "InstCategories"}
-    return {key: 100 * float(found[f"averageScore{name}"]) for key, name in keys.items()}
+    return {key: 100 * float(scores[f"averageScore{name}"]) for key, name in keys.items()}
 
 
 def _instance_file(truth: str) -> str:

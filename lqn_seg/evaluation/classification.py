@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import (
-    DatasetMetadata,
     ImageEvaluator,
     Statistics,
     output_field,
@@ -34,23 +33,16 @@ class ClassificationEvaluator(ImageEvaluator):
 
     task = "classification"
 
-    def __init__(self, metadata: DatasetMetadata) -> None:
-        super().__init__(metadata)
-        self.classes = metadata.class_names
-        self._keys = distinct(self.classes)
+    def prepare(self, record: Mapping[str, Any]) -> tuple[Any, int]:
+        """The image's id and its label."""
+        return record.get("image_id"), int(record["label"])
 
-    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
-        """One image's contribution: JSON-able, pure.
-
-        Raises:
-            InputError: there are no probabilities, or not one for each class, or the label is none
-                of the classes.
-        """
-        p = to_numpy(output_field(record, output, "probabilities"))
-        label = int(record["label"])
+    def score(self, truth: tuple[Any, int], output: Mapping[str, Any]) -> Statistics:
+        image_id, label = truth
+        p = to_numpy(output_field(image_id, output, "probabilities"))
         if p.shape != (len(self.classes),) or not 0 <= label < len(self.classes):
             raise InputError(
-                f"image {record.get('image_id')} has the label {label} and {p.shape} probabilities;"
+                f"image {image_id} has the label {label} and {p.shape} probabilities;"
                 f" {self.metadata.name} has {len(self.classes)} classes"
             )
         predicted = int(p.argmax())
@@ -75,7 +67,9 @@ class ClassificationEvaluator(ImageEvaluator):
             "acc5": float(acc5),
             "mACC": float(np.nanmean(by_class)) if (seen > 0).any() else float("nan"),
             "ECE": expected_calibration_error(statistics),
-            **{f"ACC-{name}": float(value) for name, value in zip(self._keys, by_class)},
+            **{
+                f"ACC-{name}": float(value) for name, value in zip(distinct(self.classes), by_class)
+            },
         }
 
     def stack(self, statistics: Sequence[Statistics]) -> NDArray[np.float64]:

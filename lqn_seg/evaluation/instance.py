@@ -35,41 +35,35 @@ class InstanceEvaluator(ImageEvaluator):
 
     task = "segm"
 
-    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
-        """Ground truth and detections of one image.
+    def prepare(self, record: Mapping[str, Any]) -> tuple[Any, Statistics]:
+        """The image's id, and the true side of its statistics."""
+        instances = self.metadata.read_instances(record)
+        size = {"height": int(record["height"]), "width": int(record["width"])}
+        return record.get("image_id"), {**size, "ground_truth": instances}
 
-        Raises:
-            InputError: the output has no `instances`, or masks of another size than the ground
-                truth, or a class outside the table.
-        """
-        record = self._record(record)
-        instances = output_field(record, output, "instances")
-        masks = to_numpy(instances.pred_masks).astype(bool)
+    def score(self, truth: tuple[Any, Statistics], output: Mapping[str, Any]) -> Statistics:
+        image_id, expected = truth
+        instances = output_field(image_id, output, "instances")
+        masks = to_numpy(instances.pred_masks)
         scores, classes = to_numpy(instances.scores), to_numpy(instances.pred_classes)
-        size = (int(record["height"]), int(record["width"]))
-        check_shape(record, "the instance prediction", masks.shape[1:], size)
-        outside = [int(c) for c in classes if not 0 <= c < len(self.metadata.class_names)]
+        size = expected["height"], expected["width"]
+        check_shape(image_id, "the instance prediction", masks.shape[1:], size)
+        outside = [int(c) for c in classes if not 0 <= c < len(self.classes)]
         if outside:
             raise InputError(
-                f"the instance prediction of image {record.get('image_id')} has class "
-                f"{outside[0]}, outside the {len(self.metadata.class_names)} classes of "
-                f"{self.metadata.name}"
+                f"the instance prediction of image {image_id} has class {outside[0]}, outside the "
+                f"{len(self.classes)} classes of {self.metadata.name}"
             )
         detections = [
-            {"category_id": int(c), "score": float(s), **_encode(mask)}
-            for mask, s, c in zip(masks, scores, classes, strict=True)
+            {"category_id": int(c), "score": float(s), **mask}
+            for mask, s, c in zip(_encode(masks), scores, classes, strict=True)
         ]
-        return {
-            "height": size[0],
-            "width": size[1],
-            "ground_truth": self.metadata.read_instances(record),
-            "detections": detections,
-        }
+        return {**expected, "detections": detections}
 
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """AP AP50 AP75 APs APm APl and AP-<thing class>, 0 .. 100, NaN where undefined."""
         things = sorted(self.metadata.thing_ids)
-        names = {f"AP-{self.metadata.class_names[i]}": k for k, i in enumerate(things)}
+        names = {f"AP-{self.classes[i]}": k for k, i in enumerate(things)}
         if not any(image["ground_truth"] for image in statistics):
             return dict.fromkeys([*_STATS, *names], float("nan"))
         with contextlib.redirect_stdout(io.StringIO()):
@@ -85,14 +79,28 @@ def _coco_eval(
     statistics: Sequence[Statistics], things: list[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """COCOeval's twelve numbers and its precision table (T, R, K, A, M)."""
+    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    images = [
-        {"id": i, "height": image["height"], "width": image["width"]}
-        for i, image in enumerate(statistics)
-    ]
-    sides = [_coco(statistics, key, images, things) for key in ("ground_truth", "detections")]
-    evaluation = COCOeval(*sides, iouType="segm")
+    def side(key: str) -> COCO:
+        pairs = [(i, entry) for i, image in enumerate(statistics) for entry in image[key]]
+        coco = COCO()
+        coco.dataset = {
+            "images": [
+                {"id": i, "height": image["height"], "width": image["width"]}
+                for i, image in enumerate(statistics)
+            ],
+            # Ids start at 1: COCOeval reads a match with id 0 as no match.
+            "annotations": [
+                {"iscrowd": 0, **entry, "id": number, "image_id": i}
+                for number, (i, entry) in enumerate(pairs, 1)
+            ],
+            "categories": [{"id": i} for i in things],
+        }
+        coco.createIndex()
+        return coco
+
+    evaluation = COCOeval(side("ground_truth"), side("detections"), iouType="segm")
     evaluation.params.catIds = things
     evaluation.evaluate()
     evaluation.accumulate()
@@ -100,35 +108,21 @@ def _coco_eval(
     return evaluation.stats, evaluation.eval["precision"]
 
 
-def _coco(
-    statistics: Sequence[Statistics], key: str, images: list[dict[str, int]], things: list[int]
-) -> Any:
-    from pycocotools.coco import COCO
-
-    annotations: list[dict[str, Any]] = []
-    for image_id, image in enumerate(statistics):
-        for annotation in image[key]:
-            # Ids start at 1: COCOeval reads a match with id 0 as no match.
-            place = {"id": len(annotations) + 1, "image_id": image_id}
-            annotations.append({"iscrowd": 0, **annotation, **place})
-    coco = COCO()
-    coco.dataset = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i} for i in things],
-    }
-    coco.createIndex()
-    return coco
-
-
-def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask (H, W) as JSON-able RLE, with its area and box."""
+def _encode(masks: NDArray[Any]) -> list[dict[str, Any]]:
+    """Masks (N, H, W) as JSON-able RLE, each with its area and box."""
     from pycocotools import mask as mask_api
 
-    rle = mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
-    area, box = int(mask_api.area(rle)), mask_api.toBbox(rle).tolist()
-    text = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-    return {"segmentation": text, "area": area, "bbox": box}
+    by_column = np.ascontiguousarray(masks.transpose(0, 2, 1), dtype=bool).view(np.uint8)
+    rles = mask_api.encode(by_column.transpose(2, 1, 0))  # (H, W, N) in Fortran's order
+    areas, boxes = (f(rles).tolist() if rles else [] for f in (mask_api.area, mask_api.toBbox))
+    return [
+        {
+            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+            "area": area,
+            "bbox": box,
+        }
+        for rle, area, box in zip(rles, areas, boxes)
+    ]
 
 
 def _percent(value: float) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,97 +26,92 @@ VOID = 0
 Segments = Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class PanopticTruth:
+    """An image's true segments, ready to be matched; T of them, void first.
+
+    Attributes:
+        image_id: of the record.
+        index: (H, W) which of the segments a pixel is of.
+        area: (T,) pixels; a given area is believed, as panopticapi does.
+        category: (T,) contiguous id, -1 of void and of ids that are not listed.
+        crowd: (T,) whether the segment is a crowd.
+        crowds: the segment of each category's crowd; of several the last listed, as in panopticapi.
+            (COCO allows one per category and image.)
+    """
+
+    image_id: Any
+    index: NDArray[np.intp]
+    area: NDArray[np.float64]
+    category: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    crowds: dict[int, int]
+
+
+def prepare_segments(
+    ids: NDArray[np.integer], segments: Segments, image_id: Any = None
+) -> PanopticTruth:
+    """Ground truth (H, W) of segment ids, 0 = void, ready for `match_segments`; `segments` hold
+    `id`, `category_id` and, optionally, `iscrowd` and `area`."""
+    values, index = np.unique(np.append(ids, VOID), return_inverse=True)
+    index = index[:-1].reshape(ids.shape)
+    area = np.bincount(index.ravel(), minlength=len(values)).astype(np.float64)
+    category, crowd = np.full(len(values), -1), np.zeros(len(values), bool)
+    crowds = {}
+    for segment in segments:
+        k = int(np.searchsorted(values, segment["id"]))
+        area[k] = segment.get("area", area[k])
+        category[k], crowd[k] = segment["category_id"], bool(segment.get("iscrowd", 0))
+        if crowd[k]:
+            crowds[int(category[k])] = k
+    return PanopticTruth(image_id, index, area, category, crowd, crowds)
+
+
 def match_segments(
-    truth: NDArray[np.integer],
-    truth_segments: Segments,
-    predicted: NDArray[np.integer],
-    predicted_segments: Segments,
+    truth: PanopticTruth, predicted: NDArray[np.integer], segments: Segments
 ) -> dict[int, tuple[float, int, int, int]]:
-    """Match the predicted segments of one image with the true ones and count, per category.
+    """Match predicted segments, a map (H, W) and their `id` and `category_id`, with the true ones.
 
     A pair matches if the categories agree, the true one is no crowd, and IoU > 0.5, where the
     union is pred + truth - intersection - (void and pred). An unmatched true segment is a false
     negative unless it is a crowd. An unmatched prediction is a false positive unless more than half
-    of it lies on void or on the crowd segment of its category. (COCO allows one crowd segment per
-    category and image; of several the last listed counts, as in panopticapi.)
-
-    Args:
-        truth: (H, W) segment ids, 0 = void.
-        truth_segments: their `id`, `category_id` and, optionally, `iscrowd`, `area`. A given area
-            is believed (as panopticapi does), otherwise pixels are counted.
-        predicted: (H, W) segment ids, 0 = void.
-        predicted_segments: their `id` and `category_id`.
+    of it lies on void or on the crowd segment of its category.
 
     Returns:
         category -> (sum of IoU over matches, matches, false positives, false negatives).
 
     Raises:
-        ValueError: the ids in the predicted map are not those of `predicted_segments`.
+        ValueError: the ids in the predicted map are not those of `segments`.
     """
-    overlap = _overlaps(truth, predicted)
-    pred_area: dict[int, int] = {}
-    true_area: dict[int, int] = {}
-    for (true_id, pred_id), pixels in overlap.items():
-        true_area[true_id] = true_area.get(true_id, 0) + pixels
-        pred_area[pred_id] = pred_area.get(pred_id, 0) + pixels
-    preds = {int(s["id"]): int(s["category_id"]) for s in predicted_segments}
-    if set(preds) != set(pred_area) - {VOID}:
-        odd = min(set(preds) ^ (set(pred_area) - {VOID}))
-        raise ValueError(f"segment {odd} is in only one of the id map and segments_info")
-    truths = {int(s["id"]): s for s in truth_segments}
-    crowds = {int(s["category_id"]): i for i, s in truths.items() if s.get("iscrowd", 0)}
+    listed = {int(s["id"]): int(s["category_id"]) for s in segments}
+    ids = np.array(sorted({VOID, *listed}))
+    category = np.array([listed.get(i, -1) for i in ids.tolist()])  # (P,)
+    index = np.searchsorted(ids, predicted).clip(max=len(ids) - 1)
+    shape = len(truth.area), len(ids)
+    pairs = (truth.index * len(ids) + index).ravel()
+    overlap = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)  # (T, P)
+    area = overlap.sum(0)
+    odd = ids[(category >= 0) & ((area == 0) | (ids == VOID))].tolist()
+    odd += predicted[ids[index] != predicted].tolist()
+    if odd:
+        raise ValueError(f"segment {min(odd)} is in only one of the id map and segments_info")
 
-    counts: dict[int, list[int]] = {}
-    ious: dict[int, list[float]] = {}
-    matched_truth, matched_pred = set(), set()
-    for (true_id, pred_id), pixels in overlap.items():
-        if true_id not in truths or pred_id not in preds:
-            continue
-        segment, category = truths[true_id], preds[pred_id]
-        if segment.get("iscrowd", 0) or int(segment["category_id"]) != category:
-            continue
-        area = segment.get("area", true_area[true_id])
-        iou = pixels / (pred_area[pred_id] + area - pixels - overlap.get((VOID, pred_id), 0))
-        if iou > 0.5:
-            ious.setdefault(category, []).append(iou)
-            _count(counts, category, 1, 0, 0)
-            matched_truth.add(true_id)
-            matched_pred.add(pred_id)
-    for true_id, segment in truths.items():
-        if true_id not in matched_truth and not segment.get("iscrowd", 0):
-            _count(counts, int(segment["category_id"]), 0, 0, 1)
-    for pred_id, category in preds.items():
-        if pred_id in matched_pred:
-            continue
-        excused = overlap.get((VOID, pred_id), 0)
-        if category in crowds:
-            excused += overlap.get((crowds[category], pred_id), 0)
-        if excused / pred_area[pred_id] <= 0.5:
-            _count(counts, category, 0, 1, 0)
-    # `fsum` rounds once: the ids, which give the order of the matches, do not change the last bit.
-    rows = ((k, *counts[k]) for k in sorted(counts))
-    return {k: (math.fsum(ious.get(k, ())), tp, fp, fn) for k, tp, fp, fn in rows}
-
-
-def _overlaps(
-    truth: NDArray[np.integer], predicted: NDArray[np.integer]
-) -> dict[tuple[int, int], int]:
-    """(true id, predicted id) -> pixels, for the pairs that occur, in ascending order."""
-    true_ids, t = np.unique(truth, return_inverse=True)
-    pred_ids, p = np.unique(predicted, return_inverse=True)
-    table = np.bincount(
-        t.reshape(-1) * len(pred_ids) + p.reshape(-1), minlength=len(true_ids) * len(pred_ids)
-    ).reshape(len(true_ids), len(pred_ids))
-    return {
-        (int(true_ids[i]), int(pred_ids[j])): int(table[i, j])
-        for i, j in zip(*np.nonzero(table), strict=True)
-    }
-
-
-def _count(counts: dict[int, list[int]], category: int, tp: int, fp: int, fn: int) -> None:
-    row = counts.setdefault(category, [0, 0, 0])
-    for k, value in enumerate((tp, fp, fn)):
-        row[k] += value
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = overlap / (area + truth.area[:, None] - overlap - overlap[0])
+    comparable = (truth.category[:, None] == category) & ~truth.crowd[:, None] & (category >= 0)
+    match = comparable & (iou > 0.5)
+    missed = (truth.category >= 0) & ~truth.crowd & ~match.any(1)
+    excused = overlap[0] + [
+        overlap[truth.crowds[k], p] if k in truth.crowds else 0 for p, k in enumerate(category)
+    ]
+    wrong = (category >= 0) & ~match.any(0) & (excused <= 0.5 * area)
+    counts = {}
+    for k in np.unique([*truth.category[missed], *category[wrong | match.any(0)]]).tolist():
+        ious = iou[match & (category == k)].tolist()
+        # `fsum` rounds once: the order of the ids does not change the last bit.
+        false = int((category[wrong] == k).sum()), int((truth.category[missed] == k).sum())
+        counts[int(k)] = (math.fsum(ious), len(ious), *false)
+    return counts
 
 
 def panoptic_quality(
@@ -134,15 +130,14 @@ def panoptic_quality(
     Returns:
         PQ SQ RQ PQ_th SQ_th RQ_th PQ_st SQ_st RQ_st, each (...), 0 .. 100.
     """
-    per_class = _per_class(totals)
     groups = {"": np.ones_like(is_thing), "_th": is_thing, "_st": ~is_thing}
     result = {}
     for suffix, group in groups.items():
-        for key, values in per_class.items():
-            chosen = values[..., group]
-            number = np.sum(~np.isnan(chosen), axis=-1)
+        for key, values in _per_class(totals).items():
+            members = values[..., group]
+            number = np.sum(~np.isnan(members), axis=-1)
             with np.errstate(invalid="ignore"):
-                result[key + suffix] = 100 * np.nansum(chosen, axis=-1) / number
+                result[key + suffix] = 100 * np.nansum(members, axis=-1) / number
     return result
 
 
@@ -151,9 +146,8 @@ def _per_class(totals: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
     iou, tp, fp, fn = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
     weight = tp + 0.5 * fp + 0.5 * fn
     with np.errstate(invalid="ignore", divide="ignore"):
-        quality, recognition = iou / weight, tp / weight
         segmentation = np.where(weight > 0, np.where(tp > 0, iou / tp, 0), np.nan)
-    return {"PQ": quality, "SQ": segmentation, "RQ": recognition}
+        return {"PQ": iou / weight, "SQ": segmentation, "RQ": tp / weight}
 
 
 class PanopticEvaluator(ImageEvaluator):
@@ -166,43 +160,37 @@ class PanopticEvaluator(ImageEvaluator):
 
     task = "panoptic_seg"
 
-    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
-        """Counts of one image.
+    def prepare(self, record: Mapping[str, Any]) -> PanopticTruth:
+        ids = self.metadata.read_panoptic(record)
+        return prepare_segments(ids, record["segments_info"], record.get("image_id"))
 
-        Raises:
-            InputError: the output has no `panoptic_seg`, another size than the ground truth, a
-                category outside the table, or an id map that disagrees with its segments_info.
-        """
-        record = self._record(record)
-        id_map, segments = output_field(record, output, "panoptic_seg")
-        predicted, truth = to_numpy(id_map), self.metadata.read_panoptic(record)
-        check_shape(record, "the panoptic prediction", predicted.shape, truth.shape)
-        image_id, classes = record.get("image_id"), len(self.metadata.class_names)
+    def score(self, truth: PanopticTruth, output: Mapping[str, Any]) -> Statistics:
+        """An id map that disagrees with its segments_info is an `InputError` too."""
+        id_map, segments = output_field(truth.image_id, output, "panoptic_seg")
+        predicted, what = to_numpy(id_map), f"the panoptic prediction of image {truth.image_id}"
+        check_shape(truth.image_id, "the panoptic prediction", predicted.shape, truth.index.shape)
         for segment in segments:
-            if not 0 <= int(segment["category_id"]) < classes:
+            if not 0 <= int(segment["category_id"]) < len(self.classes):
                 raise InputError(
-                    f"the panoptic prediction of image {image_id} has category_id "
-                    f"{segment['category_id']}, outside the {classes} classes of "
-                    f"{self.metadata.name}"
+                    f"{what} has category_id {segment['category_id']}, outside the "
+                    f"{len(self.classes)} classes of {self.metadata.name}"
                 )
         try:
-            counts = match_segments(truth, record["segments_info"], predicted, segments)
+            counts = match_segments(truth, predicted, segments)
         except ValueError as error:
-            raise InputError(f"the panoptic prediction of image {image_id}: {error}") from None
+            raise InputError(f"{what}: {error}") from None
         return {"pq": [[category, *row] for category, row in counts.items()]}
 
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """PQ SQ RQ (all, _th, _st) and PQ-<class>, 0 .. 100, NaN where undefined."""
         totals = self.stack(statistics).sum(axis=0)
         result = {k: float(v) for k, v in panoptic_quality(totals, self._is_thing()).items()}
-        per_class = _per_class(totals)["PQ"]
-        for name, value in zip(self.metadata.class_names, per_class, strict=True):
-            result[f"PQ-{name}"] = float(100 * value)
-        return result
+        per_class = zip(self.classes, _per_class(totals)["PQ"], strict=True)
+        return result | {f"PQ-{name}": float(100 * value) for name, value in per_class}
 
     def stack(self, statistics: Sequence[Statistics]) -> NDArray[np.float64]:
-        """Statistics as one array, (images, C, 4): what `paired_bootstrap_totals` resamples."""
-        stacked = np.zeros((len(statistics), len(self.metadata.class_names), 4))
+        """Statistics as one array, (images, C, 4): what `resampled_totals` takes."""
+        stacked = np.zeros((len(statistics), len(self.classes), 4))
         for i, image in enumerate(statistics):
             for category, *row in image["pq"]:
                 stacked[i, int(category)] = row
@@ -213,5 +201,4 @@ class PanopticEvaluator(ImageEvaluator):
         return panoptic_quality(totals, self._is_thing())[key]
 
     def _is_thing(self) -> NDArray[np.bool_]:
-        thing_ids = self.metadata.thing_ids
-        return np.array([i in thing_ids for i in range(len(self.metadata.class_names))], dtype=bool)
+        return np.isin(np.arange(len(self.classes)), list(self.metadata.thing_ids))

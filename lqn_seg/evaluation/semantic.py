@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
@@ -14,25 +15,36 @@ from lqn_seg.evaluation.base import (
     Statistics,
     check_shape,
     output_field,
+    sparse,
     to_numpy,
 )
 
 
+class SemanticTruth(NamedTuple):
+    """Attributes:
+    labels: (H, W) contiguous ids; pixels that do not count have the number of classes.
+    path: of the record's label map, or "".
+    """
+
+    image_id: Any
+    labels: NDArray[np.int64]
+    path: str = ""
+
+
 def confusion_matrix(
-    truth: NDArray[np.integer], predicted: NDArray[np.integer], classes: int, ignore_label: int
+    truth: NDArray[np.integer], predicted: NDArray[np.integer], classes: int
 ) -> NDArray[np.int64]:
-    """Count pixels by (true class, predicted class), without those whose truth is ignored.
+    """Count pixels by (true class, predicted class).
 
     Args:
-        truth: (H, W), 0 .. classes - 1 or `ignore_label`.
+        truth: (H, W), 0 .. classes - 1, or classes where a pixel does not count.
         predicted: (H, W), 0 .. classes - 1.
 
     Returns:
         (classes, classes), rows = truth.
     """
-    counted = truth != ignore_label
-    pairs = truth[counted].astype(np.int64) * classes + predicted[counted]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    pairs = (truth * classes + predicted).ravel()
+    return np.bincount(pairs, minlength=(classes + 1) * classes).reshape(-1, classes)[:-1]
 
 
 def semantic_quality(totals: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
@@ -49,9 +61,8 @@ def semantic_quality(totals: NDArray[np.floating]) -> dict[str, NDArray[np.float
         name -> (...), 0 .. 100.
     """
     right, truth, _ = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
-    present = truth > 0
     iou, accuracy = _per_class(totals)
-    classes, pixels = present.sum(axis=-1), truth.sum(axis=-1)
+    classes, pixels = (truth > 0).sum(axis=-1), truth.sum(axis=-1)
     with np.errstate(invalid="ignore"):
         return {
             "mIoU": 100 * np.nansum(iou, axis=-1) / classes,
@@ -61,9 +72,7 @@ def semantic_quality(totals: NDArray[np.floating]) -> dict[str, NDArray[np.float
         }
 
 
-def _per_class(
-    totals: NDArray[np.floating],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _per_class(totals: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
     """IoU and accuracy of each class, 0 .. 1, NaN where the ground truth has none of it."""
     right, truth, predicted = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -80,39 +89,38 @@ class SemanticEvaluator(ImageEvaluator):
 
     task = "sem_seg"
 
-    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
-        """Confusion of one image.
+    def prepare(self, record: Mapping[str, Any]) -> SemanticTruth:
+        labels = self.metadata.read_semantic(record).astype(np.int64)
+        labels[labels == self.metadata.ignore_label] = len(self.classes)
+        path = str(record.get("sem_seg_file_name", ""))
+        return SemanticTruth(record.get("image_id"), labels, path)
 
-        Raises:
-            InputError: the output has no `sem_seg`, or another number of classes or another size
-                than the ground truth.
-        """
-        record, classes = self._record(record), len(self.metadata.class_names)
-        scores = output_field(record, output, "sem_seg")
-        if scores.ndim != 3 or scores.shape[0] != classes:
+    def score(self, truth: SemanticTruth, output: Mapping[str, Any]) -> Statistics:
+        scores = output_field(truth.image_id, output, "sem_seg")
+        if scores.ndim != 3 or scores.shape[0] != len(self.classes):
             raise InputError(
-                f"sem_seg of image {record.get('image_id')} has shape {tuple(scores.shape)}, "
-                f"expected ({classes} classes, height, width)"
+                f"sem_seg of image {truth.image_id} has shape {tuple(scores.shape)}, "
+                f"expected ({len(self.classes)} classes, height, width)"
             )
-        truth = self.metadata.read_semantic(record)
-        predicted = to_numpy(scores.argmax(0))
-        check_shape(record, "the semantic prediction", predicted.shape, truth.shape)
-        matrix = confusion_matrix(truth, predicted, classes, self.metadata.ignore_label)
-        rows, columns = np.nonzero(matrix)
-        cells = zip(rows.tolist(), columns.tolist(), matrix[rows, columns].tolist(), strict=True)
-        return {"confusion": [list(cell) for cell in cells]}
+        predicted = to_numpy(torch.as_tensor(scores).max(0).indices)  # faster than argmax
+        check_shape(truth.image_id, "the semantic prediction", predicted.shape, truth.labels.shape)
+        return self.count(truth, predicted)
+
+    def count(self, truth: SemanticTruth, predicted: NDArray[np.int64]) -> Statistics:
+        """Statistics of an image's predicted classes (H, W)."""
+        matrix = confusion_matrix(truth.labels, predicted, len(self.classes))
+        return {"confusion": sparse(matrix)}
 
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """mIoU fwIoU mACC pACC and IoU-<class>, 0 .. 100, NaN where undefined."""
         totals = self.stack(statistics).sum(axis=0)
         result = {key: float(value) for key, value in semantic_quality(totals).items()}
-        for name, value in zip(self.metadata.class_names, _per_class(totals)[0], strict=True):
-            result[f"IoU-{name}"] = float(100 * value)
-        return result
+        per_class = zip(self.classes, _per_class(totals)[0], strict=True)
+        return result | {f"IoU-{name}": float(100 * value) for name, value in per_class}
 
     def stack(self, statistics: Sequence[Statistics]) -> NDArray[np.float64]:
         """Statistics as one array (images, C, 3), see `semantic_quality`."""
-        stacked = np.zeros((len(statistics), len(self.metadata.class_names), 3))
+        stacked = np.zeros((len(statistics), len(self.classes), 3))
         for i, image in enumerate(statistics):
             for truth, predicted, pixels in image["confusion"]:
                 stacked[i, truth, 1] += pixels

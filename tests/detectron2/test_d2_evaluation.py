@@ -113,7 +113,7 @@ def test_both_engines_give_the_same_masks_and_numbers(cfg, config_file, tmp_path
     native_cfg = load_cfg(str(config_file), ["MODEL.LQN.BATCH", str(students)])
     native = Evaluation(native_cfg, get_dataset(NAME))
     native.run(progress=False)
-    lines = {key: line["methods"]["lqn"] for key, line in native.shards.kept[CLEAN].results.items()}
+    lines = {key: line["methods"]["lqn"] for key, line in native.store.results(CLEAN).items()}
     assert hashes == {key: line["mask_hash"] for key, line in lines.items()}
     assert len(hashes) == 3 == len(set(hashes.values()))
     metrics = native.metrics(CLEAN, "lqn")

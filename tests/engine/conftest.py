@@ -10,12 +10,12 @@ from lqn_seg.engine.evaluate import Evaluation
 @pytest.fixture
 def executed(monkeypatch) -> list:
     """(condition, image) of every prediction that is made."""
-    found: list = []
-    original = Evaluation._predict
+    done: list = []
+    original = Evaluation.predict
 
-    def counting(self, condition, records):
-        found.extend((str(condition), record["image_id"]) for record in records)
-        return original(self, condition, records)
+    def counting(self, condition, samples):
+        done.extend((str(condition), sample.record["image_id"]) for sample in samples)
+        return original(self, condition, samples)
 
-    monkeypatch.setattr(Evaluation, "_predict", counting)
-    return found
+    monkeypatch.setattr(Evaluation, "predict", counting)
+    return done

@@ -257,13 +257,13 @@ def test_a_method_with_a_history_goes_on_from_nothing(config):
 
 def test_a_resume_classifies_what_has_changed_since(config, monkeypatch, capsys):
     done: list[str] = []
-    predict = Classification._predict
+    predict = Classification.predict
 
-    def counting(self, condition, records):
-        done.extend(record["image_id"] for record in records)
-        return predict(self, condition, records)
+    def counting(self, condition, samples):
+        done.extend(sample.record["image_id"] for sample in samples)
+        return predict(self, condition, samples)
 
-    monkeypatch.setattr(Classification, "_predict", counting)
+    monkeypatch.setattr(Classification, "predict", counting)
 
     def resumed() -> set[str]:
         done.clear()
@@ -289,7 +289,7 @@ def test_ctrl_c_promises_a_resume_only_where_there_is_one(config, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Classification, "_predict", interrupt)
+    monkeypatch.setattr(Classification, "predict", interrupt)
     for chosen, promised in (("('zero',)", True), ("('zero', 'tda')", False)):
         with pytest.raises(KeyboardInterrupt, match="0 of 32 images done") as stop:
             classify(str(config), ["CLASSIFICATION.METHODS", chosen])

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,17 @@ from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data import catalog
 from lqn_seg.data.catalog import get_dataset, register_label_folders
 from lqn_seg.data.images import read_image, write_label_map
+from lqn_seg.data.labelled_images import read_labelled_image
+from lqn_seg.data.metadata import Metadata
 from lqn_seg.engine import evaluate as inference
 from lqn_seg.engine.evaluate import Condition, Evaluation
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.bootstrap import (
     FEWEST_IMAGES,
     PairedDifference,
-    paired_bootstrap_totals,
+    paired_bootstrap,
 )
-from lqn_seg.lab.cost.flops import UncountedOperatorError
+from lqn_seg.lab.cost.cost import UncountedOperatorError, measure
 from lqn_seg.lab.report import pictures, segmentation
 from lqn_seg.lab.report import report as report_module
 from lqn_seg.lab.report.costs import count_gmacs
@@ -127,32 +129,55 @@ def cost_table(printed: str) -> list[str]:
     return printed[printed.index("cost per image") :].splitlines()
 
 
-def test_reading_ahead_changes_no_result(cfg, monkeypatch):
-    readers = []
-    read = inference.read_record
-    monkeypatch.setattr(
-        inference, "read_record", lambda file: readers.append(threading.get_ident()) or read(file)
-    )
+def test_prefetching_changes_no_result(cfg, monkeypatch, own_root):
+    image = own_root / "val" / "000001.png"
+    image.write_bytes(image.read_bytes()[:200])
+    expected = run(cfg)
+    assert expected.workers == 0 and len(expected.failures) == 2
+    monkeypatch.setattr(Evaluation, "workers", 1)
+    evaluation = run(cfg)
+    assert quality(evaluation) == quality(expected) and evaluation.failures == expected.failures
+
+
+def test_each_image_is_read_and_each_truth_decoded_once(cfg, monkeypatch):
+    reads = Counter()
+
+    def counting(function):
+        def read(*arguments):
+            reads[function.__name__, arguments[-1]["image_id"]] += 1
+            return function(*arguments)
+
+        return read
+
+    readers = "read_panoptic", "read_instances"
+    monkeypatch.setattr(inference, "read_labelled_image", counting(read_labelled_image))
+    for name in readers:
+        monkeypatch.setattr(Metadata, name, counting(getattr(Metadata, name)))
+    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = False
+    evaluation = run(cfg)
+    assert len(evaluation.segmenter.methods) * len(evaluation.conditions) == 4
+    once = {(name, k) for name in ("read_labelled_image", *readers) for k in range(5)}
+    assert set(reads) == once and max(reads.values()) <= 2  # instances look at the same map
+
+
+def test_an_error_in_a_batch_takes_no_other_image_with_it(cfg, monkeypatch, capsys):
+    cfg.MODEL.LQN.BATCH = 3
     expected = quality(run(cfg))
-    assert set(readers) == {threading.get_ident()}
-    readers.clear()
-    monkeypatch.setattr(Evaluation, "reads_ahead", True)
-    assert quality(run(cfg)) == expected
-    assert len(readers) == 10 and readers.count(threading.get_ident()) == 1  # the first one
+    original = Evaluation.predict
 
+    def failing(self, condition, samples):
+        if any(sample.record["image_id"] == 1 for sample in samples):
+            raise KeyError(1)
+        return original(self, condition, samples)
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_records_of_one_id_have_an_image_each(cfg, monkeypatch, ahead):
-    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
-    first, second, third = evaluation.records[:3]
-    other = {**second, "image_id": first["image_id"]}
-    chunk = [first, other, third, other]
-    expected = [evaluation.image(Condition(), record) for record in chunk]
-    assert not torch.equal(expected[0], expected[1])
-    if ahead:
-        evaluation._announce("clean", chunk)
-    found = evaluation.images(Condition(), chunk)
-    assert len(found) == 4 and all(map(torch.equal, found, expected))
+    monkeypatch.setattr(Evaluation, "predict", failing)
+    evaluation = run(cfg)
+    said = capsys.readouterr().err
+    assert "image 1 (clean) failed: KeyError: 1" in said and said.count("Traceback") == 2
+    assert set(evaluation.failures) == {("clean", 1), ("contrast-3", 1)}
+    for name, (_, hashes) in quality(evaluation).items():
+        others = expected[name][1]
+        assert hashes == [others[0], *others[2:]]
 
 
 def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):
@@ -220,26 +245,20 @@ def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, caps
     assert resumed() == []
 
 
-def test_without_resume_everything_is_done_again(cfg):
-    run(cfg)
-    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=False)
-    assert not evaluation.shards.kept["clean"].results
-
-
 def test_starting_afresh_leaves_nothing_of_another_run(cfg):
+    def stored(resume: bool) -> list[int]:
+        evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume)
+        return [len(evaluation.store.results(name)) for name in ("clean", "contrast-3")]
+
     run(cfg)
     cfg.MODEL.LQN.FIT.STEPS, cfg.MODEL.LQN.EVAL.CORRUPTIONS = 6, ()
-    run(cfg)
+    folder = run(cfg).folder
     cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("contrast",)
-    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert len(evaluation.shards.kept["clean"].results) == 5
-    assert not evaluation.shards.kept["contrast-3"].results
-
-
-def test_lines_without_their_configuration_are_not_believed(cfg):
-    (run(cfg).folder / "run.json").unlink()
-    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert not evaluation.shards.kept["clean"].results
+    assert stored(resume=True) == [5, 0]
+    (folder / "run.json").unlink()  # lines without their configuration do not count
+    assert stored(resume=True) == [0, 0]
+    run(cfg)
+    assert stored(resume=False) == [0, 0]
 
 
 def test_an_unusable_output_folder_is_named(cfg, tmp_path):
@@ -257,21 +276,18 @@ def test_resuming_another_configuration_is_refused(cfg):
 
 
 @pytest.fixture
-def damaged_root(scenes_root, tmp_path, monkeypatch) -> Path:
+def damaged_root(own_root) -> Path:
     """The five scenes with four of them spoilt, each in its own way."""
-    root = tmp_path / "damaged"
-    shutil.copytree(scenes_root, root)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    path = root / "demo" / "annotations" / "panoptic_val.json"
+    path = own_root / "annotations" / "panoptic_val.json"
     content = json.loads(path.read_text())
     scenes = content["annotations"]
-    image = root / "demo" / "val" / content["images"][1]["file_name"]
+    image = own_root / "val" / content["images"][1]["file_name"]
     image.write_bytes(image.read_bytes()[:200])
-    (root / "demo" / "panoptic_val" / scenes[2]["file_name"]).write_bytes(b"")
+    (own_root / "panoptic_val" / scenes[2]["file_name"]).write_bytes(b"")
     scenes[3]["segments_info"].append({**scenes[3]["segments_info"][0], "id": 77777})
     scenes.append({**scenes[4], "image_id": 4444})
     path.write_text(json.dumps(content))
-    return root
+    return own_root
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -305,7 +321,7 @@ def test_what_cannot_be_evaluated_is_named_and_counted(
     whole = Evaluation(cfg, report.evaluation.dataset, resume=True)
     for method in ("teacher", "lqn"):  # as if the others had never been there
         metrics = report.metrics["clean"][method]["panoptic_seg"]
-        lines = [whole.shards.kept["clean"].results[k]["methods"][method] for k in (0, 4)]
+        lines = [whole.store.results("clean")[k]["methods"][method] for k in (0, 4)]
         by_hand = whole.evaluators["panoptic_seg"].summarize([li["panoptic_seg"] for li in lines])
         assert repr(metrics) == repr(by_hand)
 
@@ -314,19 +330,18 @@ def test_a_repaired_image_is_evaluated_by_a_resume(
     cfg, small_config, damaged_root, scenes_root, executed
 ):
     evaluate(str(small_config))
-    whole = damaged_root / "demo" / "val"
+    whole = damaged_root / "val"
     shutil.copytree(scenes_root / "demo" / "val", whole, dirs_exist_ok=True)
     executed.clear()
     report = evaluate(str(small_config), resume=True)
-    done = sorted({key for _, key in executed})
-    assert done == [1, 2, 3]  # what failed, and nothing else
+    assert {key for _, key in executed} == {1}  # and those whose labels are still damaged fail
     assert [record["image_id"] for record in report.evaluation.scored] == [0, 1, 4]
 
 
 def test_strict_stops_and_what_was_done_stays(small_config, damaged_root, tmp_path):
     with pytest.raises(InputError, match=r"annotations\[5\] has image_id 4444"):
         evaluate(str(small_config), strict=True)
-    path = damaged_root / "demo" / "annotations" / "panoptic_val.json"
+    path = damaged_root / "annotations" / "panoptic_val.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "annotations": content["annotations"][:5]}))
     with pytest.raises(InputError, match="is damaged or truncated"):
@@ -362,13 +377,13 @@ def test_results_hold_every_image_and_its_own_figures(cfg, small_config):
 
 def test_threads_are_the_configurations_whatever_the_process_has(cfg, monkeypatch):
     seen = []
-    original = Evaluation._predict
+    original = Evaluation.predict
 
-    def asking(self, condition, records):
+    def asking(self, condition, samples):
         seen.append(torch.get_num_threads())
-        return original(self, condition, records)
+        return original(self, condition, samples)
 
-    monkeypatch.setattr(Evaluation, "_predict", asking)
+    monkeypatch.setattr(Evaluation, "predict", asking)
     before = torch.get_num_threads()
     cfg.MODEL.LQN.EVAL.THREADS, cfg.MODEL.LQN.EVAL.MAX_IMAGES = 2, 1
     cfg.MODEL.LQN.METHODS, cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("teacher",), ()
@@ -395,7 +410,7 @@ def test_failed_fits_are_counted_and_reported(cfg):
 
 
 def test_the_intervals_are_those_of_the_paired_bootstrap(cfg):
-    """Resampled once per method and for all conditions: the same numbers, to the last bit."""
+    """Resampled once per method and for all conditions: the same numbers."""
     cfg.MODEL.LQN.EVAL.CORRUPTIONS = ("contrast", "fog")
     cfg.MODEL.LQN.METHODS = ("teacher", "larger", "flip")
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
@@ -411,11 +426,12 @@ def test_the_intervals_are_those_of_the_paired_bootstrap(cfg):
     for method, found in report.differences.items():
         assert list(found) == list(groups)
         for group, names in groups.items():
-            pair = (stacked(method, names), stacked("teacher", names))
-            expected = paired_bootstrap_totals(
-                lambda totals: evaluator.metric(totals).mean(-1), *pair, samples=50
+            expected = paired_bootstrap(
+                lambda images: evaluator.metric(np.sum(images, axis=0)).mean(-1),
+                *(stacked(method, names), stacked("teacher", names)),
+                samples=50,
             )
-            assert found[group] == expected and expected.low < expected.high
+            assert found[group] == pytest.approx(expected) and expected.low < expected.high
 
 
 @pytest.mark.parametrize(
@@ -459,7 +475,7 @@ def test_a_single_method_has_detectron2s_lines(cfg):
 
 
 def test_conditions_and_names(cfg):
-    assert [str(c) for c in inference.conditions(cfg)] == ["clean", "contrast-3"]
+    assert [str(c) for c in inference.configured_conditions(cfg)] == ["clean", "contrast-3"]
     assert str(Condition()) == "clean"
     assert title("lqn@paper") == "LQN, recipe: paper" and title("lqn-src") == "LQN-[src]"
 
@@ -564,12 +580,7 @@ def test_turned_photographs_are_scored_upright_or_left_out(
         evaluated("stored", strict=True)
 
 
-def test_an_image_of_another_size_than_its_record_has_no_score(
-    small_config, scenes_root, tmp_path, monkeypatch
-):
-    root = tmp_path / "turned"
-    shutil.copytree(scenes_root, root)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+def test_an_image_of_another_size_than_its_record_has_no_score(small_config, own_root):
     record = get_dataset("demo_panoptic_val").records()[1]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -583,12 +594,7 @@ def test_an_image_of_another_size_than_its_record_has_no_score(
         evaluate(str(small_config), strict=True)
 
 
-def test_turned_images_whose_size_tells_nothing_are_said_once(
-    small_config, scenes_root, tmp_path, monkeypatch, capsys
-):
-    root = tmp_path / "turned"
-    shutil.copytree(scenes_root, root)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+def test_turned_images_whose_size_tells_nothing_are_named_once(small_config, own_root, capsys):
     exif = Image.Exif()
     exif[0x0112] = 3
     for record in get_dataset("demo_panoptic_val").records()[1:3]:

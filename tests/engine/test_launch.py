@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lqn_seg.engine import launch
-from lqn_seg.engine.store import ShardedRun, parse_line
+from lqn_seg.engine.store import ResultStore, parse_line
 from lqn_seg.errors import InputError, PeerError
 from lqn_seg.lab.report.run import evaluate
 
@@ -150,11 +150,11 @@ def test_a_process_that_has_ended_is_said(capfd):
 
 
 def test_processes_refuse_another_run_together(tmp_path):
-    ShardedRun(tmp_path, {"methods": "x"}, ["clean"])
-    found = in_processes(2, lambda: ShardedRun(tmp_path, {"methods": "y"}, ["clean"], resume=True))
+    ResultStore(tmp_path, {"methods": "x"}, ["clean"])
+    found = in_processes(2, lambda: ResultStore(tmp_path, {"methods": "y"}, ["clean"], resume=True))
     assert [type(error) for error in found] == [InputError, PeerError]
     assert all("another configuration" in str(error) for error in found)
-    found = in_processes(2, lambda: ShardedRun(tmp_path, {"rank": launch.rank()}, ["clean"]))
+    found = in_processes(2, lambda: ResultStore(tmp_path, {"rank": launch.rank()}, ["clean"]))
     assert all("process 1 does not find its own run" in str(error) for error in found)
 
 
@@ -162,23 +162,21 @@ def test_a_disk_that_is_full_for_one_process_leaves_the_main_one_all_results(tmp
     records = [{"image_id": k} for k in range(31)]
 
     def filling():
-        run = ShardedRun(tmp_path, {}, ["clean"])
+        store = ResultStore(tmp_path, {}, ["clean"])
         if launch.rank() == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        done = []
-
-        def work(group, chunk):
-            done.extend(record["image_id"] for record in chunk)
-            return [{"value": [record["image_id"]] * 50} for record in chunk]
-
-        run.execute(records, 2, work, progress=False)
-        return done, sorted(run.kept["clean"].results), run.complaint
+        share = store.share(records, 2)
+        for batch in share:
+            store.append("clean", [{**r, "value": [r["image_id"]] * 50} for r, _ in batch])
+        store.finish(records)
+        done = [record["image_id"] for batch in share for record, _ in batch]
+        return done, sorted(store.results("clean")), store.complaint
 
     found = in_processes(3, filling)
     assert sorted(key for done, _, _ in found for key in done) == list(range(31))
     assert [kept for _, kept, _ in found] == [list(range(31))] * 3
     assert all("File too large" in complaint for _, _, complaint in found)
-    assert 6 < len(ShardedRun(tmp_path, {}, ["clean"], resume=True).kept["clean"].results) < 31
+    assert 6 < len(ResultStore(tmp_path, {}, ["clean"], resume=True).results("clean")) < 31
 
 
 def test_several_machines_need_an_address():

@@ -32,7 +32,7 @@ def predict(small_config):
     def run(*names: str):
         cfg = load_cfg(str(small_config))
         chosen = {name: method_config(cfg, name) for name in names}
-        segmenter = build_segmenter(cfg, frozenset(range(8)), chosen=chosen)
+        segmenter = build_segmenter(cfg, frozenset(range(8)), recipes=chosen)
         image = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(1))
         return segmenter([image.byte()])[0]
 

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lqn_seg.core.fast.products import product
-from lqn_seg.core.timing import Clock
+from lqn_seg.adapt.timing import Clock
 
 _BEST_OF = 5
 _WARM_UPS = 2

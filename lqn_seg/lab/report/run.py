@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lqn_seg.adapt.ineffective import shown
-from lqn_seg.config.classification import load_classification_cfg
-from lqn_seg.config.nodes import load_cfg
-from lqn_seg.core.threads import fixed_threads
+from lqn_seg.adapt.threads import fixed_threads
+from lqn_seg.config.nodes import load_cfg, load_classification_cfg
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import describe_calibration, describe_teacher
@@ -150,10 +149,10 @@ def conclude(report: Report) -> None:
         for picture in report.draw()[:1]:
             print(f"pictures: {picture}")
     for run in report.runs:
-        if count := len(run.shards.unwritten):
+        if count := len(run.store.unwritten):
             lost = "--resume would evaluate {} again" if run.resumable else "{} are lost"
             lost = lost.format(f"{count} batches of images")
-            raise InputError(f"{run.shards.complaint}: the numbers above are right, but {lost}")
+            raise InputError(f"{run.store.complaint}: the numbers above are right, but {lost}")
 
 
 def check_failed(runs: Sequence[DatasetRun]) -> None:

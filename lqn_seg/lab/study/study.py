@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import Dataset
+from lqn_seg.data.corruptions import STRENGTHS
 from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, find_local
@@ -271,7 +272,7 @@ def _evaluate(
         print(f"{job}: {job.images} images, {', '.join(job.methods)}; {names}", flush=True)
     # Strict: differences are paired over images, so every job needs all of them.
     with launch.together():
-        evaluation = Evaluation(job.cfg, dataset, resume, chosen=job.conditions, strict=True)
+        evaluation = Evaluation(job.cfg, dataset, resume, conditions=job.conditions, strict=True)
     evaluation.run()
     task = METRICS[study.metric][0]
     evaluator = evaluation.evaluators[task]

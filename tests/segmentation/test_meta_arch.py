@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from lqn_seg.core.fit import FitConfig, LQNConfig
-from lqn_seg.core.student import StudentConfig
+from lqn_seg.core.config import FitConfig, LQNConfig, StudentConfig
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash

@@ -7,13 +7,13 @@ import json
 import pytest
 import timm
 import torch
-from lqn_seg.core.fit import fit_student
 from safetensors.torch import save_file
 from transformers import EomtConfig
 
 from lqn_seg.adapt.calibration import calibrate
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.config import LQNConfig, StudentConfig
+from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.core.random import image_key
 from lqn_seg.engine.build import build_segmenter, build_teacher
 from lqn_seg.engine.training.train import TeacherTrainer
@@ -107,9 +107,8 @@ def test_layer_queries_on_dinov2(teacher):
     pixels = torch.randint(0, 256, (3, 56, 56), dtype=torch.uint8)
     field, _ = teacher.encode(torch.randn(1, 3, 56, 56))
     student = StudentConfig(input_size=28, stride=14, widths=(32, 32), position_dim=16)
-    fitted = fit_student(
-        torch.randn(3, 28, 28), field[0], image_key(0, pixels), LQNConfig(student=student)
-    )
+    fitter = StudentFitter(LQNConfig(student=student), (2, 4, 4), 32)
+    fitted = fitter.fit(torch.randn(1, 3, 28, 28), field, [image_key(0, pixels)])
     assert fitted.query_layer(2).shape == (1, 4, 4, 32)
     assert fitted.query_layer(2.5).isfinite().all()
 

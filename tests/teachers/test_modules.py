@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lqn_seg.core.fast.products import ONE_DNN_LINEAR
-from lqn_seg.teachers.modules import accelerate, lower_weights
+from lqn_seg.teachers.modules import ONE_DNN, accelerate, lower_weights
 from tests.classification.conftest import build_clip
 
 WIDTH, HEADS = 192, 6
@@ -45,7 +44,7 @@ def test_a_linear_layer_is_the_same_linear_layer(shape, bias):
     assert torch.equal(gradient, theirs)
 
 
-@pytest.mark.skipif(ONE_DNN_LINEAR is None, reason="PyTorch without oneDNN")
+@pytest.mark.skipif(ONE_DNN is None, reason="PyTorch without oneDNN")
 def test_large_float32_products_go_to_one_dnn():
     layer, x = exchanged(nn.Linear(WIDTH, WIDTH)), torch.randn(4, 100, WIDTH)
     for inputs, expected in ((x, True), (x[:1, :2], False)):

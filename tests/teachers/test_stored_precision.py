@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from lqn_seg.config.nodes import load_cfg
-from lqn_seg.core.fit import FitConfig, LQNConfig, fit_student
+from lqn_seg.core.config import FitConfig, LQNConfig, StudentConfig
+from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.core.random import image_key
-from lqn_seg.core.student import StudentConfig
 from lqn_seg.engine.build import describe_teacher
 from lqn_seg.segmentation.comparators import Comparator, load_universal
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
@@ -50,7 +50,8 @@ def recipe() -> LQNConfig:
 
 def fits(field) -> bool:
     pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    fitted = fit_student(torch.randn(3, 32, 32), field[0], image_key(0, pixels), recipe())
+    fitter = StudentFitter(recipe(), tuple(field.shape[1:4]), field.shape[-1])
+    fitted = fitter.fit(torch.randn(1, 3, 32, 32), field[:1], [image_key(0, pixels)])
     return bool(fitted.finite.all()) and bool(fitted.query_layer(1).isfinite().all())
 
 

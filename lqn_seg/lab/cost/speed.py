@@ -1,12 +1,13 @@
 """Milliseconds that can be compared: interleaved runs, and what the device could do at best.
 
-Functions that are compared run in turns, so that whatever else the machine does meets all of them;
-medians and 95th percentiles are over the turns. A roofline is measured here, not looked up: the
-fastest matrix product and the fastest copy that this device gives us.
+Functions that are compared run in turns, so that whatever else the machine does meets all of them.
+(torch.utils.benchmark measures one after the other, and each twice beforehand; it measures the
+roofline here: the fastest matrix product and the fastest copy that this device gives us.)
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -22,18 +23,19 @@ from torch import Tensor
 
 from lqn_seg.adapt.timing import Clock
 
-_BEST_OF = 5
 _WARM_UPS = 2
-_COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
+COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Attributes:
-    median_ms, p95_ms: of the wall clock.
-    busy_ms: median processor time of all threads, which other processes hardly touch; on a GPU the
-        time the host was busy.
-    runs: how many.
+    """Milliseconds over the turns.
+
+    Attributes:
+        median_ms, p95_ms: of the wall clock.
+        busy_ms: median processor time of all threads, which other processes hardly touch; on a GPU
+            the time the host was busy.
+        runs: how many.
     """
 
     median_ms: float
@@ -41,17 +43,23 @@ class Timing:
     busy_ms: float
     runs: int
 
+    @classmethod
+    def of(cls, samples: Sequence[tuple[float, float]]) -> Timing:
+        """From (wall clock, processor time) of each run."""
+        wall, busy = (sorted(column) for column in zip(*samples))
+        p95 = wall[math.ceil(0.95 * len(wall)) - 1]
+        return cls(statistics.median(wall), p95, statistics.median(busy), len(wall))
 
-def interleaved(
+
+def turns(
     functions: Mapping[str, Callable[[], Any]],
     repeats: int,
     device: torch.device,
     cold: Collection[str] = (),
-) -> dict[str, Timing]:
-    """Time functions in turns.
+) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds of functions that run in turns: (wall clock, processor time) of each run.
 
     Args:
-        repeats: turns.
         cold: names of functions that are not run once beforehand: long ones, which need it least.
     """
     for name, function in functions.items():
@@ -62,16 +70,19 @@ def interleaved(
         for name, function in functions.items():
             clock, busy = Clock(device), time.process_time()
             function()
-            wall = clock.lap()
-            samples[name].append((wall, 1e3 * (time.process_time() - busy)))
-    return {name: _timing(of_one) for name, of_one in samples.items()}
+            samples[name].append((clock.lap(), 1e3 * (time.process_time() - busy)))
+    return samples
 
 
-def _timing(samples: Sequence[tuple[float, float]]) -> Timing:
-    wall = sorted(sample[0] for sample in samples)
-    p95 = wall[min(len(wall) - 1, math.ceil(0.95 * len(wall)) - 1)]
-    busy = statistics.median(sample[1] for sample in samples)
-    return Timing(statistics.median(wall), p95, busy, len(wall))
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    cold: Collection[str] = (),
+) -> dict[str, Timing]:
+    """Time functions in `turns`."""
+    samples = turns(functions, repeats, device, cold)
+    return {name: Timing.of(of_one) for name, of_one in samples.items()}
 
 
 @dataclass(frozen=True)
@@ -90,16 +101,13 @@ class Roofline:
     def measure(cls, device: torch.device, precisions: Sequence[str], side: int = 2048) -> Roofline:
         """Products of `side` x `side` matrices, and a copy of 128 MiB."""
         peaks = {name: peak_gmacs_per_ms(device, name, side) for name in precisions}
-        source = torch.ones(_COPIED_FLOATS, device=device)
+        source = torch.ones(COPIED_FLOATS, device=device)
         target = torch.empty_like(source)
-        copying = _best_ms(lambda: target.copy_(source), device)
-        return cls(peaks, 2 * source.nbytes / copying)
+        return cls(peaks, 2 * source.nbytes / _best_ms(lambda: target.copy_(source)))
 
     def best(self, other: Roofline) -> Roofline:
         """The higher of two measurements: others may have kept the device busy during one."""
-        peaks = {
-            name: max(rate, other.gmacs_per_ms[name]) for name, rate in self.gmacs_per_ms.items()
-        }
+        peaks = {name: max(x, other.gmacs_per_ms[name]) for name, x in self.gmacs_per_ms.items()}
         return Roofline(peaks, max(self.bytes_per_ms, other.bytes_per_ms))
 
     def least_ms(self, precision: str, gmacs: float, moved_bytes: float) -> tuple[float, float]:
@@ -108,18 +116,19 @@ class Roofline:
 
 
 def peak_gmacs_per_ms(device: torch.device, precision: str, side: int = 1024) -> float:
-    """GMACs a millisecond of a large square matrix product, by the library that students use."""
+    """GMACs a millisecond of a large square matrix product, as of students."""
     a = torch.randn(1, side, side, device=device).to(getattr(torch, precision))
-    return side**3 / 1e9 / _best_ms(lambda: product(a, a), device)
+    return side**3 / 1e9 / _best_ms(lambda: a @ a)
 
 
-def _best_ms(function: Callable[[], Any], device: torch.device) -> float:
-    best = math.inf
-    for _ in range(_BEST_OF):
-        clock = Clock(device)
-        function()
-        best = min(best, clock.lap())
-    return best
+def _best_ms(function: Callable[[], Any]) -> float:
+    # Its import looks for CUDA's compiler, and would warn of a machine without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Timer
+
+    threads = torch.get_num_threads()
+    timer = Timer("function()", globals={"function": function}, num_threads=threads)
+    return 1e3 * min(timer.blocked_autorange(min_run_time=0.5).times)
 
 
 def layer_times(
@@ -130,7 +139,7 @@ def layer_times(
     """Median milliseconds until a teacher has each layer's tokens, embedding included.
 
     Args:
-        encode: the teacher's pass, with the `Hook` that watches it as its argument.
+        encode: the teacher's pass, with the hook that watches it as its argument.
     """
     laps: list[list[float]] = []
     clock = Clock(device)
@@ -152,8 +161,7 @@ def query_times(
 ) -> list[float]:
     """Median milliseconds of asking a student for the tokens of each of `depth` layers."""
     queries = {str(layer): partial(query, layer) for layer in range(1, depth + 1)}
-    times = interleaved(queries, repeats, device)
-    return [timing.median_ms for timing in times.values()]
+    return [timing.median_ms for timing in interleaved(queries, repeats, device).values()]
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -166,9 +174,7 @@ def device_name(device: torch.device) -> str:
     """What the device is called by its maker."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return device.type
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]}, {len(names)} cores" if names else device.type

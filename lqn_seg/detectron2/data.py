@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 from iopath.common.file_io import get_cache_dir
 
 from lqn_seg.config.nodes import resolve_device
-from lqn_seg.data.catalog import Metadata, Record, dataset_names, get_dataset, register_entries
+from lqn_seg.data.catalog import Record, dataset_names, get_dataset, register_entries
 from lqn_seg.data.derived import complete_records, detectron2_facts
 from lqn_seg.errors import InputError
 
@@ -60,8 +60,7 @@ def register_datasets() -> None:
         if name not in DatasetCatalog:
             DatasetCatalog[name] = functools.partial(load_records, name)
             _registered.add(name)
-            if name not in MetadataCatalog:
-                MetadataCatalog[name] = LazyMetadata(name=name)
+            MetadataCatalog[name] = LazyMetadata(**vars(MetadataCatalog.get(name)))
 
 
 def give_way(name: str, func: Callable[[], list[Record]]) -> None:
@@ -89,19 +88,12 @@ def class_table(datasets: Sequence[str]) -> tuple[frozenset[int], Sequence[str]]
     return frozenset(things.values()), theirs.get("stuff_classes") or theirs.thing_classes
 
 
-def set_metadata(metadata: Metadata) -> None:
-    """Fill Detectron2's entry; one that was made for other files of the same name is replaced."""
-    facts = detectron2_facts(metadata)
-    there = vars(MetadataCatalog.get(metadata.name))
-    if any(there.get(key, value) != value for key, value in facts.items()):
-        MetadataCatalog.pop(metadata.name)
-    vars(MetadataCatalog.get(metadata.name)).update(facts)
-
-
 def load_records(name: str) -> list[Record]:
     """`complete_records`, once a process; label maps go to Detectron2's cache ($FVCORE_CACHE)."""
     metadata = get_dataset(name).metadata
-    set_metadata(metadata)
+    known, facts = vars(MetadataCatalog.get(name)), detectron2_facts(metadata)
+    if any(known.get(key, value) != value for key, value in facts.items()):
+        MetadataCatalog[name] = LazyMetadata(name=name)  # it was of other files of the same name
     files = (metadata.image_root, metadata.sem_seg_root, metadata.panoptic_json)
     return [dict(record) for record in _load(name, files)]
 

@@ -24,7 +24,13 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from pycocotools import mask as mask_api
 
 import lqn_seg.detectron2 as lqn
-from lqn_seg.data.catalog import dataset_names, get_dataset, register_label_folders
+from lqn_seg.data.catalog import (
+    Category,
+    Metadata,
+    dataset_names,
+    get_dataset,
+    register_label_folders,
+)
 from lqn_seg.data.derived import complete_records, detectron2_facts
 from lqn_seg.data.masks import decode
 from lqn_seg.data.segmentation_sets import ADE20K_CLASSES
@@ -75,6 +81,16 @@ def test_tables_are_detectron2s(coco):
     # ADE20K: the first of each class's names.
     theirs = MetadataCatalog.get("ade20k_sem_seg_val")
     assert [name.split(",")[0].strip() for name in theirs.stuff_classes] == list(ADE20K_CLASSES)
+
+
+def test_thing_classes_are_all_names_where_things_do_not_come_first():
+    table = [Category(7, "sky", False), Category(9, "disc", True), Category(4, "rod", True)]
+    for order, expected in (([0, 1, 2], ["sky", "disc", "rod"]), ([1, 2, 0], ["disc", "rod"])):
+        metadata = Metadata("x", tuple(table[i] for i in order), "coco_panoptic_seg")
+        facts = detectron2_facts(metadata)
+        assert facts["thing_classes"] == expected
+        assert facts["stuff_classes"] == [table[i].name for i in order]
+        assert set(facts["thing_dataset_id_to_contiguous_id"]) == {9, 4}
 
 
 def test_our_records_of_instances_are_those_of_their_reader(coco):

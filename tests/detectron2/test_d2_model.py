@@ -24,9 +24,8 @@ from detectron2.utils.visualizer import Visualizer
 
 import lqn_seg.detectron2 as lqn
 from lqn_seg.config.nodes import load_cfg, methods
-from lqn_seg.data.catalog import Category, Metadata, get_dataset
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.images import read_image
-from lqn_seg.detectron2.data import set_metadata
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.postprocess import mask_hash
@@ -64,20 +63,6 @@ def test_the_records_are_complete(cfg):
         assert [a["category_id"] for a in record["annotations"]] == [
             s["category_id"] for s in things
         ]
-
-
-def test_thing_classes_are_all_names_where_things_do_not_come_first():
-    table = [Category(7, "sky", False), Category(9, "disc", True), Category(4, "rod", True)]
-    for name, order, expected in (
-        ("stuff_first", [0, 1, 2], ["sky", "disc", "rod"]),
-        ("things_first", [1, 2, 0], ["disc", "rod"]),
-    ):
-        set_metadata(Metadata(name, tuple(table[i] for i in order), "coco_panoptic_seg"))
-        entry = MetadataCatalog.pop(name)
-        assert entry.thing_classes == expected
-        assert sorted(entry.stuff_classes) == ["disc", "rod", "sky"]
-        assert set(entry.thing_dataset_id_to_contiguous_id) == {9, 4}
-        assert set(entry.stuff_dataset_id_to_contiguous_id) == {7, 9, 4}
 
 
 def test_the_predictor_gives_the_native_masks_from_rgb_and_bgr(cfg, config_file, image):

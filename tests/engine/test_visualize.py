@@ -118,11 +118,6 @@ def test_padding_is_not_shown(studio):
     assert probe.visible(probe.at(1)).shape == (2, 4, 16)
 
 
-def test_errors_are_1_for_the_mean_token(probe):
-    mean = probe.at(3).mean((1, 2), keepdim=True).expand_as(probe.at(3))
-    assert share(mean - probe.at(3), probe.at(3)) == pytest.approx(1, rel=1e-4)
-
-
 def test_a_fit_that_is_cut_short_is_the_start_of_the_whole(studio, recwarn):
     shop = studio(*SHORT)
     recipe = shop.recipes(["lqn"])["lqn"]

@@ -184,13 +184,6 @@ def test_comparison_row_has_one_cell_per_picture_and_says_how_much_differs():
     assert [c.title for c in without.cells] == ["image", "A", "A vs A"]
 
 
-def test_pictures_are_deterministic():
-    image, truth = _scene()
-    row = Row([Cell(overlay(image, truth, CATEGORIES, (48, 48)), "a")], "b")
-    legend = legend_entries([truth], CATEGORIES)
-    assert (panel([row], legend) == panel([row], legend)).all()
-
-
 def test_save_png_round_trip_leaves_nothing_else(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     path = save_png(image, tmp_path / "new" / "a.png")

@@ -188,7 +188,8 @@ class StudentFitter:
         seen = [View.of(*v, self.config, self.layers, shape) for v in ((images, fields), *views)]
         fitted = FittedStudents(self, students(self, keys), seen[0], coordinates)
         weights = list(dict.fromkeys(fitted.students.weights.values()))
-        adam = torch.optim.Adam(weights, fit.learning_rate, fit.betas, fit.eps, fused=True)
+        fused = self.device.type != "meta"  # which only counts
+        adam = torch.optim.Adam(weights, fit.learning_rate, fit.betas, fit.eps, fused=fused)
         visits = [(sampler or self.uniform)(b, key) for b, key in enumerate(keys)]
         losses = [fields.new_zeros(len(keys), 0)]
         with torch.enable_grad(), own_precision(self.device):

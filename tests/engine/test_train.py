@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from lqn_seg.engine.training.pixel_classifier import PixelClassifier
 from safetensors.torch import load_file
 
 from lqn_seg.config.nodes import load_cfg
-from lqn_seg.engine.training.eomt_training import annealed_mask_probabilities, sine_cosine_grid
-from lqn_seg.engine.training.train import TeacherTrainer, learning_rate_factor
+from lqn_seg.engine.training.eomt_training import (
+    EomtLosses,
+    annealed_mask_probabilities,
+    sine_cosine_grid,
+)
+from lqn_seg.engine.training.loop import learning_rate_factor
+from lqn_seg.engine.training.train import TeacherTrainer
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt import load_eomt
 
@@ -21,21 +25,10 @@ from lqn_seg.teachers.eomt import load_eomt
 @pytest.fixture
 def cfg(tmp_path, small_config):
     teacher = tmp_path / "eomt.json"
-    teacher.write_text(
-        json.dumps(
-            dict(
-                hidden_size=16,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                image_size=96,
-                patch_size=16,
-                num_blocks=2,
-                num_queries=10,
-                num_upscale_blocks=1,
-                train_num_points=64,
-            )
-        )
-    )
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    shape |= {"image_size": 96, "patch_size": 16, "num_blocks": 2, "num_queries": 10}
+    shape |= {"num_upscale_blocks": 1, "train_num_points": 64}
+    teacher.write_text(json.dumps(shape))
     cfg = load_cfg(str(small_config))
     cfg.MODEL.LQN.TEACHER.CONFIG = str(teacher)
     cfg.DATASETS.TRAIN = ("demo_panoptic_train",)
@@ -63,7 +56,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_position_embeddings_start_as_sines_and_cosines():
-    grid = sine_cosine_grid(3, 5, 18)
+    grid = sine_cosine_grid((3, 5), 18)
     assert grid.shape == (15, 18)
     assert grid[:, 16:].eq(0).all()
     row, column, frequency = 2, 4, 1 / 100 ** (1 / 4)
@@ -87,19 +80,17 @@ def test_a_resumed_training_is_the_uninterrupted_one(which, request, tmp_path, m
     cfg.OUTPUT_DIR = str(tmp_path / "whole")
     whole = TeacherTrainer(cfg).train()
     cfg.OUTPUT_DIR = str(tmp_path / "parts")
-    first = TeacherTrainer(cfg)
-    original, calls = TeacherTrainer.step, []
+    first, step = TeacherTrainer(cfg), TeacherTrainer.step
 
-    def step_then_die(self):
-        if len(calls) == 4:
+    def die_in_the_fifth(self):
+        if self.iteration == 4:
             raise KeyboardInterrupt
-        calls.append(1)
-        return original(self)
+        return step(self)
 
-    monkeypatch.setattr(TeacherTrainer, "step", step_then_die)
+    monkeypatch.setattr(TeacherTrainer, "step", die_in_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         first.train()
-    monkeypatch.setattr(TeacherTrainer, "step", original)
+    monkeypatch.setattr(TeacherTrainer, "step", step)
     parts = TeacherTrainer(cfg).train(resume=True)
     a, b = load_eomt(str(whole)), load_eomt(str(parts))
     images = torch.randn(1, 3, *a.image_size)
@@ -110,13 +101,11 @@ def test_a_resumed_training_is_the_uninterrupted_one(which, request, tmp_path, m
 
 def test_a_checkpoint_of_another_recipe_is_refused(cfg):
     TeacherTrainer(cfg).train()
-    cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT = 1.0
-    with pytest.raises(InputError, match="another configuration"):
-        TeacherTrainer(cfg).train(resume=True)
-    cfg.MODEL.LQN.TRAIN.PIXEL_LOSS_WEIGHT = 0.0
-    cfg.SOLVER.BASE_LR *= 2
-    with pytest.raises(InputError, match="another configuration"):
-        TeacherTrainer(cfg).train(resume=True)
+    for node, key, value in ((cfg.MODEL.LQN.TRAIN, "PIXEL_LOSS_WEIGHT", 1.0), (cfg, "SEED", 1)):
+        before, node[key] = node[key], value
+        with pytest.raises(InputError, match="another configuration"):
+            TeacherTrainer(cfg).train(resume=True)
+        node[key] = before
     TeacherTrainer(cfg).checkpoint_path.write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read"):
         TeacherTrainer(cfg).train(resume=True)
@@ -140,17 +129,9 @@ def test_the_loss_falls_and_the_finished_teacher_runs_unmasked(cfg, tmp_path):
 
 def test_every_image_comes_once_an_epoch(cfg):
     trainer = TeacherTrainer(cfg)
-    indices = [i for k in range(4) for i in trainer.batch_indices(k)[0]]
+    indices = [i for k in range(4) for i in trainer.batch_indices(k)]
     assert sorted(indices[:8]) == sorted(indices[8:]) == list(range(8))
     assert indices[:8] != indices[8:]
-
-
-def test_flipped_masks_belong_to_flipped_images(cfg):
-    images = TeacherTrainer(cfg).images
-    plain, flipped = images.batch([1], [False]), images.batch([1], [True])
-    assert plain["pixel_values"].flip(3).equal(flipped["pixel_values"])
-    assert plain["mask_labels"][0].flip(2).equal(flipped["mask_labels"][0])
-    assert plain["mask_labels"][0].sum(0).eq(1).all()  # every pixel in exactly one segment
 
 
 def test_images_of_another_size_are_named(cfg, tmp_path):
@@ -161,12 +142,11 @@ def test_images_of_another_size_are_named(cfg, tmp_path):
 
 
 def test_the_pixel_loss_is_cross_entropy_of_the_upsampled_logits(cfg):
-    model = TeacherTrainer(cfg).model
-    classifier = PixelClassifier(model)
-    first, (rows, columns) = classifier.first_patch, classifier.grid
-    tokens = torch.randn(2, first + rows * columns, 16)
+    learner = EomtLosses(TeacherTrainer(cfg).model, 1.0)
+    rows, columns = learner.model.grid_size
+    tokens = torch.randn(2, 11 + rows * columns, 16)
     labels = torch.randint(-1, 13, (2, 96, 96))
-    logits = classifier.linear(tokens[:, first:]).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+    logits = learner.classifier(tokens[:, 11:]).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
     # Upsampling from the middle of one patch to the next, at the middle of every pixel.
     position = ((torch.arange(96) + 0.5) / 16 - 0.5).clamp(0, 5)
     low = position.floor().long().clamp(max=4)
@@ -176,33 +156,28 @@ def test_the_pixel_loss_is_cross_entropy_of_the_upsampled_logits(cfg):
     pixels = matrix @ logits @ matrix.T
     chances = pixels.log_softmax(1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
     expected = -chances[labels >= 0].mean()
-    torch.testing.assert_close(classifier(tokens, labels), expected)
-    assert classifier(tokens, torch.full_like(labels, -1)) == 0
+    torch.testing.assert_close(learner.pixel_loss(tokens, labels), expected)
+    assert learner.pixel_loss(tokens, torch.full_like(labels, -1)) == 0
 
 
 def test_the_pixel_loss_reaches_the_layers_and_is_not_exported(augmented):
     trainer = TeacherTrainer(augmented)
-    batch = trainer.images.batch([0, 1], [False, True], (0,))
-    torch.manual_seed(0)
-    both = trainer.loss(batch)
-    trainer.pixel_weight = 0.0
-    torch.manual_seed(0)
-    (both - trainer.loss(batch)).backward()  # the per-pixel part alone
+    learner = trainer.learner
+    learner.losses_of(trainer.batch())["loss_pixel"].backward()
     assert trainer.model.layers[0].mlp.fc1.weight.grad.abs().max() > 1e-6
-    weight = trainer.auxiliary[0].linear.weight
-    assert weight.grad.abs().max() > 1e-3
-    before = weight.detach().clone()
-    trainer = TeacherTrainer(augmented)
+    assert learner.classifier.weight.grad.abs().max() > 1e-3
+    learner.zero_grad()
+    before = learner.classifier.weight.detach().clone()
     folder = trainer.train()
-    assert not trainer.auxiliary[0].linear.weight.equal(before)
-    saved = torch.load(trainer.checkpoint_path, weights_only=True)["auxiliary"]
-    assert saved["0.linear.weight"].equal(trainer.auxiliary[0].linear.weight)
+    assert not learner.classifier.weight.equal(before)
+    saved = torch.load(trainer.checkpoint_path, weights_only=True)["learner"]
+    assert saved["classifier.weight"].equal(learner.classifier.weight)
     assert set(load_file(folder / "model.safetensors")) == set(trainer.model.state_dict())
 
 
 def test_a_crop_without_any_label_can_be_trained_on(augmented):
     trainer = TeacherTrainer(augmented)
-    batch = trainer.images.batch([0, 1], [False, True], (0,))
+    batch = trainer.batch()
     batch["mask_labels"][1] = batch["mask_labels"][1][:0]
     batch["class_labels"][1] = batch["class_labels"][1][:0]
     trainer.loss(batch).backward()

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lqn_seg.core.fit import StudentFitter
-from lqn_seg.core.positions import grid_rows, grid_table
-from lqn_seg.core.student import Students, image_patches, parameter_count
 from torch import nn
 from torch.nn import functional as F
 from transformers import EomtConfig, EomtForUniversalSegmentation
@@ -27,6 +24,7 @@ from lqn_seg.core.config import (
     preset,
     with_variant,
 )
+from lqn_seg.core.lqn import StudentFitter, Students
 from lqn_seg.core.random import RandomKey
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.cost import (
@@ -198,7 +196,7 @@ class Table4(nn.Module):
     def __init__(self, config: StudentConfig, feature_dim: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(3, 1, config.stride, config.stride)
-        inputs = config.image_features + config.locations * config.position_dim
+        inputs = config.image_features + (1 + config.source) * config.position_dim
         inputs += feature_dim if config.guide else 0
         sizes = (inputs, *config.widths, feature_dim)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
@@ -214,14 +212,14 @@ class Table4(nn.Module):
 @pytest.mark.parametrize("queries", [1, 9])
 @pytest.mark.parametrize(
     "change",
-    [{}, {"source": False}, {"widths": (8,)}, {"combine": "add"}, {"guide": 0.5}],
+    [{}, {"source": False}, {"widths": (8,)}, {"guide": 0.5}],
 )
 def test_literal_student_pass_is_counted(change, queries):
     config = replace(STUDENT, **change)
     model = Table4(config, 12)
     image = torch.zeros(1, 3, config.input_size, config.input_size)
     # A guided student reads a token besides.
-    columns = config.locations * config.position_dim + (12 if config.guide else 0)
+    columns = (1 + config.source) * config.position_dim + (12 if config.guide else 0)
     cost = measure(lambda: model(image, torch.zeros(queries, columns)).sum().backward())
     macs = pass_macs(config, 12, queries)
     assert cost.forward_gmacs == pytest.approx(macs.forward / 1e9, rel=1e-9)
@@ -234,21 +232,22 @@ def test_literal_student_pass_is_counted(change, queries):
     [
         {},
         {"source": False, "axes": 2},
-        {"combine": "add"},
         {"guide": 0.5},
         {"guide": 0.5, "source": False},
     ],
 )
 def test_our_student_pass_is_counted(change, queries):
     config = replace(DEEP, **change)
-    students = Students(config, 12)
-    patches = image_patches(torch.zeros(1, 3, 24, 24), config.stride)
-    table = grid_table(GRID, config.position_dim, config.axes)
-    addresses = grid_rows(torch.ones(1, queries, 3, dtype=torch.int64), GRID, config.axes)
+    variant = {(True, 3): "lqn", (False, 3): "lqn-src", (False, 2): "apm"}[
+        config.source, config.axes
+    ]
+    fitter = StudentFitter(LQNConfig(config, FitConfig(variant, precision="float32")), GRID, 12)
+    students = Students(fitter, [RandomKey(0)])
+    patches, addresses = torch.zeros(1, 36, 48), torch.ones(1, queries, 3)
+    tables = students.tables([torch.arange(n + 1.0) for n in (*GRID[1:], GRID[0])][: config.axes])
     guided = max(1, queries // 3)  # three queries share a guiding token
     guide = torch.zeros(1, guided, 12) if config.guide else None
-    rows = students.rows(table, addresses if config.source else None, addresses)
-    cost = measure(lambda: students(patches, table, rows, guide).sum().backward())
+    cost = measure(lambda: students(patches, tables, addresses, addresses, guide).sum().backward())
     macs = pass_macs(config, 12, queries, GRID, guided)
     assert cost.forward_gmacs == pytest.approx(macs.forward / 1e9, rel=1e-9)
     if queries == 90:
@@ -261,7 +260,7 @@ def test_our_student_pass_is_counted(change, queries):
         ("lqn", {}),
         ("lqn", {"steps": 4, "positions_per_step": 0.8, "target_norm": "layer"}),
         ("lqn", {"alpha": 0.0}),
-        ("lqn", {"layers": (1, 3), "readout_source": "random"}),
+        ("lqn", {"layers": (1, 3)}),
         ("lqn-src", {}),
         ("apm", {}),
         ("lqn", {"guide": 0.5}),
@@ -289,7 +288,7 @@ def test_a_fit_at_the_papers_size_is_counted_without_memory(name):
     assert cost.forward_gmacs == pytest.approx(15 * step.forward / 1e9, rel=0.01)
     assert cost.backward_gmacs == pytest.approx(15 * step.backward / 1e9, rel=0.01)
     # weights, gradients and both moments, 4 bytes each, and little beside
-    storage = 16 * parameter_count(config.student, 768)
+    storage = 16 * config.student.parameter_count(768)
     assert storage < cost.peak_bytes < 1.5 * storage
 
 

@@ -234,7 +234,7 @@ def pass_gmacs(config: LQNConfig, grid: Grid, feature_dim: int) -> float:
 def readout_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
     """One forward pass for all H x W addresses of the last layer."""
     queries = grid[1] * grid[2]
-    tabulated = None if literal else grid
+    tabulated = None if literal else (1, *grid[1:])
     return pass_macs(config.student, feature_dim, queries, tabulated, queries).forward / 1e9
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lqn_seg.data.coco import load_coco_panoptic
 from PIL import Image
 
 from lqn_seg.data import catalog
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import get_dataset, register_label_folders
-from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.images import read_id_map, read_image, write_id_map
 from lqn_seg.engine.training import training_images
 from lqn_seg.engine.training.eomt_training import pixel_labels
@@ -119,7 +119,9 @@ def test_crop_and_colours_follow_from_the_seed_alone(photographs):
 
 
 def test_without_a_crop_another_size_is_named(photographs):
-    with pytest.raises(InputError, match=r"b\.png is 80x48 pixels; .* 48x80 \(MODEL.*CROP True"):
+    with pytest.raises(
+        InputError, match=r"b\.png is 80x48 pixels; .* 48x80 \(MODEL.*AUGMENTATION crop"
+    ):
         TrainingImages(photographs, (48, 80)).batch([1])
 
 

@@ -84,7 +84,7 @@ class Trainer(ABC):
         total, first, before = self.solver.MAX_ITER, self.iteration, self.seconds
         start = time.perf_counter()
         with patient() as stop:
-            while self.iteration < total and not stop():
+            while self.iteration < total:
                 loss = self.step()
                 if not math.isfinite(loss):
                     raise InputError(
@@ -104,6 +104,8 @@ class Trainer(ABC):
                     )
                 if self.iteration % self.solver.CHECKPOINT_PERIOD == 0:
                     self.checkpoint()
+                if stop():
+                    break
         return self.iteration == total
 
     def write_about(self, folder: Path, images: int, **more: Any) -> None:

@@ -13,9 +13,7 @@ from lqn_seg.adapt.classification_methods import CONTROLS
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
 from lqn_seg.engine.classify import Classification
 from lqn_seg.engine.evaluate import CLEAN
-from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES
 from lqn_seg.evaluation.classification import BINS
-from lqn_seg.lab.cost.cost import Cost
 from lqn_seg.lab.cost.speed import peak_gmacs_per_ms
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.costs import classification_cost
@@ -33,9 +31,9 @@ from lqn_seg.lab.report.wording import (
     comparison,
     difference_table,
     interval_heading,
+    no_interval,
     number,
     table,
-    too_few,
 )
 
 _SCORES = {
@@ -122,8 +120,12 @@ class ClassificationReport(Report):
 
     # ---- costs -----------------------------------------------------------------------------------
 
-    def cost(self, method: str) -> tuple[Cost, float]:
-        return classification_cost(self.first, method)
+    def cost(self, method: str) -> dict[str, float]:
+        cost, busy_ms = classification_cost(self.first, method)
+        gmacs = cost.forward_gmacs + cost.backward_gmacs
+        roofline = 100 * gmacs / max(busy_ms, 1e-9) / self.peak
+        values = (cost.forward_gmacs, cost.backward_gmacs, cost.peak_bytes / 2**20, roofline)
+        return dict(zip(_COUNTS, values))
 
     @cached_property
     def peak(self) -> float:
@@ -138,17 +140,11 @@ class ClassificationReport(Report):
 
     def cost_lines(self) -> dict[str, dict[str, float]]:
         """Each method's cost, by name and unit; NaN where it is not counted."""
+        unknown = dict.fromkeys(_COUNTS, float("nan"))
         lines = {}
         for method in self.methods:
-            line = {f"{stage}_ms": ms for stage, ms in self.milliseconds(method).items()}
-            line |= dict.fromkeys(_COUNTS, float("nan"))
-            if counted := self.costs.get(method):
-                cost, busy = counted
-                gmacs = cost.forward_gmacs + cost.backward_gmacs
-                roofline = 100 * gmacs / max(busy, 1e-9) / self.peak
-                values = (cost.forward_gmacs, cost.backward_gmacs, cost.peak_bytes / 2**20)
-                line |= zip(_COUNTS, (*values, roofline))
-            lines[method] = line
+            times = {f"{stage}_ms": ms for stage, ms in self.milliseconds(method).items()}
+            lines[method] = {**times, **(self.costs.get(method) or unknown)}
         return lines
 
     def cost_table(self) -> str:
@@ -183,9 +179,8 @@ class ClassificationReport(Report):
             for group, difference in self.differences[self.focus].items()
             if group == CORRUPTED or group.endswith(CLEAN)
         ]
-        few = f"; no interval: {too_few(self.images)}" if self.images < FEWEST_IMAGES else ""
         text = f"{self.title(self.focus)} {', and '.join(parts)}"
-        return f"{text}, in points of top-1 accuracy{few}."
+        return f"{text}, in points of top-1 accuracy{no_interval(self.images)}."
 
     def results(self) -> dict[str, Any]:
         """``classification`` has ``ACC-<class>`` for every class."""
@@ -194,7 +189,6 @@ class ClassificationReport(Report):
             "environment": {**self.environment, "seed": max(self.cfg.SEED, 0)},
             "runs": {run.dataset.metadata.name: describe(run) for run in self.runs},
             "prompts": self.cfg.CLASSIFICATION.PROMPTS,
-            "shard": list(self.cfg.CLASSIFICATION.SHARD),
             "policy": {
                 "reset": "everything is fresh for every image, TDA's caches excepted",
                 "order": "results do not depend on it, TDA's excepted",

@@ -5,8 +5,9 @@ Evaluate and store, print the tables of scores, count and print costs, draw pict
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from lqn_seg.adapt.ineffective import shown
 from lqn_seg.adapt.threads import fixed_threads
@@ -22,6 +23,8 @@ from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.classification import ClassificationReport
 from lqn_seg.lab.report.report import Report
 from lqn_seg.lab.report.segmentation import SegmentationReport
+
+R = TypeVar("R", bound=Report)
 
 
 def evaluate(
@@ -60,12 +63,7 @@ def evaluate(
             raise InputError(f"{config_file}: DATASETS.TEST must name exactly one data set")
         dataset = get_dataset(cfg.DATASETS.TEST[0])
         evaluation = Evaluation(cfg, dataset, resume, strict=strict)
-    execute([evaluation])
-    if not launch.is_main():
-        return None
-    report = SegmentationReport(evaluation)
-    conclude(report)
-    return report
+    return _report([evaluation], lambda: SegmentationReport(evaluation))
 
 
 def classify(
@@ -79,10 +77,15 @@ def classify(
     with launch.together():
         cfg = load_classification_cfg(config_file, overrides, device)
         runs = list(classifications(cfg, resume, strict).values())
+    return _report(runs, lambda: ClassificationReport(runs))
+
+
+def _report(runs: Sequence[DatasetRun], make: Callable[[], R]) -> R | None:
+    """Evaluate and store, then, in the main process, report."""
     execute(runs)
     if not launch.is_main():
         return None
-    report = ClassificationReport(runs)
+    report = make()
     conclude(report)
     return report
 

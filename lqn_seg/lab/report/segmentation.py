@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lqn_seg.engine.evaluate import CLEAN, Evaluation
-from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES
 from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.pictures import draw_panels
 from lqn_seg.lab.report.report import (
@@ -24,10 +23,10 @@ from lqn_seg.lab.report.wording import (
     comparison,
     difference_table,
     interval_heading,
+    no_interval,
     number,
     short_name,
     table,
-    too_few,
 )
 
 HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}  # the first that is there
@@ -130,8 +129,7 @@ class SegmentationReport(Report):
             text += f" and {comparison(difference[CORRUPTED], images, 'it', where, unit)}"
         ratio = self._gmacs(method, "total") / self._gmacs("teacher", "total")
         cost = f", at {number(ratio)} times the teacher's multiply-adds" if ratio == ratio else ""
-        few = f"; no interval: {too_few(images)}" if images < FEWEST_IMAGES else ""
-        return f"{text}{cost}{few}."
+        return f"{text}{cost}{no_interval(images)}."
 
     def parts(self) -> Iterator[str]:
         """Of a single method also Detectron2's lines for grep."""

@@ -136,7 +136,7 @@ def difference_table(
 def interval_heading(images: int) -> str:
     """What a table of `interval_text` says of its intervals."""
     if images < FEWEST_IMAGES:
-        return f"without its 95% interval: {too_few(images)}"
+        return f"without its 95% interval: {_too_few(images)}"
     return "with its 95% interval (paired bootstrap over images)"
 
 
@@ -146,8 +146,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else plural}"
 
 
-def too_few(images: int) -> str:
-    """Why there is no interval."""
+def no_interval(images: int) -> str:
+    """The end of a sentence: why there is no interval, where there is none."""
+    return f"; no interval: {_too_few(images)}" if images < FEWEST_IMAGES else ""
+
+
+def _too_few(images: int) -> str:
     what = "1 image is" if images == 1 else f"{images} images are"
     return f"{what} too few for one ({FEWEST_IMAGES} are needed)"
 

@@ -8,7 +8,6 @@ import torch
 
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.engine.training.training_images import UNLABELLED, augment
-from lqn_seg.errors import InputError
 
 
 def ramp(height: int, width: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,22 +82,3 @@ def test_nothing_asked_for_is_nothing_done():
     image, index_map = ramp(6, 7, 0)
     pixels, labels = augment(image, index_map, AugmentationConfig(flip=0), 6, (0,))
     assert np.array_equal(pixels.permute(1, 2, 0), image) and np.array_equal(labels, index_map)
-
-
-@pytest.mark.parametrize(
-    "values, sentence",
-    [
-        (dict(crop=True, scale=(0, 1)), r"SCALE must be \(least, most\)"),
-        (dict(crop=True, scale=(2, 1)), r"SCALE must be \(least, most\)"),
-        (dict(crop=True, scale=(1, "2")), r"SCALE must be \(least, most\)"),
-        (dict(crop=True, scale=(1,)), r"SCALE must be \(least, most\)"),
-        (dict(scale=(0.5, 1)), r"SCALE \(0\.5, 1\) needs MODEL\.LQN\.TRAIN\.CROP True"),
-        (dict(flip=1.5), r"FLIP must be at least 0 and at most 1"),
-        (dict(hue=0.6), r"HUE must be at least 0 and at most 0\.5"),
-        (dict(contrast=-0.1), "CONTRAST must be at least 0, not"),
-        (dict(brightness=float("nan")), "BRIGHTNESS must be at least 0, not nan"),
-    ],
-)
-def test_values_out_of_range_are_named(values, sentence):
-    with pytest.raises(InputError, match=sentence):
-        AugmentationConfig(**values)

@@ -125,7 +125,7 @@ def test_the_teacher_sees_changed_pixels_where_damage_calls_for_them(eomt, calib
         close(found[0], teacher[0], atol=1e-4, rtol=1e-4)  # an image that is not damaged
         changed = change_pixels(name, pixels[1:], None)
         close(found[1:], answers("", eomt, changed), atol=1e-4, rtol=1e-4)
-        assert not torch.allclose(found[1], teacher[1], atol=1e-3)
+    assert not torch.allclose(found[1], teacher[1], atol=1e-2)  # a blur of 32 pixels is too small
     found = answers("standardise", eomt, pixels, settings)
     changed = change_pixels("standardise", pixels, settings)
     close(found, answers("", eomt, changed), atol=1e-4, rtol=1e-4)

@@ -33,7 +33,7 @@ Sampler = Callable[[int, RandomKey], Tensor]  # see `StudentFitter.uniform`
 Loss = Callable[[Tensor, Tensor], Tensor]  # see `mean_square`
 ANCHOR = (0.0, 0.0, 0.0)  # src0
 SOURCE, DESTINATION = 0, 1  # the flags of Eq. 2
-_QUERY_FLOATS = 1 << 26  # of hidden layer that a query holds at one go
+QUERY_FLOATS = 1 << 26  # of hidden layer that a query holds at one go
 
 
 def axis_code(values: Tensor, features: int) -> Tensor:
@@ -284,7 +284,7 @@ class FittedStudents:
         source = torch.as_tensor(source, device=dest.device, dtype=torch.float32).expand_as(dest)
         both = torch.cat((source, dest))
         tables = self.students.tables([both[..., k].unique() for k in range(config.axes)])
-        size = max(1, _QUERY_FLOATS // (len(dest) * max(config.widths)))
+        size = max(1, QUERY_FLOATS // (len(dest) * max(config.widths)))
         guides = [None] * dest.shape[1] if guide is None else guide.split(size, 1)
         with own_precision(dest.device):
             pieces = [

@@ -79,14 +79,6 @@ def literal_zero(views, text, scale, keep):
     raise AssertionError
 
 
-def test_zero_is_a_vote(features):
-    shares = Zero()(features)
-    torch.testing.assert_close(shares.sum(-1), torch.ones(3))
-    for index in range(3):
-        views, _ = one(features, index)
-        assert int(shares[index].argmax()) == literal_zero(views, features.text, 8.0, 0.3)
-
-
 @pytest.mark.parametrize("votes, winner", [("AABBA", "A"), ("ABABB", "B"), ("ABBAC", "A")])
 def test_zero_breaks_ties_by_the_next_views(votes, winner):
     """Four views vote; the fifth, less confident, decides between two and two if it names one."""
@@ -146,12 +138,6 @@ def test_mta_finds_the_published_mode(features):
         torch.testing.assert_close(mode[index], expected, atol=2e-5, rtol=1e-4)
         p = (8.0 * expected @ features.text.T).softmax(-1)
         torch.testing.assert_close(answers[index], p, atol=1e-4, rtol=1e-3)
-
-
-def test_mta_of_equal_views_is_that_view():
-    view = F.normalize(torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
-    features = Features(view.expand(1, 9, 8), view, torch.eye(8), 10.0)
-    torch.testing.assert_close(Mta().mode(features), view[:, 0])
 
 
 def test_tps_takes_one_step_of_adamw(features):

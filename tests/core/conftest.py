@@ -29,6 +29,6 @@ def make_fields(batch: int, grid: tuple[int, int, int], features: int, seed: int
     return fields * torch.linspace(1, 4, layers)[:, None, None, None] + 2
 
 
-@pytest.fixture(name="make_fields")
+@pytest.fixture(name="make_fields", scope="session")
 def _make_fields():
     return make_fields

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lqn_seg.data.coco import load_coco_panoptic
 from PIL import Image
 
 from lqn_seg.data import catalog
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import get_dataset, register_label_folders
+from lqn_seg.data.coco import load_coco_panoptic
 from lqn_seg.data.images import read_id_map, read_image, write_id_map
 from lqn_seg.engine.training import training_images
 from lqn_seg.engine.training.eomt_training import pixel_labels

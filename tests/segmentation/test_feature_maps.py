@@ -6,36 +6,21 @@ import math
 
 import pytest
 import torch
-from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from lqn_seg.segmentation.feature_maps import feature_maps
 from lqn_seg.teachers.base import normalise
-from lqn_seg.teachers.eomt import EomtTeacher
+from lqn_seg.teachers.eomt import load_eomt
 
 
 @pytest.fixture(scope="module")
-def teacher():
-    torch.manual_seed(0)
-    config = EomtConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=24,
-        patch_size=8,
-        num_blocks=1,
-        num_queries=4,
-        num_labels=3,
-        num_upscale_blocks=1,
-    )
-    model = EomtForUniversalSegmentation(config)
-    torch.nn.init.zeros_(model.attn_mask_probs)
-    return EomtTeacher(model)
+def teacher(teacher_folder):
+    return load_eomt(str(teacher_folder)).resized((24, 24))
 
 
 def test_every_tile_has_the_tokens_it_has_alone(teacher):
     pixels = 255 * torch.rand(2, 3, 48, 72)
     maps = feature_maps(teacher, pixels)
-    assert maps.shape == (3, 2, 16, 6, 9)
+    assert maps.shape == (4, 2, 16, 6, 9)
     mean = torch.tensor(teacher.pixel_mean)[:, None, None]
     std = torch.tensor(teacher.pixel_std)[:, None, None]
     for row in range(2):
@@ -59,7 +44,7 @@ def test_a_size_in_between_is_padded_as_detectron2_pads(teacher, size):
     whole = feature_maps(teacher, outside * std + mean)
     maps = feature_maps(teacher, images, mean, std)
     rows, columns = (math.ceil(side / 8) for side in size)
-    assert maps.shape == (3, 2, 16, rows, columns)
+    assert maps.shape == (4, 2, 16, rows, columns)
     torch.testing.assert_close(maps, whole[..., :rows, :columns], atol=1e-4, rtol=1e-4)
 
 
@@ -67,7 +52,7 @@ def test_a_teacher_that_is_not_square_takes_any_size(teacher):
     wide = teacher.resized((16, 40))
     pixels = 255 * torch.rand(1, 3, 33, 41)
     maps = feature_maps(wide, pixels)
-    assert maps.shape == (3, 1, 16, 5, 6)
+    assert maps.shape == (4, 1, 16, 5, 6)
     field, _ = wide.encode(normalise(pixels[..., :16, :40] / 255, wide.pixel_mean, wide.pixel_std))
     torch.testing.assert_close(
         maps[:, 0, :, :2, :5], field[0].permute(0, 3, 1, 2), atol=1e-4, rtol=0

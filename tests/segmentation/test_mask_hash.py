@@ -41,10 +41,6 @@ def test_a_different_panoptic_prediction_has_another_hash(change):
     assert mask_hash(one) != mask_hash(other)
 
 
-def test_an_empty_prediction_has_a_hash():
-    assert mask_hash({"panoptic_seg": (torch.zeros(2, 2, dtype=torch.int32), [])})
-
-
 def test_semantic_scores_count_by_their_winner():
     scores = torch.rand(4, 3, 3)
     assert mask_hash({"sem_seg": scores}) == mask_hash({"sem_seg": 2 * scores})

@@ -7,18 +7,14 @@ import math
 import pytest
 import torch
 
-from lqn_seg.core.config import FitConfig, LQNConfig, StudentConfig
+from lqn_seg.adapt.ineffective import IneffectiveMethodWarning
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.meta_arch import LQNTTTMetaArch
 from lqn_seg.segmentation.postprocess import mask_hash
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.teachers.eomt import load_eomt
 from lqn_seg.teachers.eomt_head import EomtHead
-
-LQN = LQNConfig(
-    StudentConfig(input_size=32, stride=8, widths=(32, 32), position_dim=32, init="he"),
-    FitConfig(steps=2, positions_per_step=16, precision="float32"),
-)
+from tests.adapt.conftest import RECIPE, adapted, noise
 
 
 @pytest.fixture
@@ -30,22 +26,17 @@ def build(teacher_folder):
     return make
 
 
-def image(seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, 32, 32), generator=generator, dtype=torch.uint8)
-
-
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_the_teacher_can_be_traced_and_a_fit_says_that_it_cannot(build):
     def scores(methods):
         model = LQNTTTMetaArch(build(methods))
         return lambda pixels: model([{"image": pixels}])[0]["sem_seg"]
 
-    pixels, teacher = image(0), scores({"teacher": None})
+    pixels, teacher = noise(0), scores({"teacher": None})
     traced = torch.jit.trace(teacher, pixels)
     torch.testing.assert_close(traced(pixels), teacher(pixels), atol=1e-4, rtol=1e-4)
     with pytest.raises(InputError, match=r"METHOD lqn cannot be traced.*analyze_flops\.py"):
-        torch.jit.trace(scores({"lqn": LQN}), pixels)
+        torch.jit.trace(scores({"lqn": RECIPE}), pixels)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +60,7 @@ def test_an_image_that_is_none_is_named(build, pixels, said):
 
 
 def test_whole_numbers_of_any_type_are_the_same_image(build):
-    model, pixels = LQNTTTMetaArch(build({"teacher": None})), image(0)
+    model, pixels = LQNTTTMetaArch(build({"teacher": None})), noise(0)
     expected = mask_hash(model([{"image": pixels}])[0])
     for kind in (torch.float32, torch.float64, torch.int64, torch.int16):
         assert mask_hash(model([{"image": pixels.to(kind)}])[0]) == expected
@@ -82,3 +73,34 @@ def test_whole_numbers_of_any_type_are_the_same_image(build):
             model([{"image": other}])
     with pytest.raises(InputError, match="'height' and 'width'"):
         model([{"image": pixels, "height": 0, "width": 4}])
+
+
+def test_detectron2s_dicts_in_and_out(build):
+    model = LQNTTTMetaArch(build({"lqn": RECIPE}))
+    assert not model.train().training
+    inputs = [{"image": noise(0), "height": 50, "width": 40}, {"image": noise(1, 24, 60)}]
+    with torch.no_grad():
+        outputs = model(inputs)
+    assert outputs[0]["sem_seg"].shape == (13, 50, 40)
+    assert outputs[1]["panoptic_seg"][0].shape == (24, 60)
+    assert outputs[0]["instances"].pred_masks.shape[1:] == (50, 40)
+    assert outputs[0]["lqn"]["fit_ms"] > 0
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+        model(inputs)
+    with pytest.raises(InputError, match=r"MODEL\.LQN\.METHOD"):
+        LQNTTTMetaArch(build({"teacher": None, "lqn": RECIPE}))
+
+
+def test_bgr_and_float_images_give_the_same_masks(build):
+    rgb = LQNTTTMetaArch(build({"lqn": RECIPE}))
+    bgr = LQNTTTMetaArch(build({"lqn": RECIPE}), input_format="BGR")
+    want = mask_hash(rgb([{"image": noise(0)}])[0])
+    for pixels in (noise(0).flip(0), noise(0).flip(0).float()):
+        assert mask_hash(bgr([{"image": pixels}])[0]) == want
+    straight, swapped = (m([{"image": noise(0)}])[0]["sem_seg"] for m in (rgb, bgr))
+    assert not torch.equal(straight, swapped)
+
+
+def test_a_method_that_does_nothing_says_so(build):
+    with pytest.warns(IneffectiveMethodWarning, match="idle answers as its teacher"):
+        LQNTTTMetaArch(build({"idle": adapted(gauged=True)}))([{"image": noise(0)}])

@@ -53,25 +53,16 @@ def test_a_function_of_two_views_is_the_control_of_two_views(predict):
     assert found["mine"].stats["token_cos"] == pytest.approx(found["flip"].stats["token_cos"])
 
 
-def test_an_answer_that_is_not_finite_is_the_teachers_and_counted(predict):
-    register_method("mine", lambda teacher, images, field: field[:, -1] / 0)
-    found = predict("mine", "teacher")
-    assert mask_hash(found["mine"].output) == mask_hash(found["teacher"].output)
-    assert found["mine"].stats["fallback"] == 1 and found["teacher"].stats["fallback"] == 0
-
-
-def test_a_function_out_of_memory_is_the_teachers_and_counted(predict):
-    tried = []
-
+def test_an_answer_that_fails_is_the_teachers_and_counted(predict):
     def exhausted(teacher, images, field):
-        tried.append(len(images))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    register_method("mine", exhausted, version="1")
-    found = predict("teacher", "mine", "flip")
-    assert mask_hash(found["mine"].output) == mask_hash(found["teacher"].output)
-    assert found["mine"].stats["fallback"] == 1 and found["flip"].stats["fallback"] == 0
-    assert len(tried) == 2  # when the segmenter was built, and for the image
+    register_method("endless", lambda teacher, images, field: field[:, -1] / 0)
+    register_method("exhausted", exhausted)
+    found = predict("endless", "exhausted", "teacher")
+    for name in ("endless", "exhausted"):
+        assert mask_hash(found[name].output) == mask_hash(found["teacher"].output)
+        assert found[name].stats["fallback"] == 1 and found["teacher"].stats["fallback"] == 0
 
     def broken(teacher, images, field):
         raise RuntimeError("shapes do not fit")
@@ -79,13 +70,6 @@ def test_a_function_out_of_memory_is_the_teachers_and_counted(predict):
     register_method("mine", broken)
     with pytest.raises(RuntimeError, match="do not fit"):  # a mistake is shown
         predict("mine")
-
-
-def test_a_wrong_shape_ends_the_run_before_the_first_image(small_config):
-    register_method("mine", lambda teacher, images, field: field)
-    with pytest.raises(InputError, match=r"method mine must answer with tokens"):
-        evaluate(str(small_config), chosen=("teacher", "mine"))
-    assert not list((small_config.parent / "output").glob("inference/*"))
 
 
 def digest(answer, version: str = "") -> str:

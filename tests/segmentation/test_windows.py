@@ -98,12 +98,6 @@ def test_the_padding_is_cut_off_before_the_masks_are_resized():
     assert (layout.logits(logits, (16, 32)) == 1).all()
 
 
-def test_an_image_of_the_right_size_is_not_touched():
-    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    assert PaddedWindow.of((32, 32), (32, 32)).crops(image)[0].equal(image)
-    assert SlidingWindows.of((32, 32), (32, 32)).crops(image)[0].equal(image)
-
-
 @pytest.mark.parametrize("size", [(16, 37), (40, 16), (16, 16)])
 def test_stitched_windows_lie_where_their_pixels_do(size):
     """A coordinate ramp as the image: each token's place is the mean coordinate of its pixels."""

@@ -123,18 +123,6 @@ def test_ranges_are_quantiles_over_images(clean, quantile):
     np.testing.assert_allclose(found.gain, np.quantile(gain, ends), atol=1e-5)
 
 
-def test_order_and_batches_of_the_clean_images_do_not_matter(clean):
-    whole, images = build(clean, 0.05), damaged_images(clean)
-    tokens, damage = whole.restore(images)
-    order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
-    for other in (build(clean, 0.05, split=5), build(clean[order], 0.05, split=1)):
-        torch.testing.assert_close(other.centre, whole.centre)
-        torch.testing.assert_close(other.gain, whole.gain)
-        again, same_damage = other.restore(images)  # a direction's sign is nobody's business
-        torch.testing.assert_close(again, tokens, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(same_damage, damage, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("quantile", [0.5, -0.1, float("nan")])
 def test_a_quantile_out_of_range_is_named(clean, quantile):
     with pytest.raises(InputError, match=r"quantile must be in \[0, 0\.5\)"):
@@ -199,16 +187,6 @@ def test_inside_the_range_nothing_changes(clean, blank):
     assert damage.max() < 1e-5
 
 
-def test_statistics_end_inside_the_range(clean, blank):
-    found = build(clean, 0.1, blank)
-    tokens, damage = found.restore(damaged_images(clean))
-    _, mean, deviation = found.components(tokens)
-    carries = found.signal
-    assert (damage[[3, 4]] > 0.1).all()
-    for value, ends in ((mean, found.mean), (deviation[:, carries], found.deviation[:, carries])):
-        assert (value > ends[0] - 1e-4).all() and (value < ends[1] + 1e-4).all()
-
-
 @pytest.mark.parametrize("contrast", [0.2, 0.01, 7.0])
 def test_a_loss_of_contrast_is_undone_up_to_the_ranges_end(blank, contrast):
     """Clean images that differ in contrast only: what they keep to is a range of contrasts."""
@@ -233,15 +211,6 @@ def test_damage_grows_with_noise_and_with_blur(clean, blank):
     weaker = [(parts * shares.lerp(torch.ones(FEATURES), keep)) for keep in (1.0, 0.3, 0.1)]
     _, blurred = found.restore(torch.stack([p @ found.basis.T + blank for p in weaker]))
     assert blurred[0] < 1e-5 and (blurred[1:].diff() > 0).all() and blurred[1] > 0.01
-
-
-def test_images_are_restored_alone(clean):
-    found, images = build(clean, 0.1), damaged_images(clean)
-    tokens, damage = found.restore(images)
-    for b in range(len(images)):
-        alone, own = found.restore(images[b : b + 1])
-        torch.testing.assert_close(alone[0], tokens[b], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(own[0], damage[b], atol=1e-5, rtol=1e-5)
 
 
 def test_restored_tokens_keep_their_type(clean):
@@ -281,12 +250,6 @@ def test_the_restorer_knows_its_layers_and_gauges_the_first(clean):
     assert torch.equal(restorer.damage, damage)  # of the first layer still
 
 
-def test_damaged_is_beyond_what_clean_images_show():
-    restorer = Restorer(calibration({}, undamaged=0.1))
-    restorer.damage = torch.tensor([0.0, 0.05, 0.1, 0.11, 1.0])
-    assert restorer.damaged.tolist() == [False, False, False, True, True]
-
-
 def test_noise_on_a_structured_field_is_found_in_its_amount():
     """Tokens that their guide determines, and white noise of known variance on top."""
     rows, columns, features = 16, 16, 24
@@ -305,17 +268,6 @@ def test_noise_on_a_structured_field_is_found_in_its_amount():
         # What predicts is noisy too, and the residual is over a variance that grew: about.
         expected = deviation**2 / (deviation**2 + 0.3**2)
         assert noise_share(settings, noisy).item() == pytest.approx(expected, abs=0.2)
-
-
-def test_moving_a_calibration_keeps_every_number(clean):
-    found = calibration({2: build(clean, 0.1)}, undamaged=0.3)
-    moved = found.to("cpu")
-    assert (moved.undamaged, moved.residual) == (
-        0.3,
-        0.4,
-    ) and moved.layers.keys() == found.layers.keys()
-    for name, tensor in vars(found.layers[2]).items():
-        assert torch.equal(getattr(moved.layers[2], name), tensor)
 
 
 @pytest.mark.parametrize(

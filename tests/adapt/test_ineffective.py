@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from lqn_seg.adapt import ineffective
 from lqn_seg.adapt.ineffective import (
     IneffectiveMethodWarning,
     paid_recipe,
@@ -21,6 +20,17 @@ DEFAULT = PRESETS["default"]
 AS_TEACHER = "answers as its teacher does"
 
 
+def adapting(**changes):
+    return replace(DEFAULT, adapt=replace(DEFAULT.adapt, **changes))
+
+
+def fitting(**changes):
+    return replace(DEFAULT, fit=replace(DEFAULT.fit, **changes))
+
+
+UNGAUGED = adapting(gauged=False)
+
+
 @pytest.mark.parametrize(
     "name, recipe, calibrated, words",
     [
@@ -31,27 +41,12 @@ AS_TEACHER = "answers as its teacher does"
         ("restore", with_variant(DEFAULT, "restore"), True, ""),
         ("lqn@distill", PRESETS["distill"], False, ""),
         ("teacher", with_variant(DEFAULT, "teacher"), False, ""),
-        (
-            "lqn",
-            replace(DEFAULT, adapt=replace(DEFAULT.adapt, gauged=False)),
-            False,
-            "nothing is restored",
-        ),
-        (
-            "lqn",
-            replace(DEFAULT, adapt=replace(DEFAULT.adapt, restore=False)),
-            False,
-            "its student is never asked",
-        ),
-        ("lqn", replace(DEFAULT, fit=replace(DEFAULT.fit, steps=0)), True, "STEPS is 0"),
-        (
-            "apm",
-            replace(DEFAULT, fit=replace(DEFAULT.fit, learning_rate=0.0)),
-            True,
-            "LEARNING_RATE is 0",
-        ),
-        ("untrained", replace(DEFAULT, fit=replace(DEFAULT.fit, steps=0)), True, ""),
-        ("untrained@distill", replace(DEFAULT, fit=replace(DEFAULT.fit, steps=0)), True, ""),
+        ("lqn", UNGAUGED, False, "nothing is restored"),
+        ("lqn", adapting(restore=False), False, "its student is never asked"),
+        ("lqn", fitting(steps=0), True, "STEPS is 0"),
+        ("apm", fitting(learning_rate=0.0), True, "LEARNING_RATE is 0"),
+        ("untrained", fitting(steps=0), True, ""),
+        ("untrained@distill", fitting(steps=0), True, ""),
     ],
 )
 def test_what_a_recipe_leaves_undone(name, recipe, calibrated, words):
@@ -62,8 +57,7 @@ def test_what_a_recipe_leaves_undone(name, recipe, calibrated, words):
         assert "MODEL.LQN." in found
 
 
-def test_a_warning_comes_once_in_a_process_and_not_where_the_console_has_it(monkeypatch):
-    monkeypatch.setattr(ineffective, "_said", set())
+def test_a_warning_comes_once_in_a_process_and_not_where_the_console_has_it():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(3):
@@ -82,5 +76,4 @@ def test_the_recipe_that_was_paid():
     assert paid_recipe(distilled, False, True) == distilled
     assert paid_recipe(distilled, False, False).fit.variant == "teacher"
     assert paid_recipe(with_variant(DEFAULT, "restore"), False, False).fit.variant == "teacher"
-    ungauged = replace(DEFAULT, adapt=replace(DEFAULT.adapt, gauged=False))
-    assert not paid_recipe(ungauged, False, True).adapt.restore
+    assert not paid_recipe(UNGAUGED, False, True).adapt.restore

@@ -1,0 +1,196 @@
+"""Controls against sums written out: on other pixels, and in the student's place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lqn_seg.adapt.controls import (
+    BLUR_SIGMA,
+    change_pixels,
+    larger_size,
+    pixel_statistics,
+    smooth,
+)
+from lqn_seg.adapt.journey import Images, adapt
+from lqn_seg.adapt.methods import PIXEL_CONTROLS, PixelControl
+from lqn_seg.adapt.registry import make_method
+from lqn_seg.core.alignment import Calibration
+from lqn_seg.core.config import with_variant
+from tests.adapt.conftest import CLEAN, NOISY, adapted
+from tests.core.conftest import make_fields
+
+FEATURES = 5
+
+
+def crops(count: int = 3, height: int = 24, width: int = 32) -> torch.Tensor:
+    """(B, 3, h, w) smooth images in 0..1, whole levels of 255."""
+    coarse = torch.rand(count, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    smoothed = F.interpolate(coarse, (height, width), mode="bilinear")
+    return (255 * smoothed).round() / 255
+
+
+def ranges(mean: tuple[float, float], deviation: tuple[float, float]) -> Calibration:
+    logs = [math.log(value) for value in deviation]
+    return Calibration({}, 0.1, 0.4, torch.tensor([[mean[0], logs[0]], [mean[1], logs[1]]]))
+
+
+# --- other pixels
+
+
+def test_pixel_statistics_are_those_of_all_channels_together():
+    images = crops()
+    for image, (mean, log) in zip(images.double().numpy(), pixel_statistics(images).tolist()):
+        assert mean == pytest.approx(image.mean(), abs=1e-6)
+        assert log == pytest.approx(math.log(image.std(ddof=1)), abs=1e-5)
+    assert pixel_statistics(torch.full((1, 3, 4, 4), 0.5)).isfinite().all()
+
+
+def test_standardise_brings_contrast_and_brightness_to_the_ranges_end():
+    images = crops()
+    wide = ranges((0.0, 1.0), (1e-3, 1.0))
+    torch.testing.assert_close(change_pixels("standardise", images, wide), images)
+    assert change_pixels("standardise", images, None) is images
+    pale = change_pixels("standardise", 0.2 * images + 0.7, ranges((0.4, 0.6), (0.1, 0.3)))
+    # Shape and colour stay: the same up to one gain and one offset.
+    for before, after in zip(images, pale):
+        expected = (before - before.mean()) * 0.1 / before.std() + 0.6
+        torch.testing.assert_close(after, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [96, 192])
+def test_blur_is_a_gaussian_that_grows_with_the_image(side):
+    image = crops(1, side, side + 16)
+    sigma, reach = BLUR_SIGMA * side / 96, 12
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    expected = image[0].double().numpy()
+    for axis in (1, 2):
+        expected = np.apply_along_axis(np.convolve, axis, expected, weights, "same")
+    found = change_pixels("blur", image, None)[0].numpy()
+    inside = np.s_[:, reach:-reach, reach:-reach]
+    assert np.abs(found - expected)[inside].max() < 1.5 / 255
+    noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    left = change_pixels("blur", noise, None).std() / noise.std()
+    # White noise keeps 1 / (2 sqrt(pi) sigma) of its deviation.
+    assert left.item() == pytest.approx(1 / (2 * math.sqrt(math.pi) * sigma), rel=0.15)
+
+
+def test_denoise_takes_noise_and_leaves_the_edge():
+    image = torch.full((1, 3, 48, 48), 0.25)
+    image[..., 24:] = 0.75
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (image + 0.04 * noise).clamp(0, 1)
+    found = change_pixels("denoise", noisy, None)
+    assert (found - image).std() < 0.5 * (noisy - image).std()
+    assert (found[..., 26] - found[..., 21]).mean() > 0.45
+
+
+@pytest.mark.parametrize("name", ["blur", "denoise", "standardise"])
+def test_images_are_changed_alone_and_keep_shape_and_type(name):
+    images, clean = crops(), ranges((0.4, 0.45), (0.1, 0.12))
+    together = change_pixels(name, images, clean)
+    assert together.shape == images.shape and together.dtype == images.dtype
+    for b in range(len(images)):
+        alone = change_pixels(name, images[b : b + 1], clean)
+        torch.testing.assert_close(alone[0], together[b])
+
+
+@pytest.mark.parametrize("side, patch, larger", [(512, 16, 640), (96, 8, 120), (100, 10, 120)])
+def test_the_larger_side_is_a_quarter_more_in_whole_patches(side, patch, larger):
+    assert larger_size((side, 4 * side), patch) == (larger, round(5 * side / patch) * patch)
+
+
+# --- before a teacher
+
+
+def answers(name: str, teacher, pixels: torch.Tensor, calibration=None) -> torch.Tensor:
+    """(B, H, W, D) tokens of a control for (B, 3, h, w) pixels in 0..1; "" is the teacher."""
+    method = make_method(PixelControl(name) if name else None, teacher)
+    with torch.no_grad():
+        return adapt(method, Images(teacher, pixels, [], calibration)).tokens
+
+
+def test_the_teacher_sees_changed_pixels_where_damage_calls_for_them(eomt, calibration):
+    pixels = torch.stack([CLEAN, NOISY]).float() / 255
+    settings, close = replace(calibration, undamaged=0.05), torch.testing.assert_close
+    teacher = answers("", eomt, pixels)
+    for name in ("blur", "denoise"):
+        found = answers(name, eomt, pixels, settings)
+        close(found[0], teacher[0], atol=1e-4, rtol=1e-4)  # an image that is not damaged
+        changed = change_pixels(name, pixels[1:], None)
+        close(found[1:], answers("", eomt, changed), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found[1], teacher[1], atol=1e-2)  # a blur of 32 pixels is too small
+    found = answers("standardise", eomt, pixels, settings)
+    changed = change_pixels("standardise", pixels, settings)
+    close(found, answers("", eomt, changed), atol=1e-4, rtol=1e-4)
+    assert [torch.allclose(a, b, atol=1e-4) for a, b in zip(found, teacher)] == [True, False]
+    mirrored = answers("", eomt, pixels.flip(-1)).flip(2)
+    close(answers("flip", eomt, pixels), (teacher + mirrored) / 2, atol=1e-5, rtol=1e-5)
+    for name in ("blur", "denoise", "standardise"):  # nothing says what damage is, or clean
+        assert torch.equal(answers(name, eomt, pixels), teacher)
+    assert [n for n in PIXEL_CONTROLS if PixelControl(n).gauged] == ["blur", "denoise"]
+
+
+@pytest.mark.parametrize("variant", ["kernel", "ridge"])
+def test_closed_forms_stand_in_for_the_student(eomt, calibration, variant):
+    pixels = NOISY[None].float() / 255
+    recipe = with_variant(adapted(), variant)
+    method = make_method(recipe, eomt)
+    with torch.no_grad():
+        found = adapt(method, Images(eomt, pixels, [], calibration))
+    assert method.precision == "float32" and found.weight.tolist() == [1.0]
+    assert found.seen.damage is not None  # aligned as a student's teacher is
+    assert torch.equal(found.tokens, smooth(found.seen.field, 0.5, variant))
+    assert not torch.allclose(found.tokens, found.seen.field[:, -1], atol=1e-2)
+
+
+# --- closed forms
+
+
+def slow_kernel(guide: np.ndarray) -> np.ndarray:
+    """(N, N) how much two positions have to do with each other, one pair at a time."""
+    rows, columns, features = guide.shape
+    guide = (guide - guide.mean((0, 1))) / guide.std((0, 1))
+    kernel = np.empty((rows * columns, rows * columns))
+    for a in range(rows * columns):
+        for b in range(rows * columns):
+            (i, j), (k, m) = divmod(a, columns), divmod(b, columns)
+            alike = sum((guide[i, j, f] - guide[k, m, f]) ** 2 for f in range(features)) / features
+            near = ((i - k) ** 2 + (j - m) ** 2) / (max(rows, columns) / 6) ** 2
+            kernel[a, b] = math.exp(-0.5 * (alike / 0.5**2 + near))
+    return kernel
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (6, 5)])
+@pytest.mark.parametrize("share, layer", [(0.5, 2), (1.0, 4), (0.0, 1)])
+def test_kernel_and_ridge_are_what_numpy_finds(shape, share, layer):
+    fields = make_fields(2, (4, *shape), FEATURES)
+    kernel, ridge = (smooth(fields, share, form).flatten(1, 2) for form in ("kernel", "ridge"))
+    for b in range(2):
+        weights = slow_kernel(fields[b, layer - 1].double().numpy())
+        last = fields[b, -1].double().numpy().reshape(-1, FEATURES)
+        expected = weights @ last / weights.sum(1, keepdims=True)
+        np.testing.assert_allclose(kernel[b], expected, atol=1e-3, rtol=1e-3)
+        middle = last.mean(0)
+        solved = np.linalg.solve(weights + 0.3 * np.eye(len(weights)), last - middle)
+        np.testing.assert_allclose(ridge[b], weights @ solved + middle, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["kernel", "ridge"])
+def test_a_constant_stays_units_come_back_and_images_are_alone(form):
+    fields = make_fields(2, (4, 3, 4), FEATURES)
+    answer, moved = smooth(fields, 0.5, form), fields.clone()
+    moved[:, -1] = 3 * fields[:, -1] + 7
+    torch.testing.assert_close(smooth(moved, 0.5, form), 3 * answer + 7, atol=1e-3, rtol=1e-4)
+    moved[:, -1] = 7
+    torch.testing.assert_close(smooth(moved, 0.5, form), torch.full_like(answer, 7))
+    fields[1, -1, 2, 2, 0] = torch.nan
+    broken = smooth(fields, 0.5, form)
+    torch.testing.assert_close(broken[0], answer[0], atol=1e-4, rtol=1e-4)
+    assert not broken[1].isfinite().all()

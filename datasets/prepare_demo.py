@@ -1,4 +1,4 @@
-"""Draw the demo data set: scenes with things and stuff, in COCO-panoptic layout.
+"""Stream the demo data set: scenes with things and stuff, in COCO-panoptic layout.
 
 Every scene is drawn from ``(seed, split, index)`` alone, with NumPy only, so the same command makes
 the same files anywhere. Classes are told apart by shape and texture; every class is drawn in any
@@ -220,7 +220,7 @@ def thing_tone(name: str, y: Array, x: Array, r: float) -> Array:
 
 
 def draw_thing(rng: np.random.Generator, image: Array, name: str) -> tuple[Array, Array]:
-    """Draw one thing over ``image``; returns the new image and its mask (SIZE, SIZE) bool."""
+    """Stream one thing over ``image``; returns the new image and its mask (SIZE, SIZE) bool."""
     r = rng.uniform(7.5, 17.0) if rng.uniform() < 0.8 else rng.uniform(5.5, 7.5)
     cy, cx = rng.uniform(6, SIZE - 6, 2)
     angle = rng.uniform(0, 2 * np.pi)

@@ -6,7 +6,7 @@ Examples:
     python tools/analyze_flops.py --teacher path/to/eomt --preset default --count
     python tools/analyze_flops.py --clip ViT-B-16-quickgelu --count  # the paper's 20.5 + 14 x 10
 
-Columns: teacher, restore, fit, readout and head count everything that is run, forward and backward;
+Columns: teacher, align, fit, query and head count everything that is run, forward and backward;
 "paper" counts as the paper does (teacher and head, and steps - 1 times one forward pass).
 --count holds the closed forms against counters that watch the real modules run on the meta device,
 without weights: fvcore (a multiply-add is 1) and torch's FlopCounterMode (it is 2 there: halved).

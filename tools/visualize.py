@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what test-time training does: the paper's figures, from the demo or from your images.
+"""Stream what test-time training does: the paper's figures, from the demo or from your images.
 
 Figures (each shows its own options with --help):
     panels       EoMT, APM, LQN and ground truth side by side, what changed outlined, scores
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, (what, methods) in FIGURES.items():
         command = figures.add_parser(
             name,
-            description=f"Draw {what}, as PNG and SVG.",
+            description=f"Stream {what}, as PNG and SVG.",
             epilog=f"example: python tools/visualize.py {name} --output out/",
         )
         add_options(command, name, methods)

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from lqn_seg.adapt.journey import Answer, Images, Pass
 from lqn_seg.core.config import parse_ablation
 from lqn_seg.core.lqn import Loss, Sampler, StudentFitter, Students
-from lqn_seg.core.random import Draw, RandomKey, generator, image_seed
+from lqn_seg.core.random import RandomKey, Stream, generator, image_seed
 from lqn_seg.core.view import View
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def query_options(method: LQN, keys: Sequence[RandomKey], places: int) -> dict[s
     if word != "random-source":
         return {}
     depth, rows, columns = method.grid
-    streams = [generator(key, Draw.QUERY, method.fitter.device) for key in keys]
+    streams = [generator(key, Stream.QUERY, method.fitter.device) for key in keys]
     device = method.fitter.device
     size = torch.tensor((rows, columns, depth), device=device)
     drawn = [torch.rand(places, 3, generator=g, device=device) for g in streams]
@@ -64,7 +64,7 @@ def _part(pixels: Tensor, key: RandomKey, number: int) -> Tensor:
     """(3, h, w) pixels to one view (1, 3, h, w)."""
     cut = v2.Compose([v2.RandomResizedCrop(tuple(pixels.shape[1:])), v2.RandomHorizontalFlip()])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(image_seed(key, Draw.VIEW) + number)
+        torch.manual_seed(image_seed(key, Stream.VIEW) + number)
         return cut(pixels)[None]
 
 
@@ -114,7 +114,7 @@ def _segments(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, 
     def sampler(student: int, key: RandomKey) -> Tensor:
         drawn, segments = fitter.uniform(student, key), labels[student]  # (draws, N, n), (H W,)
         taken = [segments[drawn[0] % size]]
-        for index, draw in enumerate((Draw.SOURCE_1, Draw.SOURCE_2)[: len(drawn) - 1], start=1):
+        for index, draw in enumerate((Stream.SOURCE_1, Stream.SOURCE_2)[: len(drawn) - 1], start=1):
             free = torch.stack([segments != other[..., None] for other in taken]).all(0)
             free |= ~free.any(-1, keepdim=True)  # (N, n, H W)
             random = generator(key, draw, labels.device)
@@ -150,7 +150,7 @@ def fit_whole_image(method: LQN, images: Images, seen: Pass) -> Callable[[], Ans
     grid = (field.shape[1], field.shape[2], field.shape[3])
     fitter = StudentFitter(method.recipe, grid, field.shape[-1], field.device)
     pixels = method.student_input(whole[None].to(field.device).float() / 255)
-    coordinates = layout.places(images.teacher.grid)
+    coordinates = layout.coordinates(images.teacher.grid)
     fitted = fitter.fit(pixels, field, images.keys[:1], coordinates=coordinates)
 
     def query() -> Answer:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lqn_seg.adapt.controls import pixel_statistics
-from lqn_seg.adapt.familiarity import NEAR, Acquaintance
+from lqn_seg.adapt.familiarity import NEAR, Familiarity
 from lqn_seg.core.alignment import (
     UNDAMAGED,
     Calibration,
@@ -78,10 +78,10 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
     ranges = Calibration(layers, 0.0, 0.0, pixel_range).to(teacher.device)
     damage, residuals, distances = [], [], []
     for crops in batches():
-        restorer = Acquaintance(ranges)
-        residuals.append(residual(_run(teacher, crops, restorer)))
-        damage.append(restorer.damage)
-        distances.append(restorer.distance(teacher.grid))
+        aligner = Familiarity(ranges)
+        residuals.append(residual(_run(teacher, crops, aligner)))
+        damage.append(aligner.damage)
+        distances.append(aligner.distance(teacher.grid))
     return replace(
         ranges,
         undamaged=quantiles(torch.cat(damage), (UNDAMAGED,)).item(),

@@ -23,7 +23,7 @@ NEED_VIEWS = ("zero", "mta")  # of one view they give the answer to that view
 PROMPTS = ("single", "ensemble")
 VIEWS = 64  # of a test image, the image itself included, that the baselines look at
 CORNER_VIEWS = 10  # the most that students adapt to: `lqn_seg.adapt.views.corner_view`
-READOUTS = ("cls", "mean", "mean_cls", "text", "reentry")
+POOLINGS = ("cls", "mean", "mean_cls", "text", "reentry")
 WITHOUT_STUDENT = ("teacher", "restore")
 # Of an image that recipes which restore adapt to, the preset `default` among them: it, its mirror
 # image and its corners (REPORT.md).
@@ -32,7 +32,7 @@ DEFAULT_VIEWS = 6
 
 def usual_views(recipe: LQNConfig) -> int:
     """How many views of an image a recipe adapts to, unless it is told."""
-    return DEFAULT_VIEWS if recipe.adapt.restore else 1
+    return DEFAULT_VIEWS if recipe.adapt.align else 1
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Adaptation:
     Attributes:
         recipe: student, fit and what is done before and after; ``restore`` has no student, and of
             ``teacher`` not even the statistics are restored.
-        readout: one of `READOUTS`.
+        pooling: one of `POOLINGS`.
         reentry_layer: where a student's tokens re-enter (``reentry`` alone); 0 is half the depth.
         views: how many views of an image (`corner_view`) are adapted to; the answers' mean
             direction counts.
     """
 
     recipe: LQNConfig
-    readout: str = "cls"
+    pooling: str = "cls"
     reentry_layer: int = 0
     views: int = 1
 
     def __post_init__(self) -> None:
-        nearest(self.readout, READOUTS, "read-out")
+        nearest(self.pooling, POOLINGS, "pooling")
         if not 1 <= self.views <= CORNER_VIEWS:
             raise InputError(
                 f"CLASSIFICATION.STUDENT_VIEWS must be in 1..{CORNER_VIEWS}, not {self.views}"
@@ -62,8 +62,8 @@ class Adaptation:
 
     @property
     def knows_cls(self) -> bool:
-        """Whether the read-out needs the student's CLS token."""
-        return self.readout in ("cls", "mean_cls")
+        """Whether the pooling needs the student's CLS token."""
+        return self.pooling in ("cls", "mean_cls")
 
     @property
     def has_student(self) -> bool:
@@ -72,7 +72,7 @@ class Adaptation:
     @property
     def restores(self) -> bool:
         """Whether the teacher's statistics are aligned, where it has been calibrated."""
-        return self.recipe.adapt.restore and self.recipe.fit.variant != "teacher"
+        return self.recipe.adapt.align and self.recipe.fit.variant != "teacher"
 
 
 def make_baseline(

@@ -44,7 +44,7 @@ class OnOtherPixels(Method):
         if self.control.name == "flip":
             return _flipped(images)
         pixels = change_pixels(self.control.name, images.pixels, images.calibration)
-        if self.control.gauged:
+        if self.control.only_damaged:
             pixels = torch.where(images.damaged()[:, None, None, None], pixels, images.pixels)
         return images.encode_pixels(pixels)
 
@@ -109,7 +109,7 @@ class ClosedForm(Method):
     precision = "float32"
 
     def __init__(self, recipe: LQNConfig, teacher: Teacher[Any]) -> None:
-        super().__init__(teacher, recipe.adapt.restore)
+        super().__init__(teacher, recipe.adapt.align)
         self.recipe = recipe
 
     def mixing_weight(self, images: Images, seen: Pass) -> Tensor:

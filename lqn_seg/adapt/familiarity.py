@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from lqn_seg.core.alignment import Calibration, LayerRange, Restorer
+from lqn_seg.core.alignment import Aligner, Calibration, LayerRange
 
-# An image is unlike anything calibrated on where its distance (`Acquaintance`) is above UNLIKE
+# An image is unlike anything calibrated on where its distance (`Familiarity`) is above UNLIKE
 # times the NEAR quantile of clean images plus UNLIKE_DAMAGE times its damage (heavy noise moves
 # tokens, too), or where its damage is above that of any corruption (2.0 at severity 5).
 NEAR = 0.99
@@ -21,8 +21,8 @@ UNLIKE_DAMAGE = 0.7
 MOST_DAMAGE = 2.5
 
 
-class Acquaintance(Restorer):
-    """A restorer that also says how far from clean images an image's content is.
+class Familiarity(Aligner):
+    """A aligner that also says how far from clean images an image's content is.
 
     Alignment moves an image's statistics into the clean range, whatever the image shows; its single
     tokens stay where they are. The demo's teacher: 0.7 for clean scenes, 0.4 to 1.1 for corrupted
@@ -35,7 +35,7 @@ class Acquaintance(Restorer):
         self._distances: list[Tensor] = []
 
     def __call__(self, layer: int, tokens: Tensor) -> Tensor:
-        """As `Restorer`'s."""
+        """As `Aligner`'s."""
         restored = super().__call__(layer, tokens)
         clean = self.calibration.layers.get(layer)
         if clean is not None and layer > min(self.calibration.layers):

@@ -37,15 +37,15 @@ def why_ineffective(name: str, recipe: LQNConfig, calibrated: bool) -> str:
             f"method {name} answers as its teacher does: without a calibration nothing is "
             f"restored; {CALIBRATE}"
         )
-    if adapt.gauged and not calibrated:
+    if adapt.mix_by_noise and not calibrated:
         undone = "nothing is restored and its student is never asked"
-        if not adapt.restore:
+        if not adapt.align:
             undone = "its student is never asked"
         return (
             f"method {name} answers as its teacher does: without a calibration {undone}; "
             f"{CALIBRATE}"
         )
-    if adapt.restore and not calibrated:
+    if adapt.align and not calibrated:
         return f"method {name}: without a calibration nothing is restored; {CALIBRATE}"
     idle = not fit.steps or not fit.learning_rate
     if idle and fit.variant not in ("kernel", "ridge") and not name.startswith(UNTRAINED):
@@ -63,10 +63,10 @@ def paid_recipe(recipe: LQNConfig, calibrated: bool, fitted: bool) -> LQNConfig:
         calibrated: whether the teacher has been; otherwise nothing is restored.
         fitted: whether a student was fitted to any image.
     """
-    restores = calibrated and recipe.adapt.restore and recipe.fit.variant != "teacher"
+    restores = calibrated and recipe.adapt.align and recipe.fit.variant != "teacher"
     if not fitted or recipe.fit.variant in _NO_STUDENT:
         return with_variant(recipe, "restore" if restores else "teacher")
-    return replace(recipe, adapt=replace(recipe.adapt, restore=restores))
+    return replace(recipe, adapt=replace(recipe.adapt, align=restores))
 
 
 def warn(sentences: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lqn_seg.adapt.timing import Clock, is_out_of_memory
-from lqn_seg.core.alignment import Calibration, Restorer
+from lqn_seg.core.alignment import Aligner, Calibration
 from lqn_seg.core.random import RandomKey
 from lqn_seg.teachers.base import Teacher, normalise
 
@@ -103,7 +103,7 @@ class Images:
         clock = Clock(self.teacher.device)
         aligner = None
         if aligned and self.calibration is not None:
-            aligner = Restorer(self.calibration)
+            aligner = Aligner(self.calibration)
         tokens, context = self.teacher.encode(self.inputs(pixels), aligner)
         seen = Pass(tokens, context, clock.lap())
         if aligner is not None:
@@ -117,7 +117,7 @@ class Images:
                 return seen.damaged
         if self.calibration is None:
             return torch.zeros(len(self.pixels), dtype=torch.bool, device=self.teacher.device)
-        aligner = Restorer(self.calibration)
+        aligner = Aligner(self.calibration)
         aligner(0, self.teacher.embed(self.inputs(self.pixels)))
         return aligner.damaged
 

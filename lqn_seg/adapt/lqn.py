@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lqn_seg.adapt.ablations import fit_options, fit_whole_image, query_options
 from lqn_seg.adapt.journey import Answer, Images, Method, Pass
-from lqn_seg.core.alignment import noise_share
+from lqn_seg.core.alignment import noise_fraction
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalise
@@ -36,7 +36,7 @@ class LQN(Method):
     def __init__(
         self, recipe: LQNConfig, teacher: Teacher[Any], context: bool = False, layer: int = 0
     ) -> None:
-        super().__init__(teacher, recipe.adapt.restore, layer)
+        super().__init__(teacher, recipe.adapt.align, layer)
         self.recipe, self.whole_image = recipe, recipe.ablation == "fit-per-image"
         self.context_size = context_size(recipe, teacher, context)
         rows, columns = teacher.grid
@@ -111,16 +111,16 @@ def context_size(recipe: LQNConfig, teacher: Teacher[Any], queried: bool = False
 def students(recipe: LQNConfig, images: Images) -> int:
     """S: every view of an image has a student; of a recipe that mixes by the noise fraction, whose
     student mends what alignment has left, the image itself alone."""
-    return len(images.pixels) // (images.views if recipe.adapt.gauged else 1)
+    return len(images.pixels) // (images.views if recipe.adapt.mix_by_noise else 1)
 
 
 def mixing_weight(recipe: LQNConfig, images: Images, seen: Pass) -> Tensor:
     """(S,) weight of the student's answer: the noise fraction of the last layer, or 1."""
     count = students(recipe, images)
     ones = torch.ones(count, device=images.teacher.device)
-    if not recipe.adapt.gauged:
+    if not recipe.adapt.mix_by_noise:
         return ones
     damaged = (images.damaged() if seen.damaged is None else seen.damaged)[:count]
     if images.calibration is None or not damaged.any():
         return 0 * ones
-    return noise_share(images.calibration, seen.field[:count]) * damaged
+    return noise_fraction(images.calibration, seen.field[:count]) * damaged

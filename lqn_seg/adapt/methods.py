@@ -71,25 +71,25 @@ class PixelControl:
     name: str
 
     @property
-    def gauged(self) -> bool:
-        """Whether the gauge decides which images are changed."""
+    def only_damaged(self) -> bool:
+        """Whether only images that look damaged are changed."""
         return self.name in ("blur", "denoise")
 
     @property
     def calibrated(self) -> bool:
         """Whether it needs a calibration, without which it changes nothing."""
-        return self.gauged or self.name == "standardise"
+        return self.only_damaged or self.name == "standardise"
 
 
 @dataclass(frozen=True)
-class Comparator:
+class BaselineModel:
     """A method that is another model: ``label=weights``, a directory or hub id of transformers'."""
 
     label: str
     weights: str
 
     @classmethod
-    def parse(cls, name: str) -> Comparator:
+    def parse(cls, name: str) -> BaselineModel:
         """From a method's name.
 
         Raises:
@@ -156,7 +156,7 @@ class TokenMethod:
 
 
 # None is the teacher itself.
-Method = LQNConfig | PixelControl | Comparator | TokenMethod | None
+Method = LQNConfig | PixelControl | BaselineModel | TokenMethod | None
 
 
 def _source(answer: Any) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from lqn_seg.core.random import Draw, RandomKey, image_seed
+from lqn_seg.core.random import RandomKey, Stream, image_seed
 from lqn_seg.teachers.clip import ClipTeacher
 
 CORNER_SIDE = 0.85  # of the view's side, of a crop in a corner
@@ -66,7 +66,7 @@ def random_views(
         [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(image_seed(key, Draw.VIEW))
+        torch.manual_seed(image_seed(key, Stream.VIEW))
         views = [_to_tensor(cut(picture)) for _ in range(count)]
     return torch.stack(views) if views else torch.empty(0, 3, *size, dtype=torch.uint8)
 

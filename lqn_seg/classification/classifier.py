@@ -148,7 +148,7 @@ class _OnTokens:
         adapted = adapt(self.method, images)
         clock = Clock(self.teacher.device)
         features = image_features(
-            adapted, self.adaptation.readout, self.method.layer, self.teacher, self.text
+            adapted, self.adaptation.pooling, self.method.layer, self.teacher, self.text
         )
         views = features.unflatten(0, (-1, len(batch.keys))).movedim(0, 1)  # (B, views, E)
         features = views[:, 0] if views.shape[1] == 1 else mean_direction(views)
@@ -162,7 +162,7 @@ def _readings(adapted: Adapted, batch: int) -> list[Stats]:
     """For each image the mixing weight of its students, whether one failed, and its damage."""
     weight = torch.zeros(batch) if adapted.weight is None else adapted.weight
     columns = {
-        "blend": weight.view(-1, batch).mean(0).tolist(),
+        "mixing_weight": weight.view(-1, batch).mean(0).tolist(),
         "fallback": adapted.fallback.view(-1, batch).float().amax(0).tolist(),
     }
     if adapted.seen.damage is not None:

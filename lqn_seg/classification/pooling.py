@@ -1,4 +1,4 @@
-"""From adapted tokens to image features in CLIP's joint space. (Config keys call it the read-out.)
+"""From adapted tokens to image features in CLIP's joint space. (Config keys call it the pooling.)
 
 - ``cls``: the CLS token alone. Its answer is zero-shot's wherever the mixing weight is 0.
 - ``mean``: the mean direction of all patches of the last layer, the paper's.
@@ -25,7 +25,7 @@ from lqn_seg.teachers.clip import ClipTeacher
 
 
 def method_for(adaptation: Adaptation, teacher: ClipTeacher) -> Method:
-    """What adapts the tokens that a read-out asks for.
+    """What adapts the tokens that a pooling asks for.
 
     Raises:
         InputError: the layer to re-enter at is not one of the teacher's, or of the student's fit.
@@ -35,19 +35,19 @@ def method_for(adaptation: Adaptation, teacher: ClipTeacher) -> Method:
         raise InputError(
             f"CLASSIFICATION.REENTRY_LAYER must be in 1..{teacher.num_layers}, not {layer}"
         )
-    layer = layer if adaptation.readout == "reentry" else teacher.num_layers
+    layer = layer if adaptation.pooling == "reentry" else teacher.num_layers
     method = make_method(adaptation.recipe, teacher, adaptation.knows_cls, layer)
     fitted = method.fitter.layers if isinstance(method, LQN) else (layer,)
-    if adaptation.readout == "reentry" and layer not in fitted:
+    if adaptation.pooling == "reentry" and layer not in fitted:
         raise InputError(
-            f"the read-out reentry asks for layer {layer}, which the student is not fitted to: "
+            f"the pooling reentry asks for layer {layer}, which the student is not fitted to: "
             f"MODEL.LQN.FIT.LAYERS ({layer},) or CLASSIFICATION.REENTRY_LAYER"
         )
     return method
 
 
 def image_features(
-    adapted: Adapted, readout: str, layer: int, teacher: ClipTeacher, text: Tensor
+    adapted: Adapted, pooling: str, layer: int, teacher: ClipTeacher, text: Tensor
 ) -> Tensor:
     """(B, E) unit features of adapted images.
 
@@ -55,16 +55,16 @@ def image_features(
         layer: whose tokens they are.
         text: (C, E) class features.
     """
-    if readout == "reentry":
+    if pooling == "reentry":
         last, context = teacher.resume(layer, adapted.tokens, adapted.seen.context)
         return teacher.pooled(last, context)
-    if readout == "cls":
+    if pooling == "cls":
         return teacher.project(adapted.context[:, 0])
     tokens = adapted.tokens.flatten(1, 2)  # (B, H * W, D)
-    if readout == "mean_cls":
+    if pooling == "mean_cls":
         tokens = torch.cat([adapted.context, tokens], 1)
     projected = teacher.project(tokens)
-    if readout != "text":
+    if pooling != "text":
         return mean_direction(projected)
     surest = (teacher.logit_scale * projected @ text.T).softmax(-1).amax(-1)
     return mean_direction(projected, surest)

@@ -26,7 +26,7 @@ from lqn_seg.adapt.classification_methods import (
 from lqn_seg.adapt.methods import (
     PIXEL_CONTROLS,
     Answer,
-    Comparator,
+    BaselineModel,
     Method,
     PixelControl,
     TokenMethod,
@@ -53,7 +53,7 @@ _registered: dict[str, TokenMethod] = {}
 # the precision do.
 _SIZES = ("input_size", "stride", "widths", "position_dim")
 _STEPS = ("steps", "learning_rate", "alpha", "positions_per_step", "layers", "target_norm")
-RECIPE_KEYS = {"student": _SIZES, "fit": (*_STEPS, "precision"), "adapt": ("gauged",)}
+RECIPE_KEYS = {"student": _SIZES, "fit": (*_STEPS, "precision"), "adapt": ("mix_by_noise",)}
 _ALWAYS = {"student": _SIZES, "fit": ("precision",)}
 
 # Ablations that the other task does not have.
@@ -138,7 +138,7 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     """
     variant, recipe, query = parse(name, "MODEL.LQN.METHODS")
     if "=" in name:
-        return Comparator.parse(name)
+        return BaselineModel.parse(name)
     if query:
         raise InputError(f"method {name!r}: {query!r} is a query of classification")
     nearest(variant, (*SEGMENTATION, *_registered), "method")
@@ -174,6 +174,6 @@ def adaptation(cfg: CfgNode, name: str) -> Adaptation | None:
     config = with_variant(lqn_config(cfg, recipe), variant)
     return Adaptation(
         config,
-        readout=query or Adaptation.readout,
+        pooling=query or Adaptation.pooling,
         views=cfg.CLASSIFICATION.STUDENT_VIEWS or usual_views(config),
     )

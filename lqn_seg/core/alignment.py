@@ -1,10 +1,10 @@
 """Statistics alignment: an image's token statistics, pulled into the range of clean images.
 
 Along the principal directions of a layer's clean tokens, noise raises the deviations of the weak
-directions, blur lowers them, fog and contrast lower all. `Restorer` pulls them back to the nearest
+directions, blur lowers them, fog and contrast lower all. `Aligner` pulls them back to the nearest
 end of the clean range, layer by layer while the teacher runs; inside the range it changes nothing.
 How far layer 0 had to be pulled is the image's *damage*. What is left is noise in the last layer:
-tokens that the others do not predict (`noise_share`).
+tokens that the others do not predict (`noise_fraction`).
 
 Related: re-centring of activations at test time (NEO), statistics per image (AdaBN).
 
@@ -59,7 +59,7 @@ class LayerRange:
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
 
-    def restore(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def align(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Pull each image's statistics back into the clean range.
 
         Returns:
@@ -93,7 +93,7 @@ class Calibration:
         layers: layer (0 = patch embedding) -> range.
         undamaged: `UNDAMAGED` quantile of the damage of the clean images.
         residual: median of their `residual`.
-        distance: `NEAR` quantile of their `Acquaintance.distance`; infinite where it was not
+        distance: `NEAR` quantile of their `Familiarity.distance`; infinite where it was not
             measured.
         pixels: (2, 2) lower and upper quantile of an image's mean, and of the logarithm of its
             deviation, in 0..1: for the control that changes pixels.
@@ -118,7 +118,7 @@ class Calibration:
         return replace(self, undamaged=-math.inf, residual=0.0)
 
 
-class Restorer:
+class Aligner:
     """Restores one batch while the teacher runs: hand it to `Teacher.encode` as `hook`.
 
     Attributes:
@@ -134,7 +134,7 @@ class Restorer:
         clean = self.calibration.layers.get(layer)
         if clean is None:
             return tokens
-        restored, damage = clean.restore(tokens)
+        restored, damage = clean.align(tokens)
         if layer == min(self.calibration.layers):
             self.damage = damage
         return restored
@@ -153,7 +153,7 @@ def residual(fields: Tensor) -> Tensor:
         return leave_one_out_error(kernel, fields[:, -1])
 
 
-def noise_share(calibration: Calibration, fields: Tensor) -> Tensor:
+def noise_fraction(calibration: Calibration, fields: Tensor) -> Tensor:
     """(B,) share in 0..1 of the residual that clean images do not have.
 
     With a clean residual s and noise n on top of it, a prediction deserves the weight n / (s + n)

@@ -215,14 +215,14 @@ class AdaptConfig:
     """What happens before the fit and after it; the defaults are the paper's: nothing.
 
     Attributes:
-        restore: align the teacher's tokens with those of its clean images while it runs
-            (`core.alignment`), where the teacher has been calibrated.
-        gauged: mix the student's answer in with weight = noise fraction of the teacher's last layer
-            (0 without a calibration); otherwise the student's answer is the whole answer.
+        align: align token statistics while the teacher runs (`core.alignment`), where it has been
+            calibrated.
+        mix_by_noise: mix the student's tokens in with weight = noise fraction of the last layer (0
+            without a calibration); otherwise they replace the teacher's.
     """
 
-    restore: bool = False
-    gauged: bool = False
+    align: bool = False
+    mix_by_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
     """
     name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
-    adapt = replace(config.adapt, restore=True) if name == "restore" else config.adapt
+    adapt = replace(config.adapt, align=True) if name == "restore" else config.adapt
     return replace(config, student=student, fit=replace(config.fit, variant=name), adapt=adapt)
 
 
@@ -283,7 +283,7 @@ PRESETS: dict[str, LQNConfig] = {
     "default": LQNConfig(
         student=StudentConfig(widths=(1024, 1024), init="he", guide=0.125),
         fit=FitConfig(steps=40, learning_rate=1e-3, alpha=0.0, target_norm="layer", layers="last"),
-        adapt=AdaptConfig(restore=True, gauged=True),
+        adapt=AdaptConfig(align=True, mix_by_noise=True),
     ),
 }
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lqn_seg.core.config import LQNConfig, axis_features
 from lqn_seg.core.precision import DTYPES, own_precision, resolve_precision
-from lqn_seg.core.random import Draw, RandomKey, generator
+from lqn_seg.core.random import RandomKey, Stream, generator
 from lqn_seg.core.view import View
 from lqn_seg.errors import InputError
 
@@ -89,7 +89,7 @@ class Students:
 
     def __init__(self, fitter: StudentFitter, keys: Sequence[RandomKey]) -> None:
         self.config, self.dtype = fitter.config.student, DTYPES[fitter.precision]
-        random = [generator(key, Draw.WEIGHTS, fitter.device) for key in keys]
+        random = [generator(key, Stream.WEIGHTS, fitter.device) for key in keys]
         self.weights = {}
         for name, (shape, deviation) in self.config.weights(fitter.feature_dim).items():
             drawn = [torch.randn(shape, generator=g, device=fitter.device) for g in random]
@@ -205,7 +205,9 @@ class StudentFitter:
     def uniform(self, student: int, key: RandomKey) -> Tensor:
         """(1 or 3, N, n) places among the m H W fitted tokens, uniform, with replacement, fresh
         each step: dest and, to recirculate, src1 and src2."""
-        kinds = (Draw.DESTINATION, Draw.SOURCE_1, Draw.SOURCE_2)[: 3 if self.recirculates else 1]
+        kinds = (Stream.DESTINATION, Stream.SOURCE_1, Stream.SOURCE_2)[
+            : 3 if self.recirculates else 1
+        ]
         shape = (self.config.fit.steps, self.config.fit.visited(self.grid))
         streams = [generator(key, kind, self.device) for kind in kinds]
         high, device = len(self.layers) * self.grid[1] * self.grid[2], self.device

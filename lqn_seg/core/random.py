@@ -17,7 +17,7 @@ from torch import Tensor
 from lqn_seg.errors import InputError
 
 
-class Draw(IntEnum):
+class Stream(IntEnum):
     """What random numbers are for."""
 
     DESTINATION = 0
@@ -52,7 +52,7 @@ def image_key(seed: int, image: Any, window: int = 0) -> RandomKey:
     return RandomKey(seed, zlib.crc32(pixels if pixels.c_contiguous else pixels.tobytes()), window)
 
 
-def image_seed(key: RandomKey, draw: Draw) -> int:
+def image_seed(key: RandomKey, draw: Stream) -> int:
     """32 bits, for a generator of one's own.
 
     Raises:
@@ -65,7 +65,7 @@ def image_seed(key: RandomKey, draw: Draw) -> int:
 
 
 def generator(
-    key: RandomKey, draw: Draw, device: torch.device | str = "cpu"
+    key: RandomKey, draw: Stream, device: torch.device | str = "cpu"
 ) -> torch.Generator | None:
     """A fresh stream of random numbers on a device; None on the meta device, which has none."""
     if torch.device(device).type == "meta":

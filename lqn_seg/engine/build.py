@@ -13,11 +13,11 @@ import torch
 from fvcore.common.config import CfgNode
 
 from lqn_seg.adapt.calibration import FILE_NAME, load_calibration
-from lqn_seg.adapt.methods import Comparator, Method
+from lqn_seg.adapt.methods import BaselineModel, Method
 from lqn_seg.config.nodes import methods, segmentation_config
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.errors import InputError, nearest
-from lqn_seg.segmentation.comparators import load_universal
+from lqn_seg.segmentation.baselines import load_universal
 from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.dinov2 import load_dinov2
@@ -104,15 +104,15 @@ def build_segmenter(
     check_class_order(teacher.model, class_names, who, data_set)
     recipes = methods(cfg) if recipes is None else recipes
     sizes = cfg.MODEL.LQN.BASELINE_SIZES or (0, 0)
-    comparators = {}
+    baselines = {}
     for name, method in recipes.items():
-        if isinstance(method, Comparator):
+        if isinstance(method, BaselineModel):
             local = replace(method, weights=find_local(method.weights))
-            comparators[name] = load_universal(local, teacher.device, num_classes, *sizes)
+            baselines[name] = load_universal(local, teacher.device, num_classes, *sizes)
             who = f"MODEL.LQN.METHODS: {name}"
-            check_class_order(comparators[name].model, class_names, who, data_set)
+            check_class_order(baselines[name].model, class_names, who, data_set)
     config, calibration = segmentation_config(cfg), build_calibration(cfg, teacher)
-    return Segmenter(teacher, head, recipes, thing_ids, config, calibration, comparators)
+    return Segmenter(teacher, head, recipes, thing_ids, config, calibration, baselines)
 
 
 def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str) -> None:

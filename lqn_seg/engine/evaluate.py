@@ -320,7 +320,7 @@ class DatasetRun(ABC):
     def fitted(self, method: str) -> int:
         """To how many images a student was fitted and mixed in, each condition counting."""
         lines = [line for condition in self.conditions for line in self.lines(condition, method)]
-        return sum(line["lqn"].get("blend", 0) > 0 for line in lines)
+        return sum(line["lqn"].get("mixing_weight", 0) > 0 for line in lines)
 
     def metrics(self, condition: Condition | str, method: str) -> dict[str, dict[str, float]]:
         """All metrics of a method under a condition, by task, 0..100; ``lqn`` holds the means."""
@@ -359,11 +359,11 @@ class Evaluation(DatasetRun):
         )
         evaluators = build_evaluators(cfg, metadata)
         folder = Path(cfg.OUTPUT_DIR) / "inference"
-        others = self.segmenter.comparators
+        others = self.segmenter.baselines
         fingerprint = {
             "methods": {name: repr(method) for name, method in methods(cfg).items()},
             "segmentation": repr(self.segmenter.config),
-            "comparators": {name: weights_hash(other.model) for name, other in others.items()},
+            "baselines": {name: weights_hash(other.model) for name, other in others.items()},
         }
         super().__init__(
             *(cfg, dataset, records, self.segmenter, evaluators, folder, fingerprint),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lqn_seg.adapt.familiarity import Acquaintance
+from lqn_seg.adapt.familiarity import Familiarity
 from lqn_seg.adapt.timing import Clock
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig
@@ -167,5 +167,5 @@ def is_unlike(
     apart; none does without a calibration, or with one that has not measured it."""
     if calibration is None:
         return False
-    hook = Acquaintance(calibration.to(teacher.device))
+    hook = Familiarity(calibration.to(teacher.device))
     return bool(hook.unlike(Probe(teacher, [image], inference, hook=hook).shown))

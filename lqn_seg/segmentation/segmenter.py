@@ -30,7 +30,7 @@ from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.kernel import centred
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.comparators import UniversalModel
+from lqn_seg.segmentation.baselines import UniversalModel
 from lqn_seg.segmentation.postprocess import (
     instance_inference,
     panoptic_inference,
@@ -46,7 +46,7 @@ from lqn_seg.segmentation.windows import (
 from lqn_seg.teachers.eomt import EomtContext, EomtTeacher
 from lqn_seg.teachers.eomt_head import EomtHead
 
-_TIMES = ("teacher_ms", "fit_ms", "readout_ms", "head_ms")
+_TIMES = ("teacher_ms", "fit_ms", "query_ms", "head_ms")
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Prediction:
     Attributes:
         output: ``sem_seg`` (C, h, w), ``panoptic_seg`` (id map, segments), ``instances``, as asked.
         stats: milliseconds of this image's share of the work (``teacher_ms``, ``fit_ms``,
-            ``readout_ms``, ``head_ms``), ``token_cos`` and ``error_over_variance`` of the answer
+            ``query_ms``, ``head_ms``), ``token_cos`` and ``error_over_variance`` of the answer
             against the teacher's last layer, ``windows``, and 1 in ``fallback`` where the student
             failed and the teacher's tokens counted instead.
     """
@@ -92,7 +92,7 @@ class Segmenter:
         calibration: the teacher's clean ranges. Without it nothing is aligned, and a method that
             mixes by noise answers as the teacher does: `ineffective` says so, and the first call
             warns.
-        comparators: the models of those methods that are other models altogether.
+        baselines: the models of those methods that are other models altogether.
 
     Raises:
         InputError: a function of the user's does not answer with tokens.
@@ -106,17 +106,17 @@ class Segmenter:
         thing_ids: frozenset[int],
         config: SegmentationConfig,
         calibration: Calibration | None = None,
-        comparators: Mapping[str, UniversalModel] | None = None,
+        baselines: Mapping[str, UniversalModel] | None = None,
     ) -> None:
         self.teacher, self.head, self.methods = teacher, head, dict(methods)
-        self.comparators = dict(comparators or {})
+        self.baselines = dict(baselines or {})
         self.thing_ids, self.config, self.calibration = thing_ids, config, calibration
         larger = [name for name, m in self.methods.items() if m == PixelControl("larger")]
         self.larger = self._larger(larger) if larger else None
         self.adapters = {
             name: make_method(method, teacher)
             for name, method in self.methods.items()
-            if name not in (*larger, *self.comparators)
+            if name not in (*larger, *self.baselines)
         }
         self.per_image = any(adapter.whole_image for adapter in self.adapters.values())
         self._check_methods()
@@ -201,7 +201,7 @@ class Segmenter:
             for by_name, larger in zip(predictions, self.larger(images, sizes)):
                 by_name.update(larger)
         for image, size, by_name in zip(images, sizes, predictions):
-            for name, model in self.comparators.items():
+            for name, model in self.baselines.items():
                 by_name[name] = self._compare(model, image, size)
         return [{name: by_name[name] for name in self.methods} for by_name in predictions]
 
@@ -280,7 +280,7 @@ class Segmenter:
         output: dict[str, Any] = {}
         for task, (mask_logits, class_logits) in answers.items():
             output |= self._outputs(mask_logits, class_logits, (task,))
-        stats = dict.fromkeys(("fit_ms", "readout_ms", "head_ms", "fallback"), 0.0)
+        stats = dict.fromkeys(("fit_ms", "query_ms", "head_ms", "fallback"), 0.0)
         stats |= {"teacher_ms": clock.lap(), "windows": 1.0}
         stats |= dict.fromkeys(("token_cos", "error_over_variance"), math.nan)
         return Prediction(output, {**stats, "input_height": shape[0], "input_width": shape[1]})
@@ -338,9 +338,9 @@ def window_stats(
     cosine, error = fidelity(adapted.tokens, seen.field)
     columns = {"token_cos": cosine, "error_over_variance": error, "fallback": adapted.fallback}
     if student and adapted.weight is not None:
-        columns["blend"] = adapted.weight
+        columns["mixing_weight"] = adapted.weight
     if seen.damage is not None and seen.damaged is not None:
-        columns |= {"damage": seen.damage, "restored": seen.damaged}
+        columns |= {"damage": seen.damage, "aligned": seen.damaged}
     lists = {key: column.float().tolist() for key, column in columns.items()}
     return [{**shared, **{k: column[b] for k, column in lists.items()}} for b in range(count)]
 

@@ -153,7 +153,7 @@ class SlidingWindows:
         """(1, H, n W, D) tokens of stitched windows to (n, H, W, D)."""
         return torch.cat(tokens.chunk(len(self.starts), dim=self.axis + 1))
 
-    def places(self, grid: Size) -> tuple[Tensor, Tensor]:
+    def coordinates(self, grid: Size) -> tuple[Tensor, Tensor]:
         """Coordinates in the image, in tokens from 1, of the rows and columns of stitched windows.
 
         Args:

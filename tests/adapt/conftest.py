@@ -25,10 +25,10 @@ RECIPE = LQNConfig(
 )
 
 
-def adapted(gauged: bool = False, restore: bool = True) -> LQNConfig:
+def adapted(mix_by_noise: bool = False, align: bool = True) -> LQNConfig:
     """A guided student of the last layer, aligned, and mixed in by noise, or neither."""
     student, fit = replace(RECIPE.student, guide=0.5), replace(RECIPE.fit, layers="last")
-    return LQNConfig(student, fit, AdaptConfig(restore, gauged))
+    return LQNConfig(student, fit, AdaptConfig(align, mix_by_noise))
 
 
 def noise(seed: int, height: int = 32, width: int = 32) -> torch.Tensor:

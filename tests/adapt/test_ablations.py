@@ -17,7 +17,7 @@ from lqn_seg.adapt.methods import SegmentationConfig
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.core.config import ABLATIONS, LQNConfig, with_variant
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
-from lqn_seg.core.random import Draw, image_key, image_seed
+from lqn_seg.core.random import Stream, image_key, image_seed
 from lqn_seg.lab.benchmark import plain_port
 from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
@@ -56,10 +56,10 @@ def clip() -> ClipTeacher:
 def classify(clip):
     """The class probabilities of a picture by recipes that answer with their CLS or patches."""
 
-    def run(readout: str, **recipes: LQNConfig) -> dict[str, torch.Tensor]:
+    def run(query: str, **recipes: LQNConfig) -> dict[str, torch.Tensor]:
         text = F.normalize(torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
         texts = {name: text for name in ("zero-shot", "ensemble", "text")}
-        methods = {name: Adaptation(recipe, readout) for name, recipe in recipes.items()}
+        methods = {name: Adaptation(recipe, query) for name, recipe in recipes.items()}
         classifier = Classifier(clip, NAMES, texts, methods, ClassifierConfig(views=1))
         picture = np.random.default_rng(0).integers(0, 256, (40, 36, 3), dtype=np.uint8)
         return {name: p.probabilities for name, p in classifier([picture])[0].items()}
@@ -140,9 +140,9 @@ def test_an_answer_does_not_depend_on_company(build):
 # --- one by one
 
 
-@pytest.mark.parametrize("restore", [False, True])
-def test_views_are_random_parts_each_with_a_pass_of_the_teacher(build, calibration, fits, restore):
-    recipe = ablation("views-3", adapted(restore=restore))
+@pytest.mark.parametrize("align", [False, True])
+def test_views_are_random_parts_each_with_a_pass_of_the_teacher(build, calibration, fits, align):
+    recipe = ablation("views-3", adapted(align=align))
     segmenter = build({"lqn": recipe}, calibration, batch=2)
     segmenter([NOISY, CLEAN])
     ((_, options, fitted),) = fits
@@ -151,12 +151,12 @@ def test_views_are_random_parts_each_with_a_pass_of_the_teacher(build, calibrati
         for b, image in enumerate((NOISY, CLEAN)):
             pixels = image.float() / 255
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(image_seed(image_key(0, image), Draw.VIEW) + number)
+                torch.manual_seed(image_seed(image_key(0, image), Stream.VIEW) + number)
                 view, mirrored = RandomResizedCrop((32, 32))(pixels), torch.rand(1) < 0.5
             view = view.flip(-1) if mirrored else view
             torch.testing.assert_close(seen[b], normalise(view, IMAGENET_MEAN, IMAGENET_STD)[0])
             images = Images(segmenter.teacher, view[None], [], calibration)
-            expected = images.encode(restore).field[0]
+            expected = images.encode(align).field[0]
             torch.testing.assert_close(field[b], expected, atol=1e-4, rtol=1e-4)
     assert not torch.equal(options["views"][0][0], options["views"][1][0])
 
@@ -272,7 +272,7 @@ def test_added_positions_read_both_locations_by_one_block(build, eomt, fits):
 
 def test_a_fit_per_image_sees_its_windows_where_they_lie(build, eomt, heard):
     pixels = noise(3, 32, 80)
-    recipe = ablation("fit-per-image", adapted(restore=False))
+    recipe = ablation("fit-per-image", adapted(align=False))
     (prediction,) = build({"lqn": recipe}, inference="windows")([pixels])
     assert prediction["lqn"].stats["windows"] == 3
     crops = SlidingWindows.of((32, 80), (32, 32)).crops(pixels)

@@ -134,7 +134,7 @@ def test_the_teacher_sees_changed_pixels_where_damage_calls_for_them(eomt, calib
     close(answers("flip", eomt, pixels), (teacher + mirrored) / 2, atol=1e-5, rtol=1e-5)
     for name in ("blur", "denoise", "standardise"):  # nothing says what damage is, or clean
         assert torch.equal(answers(name, eomt, pixels), teacher)
-    assert [n for n in PIXEL_CONTROLS if PixelControl(n).gauged] == ["blur", "denoise"]
+    assert [n for n in PIXEL_CONTROLS if PixelControl(n).only_damaged] == ["blur", "denoise"]
 
 
 @pytest.mark.parametrize("variant", ["kernel", "ridge"])

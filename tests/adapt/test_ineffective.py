@@ -28,7 +28,7 @@ def fitting(**changes):
     return replace(DEFAULT, fit=replace(DEFAULT.fit, **changes))
 
 
-UNGAUGED = adapting(gauged=False)
+UNGAUGED = adapting(mix_by_noise=False)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ UNGAUGED = adapting(gauged=False)
         ("lqn@distill", PRESETS["distill"], False, ""),
         ("teacher", with_variant(DEFAULT, "teacher"), False, ""),
         ("lqn", UNGAUGED, False, "nothing is restored"),
-        ("lqn", adapting(restore=False), False, "its student is never asked"),
+        ("lqn", adapting(align=False), False, "its student is never asked"),
         ("lqn", fitting(steps=0), True, "STEPS is 0"),
         ("apm", fitting(learning_rate=0.0), True, "LEARNING_RATE is 0"),
         ("untrained", fitting(steps=0), True, ""),
@@ -76,4 +76,4 @@ def test_the_recipe_that_was_paid():
     assert paid_recipe(distilled, False, True) == distilled
     assert paid_recipe(distilled, False, False).fit.variant == "teacher"
     assert paid_recipe(with_variant(DEFAULT, "restore"), False, False).fit.variant == "teacher"
-    assert not paid_recipe(UNGAUGED, False, True).adapt.restore
+    assert not paid_recipe(UNGAUGED, False, True).adapt.align

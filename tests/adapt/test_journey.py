@@ -11,7 +11,7 @@ import torch
 from lqn_seg.adapt.journey import Answer, Images, Method, adapt
 from lqn_seg.adapt.lqn import LQN, students
 from lqn_seg.adapt.registry import make_method
-from lqn_seg.core.alignment import Restorer, residual
+from lqn_seg.core.alignment import Aligner, residual
 from lqn_seg.core.config import AdaptConfig, with_variant
 from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.core.random import image_key
@@ -166,9 +166,9 @@ def before(eomt, pixels, calibration=None, views=1) -> Images:
     return Images(eomt, torch.stack(pixels).float() / 255, keys, calibration, views=views)
 
 
-def encode(eomt, pixels, calibration=None) -> tuple[torch.Tensor, Restorer | None]:
+def encode(eomt, pixels, calibration=None) -> tuple[torch.Tensor, Aligner | None]:
     """By hand: the field of one image, and what aligned it."""
-    aligner = Restorer(calibration) if calibration else None
+    aligner = Aligner(calibration) if calibration else None
     inputs = normalise(pixels[None].float() / 255, eomt.pixel_mean, eomt.pixel_std)
     return eomt.encode(inputs, aligner)[0], aligner
 
@@ -185,14 +185,14 @@ def run(recipe, images):
         return adapt(make_method(recipe, images.teacher), images)
 
 
-@pytest.mark.parametrize("restore", [False, True])
-def test_a_student_is_fitted_to_the_tokens_aligned_or_not(eomt, calibration, restore):
-    found = run(adapted(restore=restore), before(eomt, [NOISY], calibration))
-    field, aligner = encode(eomt, NOISY, calibration if restore else None)
+@pytest.mark.parametrize("align", [False, True])
+def test_a_student_is_fitted_to_the_tokens_aligned_or_not(eomt, calibration, align):
+    found = run(adapted(align=align), before(eomt, [NOISY], calibration))
+    field, aligner = encode(eomt, NOISY, calibration if align else None)
     assert torch.equal(found.seen.field, field)
     assert torch.equal(found.tokens, student(adapted(), field, NOISY))  # bit for bit
     assert found.weight.tolist() == [1.0]
-    if restore:
+    if align:
         assert torch.equal(found.seen.damage, aligner.damage) and found.seen.damaged.all()
 
 
@@ -205,21 +205,21 @@ def test_alignment_without_a_student(eomt, calibration):
     assert torch.equal(teacher.tokens, encode(eomt, NOISY)[0][:, -1])
 
 
-@pytest.mark.parametrize("restore", [False, True])
-def test_the_mixing_weight_is_the_noise_fraction(eomt, calibration, restore):
-    field, _ = encode(eomt, NOISY, calibration if restore else None)
+@pytest.mark.parametrize("align", [False, True])
+def test_the_mixing_weight_is_the_noise_fraction(eomt, calibration, align):
+    field, _ = encode(eomt, NOISY, calibration if align else None)
     settings = replace(calibration, residual=0.7 * residual(field).item())
-    recipe = adapted(gauged=True, restore=restore)
+    recipe = adapted(mix_by_noise=True, align=align)
     found = run(recipe, before(eomt, [NOISY], settings))
     assert found.weight.item() == pytest.approx(0.3, rel=1e-4)
     expected = 0.7 * field[:, -1] + 0.3 * student(recipe, field, NOISY)
     torch.testing.assert_close(found.tokens, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("restore", [False, True])
-def test_an_image_that_is_not_damaged_has_weight_0(eomt, calibration, restore):
+@pytest.mark.parametrize("align", [False, True])
+def test_an_image_that_is_not_damaged_has_weight_0(eomt, calibration, align):
     settings = replace(calibration, undamaged=0.05, residual=0.1)
-    recipe = adapted(gauged=True, restore=restore)
+    recipe = adapted(mix_by_noise=True, align=align)
     found = run(recipe, before(eomt, [CLEAN, NOISY], settings))
     assert found.weight[0] == 0 and 0.5 < found.weight[1] < 1
     assert torch.equal(found.tokens[0], found.seen.field[0, -1])
@@ -231,7 +231,7 @@ def test_nothing_is_fitted_where_the_weight_is_0(eomt, calibration, monkeypatch)
     monkeypatch.setattr(StudentFitter, "fit", lambda *_, **__: broken())
     as_clean = replace(calibration, residual=9.0)  # as predictable as clean images
     for settings in (None, as_clean):
-        found = run(adapted(gauged=True), before(eomt, [NOISY], settings))
+        found = run(adapted(mix_by_noise=True), before(eomt, [NOISY], settings))
         assert found.weight.tolist() == [0.0] and not found.fallback.any()
         assert torch.equal(found.tokens, encode(eomt, NOISY, settings)[0][:, -1])
 
@@ -244,7 +244,7 @@ def test_a_student_that_diverges_falls_back_to_the_aligned_teacher(eomt, calibra
 
 
 def test_an_untrained_student_answers_with_the_mean_token_nearly(eomt):
-    untrained = replace(adapted(restore=False), fit=replace(adapted().fit, steps=0))
+    untrained = replace(adapted(align=False), fit=replace(adapted().fit, steps=0))
     found = run(untrained, before(eomt, [NOISY]))
     last = found.seen.field[:, -1]
     mean = last.mean((1, 2), keepdim=True)
@@ -255,10 +255,10 @@ def test_an_untrained_student_answers_with_the_mean_token_nearly(eomt):
 def test_of_several_views_the_image_or_all_have_students(eomt, calibration):
     settings = replace(calibration, undamaged=-1.0, residual=0.01)
     pixels = [noise(seed) for seed in range(4)]  # two images, two views of each
-    for gauged, count in ((True, 2), (False, 4)):
+    for mix_by_noise, count in ((True, 2), (False, 4)):
         images = before(eomt, pixels, settings, views=2)
-        assert students(adapted(gauged=gauged), images) == count
-        found = run(adapted(gauged=gauged), images)
+        assert students(adapted(mix_by_noise=mix_by_noise), images) == count
+        found = run(adapted(mix_by_noise=mix_by_noise), images)
         assert len(found.weight) == len(found.fallback) == count
         same = [torch.equal(t, last) for t, last in zip(found.tokens, found.seen.field[:, -1])]
         assert same == [False] * count + [True] * (4 - count)
@@ -267,9 +267,9 @@ def test_of_several_views_the_image_or_all_have_students(eomt, calibration):
 def test_company_changes_no_answer_but_by_rounding(eomt, calibration):
     settings = replace(calibration, undamaged=0.05, residual=0.1)
     pixels = [CLEAN, NOISY, smooth(5), noise(2)]
-    together = run(adapted(gauged=True), before(eomt, pixels, settings))
+    together = run(adapted(mix_by_noise=True), before(eomt, pixels, settings))
     for b, image in enumerate(pixels):
-        alone = run(adapted(gauged=True), before(eomt, [image], settings))
+        alone = run(adapted(mix_by_noise=True), before(eomt, [image], settings))
         torch.testing.assert_close(alone.tokens[0], together.tokens[b], atol=1e-3, rtol=1e-3)
         assert alone.weight[0].item() == pytest.approx(together.weight[b].item(), abs=1e-4)
 

@@ -1,4 +1,4 @@
-"""The classifier against open_clip, literal read-outs, and what must hold for every method."""
+"""The classifier against open_clip, literal poolings, and what must hold for every method."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_an_answer_does_not_depend_on_order_or_company(build):
 def test_every_method_runs_with_a_teacher_in_half_precision(precision, teacher, text, calibration):
     """Near what the teacher in float32 says, and a distribution, whatever the method."""
     half = ClipTeacher(teacher.model, teacher.tokenizer, precision)
-    restored = replace(LQN, adapt=AdaptConfig(restore=True, gauged=True))
+    restored = replace(LQN, adapt=AdaptConfig(align=True, mix_by_noise=True))
     methods = {"zero-shot": None, "default": Adaptation(restored, views=2), **METHODS}
     config = ClassifierConfig(views=6)
     by_precision = [
@@ -142,17 +142,17 @@ def adapted(adaptation, teacher, text, pixels, image, calibration=None, view=0):
     method = method_for(adaptation, teacher)
     with torch.no_grad():
         found = adapt(method, images)
-        pooled = image_features(found, adaptation.readout, method.layer, teacher, text["text"])
+        pooled = image_features(found, adaptation.pooling, method.layer, teacher, text["text"])
     return pooled[0], found
 
 
-@pytest.mark.parametrize("readout", ["cls", "mean", "mean_cls", "text", "reentry"])
-def test_a_student_that_is_not_heard_leaves_the_teachers_answer(readout, teacher, text):
-    """Nothing to gauge by: every read-out has a literal answer from the teacher's own tokens."""
+@pytest.mark.parametrize("pooling", ["cls", "mean", "mean_cls", "text", "reentry"])
+def test_a_student_that_is_not_heard_leaves_the_teachers_answer(pooling, teacher, text):
+    """Nothing to gauge by: every pooling has a literal answer from the teacher's own tokens."""
     image = photo(3)
-    silent = replace(LQN, adapt=AdaptConfig(gauged=True))
+    silent = replace(LQN, adapt=AdaptConfig(mix_by_noise=True))
     pixels = centre_view(image, teacher)[None].float() / 255
-    features, _ = adapted(Adaptation(silent, readout, 2), teacher, text, pixels, image)
+    features, _ = adapted(Adaptation(silent, pooling, 2), teacher, text, pixels, image)
     _, field, context = encode(teacher, image)
     patches, cls = teacher.project(field[0, -1].flatten(0, 1)), teacher.project(context.cls[0])
     sure = (teacher.logit_scale * patches @ text["text"].T).softmax(-1).amax(-1)
@@ -162,23 +162,23 @@ def test_a_student_that_is_not_heard_leaves_the_teachers_answer(readout, teacher
         "mean": patches.mean(0),
         "mean_cls": torch.cat([patches, cls[None]]).mean(0),
         "text": (sure[:, None] * patches).mean(0),
-    }[readout]
+    }[pooling]
     torch.testing.assert_close(features, F.normalize(expected, dim=-1), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("readout", ["mean", "cls"])
-def test_a_heard_student_answers_with_its_own_tokens(readout, teacher, text):
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_heard_student_answers_with_its_own_tokens(pooling, teacher, text):
     image = photo(4)
     pixels, key = centre_view(image, teacher)[None].float() / 255, image_key(0, image)
-    features, seen = adapted(Adaptation(LQN, readout), teacher, text, pixels, image)
+    features, seen = adapted(Adaptation(LQN, pooling), teacher, text, pixels, image)
     run, field = seen.seen, seen.seen.field
-    if readout == "cls":  # one more row, the CLS token of every layer in each of its columns
+    if pooling == "cls":  # one more row, the CLS token of every layer in each of its columns
         row = run.context.prefix[:, 1:].unsqueeze(3).expand(-1, -1, -1, 4, -1)
         field = torch.cat([field, row.reshape(1, 3, 1, 4, 32)], 2)
     fitter = StudentFitter(LQN, tuple(field.shape[1:4]), 32)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     tokens = fitter.fit(normalise(pixels, mean, std), field, [key]).query_layer(3)[0]
-    if readout == "cls":
+    if pooling == "cls":
         expected = teacher.project(tokens[4].mean(0))
     else:
         expected = F.normalize(teacher.project(tokens.flatten(0, 1)).mean(0), dim=-1)
@@ -187,8 +187,8 @@ def test_a_heard_student_answers_with_its_own_tokens(readout, teacher, text):
 
 def test_what_does_nothing_says_so_once_in_python(build, calibration):
     """Once in a process for each name."""
-    gauged = replace(LQN, adapt=AdaptConfig(restore=True, gauged=True))
-    mute = {"mute-lqn": Adaptation(gauged), "mute": Adaptation(with_variant(LQN, "restore"))}
+    mix_by_noise = replace(LQN, adapt=AdaptConfig(align=True, mix_by_noise=True))
+    mute = {"mute-lqn": Adaptation(mix_by_noise), "mute": Adaptation(with_variant(LQN, "restore"))}
     methods = {**mute, "own": Adaptation(LQN), "zero": None, "mta": None, "teacher CLS": None}
     classifier, images = build(methods), [photo(0), photo(1)]
     with pytest.warns(IneffectiveMethodWarning) as seen:
@@ -209,7 +209,7 @@ def test_what_does_nothing_says_so_once_in_python(build, calibration):
 def test_the_answer_of_several_views_is_their_mean_direction(build, calibration, teacher, text):
     """The views as they are by open_clip alone; restored, each view by itself."""
     image = photo(6) // 8 + 100  # a loss of contrast, which restoring undoes
-    restoring = with_variant(replace(LQN, adapt=AdaptConfig(restore=True)), "restore")
+    restoring = with_variant(replace(LQN, adapt=AdaptConfig(align=True)), "restore")
     methods = {
         "teacher": Adaptation(with_variant(restoring, "teacher"), views=4),
         "restore": Adaptation(restoring, views=4),
@@ -230,19 +230,19 @@ def test_the_answer_of_several_views_is_their_mean_direction(build, calibration,
     assert not torch.allclose(p["single"], p["restore"], atol=1e-3)
 
 
-@pytest.mark.parametrize("gauged", [True, False])
+@pytest.mark.parametrize("mix_by_noise", [True, False])
 def test_a_gauged_recipe_has_one_student_and_any_other_one_for_each_view(
-    build, calibration, teacher, text, gauged
+    build, calibration, teacher, text, mix_by_noise
 ):
     """Each view by itself, with a student or without."""
-    recipe = replace(LQN, adapt=AdaptConfig(restore=True, gauged=gauged))
+    recipe = replace(LQN, adapt=AdaptConfig(align=True, mix_by_noise=mix_by_noise))
     calibration = replace(calibration, undamaged=-1.0, residual=0.01)  # whatever it is, it is bad
     image = photo(7)
     (got,) = build({"lqn": Adaptation(recipe, views=3)}, calibration)([image])
     pixels = centre_view(image, teacher)[None].float() / 255
     features = []
     for number in range(3):
-        alone = recipe if not (gauged and number) else with_variant(recipe, "restore")
+        alone = recipe if not (mix_by_noise and number) else with_variant(recipe, "restore")
         view = corner_view(pixels, number)
         answer, found = adapted(Adaptation(alone), teacher, text, view, image, calibration, number)
         features.append(answer)
@@ -251,7 +251,7 @@ def test_a_gauged_recipe_has_one_student_and_any_other_one_for_each_view(
     mean = F.normalize(torch.stack(features).mean(0), dim=-1)
     expected = (teacher.logit_scale * mean @ text["text"].T).softmax(-1)
     torch.testing.assert_close(got["lqn"].probabilities, expected, atol=1e-4, rtol=1e-3)
-    assert got["lqn"].stats["blend"] == pytest.approx(share, abs=1e-4) and share > 0.1
+    assert got["lqn"].stats["mixing_weight"] == pytest.approx(share, abs=1e-4) and share > 0.1
 
 
 def test_a_student_that_diverges_is_counted_and_the_teacher_answers(build):
@@ -262,7 +262,7 @@ def test_a_student_that_diverges_is_counted_and_the_teacher_answers(build):
 
 
 def test_bad_input_is_named(build, teacher, text):
-    with pytest.raises(InputError, match="unknown read-out 'maen': did you mean 'mean'"):
+    with pytest.raises(InputError, match="unknown pooling 'maen': did you mean 'mean'"):
         Adaptation(LQN, "maen")
     with pytest.raises(InputError, match="layer 2, which the student is not fitted to"):
         method_for(Adaptation(with_variant(LQN, "apm"), "reentry", 2), teacher)

@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from lqn_seg.adapt.classification_methods import CORNER_VIEWS
 from lqn_seg.adapt.views import centre_view, corner_view, random_views
-from lqn_seg.core.random import Draw, RandomKey, image_key, image_seed
+from lqn_seg.core.random import RandomKey, Stream, image_key, image_seed
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -41,7 +41,7 @@ def test_random_views_are_torchvisions(teacher):
     """A part at its defaults, mirrored half of the time."""
     image, key = photo(40, 50), RandomKey(0, 1)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(image_seed(key, Draw.VIEW))
+        torch.manual_seed(image_seed(key, Stream.VIEW))
         for view in random_views(image, teacher, 8, key):
             expected = np.asarray(RandomResizedCrop(32)(Image.fromarray(image)))
             expected = expected[:, ::-1] if torch.rand(1) < 0.5 else expected

@@ -11,11 +11,11 @@ import torch
 
 from lqn_seg.adapt.calibration import RangeBuilder
 from lqn_seg.core.alignment import (
+    Aligner,
     Calibration,
     LayerRange,
-    Restorer,
     calibrated_layers,
-    noise_share,
+    noise_fraction,
     quantiles,
     residual,
 )
@@ -144,7 +144,7 @@ def test_ranges_are_found_on_the_cpu_wherever_the_tokens_are(clean, blank, elsew
         assert type(getattr(found, name)) is torch.Tensor
         assert torch.equal(getattr(found, name), tensor), name
     with pytest.raises(RuntimeError, match="same device"):
-        found.restore(elsewhere(clean))
+        found.align(elsewhere(clean))
     with pytest.raises(TypeError, match="float64"):
         elsewhere(clean).double()
 
@@ -172,7 +172,7 @@ def test_restoring_is_what_it_says_direction_by_direction(clean, blank):
     images = damaged_images(clean)
     for centre in (None, blank):
         found = build(clean, 0.1, centre)
-        tokens, damage = found.restore(images)
+        tokens, damage = found.align(images)
         assert 0 < int(found.signal.sum()) < FEATURES
         for b, image in enumerate(images):
             expected, expected_damage = slow_restore(found, image)
@@ -182,7 +182,7 @@ def test_restoring_is_what_it_says_direction_by_direction(clean, blank):
 
 def test_inside_the_range_nothing_changes(clean, blank):
     found = build(clean, 0.0, blank)
-    tokens, damage = found.restore(clean)
+    tokens, damage = found.align(clean)
     torch.testing.assert_close(tokens, clean, atol=2e-5, rtol=1e-5)
     assert damage.max() < 1e-5
 
@@ -194,7 +194,7 @@ def test_a_loss_of_contrast_is_undone_up_to_the_ranges_end(blank, contrast):
     contrasts = torch.linspace(1, 2, IMAGES)[:, None, None, None]
     found = build(blank + contrasts * pattern, 0.0, blank)
     image = blank + contrast * (1.5 * pattern)
-    tokens, damage = found.restore(image[None])
+    tokens, damage = found.align(image[None])
     nearest = 1 if contrast < 1 else 2
     torch.testing.assert_close(tokens[0], blank + nearest * pattern, atol=1e-4, rtol=1e-4)
     assert damage.item() < 1e-3  # a common gain is no damage
@@ -203,18 +203,18 @@ def test_a_loss_of_contrast_is_undone_up_to_the_ranges_end(blank, contrast):
 def test_damage_grows_with_noise_and_with_blur(clean, blank):
     found = build(clean, 0.0, blank)
     noise = torch.randn(*clean.shape[1:], generator=torch.Generator().manual_seed(5))
-    _, noisy = found.restore(torch.stack([clean[0] + s * noise for s in (0, 1, 2, 4, 8)]))
+    _, noisy = found.align(torch.stack([clean[0] + s * noise for s in (0, 1, 2, 4, 8)]))
     assert noisy[0] < 1e-5 and (noisy.diff() > 0).all() and noisy[1] > 0.01
     # blur: the weak directions lose, the strong ones keep
     parts = (clean[0] - blank) @ found.basis
     shares = torch.linspace(0, 1, FEATURES)
     weaker = [(parts * shares.lerp(torch.ones(FEATURES), keep)) for keep in (1.0, 0.3, 0.1)]
-    _, blurred = found.restore(torch.stack([p @ found.basis.T + blank for p in weaker]))
+    _, blurred = found.align(torch.stack([p @ found.basis.T + blank for p in weaker]))
     assert blurred[0] < 1e-5 and (blurred[1:].diff() > 0).all() and blurred[1] > 0.01
 
 
 def test_restored_tokens_keep_their_type(clean):
-    tokens, damage = build(clean, 0.1).restore(damaged_images(clean).bfloat16())
+    tokens, damage = build(clean, 0.1).align(damaged_images(clean).bfloat16())
     assert tokens.dtype == torch.bfloat16 and damage.dtype == torch.float32
 
 
@@ -228,26 +228,26 @@ def calibration(layers, undamaged=0.1) -> Calibration:
 def test_a_callers_autocast_changes_no_number(clean, blank):
     with torch.autocast("cpu", torch.bfloat16):
         inside = build(clean, 0.1, blank)
-        restored = inside.restore(damaged_images(clean))
+        restored = inside.align(damaged_images(clean))
         fields = torch.stack([clean, clean.flip(2)], 1)
         errors = residual(fields)
     outside = build(clean, 0.1, blank)
     assert all(torch.equal(a, b) for a, b in zip(vars(inside).values(), vars(outside).values()))
-    expected = outside.restore(damaged_images(clean))
+    expected = outside.align(damaged_images(clean))
     assert all(torch.equal(a, b) for a, b in zip(restored, expected))
     assert torch.equal(errors, residual(fields))
 
 
 def test_the_restorer_knows_its_layers_and_gauges_the_first(clean):
     found, images = build(clean, 0.1), damaged_images(clean)
-    restorer = Restorer(calibration({1: found, 3: found}))
-    assert restorer(0, images) is images and restorer(2, images) is images
-    assert restorer.damage.numel() == 0
-    expected, damage = found.restore(images)
-    assert torch.equal(restorer(1, images), expected)
-    assert torch.equal(restorer.damage, damage)
-    assert torch.equal(restorer(3, 2 * images), found.restore(2 * images)[0])
-    assert torch.equal(restorer.damage, damage)  # of the first layer still
+    aligner = Aligner(calibration({1: found, 3: found}))
+    assert aligner(0, images) is images and aligner(2, images) is images
+    assert aligner.damage.numel() == 0
+    expected, damage = found.align(images)
+    assert torch.equal(aligner(1, images), expected)
+    assert torch.equal(aligner.damage, damage)
+    assert torch.equal(aligner(3, 2 * images), found.align(2 * images)[0])
+    assert torch.equal(aligner.damage, damage)  # of the first layer still
 
 
 def test_noise_on_a_structured_field_is_found_in_its_amount():
@@ -260,14 +260,14 @@ def test_noise_on_a_structured_field_is_found_in_its_amount():
     clean = torch.stack([looks[classes], tokens[classes] + own], 1)
     settings = replace(calibration({}), residual=residual(clean).item())
     assert settings.residual < 0.2  # alike positions predict each other
-    assert noise_share(settings, clean).tolist() == pytest.approx([0.0], abs=1e-6)
+    assert noise_fraction(settings, clean).tolist() == pytest.approx([0.0], abs=1e-6)
     noise = torch.randn(clean[:, -1].shape, generator=source)
     for deviation in (0.3, 0.6, 1.2):
         noisy = clean.clone()
         noisy[:, -1] += deviation * noise
         # What predicts is noisy too, and the residual is over a variance that grew: about.
         expected = deviation**2 / (deviation**2 + 0.3**2)
-        assert noise_share(settings, noisy).item() == pytest.approx(expected, abs=0.2)
+        assert noise_fraction(settings, noisy).item() == pytest.approx(expected, abs=0.2)
 
 
 @pytest.mark.parametrize(

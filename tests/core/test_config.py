@@ -16,7 +16,6 @@ from lqn_seg.core.config import (
     StudentConfig,
     axis_features,
     parse_ablation,
-    positions_per_step,
     preset,
     with_variant,
 )
@@ -35,7 +34,7 @@ def test_variants_by_name():
     src, apm = with_variant(paper, "lqn-src"), with_variant(paper, "apm")
     assert (src.student.source, src.student.axes) == (False, 3)
     assert (apm.student.source, apm.student.axes) == (False, 2)
-    assert with_variant(paper, "restore").adapt.restore
+    assert with_variant(paper, "restore").adapt.align
 
 
 @pytest.mark.parametrize("layers", [None, "last", (1, 3)])
@@ -56,11 +55,11 @@ def test_fitted_layers_and_what_a_step_visits():
     assert FitConfig().visited(GRID) == 196
     assert FitConfig(positions_per_step=0.5).visited(GRID) == 30
     assert FitConfig(positions_per_step=0.5, layers=(1, 5)).visited(GRID) == 12
-    assert positions_per_step(0.05, (24, 80, 80)) == 7680
-    assert positions_per_step(0.001, GRID) == 1
+    assert FitConfig(positions_per_step=0.05).visited((24, 80, 80)) == 7680
+    assert FitConfig(positions_per_step=0.001).visited(GRID) == 1
     for bad in (0, -3, 0.0, 1.5):
         with pytest.raises(InputError, match="positions_per_step"):
-            positions_per_step(bad, GRID)
+            FitConfig(positions_per_step=bad)
 
 
 def test_axes_share_the_code_and_the_last_takes_the_remainder():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from lqn_seg.adapt.familiarity import NEAR, UNLIKE, UNLIKE_DAMAGE, Acquaintance
+from lqn_seg.adapt.familiarity import NEAR, UNLIKE, UNLIKE_DAMAGE, Familiarity
 from lqn_seg.data.corruptions import CORRUPTIONS, corrupt
 from lqn_seg.data.images import read_image
 from lqn_seg.engine.probe import UNLIKE as WORDS
@@ -44,7 +44,7 @@ def scribble(seed: int) -> np.ndarray:
     picture = Image.new("RGB", (96, 96), (60, 70, 90))
     for _ in range(60):
         color = tuple(random.integers(0, 256, 3).tolist())
-        ImageDraw.Draw(picture).line(random.integers(0, 96, 4).tolist(), color, 2)
+        ImageDraw.Stream(picture).line(random.integers(0, 96, 4).tolist(), color, 2)
     return np.asarray(picture)
 
 
@@ -82,10 +82,10 @@ def test_photographs_are_mostly_not_known(demo):
 def test_the_distance_is_that_of_the_formula(demo):
     """Written out: components of aligned tokens in units of the clean variance, median, mean."""
     teacher, calibration = demo
-    acquaintance, aligned = Acquaintance(calibration), {}
+    familiarity, aligned = Familiarity(calibration), {}
 
     def hook(layer, tokens):
-        aligned[layer] = acquaintance(layer, tokens)
+        aligned[layer] = familiarity(layer, tokens)
         return aligned[layer]
 
     scene = read_image(SCENES[0])[:64]  # 8 of the 12 rows of tokens
@@ -101,10 +101,10 @@ def test_the_distance_is_that_of_the_formula(demo):
         units = ((parts - (low + high) / 2) ** 2 / variance)[:8, :, clean.signal]
         typical.append(units.mean(-1).flatten().median())
     expected = torch.stack(typical).mean()
-    assert acquaintance.distance((8, 12)).item() == pytest.approx(expected.item(), rel=1e-4)
-    damage = acquaintance.damage.item()
+    assert familiarity.distance((8, 12)).item() == pytest.approx(expected.item(), rel=1e-4)
+    damage = familiarity.damage.item()
     most = UNLIKE * calibration.distance + UNLIKE_DAMAGE * damage
-    assert bool(acquaintance.unlike((8, 12))) == (expected.item() > most or damage > 2.5)
+    assert bool(familiarity.unlike((8, 12))) == (expected.item() > most or damage > 2.5)
     assert 0 < NEAR < 1
 
 

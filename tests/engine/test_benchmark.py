@@ -252,7 +252,7 @@ def test_drift_is_measured_in_the_teachers_variance():
     tokens = 7 + torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     answer = torch.randn(1, 3, 4, 5)
     lowered, exact = (
-        SimpleNamespace(readout=lambda offset=offset: answer + offset) for offset in (0.5, 0.0)
+        SimpleNamespace(query=lambda offset=offset: answer + offset) for offset in (0.5, 0.0)
     )
     variance = tokens.flatten(1, 2).var(1, correction=0).mean().item()
     both = drifts({"bfloat16": lowered, "float32": exact}, tokens)

@@ -104,7 +104,7 @@ def test_every_method_runs_and_leaves_its_figures(config, capsys):
     once = results["costs"]["zero-shot"]["forward_gmacs"]
     for name, views in {"zero": 5, "teacher": DEFAULT_VIEWS}.items():
         assert results["costs"][name]["forward_gmacs"] / once == pytest.approx(views, rel=0.1)
-    # A gauged recipe is charged for the one student that it may have, whatever its views.
+    # A mix_by_noise recipe is charged for the one student that it may have, whatever its views.
     recipe, teacher = adaptation(report.cfg, "lqn").recipe, report.classifier.teacher
     grid = (teacher.num_layers, teacher.grid[0] + 1, teacher.grid[1])
     expected = recipe.fit.steps * step_macs(recipe, grid, teacher.width).backward / 1e9

@@ -23,7 +23,7 @@ from lqn_seg.visualization.files import save_gif, save_picture
 
 ROOT = Path(__file__).parents[2]
 CLIP = str(ROOT / "configs" / "classification" / "demo.yaml")
-SHORT = ("MODEL.LQN.PRESET", "distill", "MODEL.LQN.ADAPT.GAUGED", "False")
+SHORT = ("MODEL.LQN.PRESET", "distill", "MODEL.LQN.ADAPT.MIX_BY_NOISE", "False")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
-from lqn_seg.core.alignment import Calibration, LayerRange, Restorer
+from lqn_seg.core.alignment import Aligner, Calibration, LayerRange
 from lqn_seg.core.config import (
     VARIANTS,
     AdaptConfig,
@@ -38,14 +38,14 @@ from lqn_seg.lab.cost.cost import (
 )
 from lqn_seg.lab.cost.flops import (
     EomtShape,
+    align_gmacs,
     clip_gmacs,
     eomt_gmacs,
     fit_gmacs,
     kernel_gmacs,
     method_gmacs,
     pass_macs,
-    readout_gmacs,
-    restore_gmacs,
+    query_gmacs,
     step_macs,
 )
 from lqn_seg.lab.cost.flops_report import load_eomt_config
@@ -278,7 +278,7 @@ def test_fit_and_readout_are_what_the_fitter_runs(name, change):
     counted = measure(lambda: fitted.append(fitter.fit(image, field, [RandomKey(0)])))
     assert counted.gmacs == pytest.approx(fit_gmacs(config, GRID, 12), rel=0.01)
     counted = measure(lambda: fitted[0].query_layer(GRID[0]))
-    assert counted.gmacs == pytest.approx(readout_gmacs(config, GRID, 12), rel=1e-9)
+    assert counted.gmacs == pytest.approx(query_gmacs(config, GRID, 12), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["lqn", "lqn-src", "apm"])
@@ -317,15 +317,15 @@ def test_method_costs_add_up_and_scale_with_windows(name, literal):
     shape = small_shape()
     config = with_variant(LQNConfig(STUDENT, FitConfig(steps=15)), name)
     costs = method_gmacs(config, shape, literal=literal)
-    stages = ("teacher", "restore", "fit", "readout", "head")
+    stages = ("teacher", "restore", "fit", "query", "head")
     assert costs["gmacs_total"] == pytest.approx(sum(costs[f"gmacs_{stage}"] for stage in stages))
     double = method_gmacs(config, shape, windows=2, literal=literal)
     assert double == pytest.approx({key: 2 * value for key, value in costs.items()})
     assert (costs["gmacs_fit"] > 0) == (name not in ("teacher", "restore"))
-    restoring = replace(config, adapt=AdaptConfig(restore=True))
+    restoring = replace(config, adapt=AdaptConfig(align=True))
     more = method_gmacs(restoring, shape, literal=literal)["gmacs_total"] - costs["gmacs_total"]
     # The teacher is left as it is; "restore" has it from the start.
-    restore = 0 if name in ("teacher", "restore") else restore_gmacs(shape)
+    restore = 0 if name in ("teacher", "restore") else align_gmacs(shape)
     assert more == pytest.approx(restore, rel=1e-9)
 
 
@@ -334,10 +334,10 @@ def test_restoring_is_counted():
     basis = torch.eye(shape.width)
     zero = torch.zeros(2, shape.width)
     clean = LayerRange(torch.zeros(*shape.grid, shape.width), basis, zero, zero, zero[:, 0])
-    restorer = Restorer(Calibration({layer: clean for layer in (0, 1, 2)}, 0.1, 0.4, zero[:, :2]))
+    aligner = Aligner(Calibration({layer: clean for layer in (0, 1, 2)}, 0.1, 0.4, zero[:, :2]))
     tokens = torch.randn(1, *shape.grid, shape.width)
-    counted = measure(lambda: [restorer(layer, tokens) for layer in range(5)]).gmacs
-    assert counted == pytest.approx(restore_gmacs(shape), rel=1e-9)
+    counted = measure(lambda: [aligner(layer, tokens) for layer in range(5)]).gmacs
+    assert counted == pytest.approx(align_gmacs(shape), rel=1e-9)
 
 
 def test_closed_form_controls_by_hand():
@@ -359,7 +359,7 @@ def test_paper_convention_is_fourteen_single_forward_passes():
     forward = pass_macs(STUDENT, shape.width, 6).forward / 1e9
     assert student == pytest.approx(14 * forward)
     costs = method_gmacs(replace(config, fit=FitConfig(steps=0)), shape)
-    assert costs["gmacs_fit"] == 0 and costs["gmacs_readout"] > 0
+    assert costs["gmacs_fit"] == 0 and costs["gmacs_query"] > 0
     assert costs["gmacs_paper_convention"] == costs["gmacs_teacher"] + costs["gmacs_head"]
 
 

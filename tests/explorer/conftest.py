@@ -45,7 +45,7 @@ class Visitor:
 @pytest.fixture
 def visitor(small_config):
     """Of an explorer whose default preset is fitted to every image."""
-    overrides = ["MODEL.LQN.PRESET", "distill", "MODEL.LQN.ADAPT.GAUGED", "False"]
+    overrides = ["MODEL.LQN.PRESET", "distill", "MODEL.LQN.ADAPT.MIX_BY_NOISE", "False"]
     server = make_server(open_explorer(str(small_config), {}, "", overrides), port=0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

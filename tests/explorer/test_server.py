@@ -38,7 +38,7 @@ def test_a_job_answers_everything_the_page_shows(visitor, small_config):
     assert lqn["milliseconds"]["fit_ms"] > 0 and 0 <= lqn["score"] <= 100
 
     # The masks are those that the segmenter gives for this image.
-    overrides = ("MODEL.LQN.PRESET", "distill", "MODEL.LQN.ADAPT.GAUGED", "False")
+    overrides = ("MODEL.LQN.PRESET", "distill", "MODEL.LQN.ADAPT.MIX_BY_NOISE", "False")
     request = {"corruptions": ["contrast"], "severity": 2, "count": 3, "overrides": overrides}
     studio = Studio(str(small_config), **request)
     source = list(studio.sources())[2]

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lqn_seg.adapt.calibration import RangeBuilder, calibrate, load_calibration, save_calibration
-from lqn_seg.core.alignment import Calibration, Restorer, residual
+from lqn_seg.core.alignment import Aligner, Calibration, residual
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import normalise
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
@@ -59,16 +59,16 @@ def test_ranges_are_those_of_the_teachers_tokens(teacher, crops, found):
         torch.testing.assert_close(clean.centre, direct.centre, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(clean.gain, direct.gain, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(clean.deviation, direct.deviation, atol=1e-3, rtol=1e-3)
-        for ours, theirs in zip(clean.restore(3 * tokens), direct.restore(3 * tokens)):
+        for ours, theirs in zip(clean.align(3 * tokens), direct.align(3 * tokens)):
             torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
 def test_what_the_gauges_read_of_clean_images(teacher, crops, found):
     images = inputs(teacher, crops)
-    _, damage = found.layers[0].restore(teacher.embed(images))
+    _, damage = found.layers[0].align(teacher.embed(images))
     assert found.undamaged == pytest.approx(np.quantile(damage.numpy(), 0.95), rel=1e-3)
     assert found.undamaged > 0
-    field, _ = teacher.encode(images, Restorer(found))
+    field, _ = teacher.encode(images, Aligner(found))
     assert found.residual == pytest.approx(residual(field).sort().values[9].item(), rel=1e-3)
     flat, ends = crops.flatten(1).double().numpy(), [0.1, 0.9]
     expected = [np.quantile(flat.mean(1), ends), np.quantile(np.log(flat.std(1, ddof=1)), ends)]
@@ -79,13 +79,13 @@ def test_order_and_batches_of_the_images_do_not_matter(teacher, crops, found):
     order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(1))
     noise = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     images = inputs(teacher, noise)
-    restorer = Restorer(found)
-    field, _ = teacher.encode(images, restorer)
+    aligner = Aligner(found)
+    field, _ = teacher.encode(images, aligner)
     for batches in (crops[order].split(8), crops.split(3)):
-        other = Restorer(calibrate(teacher, lambda b=batches: b, 0.1))
+        other = Aligner(calibrate(teacher, lambda b=batches: b, 0.1))
         again, _ = teacher.encode(images, other)
         torch.testing.assert_close(again, field, atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(other.damage, restorer.damage, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(other.damage, aligner.damage, atol=1e-4, rtol=1e-4)
         assert other.calibration.undamaged == pytest.approx(found.undamaged, rel=1e-2)
 
 
@@ -99,14 +99,14 @@ def test_images_may_lie_on_another_device_than_the_teacher(teacher, crops, found
 def test_clean_images_pass_and_noise_does_not(teacher, crops):
     whole = calibrate(teacher, lambda: crops.split(8), 0.0)
     images = inputs(teacher, crops)
-    restorer = Restorer(whole)
+    aligner = Aligner(whole)
     torch.testing.assert_close(
-        teacher.encode(images, restorer)[0], teacher.encode(images)[0], atol=1e-3, rtol=1e-3
+        teacher.encode(images, aligner)[0], teacher.encode(images)[0], atol=1e-3, rtol=1e-3
     )
-    assert restorer.damage.max() < 1e-4
+    assert aligner.damage.max() < 1e-4
     noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    teacher.encode(inputs(teacher, noise), restorer)
-    assert restorer.damage.item() > 0.1
+    teacher.encode(inputs(teacher, noise), aligner)
+    assert aligner.damage.item() > 0.1
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -134,7 +134,7 @@ def test_a_calibration_comes_back_bit_for_bit(tmp_path, teacher, found):
     readings["distance"] = found.distance
     assert read.distance == found.distance < math.inf
     assert about == {"images": 20, "from": "here", **readings}
-    teacher.encode(torch.zeros(1, 3, 32, 32), Restorer(read))
+    teacher.encode(torch.zeros(1, 3, 32, 32), Aligner(read))
     # A file from before there was a distance: it is not known, and nothing is unlike it.
     save_calibration(path, replace(found, distance=math.inf), {})
     assert load_calibration(path, teacher).distance == math.inf

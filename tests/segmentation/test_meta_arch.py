@@ -103,4 +103,4 @@ def test_bgr_and_float_images_give_the_same_masks(build):
 
 def test_a_method_that_does_nothing_says_so(build):
     with pytest.warns(IneffectiveMethodWarning, match="idle answers as its teacher"):
-        LQNTTTMetaArch(build({"idle": adapted(gauged=True)}))([{"image": noise(0)}])
+        LQNTTTMetaArch(build({"idle": adapted(mix_by_noise=True)}))([{"image": noise(0)}])

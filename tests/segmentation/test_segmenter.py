@@ -113,8 +113,8 @@ def test_bad_input_is_named(build):
 def test_a_prediction_does_not_depend_on_order_or_company(build, calibration):
     methods = {
         "lqn": RECIPE,
-        "default": adapted(gauged=True),
-        "ridge": with_variant(adapted(gauged=True), "ridge"),
+        "default": adapted(mix_by_noise=True),
+        "ridge": with_variant(adapted(mix_by_noise=True), "ridge"),
         "blur": PixelControl("blur"),
         "flip": PixelControl("flip"),
     }
@@ -125,9 +125,12 @@ def test_a_prediction_does_not_depend_on_order_or_company(build, calibration):
     for one, first, second in zip(alone, together, backwards):
         for name in methods:
             assert same(one[name], first[name]) and same(one[name], second[name])
-            for key in ("blend", "damage"):
+            for key in ("mixing_weight", "damage"):
                 assert one[name].stats.get(key) == first[name].stats.get(key)
-    assert {prediction["default"].stats["blend"] > 0 for prediction in alone} == {False, True}
+    assert {prediction["default"].stats["mixing_weight"] > 0 for prediction in alone} == {
+        False,
+        True,
+    }
     # Hashes that never differ would prove nothing.
     assert len({mask_hash(prediction["lqn"].output) for prediction in alone}) > 1
 
@@ -182,14 +185,16 @@ def test_a_student_that_diverges_is_counted_and_the_teachers_masks_are_kept(buil
 
 def test_statistics_say_what_was_done(build, calibration):
     methods = {"teacher": None, "restore": with_variant(adapted(), "restore")}
-    segmenter = build({**methods, "lqn": adapted(gauged=True)}, calibration, batch=2)
+    segmenter = build({**methods, "lqn": adapted(mix_by_noise=True)}, calibration, batch=2)
     clean, noisy = segmenter([CLEAN, NOISY])
-    assert clean["lqn"].stats["blend"] == 0 and 0.5 < noisy["lqn"].stats["blend"] < 1
-    assert clean["lqn"].stats["restored"] == 0 and noisy["lqn"].stats["restored"] == 1
+    assert (
+        clean["lqn"].stats["mixing_weight"] == 0 and 0.5 < noisy["lqn"].stats["mixing_weight"] < 1
+    )
+    assert clean["lqn"].stats["aligned"] == 0 and noisy["lqn"].stats["aligned"] == 1
     assert noisy["lqn"].stats["damage"] > clean["lqn"].stats["damage"]
     assert same(clean["lqn"], clean["restore"]) and not same(noisy["lqn"], noisy["restore"])
     assert noisy["lqn"].stats["fit_ms"] > 0 == noisy["restore"].stats["fit_ms"]
-    assert not {"damage", "blend"} & noisy["teacher"].stats.keys()
+    assert not {"damage", "mixing_weight"} & noisy["teacher"].stats.keys()
     assert segmenter.precisions == {"lqn": "float32"}
 
 
@@ -203,15 +208,15 @@ def test_the_mean_token_has_error_one_and_the_teachers_own_none():
 
 def test_a_cost_that_was_not_paid_is_not_counted(build, calibration):
     """A student's GMACs are those of an image that has one; without any they are 0."""
-    recipe = {"lqn": adapted(gauged=True), "restore": with_variant(adapted(), "restore")}
+    recipe = {"lqn": adapted(mix_by_noise=True), "restore": with_variant(adapted(), "restore")}
     for clean, weight in ((None, 0.0), (calibration, 0.0), (calibration, 1.0)):
         segmenter = build(recipe, clean)
-        costs = count_gmacs(segmenter, "lqn", {"windows": 1, "blend": weight})
+        costs = count_gmacs(segmenter, "lqn", {"windows": 1, "mixing_weight": weight})
         plain = count_gmacs(segmenter, "restore", {"windows": 1})
-        assert (costs["gmacs_fit"] > 0) == (costs["gmacs_readout"] > 0) == bool(weight)
-        assert (costs["gmacs_restore"] == 0) == (plain["gmacs_restore"] == 0) == (clean is None)
+        assert (costs["gmacs_fit"] > 0) == (costs["gmacs_query"] > 0) == bool(weight)
+        assert (costs["gmacs_align"] == 0) == (plain["gmacs_align"] == 0) == (clean is None)
         assert weight or costs == plain
-    costs = count_gmacs(build({"lqn": RECIPE}), "lqn", {"windows": 1, "blend": 1.0})
+    costs = count_gmacs(build({"lqn": RECIPE}), "lqn", {"windows": 1, "mixing_weight": 1.0})
     assert costs["gmacs_fit"] > 0
 
 
@@ -220,7 +225,7 @@ def needy(prefix: str) -> dict:
     controls = {
         f"{prefix}{name}": PixelControl(name) for name in ("blur", "denoise", "standardise")
     }
-    recipes = {"lqn": adapted(gauged=True), "restore": with_variant(adapted(), "restore")}
+    recipes = {"lqn": adapted(mix_by_noise=True), "restore": with_variant(adapted(), "restore")}
     return {**{f"{prefix}{name}": recipe for name, recipe in recipes.items()}, **controls}
 
 

@@ -107,7 +107,7 @@ def test_stitched_windows_lie_where_their_pixels_do(size):
     tokens = torch.nn.functional.avg_pool2d(crops, patch).movedim(1, 3)  # (n, H, W, 2)
     stitched = layout.stitch(tokens[:, None])
     assert torch.equal(layout.cut(stitched[:, 0]), tokens)
-    rows, columns = layout.places((4, 4))
+    rows, columns = layout.coordinates((4, 4))
     # The pixels of token k (from 1) are patch (k - 1) ... patch k - 1.
     expected = patch * (torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1) - 0.5) - 0.5
     torch.testing.assert_close(stitched[0, 0], expected)

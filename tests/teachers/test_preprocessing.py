@@ -21,7 +21,7 @@ from lqn_seg.adapt.views import centre_view
 from lqn_seg.config.nodes import get_cfg, load_cfg
 from lqn_seg.engine.build import describe_input, describe_teacher
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.comparators import Preprocessing as ComparatorPreprocessing
+from lqn_seg.segmentation.baselines import Preprocessing as ComparatorPreprocessing
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.segmentation.windows import layout_of
 from lqn_seg.teachers.base import IMAGENET_STD, Preprocessing, normalise
@@ -221,7 +221,7 @@ def test_the_log_says_it(folder, small_config):
     assert "no file says" in described(Preprocessing(), (32, 32))
 
 
-# --- comparators
+# --- baselines
 
 
 @pytest.mark.parametrize(

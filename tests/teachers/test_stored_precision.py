@@ -11,13 +11,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.segmentation.test_comparators import CLASSES
+from tests.segmentation.test_comparators import build as build_comparator
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.config import FitConfig, LQNConfig, StudentConfig
 from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.core.random import image_key
 from lqn_seg.engine.build import describe_teacher
-from lqn_seg.segmentation.comparators import Comparator, load_universal
+from lqn_seg.segmentation.baselines import BaselineModel, load_universal
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.teachers.clip import load_clip
 from lqn_seg.teachers.dinov2 import load_dinov2
@@ -25,8 +27,6 @@ from lqn_seg.teachers.eomt import load_eomt
 from lqn_seg.teachers.eomt_head import EomtHead
 from tests.classification.conftest import build_clip
 from tests.conftest import save_teacher
-from tests.segmentation.test_comparators import CLASSES
-from tests.segmentation.test_comparators import build as build_comparator
 from tests.teachers.test_original_eomt import Original
 from tests.teachers.test_preprocessing import save_clip_folder, save_dinov2
 
@@ -156,7 +156,7 @@ def test_comparators(half, tmp_path):
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == str(half)[6:]
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     found = {
-        name: load_universal(Comparator("m", str(tmp_path / name)), "cpu", CLASSES, 64, 64)
+        name: load_universal(BaselineModel("m", str(tmp_path / name)), "cpu", CLASSES, 64, 64)
         for name in ("full", "half")
     }
     assert all_float32(found["half"].model)

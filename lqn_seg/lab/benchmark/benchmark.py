@@ -35,7 +35,7 @@ from lqn_seg.lab.benchmark.ways import (
     drifts,
     with_fit,
 )
-from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, readout_gmacs
+from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, query_gmacs
 from lqn_seg.lab.cost.speed import Roofline, Timing, device_name, interleaved
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.provenance import environment, json_numbers
@@ -195,14 +195,14 @@ class Benchmark:
         runs = {p: Run(self.scene, self.recipe(variant, p)) for p in self.precisions}
         functions: Functions = {}
         for precision, run in runs.items():
-            functions |= {f"fit {precision}": run.fit, f"readout {precision}": run.readout}
+            functions |= {f"fit {precision}": run.fit, f"query {precision}": run.query}
         plain = self._plain_ways(variant, runs[self.precisions[-1]].config)
         times = self._interleaved(functions | {n: way.run for n, way in plain.items()}, cold=plain)
         fits = {precision: times[f"fit {precision}"] for precision in runs}
         drift = drifts(runs, self.scene.field[:, -1].float())
         for precision, run in runs.items():
             row = self._method(variant, precision, run)
-            both = {stage: times[f"{stage} {precision}"] for stage in ("fit", "readout")}
+            both = {stage: times[f"{stage} {precision}"] for stage in ("fit", "query")}
             row["times"] = {stage: asdict(timing) for stage, timing in both.items()}
             row["drift"] = drift.get(precision)
             self.results["methods"].append(row)
@@ -232,7 +232,7 @@ class Benchmark:
             "positions": config.fit.visited(grid),
             "gmacs": {
                 "fit": fit_gmacs(config, grid, width),
-                "readout": readout_gmacs(config, grid, width),
+                "query": query_gmacs(config, grid, width),
             },
             "peak_mib": attempt(
                 f"the memory of {variant} {precision} could not be counted",

@@ -56,7 +56,7 @@ def time_classifiers(
     return [
         {"method": name}
         | {key: statistics.median(one[key] for one in of_one) for key in keys}
-        | {"adapted": of_one[-1].get("blend", 1.0)}
+        | {"adapted": of_one[-1].get("mixing_weight", 1.0)}
         for name, of_one in stats.items()
     ]
 

@@ -75,7 +75,7 @@ def _methods(results: Results) -> str:
             f"{row['method']} {row['precision']}",
             row["parameters"] / 1e6,
             *_times(row["times"]["fit"]),
-            row["times"]["readout"]["median_ms"],
+            row["times"]["query"]["median_ms"],
             row["gmacs"]["fit"],
             row["peak_mib"],
             row["least_ms"]["arithmetic"],
@@ -85,7 +85,7 @@ def _methods(results: Results) -> str:
         ]
         for row in results["methods"]
     ]
-    heads = ["M\nparameters", *(f"fit\n{head}" for head, _ in _TIMES), "readout\nms"]
+    heads = ["M\nparameters", *(f"fit\n{head}" for head, _ in _TIMES), "query\nms"]
     heads += ["fit\nGMACs", "peak\nMiB", "roofline\narithmetic ms", "roofline\nmemory ms"]
     heads += ["% of roofline\n(busy)"]
     columns = [("", ""), *((head, ".1f") for head in heads), ("drift from\nfloat32", ".1e")]

@@ -11,7 +11,7 @@ import torch
 from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.lab.benchmark.teachers import Scene
 from lqn_seg.lab.benchmark.ways import Run, with_fit
-from lqn_seg.lab.cost.flops import fit_gmacs, readout_gmacs
+from lqn_seg.lab.cost.flops import fit_gmacs, query_gmacs
 from lqn_seg.lab.cost.speed import exponent, interleaved, layer_times, query_times
 
 _BATCHES = (1, 2, 4)
@@ -44,7 +44,7 @@ def sweeps(
             "teacher",
             ((x.side, x.encode, x.gmacs["teacher"]) for x in scenes),
         ),
-        "image_side_readout": sweep("readout", _readouts(scenes, recipe)),
+        "image_side_readout": sweep("query", _readouts(scenes, recipe)),
     }
 
 
@@ -61,7 +61,7 @@ def _fits(
 def _readouts(scenes: Sequence[Scene], recipe: LQNConfig) -> Iterator[Point]:
     for scene in scenes:
         run = Run(scene, with_fit(recipe, steps=1))
-        yield scene.side, run.readout, readout_gmacs(recipe, run.grid, run.width)
+        yield scene.side, run.query, query_gmacs(recipe, run.grid, run.width)
 
 
 def _sweep(

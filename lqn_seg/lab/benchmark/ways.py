@@ -45,7 +45,7 @@ class Run:
         self.fitted = self.fitter.fit(self.images, self.fields, self.keys)
         return self.fitted
 
-    def readout(self) -> Tensor:
+    def query(self) -> Tensor:
         """The last layer's tokens, of the students fitted last."""
         return (self.fitted or self.fit()).query_layer(self.grid[0])
 
@@ -66,8 +66,8 @@ def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
     what an answer's error over variance is. Empty where float32 was not measured."""
     if "float32" not in runs:
         return {}
-    exact = runs["float32"].readout()
-    return {name: share(run.readout() - exact, tokens) for name, run in runs.items()}
+    exact = runs["float32"].query()
+    return {name: share(run.query() - exact, tokens) for name, run in runs.items()}
 
 
 class PlainWay:

@@ -231,7 +231,7 @@ def pass_gmacs(config: LQNConfig, grid: Grid, feature_dim: int) -> float:
     return pass_macs(config.student, feature_dim, n).forward / 1e9
 
 
-def readout_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
+def query_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
     """One forward pass for all H x W addresses of the last layer."""
     queries = grid[1] * grid[2]
     tabulated = None if literal else (1, *grid[1:])
@@ -268,7 +268,7 @@ def method_gmacs(
         literal: count student passes as Table 4 states them instead of as we compute them.
 
     Returns:
-        `gmacs_teacher` (once per view), `gmacs_restore`, `gmacs_fit`, `gmacs_readout`, `gmacs_head`
+        `gmacs_teacher` (once per view), `gmacs_align`, `gmacs_fit`, `gmacs_query`, `gmacs_head`
         and `gmacs_total`, their sum (with a student, the most there is); `gmacs_paper_convention`:
         teacher, head, and a single forward pass of one batch of positions for each step but one.
     """
@@ -276,9 +276,9 @@ def method_gmacs(
     word, numbers = parse_ablation(config.ablation)
     query_rows = ceil(teacher.num_queries / teacher.grid[1]) if word == "student-queries" else 0
     grid, width = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1]), teacher.width
-    fit = readout = paper = 0.0
+    fit = query = paper = 0.0
     views = 1
-    restore = restore_gmacs(teacher) if config.adapt.restore and variant != "teacher" else 0.0
+    align = align_gmacs(teacher) if config.adapt.align and variant != "teacher" else 0.0
     if variant in ("kernel", "ridge"):
         fit = kernel_gmacs(grid, width, solve=variant == "ridge")
     elif variant not in ("teacher", "restore"):
@@ -288,15 +288,15 @@ def method_gmacs(
         views = numbers[0] if word == "views" else 1
         fit = students * fit_gmacs(config, field, width, literal)
         fit += _head_in_fit_macs(config, teacher) / 1e9
-        readout = students * readout_gmacs(config, field, width, literal)
+        query = students * query_gmacs(config, field, width, literal)
         paper = students * max(0, config.fit.steps - 1) * pass_gmacs(config, field, width)
-    if fit and config.adapt.gauged:
+    if fit and config.adapt.mix_by_noise:
         fit += kernel_gmacs(grid, width)
     stages = {
         "teacher": views * parts["teacher"],
-        "restore": views * restore,
+        "align": views * align,
         "fit": fit,
-        "readout": readout,
+        "query": query,
         "head": parts["head"],
     }
     stages["total"] = sum(stages.values())
@@ -321,7 +321,7 @@ def _head_in_fit_macs(config: LQNConfig, teacher: EomtShape) -> int:
     return macs
 
 
-def restore_gmacs(teacher: EomtShape) -> float:
+def align_gmacs(teacher: EomtShape) -> float:
     """Turning the tokens of each calibrated layer into principal directions and back."""
     layers = len(calibrated_layers(teacher.layers, teacher.num_blocks))
     return layers * 2 * teacher.patches * teacher.width**2 / 1e9

@@ -29,12 +29,12 @@ from lqn_seg.lab.cost.flops import (
     fit_gmacs,
     method_gmacs,
     pass_gmacs,
-    readout_gmacs,
+    query_gmacs,
     step_macs,
 )
 
 STUDENTS = ("lqn", "lqn-src", "apm")
-STAGES = ("teacher", "restore", "fit", "readout", "head", "total", "paper_convention")
+STAGES = ("teacher", "align", "fit", "query", "head", "total", "paper_convention")
 
 
 def flops_lines(arguments: argparse.Namespace) -> list[str]:
@@ -112,14 +112,14 @@ def _clip_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
         paper = f"{encoders:.1f} + {further} x {one_pass:.1f} = {encoders + further * one_pass:.1f}"
         stages = [gmacs["teacher"]]
         stages += [
-            cost(recipe, grid, width, arguments.literal) for cost in (fit_gmacs, readout_gmacs)
+            cost(recipe, grid, width, arguments.literal) for cost in (fit_gmacs, query_gmacs)
         ]
         rows.append([name, *stages, sum(stages), paper])
     lines = [
         f"GMACs per image: {arguments.clip}, image encoder {gmacs['teacher']:.2f} + one prompt "
         f"{gmacs['prompt']:.2f} = {encoders:.2f}; preset {arguments.preset}, {base.fit.steps} "
         f"steps, {base.fit.positions_per_step} positions per step.",
-        tabulate(rows, ["method", "teacher", "fit", "readout", "total", "paper"], floatfmt=".3f"),
+        tabulate(rows, ["method", "teacher", "fit", "query", "total", "paper"], floatfmt=".3f"),
     ]
     if arguments.count:
         counts = count_clip(model)

@@ -38,8 +38,8 @@ from lqn_seg.visualization.panels import Segmentation, cell_size, overlay
 from lqn_seg.visualization.token_maps import shared_basis, standardised
 
 VARIANTS = ("teacher", "apm", "lqn")
-_READINGS = ("damage", "restored", "blend")
-_TIMES = ("teacher_ms", "fit_ms", "readout_ms", "head_ms")
+_READINGS = ("damage", "aligned", "mixing_weight")
+_TIMES = ("teacher_ms", "fit_ms", "query_ms", "head_ms")
 _MOST_ERROR = 2.0  # over variance, at the end of the colour scale
 
 

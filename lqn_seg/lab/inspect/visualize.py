@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from lqn_seg.config.nodes import method_config
-from lqn_seg.core.alignment import Calibration, Restorer, noise_share
+from lqn_seg.core.alignment import Aligner, Calibration, noise_fraction
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.engine.evaluate import CLEAN, Condition
@@ -183,10 +183,10 @@ def damage_and_weight(
     studio: Studio, calibration: Calibration, source: Source
 ) -> tuple[float, float]:
     """Damage of an image, and the mixing weight that an aligned student's tokens would have."""
-    restorer, config = Restorer(calibration), studio.config
-    probe = Probe(studio.teacher, [source.tensor], config.inference, config.seed, restorer)
-    weight = noise_share(calibration, probe.field) * restorer.damaged
-    return restorer.damage.item(), weight.item()
+    aligner, config = Aligner(calibration), studio.config
+    probe = Probe(studio.teacher, [source.tensor], config.inference, config.seed, aligner)
+    weight = noise_fraction(calibration, probe.field) * aligner.damaged
+    return aligner.damage.item(), weight.item()
 
 
 def draw_reconstruct(studio: Studio) -> Iterator[Path]:

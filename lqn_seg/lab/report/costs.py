@@ -27,7 +27,7 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
         stats: means over the images of `Prediction.stats`; ``blend`` 0 says that no student was
             fitted.
     """
-    if method in segmenter.comparators:
+    if method in segmenter.baselines:
         return _other_model_gmacs(segmenter, method, stats)
     if segmenter.larger and method in segmenter.larger.methods:
         return count_gmacs(segmenter.larger, method, stats)
@@ -36,7 +36,9 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
         return method_gmacs(
-            paid_recipe(recipe, segmenter.calibration is not None, stats.get("blend", 1) > 0),
+            paid_recipe(
+                recipe, segmenter.calibration is not None, stats.get("mixing_weight", 1) > 0
+            ),
             shape,
             windows=windows,
         )
@@ -52,11 +54,11 @@ def _other_model_gmacs(
     segmenter: Segmenter, method: str, stats: Mapping[str, float]
 ) -> dict[str, float]:
     input_size = (round(stats["input_height"]), round(stats["input_width"]))
-    model = segmenter.comparators[method]
+    model = segmenter.baselines[method]
     tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
     total = sum(measure(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
     whole = dict.fromkeys(("gmacs_teacher", "gmacs_total", "gmacs_paper_convention"), total)
-    return whole | {f"gmacs_{stage}": 0.0 for stage in ("restore", "fit", "readout", "head")}
+    return whole | {f"gmacs_{stage}": 0.0 for stage in ("align", "fit", "query", "head")}
 
 
 def classification_cost(run: Classification, method: str) -> tuple[Cost, float]:

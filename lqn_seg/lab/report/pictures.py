@@ -40,7 +40,7 @@ def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
     methods = {name: full.methods[name] for name in wanted if name in full.methods}
     if "panoptic_seg" not in evaluation.evaluators or len(methods) < 2:
         return []
-    others = {name: model for name, model in full.comparators.items() if name in methods}
+    others = {name: model for name, model in full.baselines.items() if name in methods}
     parts = full.teacher, full.head, methods, full.thing_ids, full.config, full.calibration
     segmenter = Segmenter(*parts, others)
     folder = Path(evaluation.cfg.OUTPUT_DIR) / "panels"

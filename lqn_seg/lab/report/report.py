@@ -107,7 +107,7 @@ class Report(ABC):
         """What the tables show about one method, without flattery; empty without such a method."""
 
     def draw(self) -> list[Path]:
-        """Draw pictures of some images; each may fail alone."""
+        """Stream pictures of some images; each may fail alone."""
         return []
 
     # ---- numbers ---------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from lqn_seg.lab.report.wording import (
 )
 
 HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}  # the first that is there
-STAGES = ("teacher", "fit", "readout", "head")
+STAGES = ("teacher", "fit", "query", "head")
 _QUALITY = (
     *(
         ("panoptic_seg", f"{key}{group}")
@@ -84,8 +84,8 @@ class SegmentationReport(Report):
     def cost(self, method: str) -> dict[str, float]:
         """`count_gmacs` of the mean number of windows."""
         stats = dict(self.metrics[CLEAN][method]["lqn"])
-        if "blend" in stats:
-            stats["blend"] = float(self.evaluation.fitted(method) > 0)
+        if "mixing_weight" in stats:
+            stats["mixing_weight"] = float(self.evaluation.fitted(method) > 0)
         return count_gmacs(self.segmenter, method, stats)
 
     def _gmacs(self, method: str, stage: str) -> float:
@@ -107,16 +107,16 @@ class SegmentationReport(Report):
         return (
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
             f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
-            f"{self.precisions}.\nMilliseconds are means over the conditions: a gauged student "
-            "is fitted where an image looks damaged (the GMACs are those of such an image, or none "
-            f"where there was none)\n{shown}"
+            f"{self.precisions}.\nMilliseconds are means over the conditions: a student mixed in by "
+            "noise is fitted where an image looks damaged (the GMACs are those of such an image, or "
+            f"none where there was none)\n{shown}"
         )
 
     # ---- words -----------------------------------------------------------------------------------
 
     def sentence(self) -> str:
         """Of LQN, or else the last method beside the teacher and other models."""
-        compared = [m for m in self.differences if m not in self.segmenter.comparators]
+        compared = [m for m in self.differences if m not in self.segmenter.baselines]
         if not compared:
             return ""
         method = "lqn" if "lqn" in compared else compared[-1]

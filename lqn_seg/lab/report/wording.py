@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES, PairedDifference
 
-_BOTH = {"apm": "APM", "lqn-src": "LQN-[src]", "lqn": "LQN", "restore": "restored, no student"}
+_BOTH = {"apm": "APM", "lqn-src": "LQN-[src]", "lqn": "LQN", "restore": "aligned, no student"}
 TITLES = {
     **_BOTH,
     "teacher": "EoMT (teacher)",

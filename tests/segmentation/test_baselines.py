@@ -19,12 +19,12 @@ from transformers import (
     SwinConfig,
 )
 
-from lqn_seg.adapt.methods import Comparator
+from lqn_seg.adapt.methods import BaselineModel
 from lqn_seg.config.nodes import load_cfg, method_config
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.run import evaluate
 from lqn_seg.lab.report.wording import title
-from lqn_seg.segmentation.comparators import Preprocessing, load_universal
+from lqn_seg.segmentation.baselines import Preprocessing, load_universal
 from lqn_seg.segmentation.postprocess import panoptic_inference, semantic_inference
 from lqn_seg.segmentation.windows import resize_scores
 
@@ -115,7 +115,7 @@ def folders(tmp_path_factory):
 
 
 def load(folders, kind, **arguments):
-    return load_universal(Comparator(kind, str(folders[kind])), "cpu", CLASSES, **arguments)
+    return load_universal(BaselineModel(kind, str(folders[kind])), "cpu", CLASSES, **arguments)
 
 
 def random_image(height, width):
@@ -223,27 +223,27 @@ def test_oneformer_without_its_tokenizer_is_one_sentence(folders, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folders["oneformer"] / name).read_bytes())
     with pytest.raises(InputError, match=r"vocab\.json"):
-        load_universal(Comparator("oneformer", str(tmp_path)), "cpu", CLASSES)
+        load_universal(BaselineModel("oneformer", str(tmp_path)), "cpu", CLASSES)
 
 
 def test_bad_comparators_are_named(folders, tmp_path, teacher_folder):
     with pytest.raises(InputError, match="13 classes, the data set has 150"):
-        load_universal(Comparator("m", str(folders["mask2former"])), "cpu", 150)
+        load_universal(BaselineModel("m", str(folders["mask2former"])), "cpu", 150)
     with pytest.raises(InputError, match="an EoMT is a teacher"):
-        load_universal(Comparator("eomt", str(teacher_folder)), "cpu")
+        load_universal(BaselineModel("eomt", str(teacher_folder)), "cpu")
     with pytest.raises(InputError, match="could not be loaded"):
-        load_universal(Comparator("m", str(tmp_path)), "cpu")
+        load_universal(BaselineModel("m", str(tmp_path)), "cpu")
     with pytest.raises(InputError, match="no directory or file"):
-        load_universal(Comparator("m", str(tmp_path / "nowhere")), "cpu")
+        load_universal(BaselineModel("m", str(tmp_path / "nowhere")), "cpu")
     for name in ("mask2former=", "=somewhere"):
         with pytest.raises(InputError, match=r"MODEL\.LQN\.METHODS"):
-            Comparator.parse(name)
+            BaselineModel.parse(name)
 
 
 def test_methods_are_parsed(small_config):
     cfg = load_cfg(str(small_config))
     method = method_config(cfg, "mask2former=facebook/mask2former@main=x")
-    assert method == Comparator("mask2former", "facebook/mask2former@main=x")
+    assert method == BaselineModel("mask2former", "facebook/mask2former@main=x")
     assert title("mask2former=dir") == "Mask2Former" and title("mine=dir") == "mine"
 
 
@@ -260,7 +260,7 @@ def test_one_command_gives_one_table(small_config, folders, capsys):
         assert 0 <= found["panoptic_seg"]["PQ"] <= 100 and 0 <= found["sem_seg"]["mIoU"] <= 100
         assert found["lqn"]["token_cos"] is None  # it has no teacher
         assert results["gmacs"][method]["gmacs_total"] > 0
-        assert results["comparators"][method]
+        assert results["baselines"][method]
     oneformer, mask2former = (results["gmacs"][m]["gmacs_total"] for m in (chosen[4], chosen[2]))
     assert math.isfinite(oneformer) and math.isfinite(mask2former)
 

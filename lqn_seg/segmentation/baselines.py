@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
-from lqn_seg.adapt.methods import Comparator
+from lqn_seg.adapt.methods import BaselineModel
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import Size, resize_image, resize_scores
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -169,13 +169,13 @@ class UniversalModel:
 
 
 def load_universal(
-    comparator: Comparator,
+    baseline: BaselineModel,
     device: str | torch.device,
     num_classes: int | None = None,
     short: int = 0,
     longest: int = 0,
 ) -> UniversalModel:
-    """Load a comparator, strictly.
+    """Load a baseline, strictly.
 
     Args:
         num_classes: of the data set; the model must have as many, in the same order.
@@ -185,8 +185,8 @@ def load_universal(
     Raises:
         InputError: files are missing or damaged, or the model is another kind or has other classes.
     """
-    weights = comparator.weights
-    key = f"MODEL.LQN.METHODS: {comparator.label}={weights}"
+    weights = baseline.weights
+    key = f"MODEL.LQN.METHODS: {baseline.label}={weights}"
     found = find_file(weights, ("config.json",), key)
     if found is None:
         raise InputError(

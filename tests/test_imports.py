@@ -137,4 +137,4 @@ def test_a_mistyped_study_is_answered_without_torch():
 
 
 def test_a_blocked_torch_would_be_seen():
-    assert "torch" in run_python("import lqn_seg.core.fit", blocked="torch").stderr
+    assert "torch" in run_python("import lqn_seg.core.lqn", blocked="torch").stderr

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lqn_seg.adapt.methods import TokenMethod
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.errors import InputError, nearest
 
@@ -41,14 +42,14 @@ class Adaptation:
 
     Attributes:
         recipe: student, fit and what is done before and after; ``restore`` has no student, and of
-            ``teacher`` not even the statistics are restored.
+            ``teacher`` not even the statistics are aligned. Or a function (`register_method`).
         pooling: one of `POOLINGS`.
         reentry_layer: where a student's tokens re-enter (``reentry`` alone); 0 is half the depth.
         views: how many views of an image (`corner_view`) are adapted to; the answers' mean
             direction counts.
     """
 
-    recipe: LQNConfig
+    recipe: LQNConfig | TokenMethod
     pooling: str = "cls"
     reentry_layer: int = 0
     views: int = 1
@@ -67,12 +68,16 @@ class Adaptation:
 
     @property
     def has_student(self) -> bool:
-        return self.recipe.fit.variant not in WITHOUT_STUDENT
+        recipe = self.recipe
+        return isinstance(recipe, LQNConfig) and recipe.fit.variant not in WITHOUT_STUDENT
 
     @property
-    def restores(self) -> bool:
+    def aligns(self) -> bool:
         """Whether the teacher's statistics are aligned, where it has been calibrated."""
-        return self.recipe.adapt.align and self.recipe.fit.variant != "teacher"
+        recipe = self.recipe
+        return (
+            isinstance(recipe, LQNConfig) and recipe.adapt.align and recipe.fit.variant != "teacher"
+        )
 
 
 def make_baseline(

@@ -32,6 +32,7 @@ from lqn_seg.adapt.timing import Clock
 from lqn_seg.adapt.views import centre_view, corner_view, random_views
 from lqn_seg.classification.pooling import image_features, method_for
 from lqn_seg.core.alignment import Calibration
+from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import ClipTeacher
@@ -245,7 +246,7 @@ class Classifier:
         """Methods that do nothing, or not all that they say, with the reason and the remedy."""
         calibrated, reasons = self.calibration is not None, {}
         for name, recipe in self.methods.items():
-            if recipe is not None:
+            if recipe is not None and isinstance(recipe.recipe, LQNConfig):
                 reasons[name] = why_ineffective(name, recipe.recipe, calibrated)
             elif name in NEED_VIEWS and self.config.views == 1:
                 reasons[name] = (

@@ -4,7 +4,7 @@
   ``ridge`` and ``untrained`` (the recipe with 0 steps); `PIXEL_CONTROLS`; in classification also
   ``zero-shot``, ``ensemble`` and the baselines; the names of `register_method`;
 - ``VARIANT@PRESET``: the variant with that preset's recipe, at this configuration's student sizes;
-- ``VARIANT:QUERY`` and ``VARIANT@PRESET:QUERY``: classification, what the student is queried for;
+- ``VARIANT:POOLING`` and ``VARIANT@PRESET:POOLING``: classification, how tokens become one feature;
 - ``LABEL=WEIGHTS``: segmentation, another model as a baseline: ``mask2former=DIRECTORY``.
 """
 
@@ -75,22 +75,22 @@ def register_method(name: str, answer: Answer, version: str = "") -> None:
         InputError: the name is one of this project's, or has other characters; or the version is
             missing.
     """
-    if name in SEGMENTATION or not re.fullmatch(r"[\w-]+", name):
+    if name in (*SEGMENTATION, *CLASSIFICATION) or not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"a method of one's own needs a name of its own, not {name!r}")
     _registered[name] = TokenMethod(name, answer, version)
 
 
 def parse(name: Any, key: str) -> tuple[str, str, str]:
-    """Variant, preset and query of a method's name; the last two may be empty.
+    """Variant, preset and pooling of a method's name; the last two may be empty.
 
     Raises:
         InputError: YAML made a number or a list of the name.
     """
     if not isinstance(name, str):
         raise InputError(f"{key}: a method is named by text, not by {name!r}")
-    rest, _, query = name.partition(":")
+    rest, _, pooling = name.partition(":")
     variant, _, recipe = rest.partition("@")
-    return variant, recipe, query
+    return variant, recipe, pooling
 
 
 def lqn_config(cfg: CfgNode, recipe: str = "") -> LQNConfig:
@@ -136,11 +136,11 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     Raises:
         InputError: no method or preset has that name.
     """
-    variant, recipe, query = parse(name, "MODEL.LQN.METHODS")
+    variant, recipe, pooling = parse(name, "MODEL.LQN.METHODS")
     if "=" in name:
         return BaselineModel.parse(name)
-    if query:
-        raise InputError(f"method {name!r}: {query!r} is a query of classification")
+    if pooling:
+        raise InputError(f"method {name!r}: {pooling!r} is a pooling of classification")
     nearest(variant, (*SEGMENTATION, *_registered), "method")
     if variant in (*PIXEL_CONTROLS, *_registered):
         if recipe:
@@ -163,17 +163,19 @@ def adaptation(cfg: CfgNode, name: str) -> Adaptation | None:
     """Classification's method of that name; None for those without a student's recipe.
 
     Raises:
-        InputError: no method, preset or query has that name.
+        InputError: no method, preset or pooling has that name.
     """
-    variant, recipe, query = parse(name, "CLASSIFICATION.METHODS")
-    nearest(variant, CLASSIFICATION, "method in CLASSIFICATION.METHODS")
+    variant, recipe, pooling = parse(name, "CLASSIFICATION.METHODS")
+    nearest(variant, (*CLASSIFICATION, *_registered), "method in CLASSIFICATION.METHODS")
+    if variant in _registered:
+        return Adaptation(_registered[variant], pooling or "mean")
     if variant in (*PLAIN, *BASELINES):
-        if recipe or query:
-            raise InputError(f"CLASSIFICATION.METHODS: {variant} has no recipe and no query")
+        if recipe or pooling:
+            raise InputError(f"CLASSIFICATION.METHODS: {variant} has no recipe and no pooling")
         return None
     config = with_variant(lqn_config(cfg, recipe), variant)
     return Adaptation(
         config,
-        pooling=query or Adaptation.pooling,
+        pooling=pooling or Adaptation.pooling,
         views=cfg.CLASSIFICATION.STUDENT_VIEWS or usual_views(config),
     )

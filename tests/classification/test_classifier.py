@@ -18,6 +18,8 @@ from lqn_seg.adapt.views import centre_view, corner_view
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.classification.pooling import image_features, method_for
 from lqn_seg.classification.prompts import templates, text_features
+from lqn_seg.config.methods import adaptation, register_method
+from lqn_seg.config.nodes import load_classification_cfg
 from lqn_seg.core.config import AdaptConfig, with_variant
 from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.core.random import image_key
@@ -324,3 +326,13 @@ def test_a_call_computes_with_its_own_threads_and_gives_them_back(build, teacher
     finally:
         torch.set_num_threads(before)
     assert seen == [1]
+
+
+def test_a_function_of_tokens_is_a_method_of_classification_too(build):
+    """The teacher's tokens, pooled as a function's are by default, are the control's."""
+    register_method("last-layer", lambda teacher, images, field: field[:, -1])
+    cfg = load_classification_cfg("configs/classification/demo.yaml", device="cpu")
+    methods = {"last-layer": adaptation(cfg, "last-layer"), "teacher patch mean": None}
+    (got,) = build(methods)([photo(0)])
+    found, expected = (got[name].probabilities for name in methods)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)

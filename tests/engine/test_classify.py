@@ -314,7 +314,7 @@ def testpublished_rows_stand_beside_the_teacher_they_belong_to(config):
     [
         (["CLASSIFICATION.METHODS", "('tda',)", "CLASSIFICATION.HISTORY", "False"], "HISTORY True"),
         (["CLASSIFICATION.METHODS", "('zeroo',)"], "did you mean 'zero'"),
-        (["CLASSIFICATION.METHODS", "('zero:mean',)"], "zero has no recipe and no query"),
+        (["CLASSIFICATION.METHODS", "('zero:mean',)"], "zero has no recipe and no pooling"),
         (["CLASSIFICATION.METHODS", "('lqn@defualt',)"], "did you mean 'default'"),
         (["CLASSIFICATION.PROMPTS", "many"], "unknown CLASSIFICATION.PROMPTS 'many'"),
         (["CLASSIFICATION.STUDENT_VIEWS", "11"], r"STUDENT_VIEWS must be in 1\.\.10, not 11"),

@@ -159,8 +159,8 @@ def test_beside_mask2former_in_either_order():
         (["MODEL.LQN.ABLATION", "entrpy"], "did you mean 'entropy'"),
         (["MODEL.LQN.ABLATION", "views"], "is like views-8"),
         (["MODEL.LQN.ABLATION", "source-1"], "is like views-8, source-2-5-8"),
-        (["MODEL.LQN.ABLATION", "views-0"], "views must be a count of at least 1"),
-        (["MODEL.LQN.ABLATION", "cls-in-field"], "unknown ablation in MODEL.LQN.ABLATION"),
+        (["MODEL.LQN.ABLATION", "views-0"], "is like views-8"),
+        (["MODEL.LQN.ABLATION", "cls-in-field"], "is an ablation of the other task"),
         (["MODEL.LQN.EVAL.SEVERITY", "6"], r"EVAL\.SEVERITY: expected `int` <= 5, not 6"),
         (["MODEL.LQN.EVAL.CORRUPTIONS", "('frog',)"], "did you mean 'fog'"),
         (["MODEL.LQN.EVAL.MAX_IMAGES", "-1"], "expected `int` >= 0"),
@@ -246,39 +246,18 @@ def test_any_configuration_is_read_as_what_it_is():
         assert load_any_cfg(path, ["SEED", "7"], "cpu") == kind(path, ["SEED", "7"], "cpu")
 
 
-@pytest.mark.parametrize(
-    ("name", "part", "field", "value"),
-    [
-        ("views-8", "fit", "views", 8),
-        ("entropy", "fit", "objective", "entropy"),
-        ("segments", "fit", "sampling", "segments"),
-        ("random-source", "fit", "readout_source", "random"),
-        ("source-2-5-8", "fit", "readout_source", (2, 5, 8)),
-        ("added-positions", "student", "combine", "add"),
-    ],
-)
-def test_an_ablation_changes_one_field_of_the_preset_and_of_no_named_one(name, part, field, value):
+@pytest.mark.parametrize("name", ["views-8", "entropy", "source-2-5-8", "fit-per-image", "none"])
+def test_an_ablation_is_of_the_configurations_recipe_and_of_no_named_preset(name):
     path, pairs = str(CONFIGS / "demo_lqn.yaml"), ["MODEL.LQN.ABLATION", name]
     cfg, plain = load_cfg(path, pairs), load_cfg(path)
-    without = lqn_config(plain)
-    changed = replace(getattr(without, part), **{field: value})
-    assert lqn_config(cfg) == replace(without, **{part: changed})
+    assert lqn_config(cfg) == replace(lqn_config(plain), ablation=name)
     assert method_config(cfg, "lqn@paper") == method_config(plain, "lqn@paper")
 
 
-def test_ablations_of_a_task_are_of_all_its_methods():
-    path = str(CONFIGS / "ade20k_lqn.yaml")
-    for name, field, value in (
-        ("student-queries", "queries", "student"),
-        ("fit-per-image", "fit_per", "image"),
-    ):
-        found = segmentation_config(load_cfg(path, ["MODEL.LQN.ABLATION", name]))
-        assert found == replace(segmentation_config(load_cfg(path)), **{field: value})
-        assert found.inference == "windows"
+def test_the_cls_token_in_the_field_is_classifications():
     path = str(CONFIGS / "classification" / "demo.yaml")
-    for name, knows in (("cls-in-field", True), ("none", False)):
-        cfg = load_classification_cfg(path, ["MODEL.LQN.ABLATION", name])
-        assert adaptation(cfg, "lqn@paper:mean").include_cls == knows
+    cfg = load_classification_cfg(path, ["MODEL.LQN.ABLATION", "cls-in-field"])
+    assert adaptation(cfg, "lqn:mean").recipe.ablation == "cls-in-field"
 
 
 def test_training_is_a_flip_and_nothing_else_by_default():

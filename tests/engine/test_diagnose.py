@@ -22,7 +22,9 @@ def test_the_literal_recipe_does_not_see_positions_and_a_fitted_one_does():
     assert max(literal.sensitivity) < 0.01 and min(literal.error) > 0.9
     assert min(distilled.sensitivity) > 0.1 and max(distilled.error) < 0.9
     assert len(literal.loss) == 15 and len(distilled.loss) == 250
-    assert distilled.loss[-1] < distilled.loss[125] < distilled.loss[0]
+    # Of random positions each, so single losses vary.
+    first, middle, last = (sum(distilled.loss[k : k + 25]) for k in (0, 112, 225))
+    assert last < middle < first
     # Error over variance of a least-squares fit is 1 less what it explains.
     for error, sensitivity in zip(distilled.error, distilled.sensitivity):
         assert error == pytest.approx(1 - sensitivity, abs=0.25)

@@ -317,7 +317,7 @@ def test_method_costs_add_up_and_scale_with_windows(name, literal):
     shape = small_shape()
     config = with_variant(LQNConfig(STUDENT, FitConfig(steps=15)), name)
     costs = method_gmacs(config, shape, literal=literal)
-    stages = ("teacher", "restore", "fit", "query", "head")
+    stages = ("teacher", "align", "fit", "query", "head")
     assert costs["gmacs_total"] == pytest.approx(sum(costs[f"gmacs_{stage}"] for stage in stages))
     double = method_gmacs(config, shape, windows=2, literal=literal)
     assert double == pytest.approx({key: 2 * value for key, value in costs.items()})

@@ -107,7 +107,7 @@ def test_layer_queries_on_dinov2(teacher):
     pixels = torch.randint(0, 256, (3, 56, 56), dtype=torch.uint8)
     field, _ = teacher.encode(torch.randn(1, 3, 56, 56))
     student = StudentConfig(input_size=28, stride=14, widths=(32, 32), position_dim=16)
-    fitter = StudentFitter(LQNConfig(student=student), (2, 4, 4), 32)
+    fitter = StudentFitter(LQNConfig(student=student), tuple(field.shape[1:4]), 32)
     fitted = fitter.fit(torch.randn(1, 3, 28, 28), field, [image_key(0, pixels)])
     assert fitted.query_layer(2).shape == (1, 4, 4, 32)
     assert fitted.query_layer(2.5).isfinite().all()

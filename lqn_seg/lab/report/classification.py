@@ -61,7 +61,7 @@ class ClassificationReport(Report):
         super().__init__(runs, self.classifier.methods)
         recipes = {name: r for name, r in self.classifier.methods.items() if r is not None}
         students = [name for name, recipe in recipes.items() if recipe.has_student]
-        restoring = [name for name, recipe in recipes.items() if recipe.restores]
+        restoring = [name for name, recipe in recipes.items() if recipe.aligns]
         last = (students or restoring or [*recipes])[-1:]
         self.focus = "lqn" if "lqn" in students else "".join(last)
         known = (self.focus, self.baseline, *CONTROLS)

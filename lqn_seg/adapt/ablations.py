@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from lqn_seg.adapt.journey import Answer, Images, Pass
-from lqn_seg.core.config import parse_ablation
+from lqn_seg.adapt.methods import parse_ablation
 from lqn_seg.core.lqn import Loss, Sampler, StudentFitter, Students
 from lqn_seg.core.random import RandomKey, Stream, generator, image_seed
 from lqn_seg.core.view import View

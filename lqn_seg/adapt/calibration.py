@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from lqn_seg.core.alignment import (
     Calibration,
     LayerRange,
     calibrated_layers,
-    quantiles,
     residual,
     total_deviation,
 )
@@ -217,3 +216,20 @@ class RangeBuilder:
             quantiles(deviation, ends),
             quantiles(total_deviation(deviation), ends).squeeze(1),
         )
+
+
+def quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:
+    """(n, ...) values to (len(shares), ...): `torch.quantile` over the first axis, of any size.
+
+    (Older versions of torch refuse more than 16 million values: 16,000 images x 1024 directions.)
+    """
+    places = torch.tensor(shares, device=values.device) * (len(values) - 1)
+    below = places.floor().long()
+    ordered = values.sort(0).values
+    weight = (places - below).view(-1, *(1,) * (values.dim() - 1))
+    return torch.lerp(ordered[below], ordered[(below + 1).clamp(max=len(values) - 1)], weight)
+
+
+def alarmed(calibration: Calibration) -> Calibration:
+    """The same ranges, as if every image were nothing but damage: nothing is skipped."""
+    return replace(calibration, undamaged=-math.inf, residual=0.0)

@@ -234,3 +234,13 @@ def mix(teacher: Tensor, answer: Tensor, weight: Tensor, counts: Tensor) -> Tens
     mixed = torch.lerp(first.float(), answer.float(), weight.view(shape)).to(teacher.dtype)
     mixed = torch.where(counts.view(shape), mixed, first)
     return mixed if len(weight) == len(teacher) else torch.cat([mixed, teacher[len(weight) :]])
+
+
+def centred(tokens: Tensor) -> Tensor:
+    """(B, H, W, D) tokens less their mean over positions."""
+    return tokens - tokens.mean((1, 2), keepdim=True)
+
+
+def over_variance(part: Tensor, tokens: Tensor) -> float:
+    """Mean square of a part over the variance of (B, H, W, D) tokens over their positions."""
+    return (part.square().mean() / centred(tokens).square().mean()).item()

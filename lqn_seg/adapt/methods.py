@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 import zlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,27 @@ if TYPE_CHECKING:
 # (teacher, normalised images (B, 3, h, w), their token field (B, L, H, W, D)) -> (B, H, W, D).
 Answer = Callable[["Teacher[Any]", "Tensor", "Tensor"], "Tensor"]
 PIXEL_CONTROLS = ("blur", "denoise", "standardise", "flip", "larger")
+# The paper's ablations, and ours, that gained nothing (REPORT.md): runnable all the same
+# (`ablations.py`). Some end in numbers: views-8, source-2-5-8.
+ABLATIONS = {
+    **dict.fromkeys(("none", "entropy", "segments", "random-source", "added-positions"), 0),
+    **dict.fromkeys(("fit-per-image", "student-queries", "cls-in-field"), 0),
+    "views": 1,
+    "source": 3,
+}
+
+
+def parse_ablation(name: str) -> tuple[str, tuple[int, ...]]:
+    """The word and the numbers of an ablation.
+
+    Raises:
+        InputError: there is no such one, or it has the wrong numbers.
+    """
+    word, *numbers = re.split(r"-(?=\d)", name)
+    nearest(word, tuple(ABLATIONS), "ablation in MODEL.LQN.ABLATION")
+    if len(numbers) != ABLATIONS[word] or name == "views-0":
+        raise InputError(f"MODEL.LQN.ABLATION is like views-8, source-2-5-8, entropy, not {name}")
+    return word, tuple(map(int, numbers))
 
 
 @dataclass(frozen=True)

@@ -30,17 +30,10 @@ from lqn_seg.adapt.methods import (
     Method,
     PixelControl,
     TokenMethod,
+    parse_ablation,
 )
 from lqn_seg.config.schema import convert
-from lqn_seg.core.config import (
-    ALIASES,
-    CONTROLS,
-    VARIANTS,
-    LQNConfig,
-    parse_ablation,
-    preset,
-    with_variant,
-)
+from lqn_seg.core.config import ALIASES, CONTROLS, VARIANTS, LQNConfig, preset, with_variant
 from lqn_seg.errors import InputError, nearest
 
 UNTRAINED = "untrained"

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.core.kernel import guided_kernel, guiding_tokens, leave_one_out_error
 from lqn_seg.core.precision import own_precision
+from lqn_seg.core.view import guiding_tokens
 
 # Directions whose clean variance is below this share of the largest carry rounding, not signal.
 _LEAST_VARIANCE = 1e-6
@@ -31,26 +31,21 @@ UNDAMAGED = 0.95
 # Depth, as a share, of the layer whose tokens say which positions are alike: early, where noise has
 # not spread over positions yet.
 RESIDUAL_GUIDE = 0.125
+# Bandwidths: of the guide, in root-mean-square standard deviations per feature; of the position,
+# as a share of the grid's longer side.
+GUIDE_BANDWIDTH = 0.5
+POSITION_BANDWIDTH = 1 / 6
 
 
 @dataclass(frozen=True)
 class LayerRange:
-    """What clean images keep to at one layer.
+    """What clean images keep to at one layer: lower and upper quantiles over images."""
 
-    Attributes:
-        centre: (H, W, D) what a position's token is before any image: of a blank image at layer 0,
-            the mean clean token elsewhere.
-        basis: (D, D) principal directions of clean tokens less the centre, as columns.
-        mean: (2, D) lower and upper quantile over images of a direction's mean over positions.
-        deviation: (2, D) likewise of the logarithm of its deviation over positions.
-        gain: (2,) likewise of the logarithm of all directions' deviation together.
-    """
-
-    centre: Tensor
-    basis: Tensor
-    mean: Tensor
-    deviation: Tensor
-    gain: Tensor
+    centre: Tensor  # (H, W, D) a position's token: a blank image's at layer 0, else the mean
+    basis: Tensor  # (D, D) principal directions of clean tokens less the centre, as columns
+    mean: Tensor  # (2, D) of a direction's mean over positions
+    deviation: Tensor  # (2, D) of the logarithm of its deviation over positions
+    gain: Tensor  # (2,) of the logarithm of all directions' deviation together
 
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
@@ -87,23 +82,14 @@ class LayerRange:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A teacher's clean ranges by layer, and what its gauges read of clean images.
+    """A teacher's clean ranges by layer, and what is measured on clean images."""
 
-    Attributes:
-        layers: layer (0 = patch embedding) -> range.
-        undamaged: `UNDAMAGED` quantile of the damage of the clean images.
-        residual: median of their `residual`.
-        distance: `NEAR` quantile of their `Familiarity.distance`; infinite where it was not
-            measured.
-        pixels: (2, 2) lower and upper quantile of an image's mean, and of the logarithm of its
-            deviation, in 0..1: for the control that changes pixels.
-    """
-
-    layers: dict[int, LayerRange]
-    undamaged: float
-    residual: float
+    layers: dict[int, LayerRange]  # 0 is the patch embedding
+    undamaged: float  # `UNDAMAGED` quantile of their damage
+    residual: float  # median of their `residual`
+    # (2, 2) lower and upper quantile of an image's mean and log deviation, of pixels in 0..1.
     pixels: Tensor
-    distance: float = math.inf
+    distance: float = math.inf  # of `adapt.familiarity`; infinite where it was not measured
 
     def to(self, device: torch.device | str) -> Calibration:
         """The same on a device."""
@@ -112,10 +98,6 @@ class Calibration:
             for layer, clean in self.layers.items()
         }
         return replace(self, layers=moved, pixels=self.pixels.to(device))
-
-    def alarmed(self) -> Calibration:
-        """The same ranges, for a gauge to which every image is damaged through and through."""
-        return replace(self, undamaged=-math.inf, residual=0.0)
 
 
 class Aligner:
@@ -162,16 +144,31 @@ def noise_fraction(calibration: Calibration, fields: Tensor) -> Tensor:
     return (1 - calibration.residual / residual(fields).clamp(min=1e-12)).clamp_(min=0)
 
 
-def quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:
-    """(n, ...) values to (len(shares), ...): `torch.quantile` over the first axis, of any size.
+def guided_kernel(guide: Tensor) -> Tensor:
+    """(B, N, N) Gaussian kernel in (0, 1] of (B, H, W, D) guiding tokens and their positions."""
+    height, width = guide.shape[1:3]
+    rows, columns = (torch.arange(1.0, side + 1, device=guide.device) for side in (height, width))
+    places = torch.cartesian_prod(rows, columns) / (POSITION_BANDWIDTH * max(height, width))
+    tokens = guide.flatten(1, 2) / (GUIDE_BANDWIDTH * guide.shape[-1] ** 0.5)
+    distance = torch.cdist(tokens, tokens).square_() + torch.cdist(places, places).square_()
+    return distance.mul_(-0.5).exp_()
 
-    (Older versions of torch refuse more than 16 million values: 16,000 images x 1024 directions.)
+
+def leave_one_out_error(kernel: Tensor, tokens: Tensor) -> Tensor:
+    """(B,) error, over variance, of predicting a token as the kernel's mean of all *other* tokens.
+
+    Args:
+        kernel: (B, N, N).
+        tokens: (B, H, W, D).
     """
-    places = torch.tensor(shares, device=values.device) * (len(values) - 1)
-    below = places.floor().long()
-    ordered = values.sort(0).values
-    weight = (places - below).view(-1, *(1,) * (values.dim() - 1))
-    return torch.lerp(ordered[below], ordered[(below + 1).clamp(max=len(values) - 1)], weight)
+    flat = tokens.flatten(1, 2).float()
+    others = kernel - torch.diag_embed(kernel.diagonal(dim1=1, dim2=2))
+    # A position unlike all others is predicted by nobody: from the mean of all, then.
+    total = others.sum(-1, keepdim=True)
+    mean = flat.mean(1, keepdim=True)
+    predicted = (others @ (flat - mean)) / total.clamp(min=1e-6) + mean
+    variance = (flat - mean).square().mean((1, 2))
+    return (flat - predicted).square().mean((1, 2)) / variance.clamp(min=1e-12)
 
 
 def total_deviation(deviation: Tensor) -> Tensor:

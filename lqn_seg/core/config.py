@@ -6,7 +6,6 @@ Needs the standard library alone, so that a mistyped configuration is answered a
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
@@ -19,28 +18,7 @@ VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
 ALIASES = {"two-word": "lqn"}
 # Features of a location that say whether it is a source or a destination.
 FLAG_FEATURES = 2
-# The paper's ablations, and ours, that gained nothing (REPORT.md): runnable all the same
-# (`lqn_seg.adapt.ablations`). Some end in numbers: views-8, source-2-5-8.
-ABLATIONS = {
-    **dict.fromkeys(("none", "entropy", "segments", "random-source", "added-positions"), 0),
-    **dict.fromkeys(("fit-per-image", "student-queries", "cls-in-field"), 0),
-    "views": 1,
-    "source": 3,
-}
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-
-def parse_ablation(name: str) -> tuple[str, tuple[int, ...]]:
-    """The word and the numbers of an ablation.
-
-    Raises:
-        InputError: there is no such one, or it has the wrong numbers.
-    """
-    word, *numbers = re.split(r"-(?=\d)", name)
-    nearest(word, tuple(ABLATIONS), "ablation in MODEL.LQN.ABLATION")
-    if len(numbers) != ABLATIONS[word] or name == "views-0":
-        raise InputError(f"MODEL.LQN.ABLATION is like views-8, source-2-5-8, entropy, not {name}")
-    return word, tuple(map(int, numbers))
 
 
 def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
@@ -62,28 +40,18 @@ def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Architecture of a student; the defaults are Table 4's.
+    """Architecture of a student; the defaults are Table 4's."""
 
-    Attributes:
-        input_size: side s of the student's own (square) input image, in pixels.
-        stride: kernel and stride of the one convolution filter.
-        widths: hidden widths.
-        position_dim: d_p, features of a location: coordinate code and flag.
-        source: whether the student reads a source location (LQN) or only a destination (LQN-[src]).
-        axes: 3 for (i, j, l), 2 for (i, j) (APM).
-        guide: depth, as a share of the teacher's layers, of the layer whose token at the same
-            position the student reads too; 0 reads none.
-        init: "normal", the paper's N(0, 0.01^2) for every weight matrix, or "he", He's normal
-            initialisation with a last layer ten times smaller. Biases start at zero.
-    """
-
-    input_size: int = 448
-    stride: int = 14
-    widths: tuple[int, ...] = (4096, 4096, 4096, 2048, 1024)
-    position_dim: int = 768
-    source: bool = True
-    axes: Literal[2, 3] = 3
-    guide: float = 0.0
+    input_size: int = 448  # s, side of the student's own square image, in pixels
+    stride: int = 14  # and kernel size, of the one convolution filter
+    widths: tuple[int, ...] = (4096, 4096, 4096, 2048, 1024)  # hidden
+    position_dim: int = 768  # d_p, features of a location: its code and the flag
+    source: bool = (
+        True  # whether it reads a source location (LQN) or only a destination (LQN-[src])
+    )
+    axes: Literal[2, 3] = 3  # of addresses: (i, j, l), or (i, j) (APM)
+    guide: float = 0.0  # relative depth of the layer whose token it reads at dest too; 0 reads none
+    # N(0, 0.01^2) as in the paper, or He's with a last layer ten times smaller. Biases are 0.
     init: Literal["normal", "he"] = "normal"
 
     def __post_init__(self) -> None:
@@ -149,30 +117,21 @@ class StudentConfig:
 class FitConfig:
     """How a student is fitted; the defaults are the paper's.
 
-    Attributes:
-        variant: "lqn" (both losses), "lqn-src" (no source, no recirculation), "apm" (last layer
-            only, 2-D positions, no source), "teacher" (no student at all) or one of `CONTROLS`.
-            Change it by `with_variant`, which sets the student's inputs to match.
-        steps: N Adam updates.
-        learning_rate, betas, eps: Adam's.
-        alpha: weight of the recirculation loss.
-        positions_per_step: n, as a count (int), or as a fraction (float in (0, 1]) of the positions
-            in the fitted layers.
-        layers: 1-based layers to fit on; None for all, "last" for the last one. The others can
-            still be queried (depth extrapolation). "apm" fits the last one whatever it says.
-        target_norm: "layer" standardises the targets per layer and feature over the positions, and
-            undoes it at query time; "none" fits the teacher's own units.
-        precision: of the hidden layers' matrix products, over float32 weights: "float32",
-            "bfloat16", or "auto", bfloat16 where the hardware has it and float32 elsewhere.
+    Variants: "lqn" (both losses), "lqn-src" (no source, no recirculation), "apm" (last layer, 2-D
+    addresses, no source), "teacher" (no student) and `CONTROLS`. Change it by `with_variant`.
     """
 
     variant: str = "lqn"
-    steps: int = 15
+    steps: int = 15  # N, Adam updates
     learning_rate: float = 1e-4
-    alpha: float = 0.7
-    positions_per_step: int | float = 196
+    alpha: float = 0.7  # weight of the recirculation loss
+    positions_per_step: int | float = 196  # n; a float in (0, 1] is a fraction of the fitted tokens
+    # Fitted layers, 1-based; None is all. The others can be queried. "apm" fits the last one.
     layers: tuple[int, ...] | Literal["last"] | None = None
+    # "layer" standardises targets per layer and feature over positions, and undoes it in a query.
     target_norm: Literal["none", "layer"] = "none"
+    # Of the products after the first layer, over float32 weights; "auto" is bfloat16 where the
+    # hardware has it.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -212,25 +171,18 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """What happens before the fit and after it; the defaults are the paper's: nothing.
+    """What happens before the fit and after it; the defaults are the paper's: nothing."""
 
-    Attributes:
-        align: align token statistics while the teacher runs (`core.alignment`), where it has been
-            calibrated.
-        mix_by_noise: mix the student's tokens in with weight = noise fraction of the last layer (0
-            without a calibration); otherwise they replace the teacher's.
-    """
-
-    align: bool = False
+    align: bool = False  # token statistics, while a calibrated teacher runs: `core.alignment`
+    # Mix the student's tokens in with weight = noise fraction of the last layer (0 without a
+    # calibration); otherwise they replace the teacher's.
     mix_by_noise: bool = False
 
 
 @dataclass(frozen=True)
 class LQNConfig:
-    """A student, how it is fitted, and what is done with its answer.
-
-    Attributes:
-        ablation: one of `ABLATIONS`.
+    """A student, how it is fitted, what is done with its tokens; and an ablation, by name
+    (`lqn_seg.adapt.methods`).
 
     Raises:
         InputError: the student's inputs are not those of the variant (`with_variant` sets both).
@@ -242,7 +194,6 @@ class LQNConfig:
     ablation: str = "none"
 
     def __post_init__(self) -> None:
-        parse_ablation(self.ablation)
         variant = self.fit.variant
         expected = {"lqn": (True, 3), "lqn-src": (False, 3), "apm": (False, 2)}.get(variant)
         if expected and expected != (self.student.source, self.student.axes):

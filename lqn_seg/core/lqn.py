@@ -205,11 +205,9 @@ class StudentFitter:
     def uniform(self, student: int, key: RandomKey) -> Tensor:
         """(1 or 3, N, n) places among the m H W fitted tokens, uniform, with replacement, fresh
         each step: dest and, to recirculate, src1 and src2."""
-        kinds = (Stream.DESTINATION, Stream.SOURCE_1, Stream.SOURCE_2)[
-            : 3 if self.recirculates else 1
-        ]
+        sources = (Stream.SOURCE_1, Stream.SOURCE_2) if self.recirculates else ()
         shape = (self.config.fit.steps, self.config.fit.visited(self.grid))
-        streams = [generator(key, kind, self.device) for kind in kinds]
+        streams = [generator(key, kind, self.device) for kind in (Stream.DESTINATION, *sources)]
         high, device = len(self.layers) * self.grid[1] * self.grid[2], self.device
         drawn = [torch.randint(high, shape, generator=g, device=device) for g in streams]
         return torch.stack(drawn)

@@ -13,28 +13,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.kernel import guiding_tokens
 from lqn_seg.errors import InputError
 
 
 @dataclass(frozen=True)
 class View:
-    """Attributes:
-    patches: (B, h/s * w/s, 3 s s) of the images, as the convolution of stride s sees them.
-    layers: numbers of the fitted layers, ascending, (m,).
-    targets: (B, m * H * W, D) their tokens, standardised if there are statistics.
-    mean, deviation: (B, m, D) over positions; None where the targets are in the teacher's units.
-    guide: (B, H * W, D) standardised tokens of the guiding layer; None where students read none.
-    size: (H, W).
-    """
+    """Of B images; the targets are standardised where there are statistics."""
 
-    patches: Tensor
-    layers: Tensor
-    targets: Tensor
-    mean: Tensor | None
+    patches: Tensor  # (B, h/s * w/s, 3 s s) as the convolution of stride s sees them
+    layers: Tensor  # (m,) numbers of the fitted layers, ascending
+    targets: Tensor  # (B, m * H * W, D) their tokens
+    mean: Tensor | None  # (B, m, D) over positions
     deviation: Tensor | None
-    guide: Tensor | None
-    size: tuple[int, int]
+    guide: Tensor | None  # (B, H * W, D) standardised tokens of the guiding layer, if it is read
+    size: tuple[int, int]  # (H, W)
 
     @classmethod
     def of(
@@ -115,3 +107,12 @@ class View:
 def _at(rows: Tensor, places: Tensor) -> Tensor:
     """(B, R, D) and (B, n) to (B, n, D)."""
     return rows[torch.arange(len(rows), device=rows.device)[:, None], places]
+
+
+def guiding_tokens(fields: Tensor, share: float) -> Tensor:
+    """Tokens (B, H, W, D) of the layer at a share of the depth of (B, L, H, W, D) fields,
+    standardised per feature over the positions."""
+    layer = max(1, round(share * fields.shape[1]))
+    tokens = fields[:, layer - 1].float()
+    variance, mean = torch.var_mean(tokens, dim=(1, 2), correction=0, keepdim=True)
+    return (tokens - mean) / variance.sqrt_().clamp_(min=1e-6)

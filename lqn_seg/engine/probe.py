@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lqn_seg.adapt.familiarity import Familiarity
+from lqn_seg.adapt.journey import over_variance
 from lqn_seg.adapt.timing import Clock
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.kernel import share
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
@@ -97,7 +97,7 @@ class Probe:
     def errors(self, students: FittedStudents) -> list[float]:
         """Error over variance by layer, over all images together."""
         layers = range(1, self.depth + 1)
-        return [share(students.query_layer(k) - self.at(k), self.at(k)) for k in layers]
+        return [over_variance(students.query_layer(k) - self.at(k), self.at(k)) for k in layers]
 
     @property
     def shown(self) -> tuple[int, int]:

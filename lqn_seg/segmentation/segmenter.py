@@ -20,14 +20,13 @@ from torch import Tensor
 
 from lqn_seg.adapt.controls import larger_size
 from lqn_seg.adapt.ineffective import CALIBRATE, warn, why_ineffective
-from lqn_seg.adapt.journey import Adapted, Images, Pass, adapt
+from lqn_seg.adapt.journey import Adapted, Images, Pass, adapt, centred
 from lqn_seg.adapt.methods import Method, PixelControl, SegmentationConfig
 from lqn_seg.adapt.registry import make_method
 from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.adapt.timing import Clock
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.kernel import centred
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.baselines import UniversalModel

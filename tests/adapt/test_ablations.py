@@ -13,9 +13,9 @@ from torchvision.transforms import RandomResizedCrop
 from lqn_seg.adapt.ablations import fit_options
 from lqn_seg.adapt.classification_methods import Adaptation
 from lqn_seg.adapt.journey import Images
-from lqn_seg.adapt.methods import SegmentationConfig
+from lqn_seg.adapt.methods import ABLATIONS, SegmentationConfig
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
-from lqn_seg.core.config import ABLATIONS, LQNConfig, with_variant
+from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.random import Stream, image_key, image_seed
 from lqn_seg.lab.benchmark import plain_port

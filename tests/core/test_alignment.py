@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from lqn_seg.adapt.calibration import RangeBuilder
+from lqn_seg.adapt.calibration import RangeBuilder, quantiles
 from lqn_seg.core.alignment import (
     Aligner,
     Calibration,
     LayerRange,
     calibrated_layers,
     noise_fraction,
-    quantiles,
     residual,
 )
 from lqn_seg.errors import InputError

@@ -7,15 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from lqn_seg.adapt.methods import ABLATIONS, parse_ablation
 from lqn_seg.core.config import (
-    ABLATIONS,
     PRESETS,
     VARIANTS,
     FitConfig,
     LQNConfig,
     StudentConfig,
     axis_features,
-    parse_ablation,
     preset,
     with_variant,
 )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lqn_seg.core.kernel import guided_kernel, guiding_tokens, leave_one_out_error
+from lqn_seg.core.alignment import guided_kernel, leave_one_out_error
+from lqn_seg.core.view import guiding_tokens
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (5, 2)])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lqn_seg.adapt.ineffective import IneffectiveMethodWarning
-from lqn_seg.core.kernel import share
+from lqn_seg.adapt.journey import over_variance
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.engine.evaluate import Condition
 from lqn_seg.engine.probe import Probe
@@ -127,7 +127,7 @@ def test_a_fit_that_is_cut_short_is_the_start_of_the_whole(studio, recwarn):
     assert torch.equal(cut.loss_curve, probe.fit(recipe).loss_curve[:, :3])
     # What is drawn for a step is what a student that made so many steps says.
     stats = [shop.predict_after(source.tensor, recipe, k).stats for k in (0, 3, 5)]
-    expected = share(cut.query_layer(4) - probe.at(4), probe.at(4))
+    expected = over_variance(cut.query_layer(4) - probe.at(4), probe.at(4))
     assert stats[1]["error_over_variance"] == pytest.approx(expected, rel=1e-4)
     assert len({s["error_over_variance"] for s in stats}) == 3
     # The start of a fit is no method to warn of.

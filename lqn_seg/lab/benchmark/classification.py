@@ -10,7 +10,7 @@ import open_clip
 import torch
 from torch.nn import functional as F
 
-from lqn_seg.adapt.calibration import calibrate
+from lqn_seg.adapt.calibration import alarmed, calibrate
 from lqn_seg.adapt.classification_methods import Adaptation, usual_views
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.core.config import LQNConfig, with_variant
@@ -38,7 +38,7 @@ def time_classifiers(
     text = F.normalize(torch.randn(len(names), teacher.joint_width), dim=-1).to(teacher.device)
     # So that nothing is skipped, a calibration that calls for a student every time.
     clean = torch.rand(_CALIBRATION_IMAGES, 3, *teacher.image_size).to(teacher.device)
-    calibration = calibrate(teacher, lambda: [clean]).alarmed()
+    calibration = alarmed(calibrate(teacher, lambda: [clean]))
     classifiers = {
         name: Classifier(teacher, names, {"text": text}, {name: method}, config, calibration)
         for name, method in methods.items()

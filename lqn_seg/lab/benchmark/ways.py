@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lqn_seg.adapt.journey import over_variance
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.kernel import guiding_tokens, share
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.precision import products_in
 from lqn_seg.core.random import RandomKey
+from lqn_seg.core.view import guiding_tokens
 from lqn_seg.lab.benchmark import plain_port
 from lqn_seg.lab.benchmark.teachers import Scene
 from lqn_seg.lab.cost.cost import measure
@@ -67,7 +68,7 @@ def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
     if "float32" not in runs:
         return {}
     exact = runs["float32"].query()
-    return {name: share(run.query() - exact, tokens) for name, run in runs.items()}
+    return {name: over_variance(run.query() - exact, tokens) for name, run in runs.items()}
 
 
 class PlainWay:

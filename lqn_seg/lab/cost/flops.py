@@ -15,8 +15,9 @@ from itertools import pairwise
 from math import ceil, prod
 from typing import Any
 
+from lqn_seg.adapt.methods import parse_ablation
 from lqn_seg.core.alignment import calibrated_layers
-from lqn_seg.core.config import LQNConfig, StudentConfig, parse_ablation
+from lqn_seg.core.config import LQNConfig, StudentConfig
 from lqn_seg.core.lqn import Grid
 
 _CHANNELS = 3

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 
 from lqn_seg.adapt.ineffective import shown
+from lqn_seg.adapt.journey import over_variance
 from lqn_seg.config.nodes import method_config
-from lqn_seg.core.kernel import share
 from lqn_seg.core.lqn import FittedStudents
 from lqn_seg.engine.probe import Probe, student_recipe
 from lqn_seg.engine.studio import Source, Studio, stops
@@ -227,7 +227,7 @@ class Job:
         return {
             "layer": layer,
             "between": layer != int(layer),
-            "error_over_variance": share(student - teacher, teacher),
+            "error_over_variance": over_variance(student - teacher, teacher),
             "token_cos": F.cosine_similarity(student, teacher, dim=-1).mean().item(),
             "most": _MOST_ERROR,
             **{name: f"data:image/png;base64,{content}" for name, content in encoded.items()},

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lqn_seg.adapt.journey import centred, over_variance
 from lqn_seg.config.nodes import load_any_cfg, method_config, segmentation_config
-from lqn_seg.core.kernel import centred, share
 from lqn_seg.engine.build import build_teacher, describe_teacher
 from lqn_seg.engine.probe import Probe, student_recipe
 from lqn_seg.engine.studio import readers
@@ -59,7 +59,7 @@ def diagnose(
     for name, recipe in tqdm(recipes.items(), unit="recipe"):
         students = probe.fit(recipe)
         layers = range(1, probe.depth + 1)
-        sensitivity = [share(centred(students.query_layer(k)), probe.at(k)) for k in layers]
+        sensitivity = [over_variance(centred(students.query_layer(k)), probe.at(k)) for k in layers]
         losses = students.loss_curve.mean(0).tolist()
         yield name, FitDiagnosis(losses, probe.errors(students), sensitivity)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from lqn_seg.adapt.calibration import alarmed
 from lqn_seg.adapt.ineffective import paid_recipe
 from lqn_seg.adapt.methods import PixelControl
 from lqn_seg.classification.classifier import Classifier
@@ -72,7 +73,7 @@ def classification_cost(run: Classification, method: str) -> tuple[Cost, float]:
     whole = run.classifier
     calibration = whole.calibration
     if calibration is not None and run.fitted(method):
-        calibration = calibration.alarmed()
+        calibration = alarmed(calibration)
     recipes, config = {method: whole.methods[method]}, replace(whole.config, batch=1)
     names, text = whole.class_names, whole.text
     alone = Classifier(whole.teacher, names, text, recipes, config, calibration)

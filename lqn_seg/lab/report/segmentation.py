@@ -108,8 +108,8 @@ class SegmentationReport(Report):
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
             f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
             f"{self.precisions}.\nMilliseconds are means over the conditions: a student mixed in "
-            "by noise is fitted where an image looks damaged (the GMACs are those of such an image, "
-            f"or none where there was none)\n{shown}"
+            "by noise is fitted where an image looks damaged (its GMACs are of such an image, or "
+            f"none where there was none)\n{shown}"
         )
 
     # ---- words -----------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def needy(prefix: str) -> dict:
 
 
 def test_what_does_nothing_says_so_once_in_python(build):
-    methods = needy("mute-")
+    methods = needy("idle-")
     segmenter = build({"teacher": None, **methods, "flip": PixelControl("flip"), "own": RECIPE})
     with pytest.warns(IneffectiveMethodWarning) as seen:
         (prediction,) = segmenter([NOISY])

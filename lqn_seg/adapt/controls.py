@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lqn_seg.adapt.ineffective import CALIBRATE
 from lqn_seg.adapt.journey import Answer, Images, Method, Pass
 from lqn_seg.adapt.lqn import mixing_weight
 from lqn_seg.adapt.methods import PixelControl
@@ -36,6 +37,14 @@ class OnOtherPixels(Method):
     def __init__(self, control: PixelControl, teacher: Teacher[Any]) -> None:
         super().__init__(teacher)
         self.control = control
+
+    def ineffective(self, name: str, calibrated: bool) -> str:
+        if calibrated or not self.control.calibrated:
+            return ""
+        return (
+            f"method {name} answers as its teacher does: without a calibration it changes no "
+            f"pixel; {CALIBRATE}"
+        )
 
     def encode(self, images: Images) -> Pass:
         return images.once(self.control.name, lambda: self._encode(images))
@@ -109,8 +118,8 @@ class ClosedForm(Method):
     precision = "float32"
 
     def __init__(self, recipe: LQNConfig, teacher: Teacher[Any]) -> None:
-        super().__init__(teacher, recipe.adapt.align)
-        self.recipe = recipe
+        super().__init__(teacher, recipe.adapt.align, recipe=recipe)
+        self.recipe: LQNConfig = recipe
 
     def mixing_weight(self, images: Images, seen: Pass) -> Tensor:
         return mixing_weight(self.recipe, images, seen)

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lqn_seg.adapt.ineffective import why_ineffective
 from lqn_seg.adapt.timing import Clock, is_out_of_memory
 from lqn_seg.core.alignment import Aligner, Calibration
+from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.random import RandomKey
 from lqn_seg.teachers.base import Teacher, normalise
 
@@ -149,8 +151,14 @@ class Method:
     whole_image = False
     precision = ""
 
-    def __init__(self, teacher: Teacher[Any], aligned: bool = False, layer: int = 0) -> None:
-        self.aligned, self.layer = aligned, layer or teacher.num_layers
+    def __init__(
+        self,
+        teacher: Teacher[Any],
+        aligned: bool = False,
+        layer: int = 0,
+        recipe: LQNConfig | None = None,
+    ) -> None:
+        self.aligned, self.layer, self.recipe = aligned, layer or teacher.num_layers, recipe
 
     def encode(self, images: Images) -> Pass:
         return images.encode(self.aligned)
@@ -161,6 +169,10 @@ class Method:
 
     def fit(self, images: Images, seen: Pass) -> Callable[[], Answer]:
         raise NotImplementedError
+
+    def ineffective(self, name: str, calibrated: bool) -> str:
+        """What the method of that name leaves undone, in one sentence; empty for nothing."""
+        return why_ineffective(name, self.recipe, calibrated) if self.recipe else ""
 
     def check(self, images: Images) -> None:
         """Raises InputError where the method cannot answer for such images."""

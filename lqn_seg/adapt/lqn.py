@@ -36,8 +36,9 @@ class LQN(Method):
     def __init__(
         self, recipe: LQNConfig, teacher: Teacher[Any], context: bool = False, layer: int = 0
     ) -> None:
-        super().__init__(teacher, recipe.adapt.align, layer)
-        self.recipe, self.whole_image = recipe, recipe.ablation == "fit-per-image"
+        super().__init__(teacher, recipe.adapt.align, layer, recipe)
+        self.recipe: LQNConfig = recipe
+        self.whole_image = recipe.ablation == "fit-per-image"
         self.context_size = context_size(recipe, teacher, context)
         rows, columns = teacher.grid
         self.rows = rows  # of the patches; those of the context tokens come below

@@ -25,14 +25,13 @@ from lqn_seg.adapt.classification_methods import (
     Adaptation,
     make_baseline,
 )
-from lqn_seg.adapt.ineffective import warn, why_ineffective
+from lqn_seg.adapt.ineffective import warn
 from lqn_seg.adapt.journey import Adapted, Images, Pass, adapt
 from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.adapt.timing import Clock
 from lqn_seg.adapt.views import centre_view, corner_view, random_views
 from lqn_seg.classification.pooling import image_features, method_for
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.random import image_key
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import ClipTeacher
@@ -134,6 +133,7 @@ class _Answerer(Protocol):
     precision: str
 
     def __call__(self, batch: _Batch, count: int) -> tuple[Tensor, Stats, list[Stats]]: ...
+    def ineffective(self, name: str, calibrated: bool, views: int) -> str: ...
 
 
 class _OnTokens:
@@ -158,6 +158,9 @@ class _OnTokens:
         times = {"views_ms": views_ms, "teacher_ms": adapted.seen.ms, "method_ms": method_ms}
         return probabilities, times, _readings(adapted, len(batch.keys))
 
+    def ineffective(self, name: str, calibrated: bool, views: int) -> str:
+        return self.method.ineffective(name, calibrated)
+
 
 def _readings(adapted: Adapted, batch: int) -> list[Stats]:
     """For each image the mixing weight of its students, whether one failed, and its damage."""
@@ -178,6 +181,14 @@ class _OnFeatures:
 
     def __init__(self, baseline: Baseline, teacher: ClipTeacher) -> None:
         self.baseline, self.teacher = baseline, teacher
+
+    def ineffective(self, name: str, calibrated: bool, views: int) -> str:
+        if name not in NEED_VIEWS or views > 1:
+            return ""
+        return (
+            f"method {name} answers as its teacher does: it compares views of an image, and "
+            "CLASSIFICATION.VIEWS is 1"
+        )
 
     def __call__(self, batch: _Batch, count: int) -> tuple[Tensor, Stats, list[Stats]]:
         features = batch.features_of_views if self.baseline.views else batch.features
@@ -244,15 +255,8 @@ class Classifier:
     @property
     def ineffective(self) -> dict[str, str]:
         """Methods that do nothing, or not all that they say, with the reason and the remedy."""
-        calibrated, reasons = self.calibration is not None, {}
-        for name, recipe in self.methods.items():
-            if recipe is not None and isinstance(recipe.recipe, LQNConfig):
-                reasons[name] = why_ineffective(name, recipe.recipe, calibrated)
-            elif name in NEED_VIEWS and self.config.views == 1:
-                reasons[name] = (
-                    f"method {name} answers as its teacher does: it compares views of an image, "
-                    "and CLASSIFICATION.VIEWS is 1"
-                )
+        calibrated, views = self.calibration is not None, self.config.views
+        reasons = {n: a.ineffective(n, calibrated, views) for n, a in self.answerers.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
     @torch.no_grad()

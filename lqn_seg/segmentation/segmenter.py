@@ -19,14 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lqn_seg.adapt.controls import larger_size
-from lqn_seg.adapt.ineffective import CALIBRATE, warn, why_ineffective
+from lqn_seg.adapt.ineffective import warn
 from lqn_seg.adapt.journey import Adapted, Images, Pass, adapt, centred
 from lqn_seg.adapt.methods import Method, PixelControl, SegmentationConfig
 from lqn_seg.adapt.registry import make_method
 from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.adapt.timing import Clock
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.baselines import UniversalModel
@@ -144,15 +143,8 @@ class Segmenter:
     @property
     def ineffective(self) -> dict[str, str]:
         """Methods that do nothing, or not all that they say, with the reason and the remedy."""
-        calibrated, reasons = self.calibration is not None, {}
-        for name, method in self.methods.items():
-            if isinstance(method, LQNConfig):
-                reasons[name] = why_ineffective(name, method, calibrated)
-            elif isinstance(method, PixelControl) and method.calibrated and not calibrated:
-                reasons[name] = (
-                    f"method {name} answers as its teacher does: without a calibration it changes "
-                    f"no pixel; {CALIBRATE}"
-                )
+        calibrated = self.calibration is not None
+        reasons = {name: a.ineffective(name, calibrated) for name, a in self.adapters.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
     @property

@@ -183,7 +183,7 @@ class StudentFitter:
             RuntimeError: called under `torch.inference_mode()`.
         """
         if torch.is_inference_mode_enabled():
-            raise RuntimeError("a fit needs gradients: call it under no_grad, not inference_mode")
+            raise RuntimeError("a fit needs gradients, which torch.inference_mode forbids")
         shape, fit = (len(keys), *self.grid, self.feature_dim), self.config.fit
         seen = [View.of(*v, self.config, self.layers, shape) for v in ((images, fields), *views)]
         fitted = FittedStudents(self, students(self, keys), seen[0], coordinates)

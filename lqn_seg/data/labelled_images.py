@@ -26,10 +26,11 @@ _WNID = re.compile(r"n\d{8}")
 EVALUATOR_TYPE = "classification"
 
 
-def read_labelled_image(record: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB image of a record; InputError where it cannot be read."""
+def read_labelled_image(record: Mapping[str, Any], data: bytes | None = None) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB image of a record, from its file's content where that has been read;
+    InputError where it cannot be read."""
     if "row" not in record:
-        return read_record(record)
+        return read_record(record, data)
     return np.array(open_array(record["file_name"])[record["row"]])
 
 

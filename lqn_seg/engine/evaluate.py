@@ -30,7 +30,7 @@ from lqn_seg.config.nodes import methods
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.data.catalog import Dataset, Metadata, Record
 from lqn_seg.data.corruptions import corrupt
-from lqn_seg.data.images import untold_turn
+from lqn_seg.data.images import read_bytes, untold_turn
 from lqn_seg.data.input_hash import input_hash
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine import launch
@@ -224,7 +224,8 @@ class DatasetRun(ABC):
     def _read(self, record: Record, names: Sequence[str]) -> Sample:
         """A record's image under some conditions, and its truth; or why it cannot be read."""
         try:
-            pixels, seed = read_labelled_image(record), self.model.config.seed
+            data = None if "row" in record else read_bytes(record["file_name"])
+            pixels, seed = read_labelled_image(record, data), self.model.config.seed
             by_name = {str(condition): condition for condition in self.conditions}
             images = {name: by_name[name].apply(pixels, seed) for name in names}
             truth = {task: e.prepare(record) for task, e in self.evaluators.items()}
@@ -232,7 +233,7 @@ class DatasetRun(ABC):
             if turn and not self._is_noted:
                 self._is_noted = True
                 say(f"note: {turn}; other such images are not named")
-            return Sample(record, images, self._stamp(record), truth)
+            return Sample(record, images, self._stamp(record, data), truth)
         except Exception as error:
             return Sample(record, dict.fromkeys(names), error=error)
 
@@ -240,9 +241,10 @@ class DatasetRun(ABC):
         """A record's image under a condition, as the model takes it."""
         return condition.apply(read_labelled_image(record), self.model.config.seed)
 
-    def _stamp(self, record: Record) -> str:
+    def _stamp(self, record: Record, data: bytes | None = None) -> str:
         """What tells a record from the same one with another image, label or annotation."""
-        return input_hash(record, self.dataset.metadata, InstanceEvaluator.task in self.evaluators)
+        instances = InstanceEvaluator.task in self.evaluators
+        return input_hash(record, self.dataset.metadata, instances, data)
 
     # ---- what fails ------------------------------------------------------------------------------
 

@@ -144,7 +144,8 @@ def test_each_image_is_read_and_each_truth_decoded_once(cfg, monkeypatch):
 
     def counting(function):
         def read(*arguments):
-            reads[function.__name__, arguments[-1]["image_id"]] += 1
+            (record,) = (argument for argument in arguments if isinstance(argument, dict))
+            reads[function.__name__, record["image_id"]] += 1
             return function(*arguments)
 
         return read

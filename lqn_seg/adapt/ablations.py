@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from lqn_seg.adapt.journey import Answer, Images, Pass
 from lqn_seg.adapt.methods import parse_ablation
@@ -62,6 +61,8 @@ def _views(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any
 
 def _part(pixels: Tensor, key: RandomKey, number: int) -> Tensor:
     """(3, h, w) pixels to one view (1, 3, h, w)."""
+    from torchvision.transforms import v2  # takes seconds, for one ablation
+
     cut = v2.Compose([v2.RandomResizedCrop(tuple(pixels.shape[1:])), v2.RandomHorizontalFlip()])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(image_seed(key, Stream.VIEW) + number)

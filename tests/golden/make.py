@@ -49,7 +49,6 @@ SEGMENTATION: dict[str, list[str]] = {
     "added_positions": [*PAPER, *ONE, *ABLATION, "added-positions"],
     "student_queries": [*PAPER, *ONE, *ABLATION, "student-queries"],
     "bfloat16": [*PAPER, *ONE, "MODEL.LQN.FIT.PRECISION", "bfloat16"],
-    "float16": [*PAPER, *ONE, "MODEL.LQN.FIT.PRECISION", "float16"],
 }
 CLASSIFICATION = {
     "classification": [EVAL + "MAX_IMAGES", "8"],

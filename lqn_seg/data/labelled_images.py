@@ -170,10 +170,7 @@ def _listing(
         raise InputError(f"{where} holds no images")
     lost = [p.name for p in sorted(root.iterdir()) if p.is_symlink() and not p.exists()]
     loose = [path.name for path in find_images(root).images if path.is_file()]
-    problems = {
-        "holds links to nowhere": lost,
-        "holds images outside the class folders": loose,
-    }
+    problems = {"holds links to nowhere": lost, "holds images outside the class folders": loose}
     notes = {
         "class folders without an image": empty,
         "class folders that are not there": [f for f in folders if not (root / f).is_dir()],

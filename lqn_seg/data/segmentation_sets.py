@@ -64,11 +64,7 @@ def _ade20k(split: str, name: str, root: Path) -> Dataset:
     folder = root / ADE20K_FOLDER
     label_dir, table = _ade20k_labels(split, folder)
     return load_label_folders(
-        name,
-        folder / "images" / ADE20K_SPLITS[split],
-        label_dir,
-        ADE20K_CLASSES,
-        label_table=table,
+        name, folder / "images" / ADE20K_SPLITS[split], label_dir, ADE20K_CLASSES, label_table=table
     )
 
 

@@ -14,13 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.base import (
-    ImageEvaluator,
-    Statistics,
-    check_shape,
-    output_field,
-    to_numpy,
-)
+from lqn_seg.evaluation.base import ImageEvaluator, Statistics, check_shape, output_field, to_numpy
 
 VOID = 0
 Segments = Sequence[Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""How training images are varied; `engine.training.training_images.augment` does it."""
+"""The numbers behind `engine.training.training_images.augment`."""
 
 from __future__ import annotations
 

@@ -59,7 +59,6 @@ def class_folders(classes: str) -> dict[str, str]:
 
 
 def labelled_metadata(name: str, classes: Sequence[str], root: Path) -> Metadata:
-    """The facts of a data set with one label an image."""
     return Metadata(name, class_table(name, classes), EVALUATOR_TYPE, image_root=os.fspath(root))
 
 
@@ -88,13 +87,9 @@ def load_image_folder(
 ) -> Dataset:
     """Open ``root/<class folder>/**`` as a data set; see `catalog.register_image_folder`.
 
-    Args:
-        folders: class folder -> class name, in the order of the labels; None: every folder.
-        portion: of each class's sorted images, from and to; (0, 1) takes all.
-
-    Raises:
-        InputError: the folder is missing or holds no class folder, or two of one name, or one that
-            stands for no class; on `records()` also where it holds no image at all.
+    `folders` map class folders to class names, in the order of the labels (None: every folder), and
+    `portion` is from where to where in each class's sorted images. InputError where there is no
+    folder of a class, two of one name, or one that stands for none; on `records()`, no image.
     """
     root = Path(root)
     if not root.is_dir():

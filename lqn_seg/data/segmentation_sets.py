@@ -38,10 +38,8 @@ def _coco_instances(split: str, name: str, root: Path) -> Dataset:
     return load_coco_instances(name, root / "coco" / f"{split}2017", file)
 
 
-# ---- ADE20K --------------------------------------------------------------------------------------
-
-# Kind and first name of each class, in the order of objectInfo150.txt; raw label = index + 1. The
-# instance category k = 1 .. 100 of annotations_instance/ is the k-th thing.
+# ADE20K's classes, kind and first name, in the order of objectInfo150.txt; raw label = index + 1.
+# The instance category k = 1 .. 100 of annotations_instance/ is the k-th thing.
 _LINES = (files("lqn_seg.data") / "ade20k.txt").read_text().splitlines()
 _ADE20K = [line.split(" ", 1) for line in _LINES]
 ADE20K_CLASSES = tuple(name for _, name in _ADE20K)
@@ -85,8 +83,6 @@ def _ade20k_panoptic(split: str, name: str, root: Path) -> Dataset:
     )
 
 
-# ---- Cityscapes, fine annotations ----------------------------------------------------------------
-
 CITYSCAPES_IGNORE = 255
 # By label id 0 .. 33: the train id, a contiguous id or `CITYSCAPES_IGNORE`. ("license plate" has id
 # -1 and is in no label map.)
@@ -127,8 +123,6 @@ def _cityscapes(split: str, name: str, root: Path) -> Dataset:
 
     return Dataset(metadata, listing)
 
-
-# ---- CamVid --------------------------------------------------------------------------------------
 
 CAMVID_CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),

@@ -80,9 +80,8 @@ class Metadata:
                 f"panoptic map {path} holds segment id {min(extra)}, which {field} does not list"
             )
         if missing := listed.keys() - drawn.keys():
-            raise InputError(
-                f"{field} lists segment id {min(missing)}, without a pixel in panoptic map {path}"
-            )
+            missed = f"segment id {min(missing)}, which has no pixel in {path}"
+            raise InputError(f"{field} lists {missed}")
         for key, pixels in drawn.items():  # PQ believes the area, as panopticapi does
             if (area := listed[key].get("area", pixels)) != pixels:
                 said = f"{pixels} pixels in {path}, segments_info says area {area}"

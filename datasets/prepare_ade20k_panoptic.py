@@ -14,8 +14,6 @@ Examples:
     python datasets/prepare_ade20k_panoptic.py --root /data
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -13,8 +13,6 @@ Examples:
     python datasets/prepare_demo.py --objects --split val --count 160  # rewrites what is shipped
 """
 
-from __future__ import annotations
-
 import colorsys
 import json
 import sys

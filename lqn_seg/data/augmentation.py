@@ -1,7 +1,5 @@
 """The numbers behind `engine.training.training_images.augment`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

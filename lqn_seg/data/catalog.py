@@ -1,7 +1,5 @@
 """Data sets by name. `get_dataset(name)` is how everything else gets at data."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import os

@@ -1,8 +1,6 @@
 """The built-in data sets with one label an image: the demo's, ImageNet and its variants, CIFAR-10,
 and the nine fine-grained sets in CoOp's layout."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple

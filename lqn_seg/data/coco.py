@@ -1,7 +1,5 @@
 """Readers of COCO's layouts: a folder of images with id PNGs and one JSON, or with one JSON."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

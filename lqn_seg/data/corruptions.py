@@ -11,8 +11,6 @@ images here have any size and must not depend on the order of calls:
 - the blur kernel is normalised to sum exactly 1.
 """
 
-from __future__ import annotations
-
 import difflib
 import io
 import math

@@ -1,7 +1,5 @@
 """Facts and records of a data set as Detectron2 wants them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 What a picture shows upright, its EXIF orientation applied, is the picture.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """A COCO instances file as ground truth."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reader of the plainest semantic layout: a folder of images and a folder of label PNGs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A record is ``file_name``, ``image_id`` and ``label`` (index into the classes); 
 in an array with others has its ``row`` too. `read_labelled_image` reads either kind.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence

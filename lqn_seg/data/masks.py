@@ -4,8 +4,6 @@ Masks from files are checked here before pycocotools sees them: run lengths that
 it busy for ever, and a damaged compressed mask makes it read beyond its memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

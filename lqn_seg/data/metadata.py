@@ -1,7 +1,5 @@
 """What the rest of the package knows about a data set: its table of categories and its files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -174,7 +172,7 @@ class Dataset:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def listed(self) -> Dataset:
+    def listed(self) -> "Dataset":
         """The data set with its files looked at, once: all `problems` and `notes` are known."""
         listing = self.load()
         return Dataset(
@@ -192,7 +190,7 @@ class Dataset:
             raise InputError(problems[0])
         return listing.records
 
-    def with_instances(self) -> Dataset:
+    def with_instances(self) -> "Dataset":
         """The data set with its `json_file` read; annotations of no image are problems too."""
         more = self.metadata.instances.problems if self.metadata.json_file else ()
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *more))))

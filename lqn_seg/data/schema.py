@@ -3,8 +3,6 @@
 Types are strict: `"7"`, `7.0` and `true` are no whole numbers. Other keys are ignored.
 """
 
-from __future__ import annotations
-
 import re
 from array import array
 from collections import Counter

@@ -1,7 +1,5 @@
 """The built-in data sets for segmentation: the demo, COCO, ADE20K, Cityscapes and CamVid."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A statistic is JSON-able and stands for its image alone, so a run can be cut any
 resumed, split over processes and merged.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol

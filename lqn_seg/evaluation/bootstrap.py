@@ -2,8 +2,6 @@
 hard cancels (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13:
 percentile interval)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple

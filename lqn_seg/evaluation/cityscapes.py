@@ -1,8 +1,6 @@
 """Cityscapes' own evaluation of semantic segmentation: the functions of cityscapesscripts'
 `evalPixelLevelSemanticLabeling`, which get the images one by one."""
 
-from __future__ import annotations
-
 import copy
 import io
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ equal bins of the probability of what was predicted, and averages the distance b
 mean probability, weighted by images.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

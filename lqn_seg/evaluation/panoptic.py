@@ -3,8 +3,6 @@
 The rules on void and crowd are those of the reference implementation, panopticapi.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Semantic segmentation: mIoU and its relatives from one confusion matrix of the data set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Plots of a benchmark: time by layer, time and arithmetic by size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """Plots of a study's ``results.json``: differences with intervals, cost, and curves of a sweep;
 and of what a fit was like: its loss by step, its error by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill

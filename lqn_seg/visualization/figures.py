@@ -1,8 +1,6 @@
 """The paper's figures, and what it could not print: drawn from arrays, into PNG and SVG files.
 Images are uint8 (H, W, 3) RGB; `stem` is a path without suffix."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

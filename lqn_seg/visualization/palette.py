@@ -1,8 +1,6 @@
 """The one palette of every panel: a category keeps its colour, its instances are shades of it.
 Colours are (red, green, blue) integers in 0..255, the same in every panel of a scene."""
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol

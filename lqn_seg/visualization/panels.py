@@ -1,7 +1,5 @@
 """Overlays, difference maps and comparison panels. Images are uint8 (H, W, 3) RGB."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

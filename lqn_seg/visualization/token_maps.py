@@ -1,8 +1,6 @@
 """Token fields as pictures: three principal directions as red, green and blue, the same for every
 map of a figure. Shapes: H x W grid, D features, n tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -14,8 +14,6 @@ Examples:
     python datasets/prepare_ade20k_panoptic.py --root /data
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -53,10 +51,7 @@ def merge(
     Args:
         labels: (H, W) raw semantic labels, class + 1, 0 = other.
         instances: (H, W, 3): instance category 1 .. 100, instance number from 1 on, unused.
-        where: the instance file, for sentences.
-
-    Raises:
-        InputError: an instance has two categories, or one outside 1 .. 100.
+        where: the instance file; InputError where its categories are not as above.
     """
     ids = np.zeros(labels.shape, np.int32)
     categories: list[int] = []
@@ -68,10 +63,8 @@ def merge(
         mask = instances[..., 1] == number
         kinds = np.unique(instances[..., 0][mask]).tolist()
         if len(kinds) != 1 or not 1 <= kinds[0] <= len(THINGS):
-            raise InputError(
-                f"instance map {where}: instance {number} has the categories {kinds}, expected one "
-                f"of 1 .. {len(THINGS)}"
-            )
+            wrong = f"has the categories {kinds}, expected one of 1 .. {len(THINGS)}"
+            raise InputError(f"instance map {where}: instance {number} {wrong}")
         categories.append(THINGS[kinds[0] - 1])
         ids[mask] = len(categories)
     segments = [describe_segment(ids, k, category) for k, category in enumerate(categories, 1)]
@@ -79,19 +72,13 @@ def merge(
 
 
 def read_maps(picture: Path, labels: Path, instances: Path) -> tuple[Any, Any]:
-    """Raw labels (H, W) and instances (H, W, 3) of a picture.
-
-    Raises:
-        InputError: a file is missing or damaged, they differ in size, or a label is none.
-    """
+    """Raw labels (H, W) and instances (H, W, 3) of a picture, of its size."""
     raw, pixels = read_label_map(labels), read_image(instances)
     height, width = read_image(picture).shape[:2]
     for kind, shape in (("annotations", raw.shape), ("instances", pixels.shape[:2])):
         if shape != (height, width):
-            raise InputError(
-                f"{picture} is {height} x {width} (height x width), its {kind} are "
-                f"{shape[0]} x {shape[1]}"
-            )
+            theirs = f"its {kind} are {shape[0]} x {shape[1]}"
+            raise InputError(f"{picture} is {height} x {width} (height x width), {theirs}")
     most = len(ADE20K_RAW_LABELS) - 1
     if raw.max() > most:
         raise InputError(f"label map {labels} holds label {raw.max()}, outside 0 .. {most}")

@@ -13,8 +13,6 @@ Examples:
     python datasets/prepare_demo.py --objects --split val --count 160  # rewrites what is shipped
 """
 
-from __future__ import annotations
-
 import colorsys
 import json
 import sys
@@ -37,8 +35,6 @@ MIN_VISIBLE_PIXELS = 30  # a thing with fewer visible pixels is not drawn at all
 MIN_VISIBLE_FRACTION = 0.35  # nor one that is hidden by more than this leaves
 
 Array = np.ndarray
-
-
 _KINDS = {
     "disc": (220, 20, 60), "ball": (255, 140, 0), "ring": (148, 0, 211), "square": (30, 144, 255),
     "crate": (139, 69, 19), "triangle": (255, 215, 0), "star": (255, 105, 180),
@@ -86,11 +82,8 @@ def finish(rng: np.random.Generator, image: Array) -> Array:
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-# ---- stuff: a texture over the whole image, later cut to its region ------------------------------
-
-
 def sky(rng: np.random.Generator) -> Array:
-    """Smooth vertical ramp with faint clouds."""
+    """Smooth vertical ramp with faint clouds; a texture covers the image, and is cut later."""
     return 0.8 * (ROWS / SIZE * 2 - 1) * rng.choice([-1, 1]) + 0.5 * smooth_noise(rng, 3)
 
 
@@ -158,9 +151,6 @@ def paint_background(rng: np.random.Generator) -> tuple[Array, Array, dict[int, 
     layers = np.stack([paint_stuff(rng, name) for name in names])
     image = np.take_along_axis(layers, region[None, ..., None] - 1, axis=0)[0]
     return image, region, {index + 1: name for index, name in enumerate(names)}
-
-
-# ---- things: a signed distance (pixels, negative inside) and a surface tone ----------------------
 
 
 def polygon_distance(y: Array, x: Array, corners: Array) -> Array:
@@ -258,9 +248,6 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     return Scene(finish(rng, image * light), segment_ids.astype(np.int32), categories)
 
 
-# ---- pictures of one thing on one stuff, for classification --------------------------------------
-
-
 def object_class(index: int) -> tuple[str, str]:
     """(thing, stuff) of the picture ``index``: every pair in turn."""
     return THINGS[index % len(THINGS)], STUFF[index // len(THINGS) % len(STUFF)]
@@ -289,9 +276,6 @@ def write_objects(root: Path, split: str, count: int, seed: int) -> Path:
         picture = Image.fromarray(draw_object(seed, split, index))
         picture.save(folder / f"{index:06d}.png", optimize=split != "train")
     return root / split
-
-
-# ---- COCO-panoptic files -------------------------------------------------------------------------
 
 
 def write_split(root: Path, split: str, count: int, seed: int) -> Path:
@@ -326,12 +310,9 @@ def main() -> int:
     parser.add_argument("--split", choices=SPLITS, required=True, help="which to draw")
     parser.add_argument("--count", type=int, required=True, help="number of images")
     parser.add_argument("--seed", type=int, default=0, help="of every scene (default: 0)")
-    parser.add_argument(
-        "--objects", action="store_true", help="pictures of one thing each, for classification"
-    )
-    parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="default: demo, or demo_objects, beside this file"
-    )
+    parser.add_argument("--objects", action="store_true", help="pictures of one thing each")
+    default = "default: demo, or demo_objects, beside this file"
+    parser.add_argument("--root", type=Path, metavar="DIR", help=default)
     args = parser.parse_args()
     if args.count < 1:
         parser.error(f"--count must be at least 1, not {args.count}")

@@ -1,6 +1,4 @@
-"""How training images are varied; `engine.training.training_images.augment` does it."""
-
-from __future__ import annotations
+"""The numbers behind `engine.training.training_images.augment`."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Data sets by name. `get_dataset(name)` is how everything else gets at data."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import os
@@ -53,11 +51,8 @@ def dataset_roots(root: PathLike | None = None) -> list[Path]:
 
 
 def get_dataset(name: str, root: PathLike | None = None) -> Dataset:
-    """Look up a data set by name, in the folder of data sets `root` or else in `dataset_roots()`.
-
-    Raises:
-        InputError: the name is unknown, or the data set's files are missing or malformed.
-    """
+    """Look up a data set by name, in the folder of data sets `root` or else in `dataset_roots()`;
+    InputError where the name is unknown, or the data set's files are missing or malformed."""
     if name in _registered:
         load, arguments = _registered[name]
         return load(name, *arguments)
@@ -122,14 +117,8 @@ def register_label_folders(
     """Make image and label folders of one's own, for semantic segmentation, known under a name.
 
     The labels of `image_dir/x.jpg` (or any of `IMAGE_SUFFIXES`) are `label_dir/x.png`: one channel
-    of the upright image's size that holds indices into `classes`.
-
-    Args:
-        name: what `DATASETS.TRAIN` or `DATASETS.TEST` calls it.
-        classes: class names.
-        ignore_label: the label of pixels that count neither in training nor in a score.
-        prefixes: take only images whose file name starts with one of these, so that several data
-            sets can share a folder; () takes all.
+    of the upright image's size that holds indices into `classes`; pixels of `ignore_label` do not
+    count. `prefixes` take only images whose file name starts with one of these; () takes all.
 
     Raises:
         InputError: the name is taken, `classes` is empty or names one twice, or `ignore_label` is
@@ -143,13 +132,10 @@ def register_label_folders(
 def register_image_folder(
     name: str, root: PathLike, classes: Mapping[str, str] | None = None
 ) -> None:
-    """Make ``root/<class>/**`` of one's own, for classification, known by name.
+    """Make ``root/<class folder>/**`` of one's own, for classification, known by name.
 
-    Args:
-        name: what `DATASETS.TEST` calls it.
-        root: holds a folder for each class.
-        classes: folder -> class name, in the order of the labels. By default a class is called like
-            its folder, with spaces for underscores, and a WordNet id like ImageNet's class.
+    `classes` map folders to class names, in the order of the labels. By default a class is called
+    like its folder, with spaces for underscores, and a WordNet id like ImageNet's class.
     """
     table = None if classes is None else dict(classes)
     _register(name, load_image_folder, (os.fspath(root), table))
@@ -166,11 +152,7 @@ def _register(name: str, load: Callable[..., Dataset], arguments: tuple[object, 
 
 def register_entries(entries: Sequence[Mapping[str, Any]]) -> None:
     """Register the data sets that a configuration describes: each entry has the arguments of
-    `register_coco_panoptic` or of `register_label_folders` in capitals.
-
-    Raises:
-        InputError: an entry describes neither, or a key is unknown or missing, or as those two.
-    """
+    `register_coco_panoptic` or of `register_label_folders` in capitals, or is an InputError."""
     kinds: dict[str, Callable[..., None]] = {
         "PANOPTIC_JSON": register_coco_panoptic,
         "LABEL_DIR": register_label_folders,
@@ -179,9 +161,9 @@ def register_entries(entries: Sequence[Mapping[str, Any]]) -> None:
         where = f"MODEL.LQN.DATASETS[{i}]"
         kind = next((k for k in kinds if isinstance(entry, Mapping) and k in entry), None)
         if kind is None:
+            layouts = "for COCO panoptic layout or for a folder of label PNGs"
             raise InputError(
-                f"{where} describes no data set: it needs {' or '.join(kinds)}, for COCO "
-                "panoptic layout or for a folder of label PNGs"
+                f"{where} describes no data set: it needs {' or '.join(kinds)}, {layouts}"
             )
         parameters = {k.upper(): v for k, v in inspect.signature(kinds[kind]).parameters.items()}
         for key, parameter in parameters.items():

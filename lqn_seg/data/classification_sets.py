@@ -1,8 +1,6 @@
 """The built-in data sets with one label an image: the demo's, ImageNet and its variants, CIFAR-10,
 and the nine fine-grained sets in CoOp's layout."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -20,13 +18,6 @@ from lqn_seg.data.schema import SplitFile, read_json
 from lqn_seg.data.sources import SETS, sources
 from lqn_seg.errors import InputError
 
-
-def _demo_objects(split: str, name: str, root: Path) -> Dataset:
-    return load_image_folder(name, root / "demo_objects" / split)
-
-
-# ---- ImageNet and its variants, with open_clip's 1000 class names --------------------------------
-
 _IMAGENETS = SETS["classification"]["imagenet_<split>"]["splits"]
 
 
@@ -43,8 +34,6 @@ def _imagenet_c(split: str, name: str, root: Path) -> Dataset:
     folder = root.joinpath("imagenet-c", *split.rsplit("_", 1))
     return load_image_folder(name, folder, class_folders("imagenet"))
 
-
-# ---- CIFAR-10-C as its authors' arrays, and CIFAR-10 as folders of image files -------------------
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -82,9 +71,8 @@ def _cifar10_folders(split: str, name: str, root: Path) -> Dataset:
     return load_image_folder(name, root / "cifar10", folders, CIFAR10_SPLITS[split])
 
 
-# ---- CoOp's layout, test splits and prompts ------------------------------------------------------
-# Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022): a split file lists
-# [relative path, label, class name] for train, val and test; FGVC-Aircraft has its own lists.
+# CoOp's layout (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022): a split
+# file lists [relative path, label, class name] for train, val and test; FGVC-Aircraft has its own.
 
 
 class CoopSet(NamedTuple):
@@ -156,7 +144,9 @@ def _lines(path: Path) -> list[str]:
 CLASSIFICATION = sources(
     "classification",
     {
-        "demo_objects_<split>": _demo_objects,
+        "demo_objects_<split>": lambda split, name, root: load_image_folder(
+            name, root / "demo_objects" / split
+        ),
         "imagenet_<split>": _imagenet,
         "imagenet_c_<split>": _imagenet_c,
         "cifar10_folders_<split>": _cifar10_folders,

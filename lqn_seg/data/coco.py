@@ -1,17 +1,16 @@
 """Readers of COCO's layouts: a folder of images with id PNGs and one JSON, or with one JSON."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lqn_seg.data.images import enumeration
 from lqn_seg.data.instances import check_instances
 from lqn_seg.data.metadata import Dataset, Listing, Metadata, Record
 from lqn_seg.data.schema import (
-    UNSET,
     Id,
     InstancesDatasetFile,
     NamedImage,
@@ -38,12 +37,8 @@ def load_coco_panoptic(
 
     The JSON is read and checked here, image and PNG files when they are used. An annotation whose
     image is not listed, and images that share a file, are `problems`; images without an annotation
-    are a note.
-
-    Args:
-        evaluator_type, json_file, label_table: see `Metadata`.
-        label_dir: label maps for semantic segmentation, named as the panoptic PNGs; None: they are
-            made from the panoptic PNGs.
+    are a note. `label_dir` holds label maps for semantic segmentation, named as the panoptic PNGs;
+    None: they are made from those. For the other arguments see `Metadata`.
     """
     path = Path(panoptic_json)
     content = read_json(path, PanopticFile)
@@ -58,10 +53,9 @@ def load_coco_panoptic(
         sem_seg_root=None if label_dir is None else os.fspath(label_dir),
         json_file=None if json_file is None else os.fspath(json_file),
     )
-    images = {image.id: image for image in content.images}
     shared = _sharing_a_file(content.images, path)
-    listed = images.keys() - shared.keys()
-    annotations = [a for a in content.annotations if a.image_id in listed]
+    images = {image.id: image for image in content.images if image.id not in shared}
+    annotations = [a for a in content.annotations if a.image_id in images]
 
     def listing() -> Listing:
         """In the order of the annotations."""
@@ -104,8 +98,7 @@ def load_coco_instances(name: str, image_dir: PathLike, json_file: PathLike) -> 
 
 
 def _sharing_a_file(images: Sequence[NamedImage], path: Path) -> dict[Id, str]:
-    """By its id, a sentence for every image whose file another image has too: for which of them the
-    annotations were made cannot be told."""
+    """By its id, a sentence for every image whose file another image has too."""
     by_file: dict[str, list[Id]] = {}
     for image in images:
         by_file.setdefault(os.path.normpath(image.file_name), []).append(image.id)
@@ -119,7 +112,6 @@ def _sharing_a_file(images: Sequence[NamedImage], path: Path) -> dict[Id, str]:
 
 
 def _not_annotated(content: PanopticFile, path: Path) -> tuple[str, ...]:
-    """One sentence where images have no annotation: they are no part of the data set."""
     annotated = {annotation.image_id for annotation in content.annotations}
     others = [repr(image.id) for image in content.images if image.id not in annotated]
     if not others:
@@ -131,7 +123,6 @@ def _not_annotated(content: PanopticFile, path: Path) -> tuple[str, ...]:
 
 
 def _record(image: NamedImage, metadata: Metadata) -> Record:
-    """Detectron2's dictionary of an image."""
     return {
         "file_name": os.path.join(metadata.image_root or "", image.file_name),
         "image_id": image.id,
@@ -143,14 +134,7 @@ def _record(image: NamedImage, metadata: Metadata) -> Record:
 def _segment(segment: Segment, metadata: Metadata) -> dict[str, Any]:
     """A segment with its category as contiguous id, as Detectron2 hands it on."""
     contiguous = metadata.dataset_id_to_contiguous_id[segment.category_id]
-    record: dict[str, Any] = {
-        "id": segment.id,
-        "category_id": contiguous,
-        "isthing": contiguous in metadata.thing_ids,
-        "iscrowd": int(segment.iscrowd or 0),
-    }
-    if segment.area is not UNSET:
-        record["area"] = segment.area
-    if segment.bbox is not UNSET:
-        record["bbox"] = list(segment.bbox)
-    return record
+    record = msgspec.to_builtins(segment)  # area and bbox are left out where the file has none
+    record |= {"category_id": contiguous, "isthing": contiguous in metadata.thing_ids}
+    record["iscrowd"] = int(segment.iscrowd or 0)
+    return record | ({"bbox": list(record["bbox"])} if "bbox" in record else {})

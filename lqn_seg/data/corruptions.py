@@ -11,8 +11,6 @@ images here have any size and must not depend on the order of calls:
 - the blur kernel is normalised to sum exactly 1.
 """
 
-from __future__ import annotations
-
 import difflib
 import io
 import math
@@ -30,8 +28,7 @@ Float = NDArray[np.float64]
 Random = np.random.Generator
 
 REFERENCE_SIDE = 224  # side in pixels of the images ImageNet-C's lengths were chosen for
-# Severities 1 .. 5.
-STRENGTHS: dict[str, tuple[Any, ...]] = {
+STRENGTHS: dict[str, tuple[Any, ...]] = {  # severities 1 .. 5
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation
     "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),  # radius, alias blur sigma
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
@@ -44,10 +41,9 @@ CORRUPTIONS: tuple[str, ...] = tuple(STRENGTHS)
 
 
 def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
-    """Corrupt one image; the result depends on the arguments alone.
+    """Corrupt one image (H, W, 3) uint8, RGB; the result depends on the arguments alone.
 
     Args:
-        image: (H, W, 3) uint8, RGB; it stays as it is.
         name: one of `CORRUPTIONS`.
         severity: 1 (mild) .. 5 (strong).
         seed: non-negative; another seed draws other noise and other fog.
@@ -119,13 +115,9 @@ def _fog(x: Float, random: Random, strength: float, wibble_decay: float) -> Floa
 
 
 def disk_kernel(radius: float, alias_blur: float, scale: float = 1.0) -> Float:
-    """A disk with an edge softened by a Gaussian, the kernel of a lens out of focus: (K, K), sum 1.
-
-    Args:
-        radius: in pixels, at `scale` 1; up to 8 the edge is blurred by 3 x 3 taps, else by 5 x 5.
-        alias_blur: sigma of that Gaussian, in pixels, at `scale` 1.
-        scale: what all lengths are multiplied by.
-    """
+    """A disk with an edge softened by a Gaussian of sigma `alias_blur`, the kernel of a lens out of
+    focus: (K, K), sum 1. Lengths are in pixels at `scale` 1; up to radius 8 the edge is blurred by
+    3 x 3 taps, else by 5 x 5."""
     taps = math.ceil((1 if radius <= 8 else 2) * scale)
     half = max(math.ceil(8 * scale), math.ceil(radius * scale))
     axis = np.arange(-half, half + 1)
@@ -148,10 +140,8 @@ def _filter(x: Float, kernel: Float) -> Float:
 
 
 def plasma_fractal(side: int, wibble_decay: float, random: Random) -> Float:
-    """Diamond-square noise on a torus, (side, side) in 0 .. 1: ImageNet-C's fog.
-
-    The amplitude is divided by `wibble_decay` each time the grid is halved: more is smoother.
-    """
+    """Diamond-square noise on a torus, (side, side) in 0 .. 1: ImageNet-C's fog. The amplitude is
+    divided by `wibble_decay` each time the grid is halved: more is smoother."""
     if side < 2 or side & (side - 1):
         raise ValueError(f"side must be a power of two, got {side}")
     field = np.zeros((side, side))

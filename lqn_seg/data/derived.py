@@ -1,7 +1,5 @@
 """Facts and records of a data set as Detectron2 wants them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +40,8 @@ def detectron2_facts(metadata: Metadata) -> dict[str, Any]:
 
 
 def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[Record]:
-    """A data set's records with ``annotations`` and ``sem_seg_file_name``, where it has them.
-
-    Label maps are written to `folder` (contiguous ids, 8 bits), by several processes at once if so.
-
-    Raises:
-        InputError: a file of the data set is missing or malformed, or a label needs over 8 bits.
+    """A data set's records with ``annotations`` and ``sem_seg_file_name``, where it has them. Label
+    maps are written to `folder` (contiguous ids); a label that needs over 8 bits is an InputError.
     """
     metadata, records = dataset.metadata, dataset.with_instances().records()
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,6 @@ Whatever the text holds, its name stays in the folder that it is put into, and t
 one. A name that is safe everywhere is kept. Any other is cleaned and ends in a hash of the text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

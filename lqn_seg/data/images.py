@@ -3,8 +3,6 @@
 What a picture shows upright, its EXIF orientation applied, is the picture.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib
@@ -44,9 +42,6 @@ _EXACT = ("PNG", "TIFF", "BMP", "PPM")
 _SCALED = {"L;2": 85, "L;4": 17}
 
 
-# ---- which files are images ----------------------------------------------------------------------
-
-
 class ImageFiles(NamedTuple):
     """Image files of a folder, and those whose names start with a dot, which are none: macOS puts a
     "._x.jpg" beside every x.jpg on a foreign disk."""
@@ -63,11 +58,8 @@ class ImageFiles(NamedTuple):
 
 
 def find_images(folder: Path, below: bool = False) -> ImageFiles:
-    """The image files of a folder by their suffixes, sorted; a missing folder holds none.
-
-    A damaged file, a folder called x.jpg or a link to nowhere is named where it is read. `below`
-    searches the folders in it too, through links; one that may not be read is a PermissionError.
-    """
+    """The image files of a folder by their suffixes, sorted; a missing folder holds none. `below`
+    searches the folders in it too, through links; one that may not be read is a PermissionError."""
     paths = sorted(_walk(folder) if below else folder.iterdir() if folder.is_dir() else ())
     return split_hidden(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
 
@@ -92,7 +84,6 @@ def enumeration(names: Sequence[str], most: int = 3) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files and folders below a folder."""
     seen: set[str] = set()  # a link may lead back up
 
     def refuse(error: OSError) -> None:
@@ -109,9 +100,6 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in (*files, *folders))
 
 
-# ---- images --------------------------------------------------------------------------------------
-
-
 def read_bytes(path: PathLike) -> bytes:
     """An image file's content, for `decode`, or an InputError on why it cannot be read."""
     with _sentences(path):
@@ -119,11 +107,11 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def read_image(path: PathLike) -> NDArray[np.uint8]:
-    """Read an image as it is meant to be looked at: (H, W, 3) uint8, RGB, contiguous.
+    """Read an image upright: (H, W, 3) uint8, RGB, contiguous.
 
-    EXIF orientation is applied; grey, palette and CMYK files become RGB, transparency is dropped,
-    16-bit grey is scaled to 8 bits (65535 -> 255), and of an animation the first frame is taken.
-    A file that is missing, damaged, or has no 8-bit meaning (32-bit float) is an InputError.
+    Grey, palette and CMYK files become RGB, transparency is dropped, 16-bit grey is scaled to 8
+    bits (65535 -> 255), and of an animation the first frame is taken. A file that is missing,
+    damaged, or has no 8-bit meaning (32-bit float) is an InputError.
     """
     return decode(read_bytes(path), path)
 
@@ -131,27 +119,21 @@ def read_image(path: PathLike) -> NDArray[np.uint8]:
 def decode(data: bytes, path: PathLike) -> NDArray[np.uint8]:
     """`read_image` of a file's content; sentences call it `path`."""
     image, _, _ = _upright(path, data)
+    convert = "convert it to 8-bit RGB"
     if image.mode == "F":
-        raise InputError(
-            f"image {path} has 32-bit floating-point pixels (mode F), which have no defined "
-            "8-bit range: convert it to 8-bit RGB"
-        )
+        why = "pixels (mode F), which have no defined 8-bit range"
+        raise InputError(f"image {path} has 32-bit floating-point {why}: {convert}")
     if image.mode in _GREY_16_BIT:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise InputError(
-                f"image {path} has 32-bit integer pixels beyond 0 .. 65535: convert it to 8-bit RGB"
-            )
+            raise InputError(f"image {path} has 32-bit integer pixels beyond 0 .. 65535: {convert}")
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # rounded to nearest
     return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
 
 
 def read_record(record: Mapping[str, Any], data: bytes | None = None) -> NDArray[np.uint8]:
-    """`read_image` of a data set's record, from the file's content where it has been read.
-
-    An upright image that is not the record's `height` x `width` is an InputError: its annotations
-    were made for another picture, perhaps for this one on its side.
-    """
+    """`read_image` of a data set's record, from the file's content where it has been read;
+    InputError where the upright image is not the record's `height` x `width`."""
     path = record["file_name"]
     image = decode(read_bytes(path) if data is None else data, path)
     height, width = image.shape[:2]
@@ -176,7 +158,6 @@ def upright_size(path: PathLike) -> tuple[int, int]:
 
 
 def read_orientation(path: PathLike) -> int:
-    """The EXIF orientation of an image file, 1 .. 8; 1 where it has none."""
     with _opened(path) as image:
         return _orientation(image)
 
@@ -199,9 +180,6 @@ def untold_turn(path: PathLike) -> str:
     )
 
 
-# ---- label maps and id maps ----------------------------------------------------------------------
-
-
 def read_id_map(path: PathLike) -> NDArray[np.int32]:
     """Read a panoptic PNG in COCO's format: (H, W) ids R + 256 G + 65536 B, 0 = void.
 
@@ -210,10 +188,8 @@ def read_id_map(path: PathLike) -> NDArray[np.int32]:
     image, kind, stored = _upright(path)
     if image.mode not in ("RGB", "RGBA") or ";16" in stored:
         mode = f"{image.mode} with 16 bits a channel" if ";16" in stored else image.mode
-        raise InputError(
-            f"panoptic map {path} has mode {mode}, expected RGB (id = R + 256 G + 65536 B, 8 bits "
-            "each)"
-        )
+        expected = "RGB (id = R + 256 G + 65536 B, 8 bits each)"
+        raise InputError(f"panoptic map {path} has mode {mode}, expected {expected}")
     _check_exact(kind, f"panoptic map {path}")
     rgb = np.asarray(image, dtype=np.int32)
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
@@ -234,10 +210,8 @@ def read_label_map(path: PathLike) -> NDArray[np.int32]:
     """
     image, kind, stored = _upright(path)
     if image.mode not in ("L", "P", "1", *_GREY_16_BIT):
-        raise InputError(
-            f"label map {path} has mode {image.mode}, expected one channel of class labels (grey, "
-            "palette)"
-        )
+        expected = "one channel of class labels (grey, palette)"
+        raise InputError(f"label map {path} has mode {image.mode}, expected {expected}")
     _check_exact(kind, f"label map {path}")
     return np.asarray(image).astype(np.int32) // _SCALED.get(stored, 1)
 
@@ -306,10 +280,8 @@ def _upright(path: PathLike, data: bytes | None = None) -> tuple[Image.Image, st
 
 
 def _orientation(image: Image.Image, of_header: bool = False) -> int:
-    """EXIF's orientation, 1 .. 8; damaged EXIF data are none, as everywhere.
-
-    `of_header` looks at the header alone; otherwise a PNG is decoded: EXIF may stand at its end.
-    """
+    """EXIF's orientation, 1 .. 8; damaged EXIF data are none. `of_header` looks at the header
+    alone; otherwise a PNG is decoded: EXIF may stand at its end."""
     try:
         exif = Image.Image.getexif(image) if of_header else image.getexif()
         orientation = exif.get(_ORIENTATION)

@@ -1,7 +1,5 @@
 """What an image's results were made of: its files' bytes and its annotation, wherever they lie."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A COCO instances file as ground truth."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,13 +25,8 @@ class Instances:
 
     def of_image(self, image_id: Id, height: int, width: int) -> list[dict[str, Any]]:
         """An image's annotations: "category_id" (contiguous), "segmentation" (compressed RLE),
-        "area" (pixels), "bbox" (x, y, width, height) and "iscrowd" of each.
-
-        Warns of a mask without a pixel in the image: it counts as missed, as in pycocotools.
-
-        Raises:
-            InputError: the file does not list the image, or with another size.
-        """
+        "area" (pixels), "bbox" (x, y, width, height) and "iscrowd" of each; InputError where the
+        file does not list the image, or with another size."""
         image = self.images.get(image_id)
         if image is None:
             raise InputError(f"annotation file {self.path} lists no image with id {image_id!r}")
@@ -44,7 +37,7 @@ class Instances:
             )
         annotations = self.annotations.get(image_id, {})
         for i, annotation in annotations.items():
-            if not mask_api.area(annotation["segmentation"]):
+            if not mask_api.area(annotation["segmentation"]):  # missed, as in pycocotools
                 warnings.warn(
                     f"annotation file {self.path}: annotations[{i}].segmentation has no pixel in "
                     f"image {image_id!r}, and AP calls it missed",

@@ -1,7 +1,5 @@
 """Reader of the plainest semantic layout: a folder of images and a folder of label PNGs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,14 +29,9 @@ def load_label_folders(
     prefixes: Sequence[str] = (),
     label_table: tuple[int, ...] | None = None,
 ) -> Dataset:
-    """Open image and label folders as a data set; see `catalog.register_label_folders`.
-
-    An image without a label map or with one of another size, a label map without an image and what
-    else does not fit is one of the data set's `problems`. For `label_table` see `Metadata`.
-
-    InputError where a folder is missing or the table makes no sense, on `records()` where no image
-    is found.
-    """
+    """Open image and label folders as a data set; see `catalog.register_label_folders`, and
+    `Metadata` for `label_table`. Files that do not fit together are the data set's `problems`;
+    InputError where a folder is missing, or on `records()` where no image is found."""
     image_root, label_root = Path(image_dir), Path(label_dir)
     for folder in (image_root, label_root):
         if not folder.is_dir():
@@ -87,11 +80,8 @@ def _listing(name: str, image_root: Path, label_root: Path, start: tuple[str, ..
         if len(same) == 1:
             pairs.append((stem, same[0], label_root / f"{stem}{_SUFFIX}"))
         else:
-            both = enumeration([path.name for path in same])
-            problems.append(
-                f"{where} holds two images named {stem} ({both}), and there is one label map for "
-                "both"
-            )
+            both = f"{stem} ({enumeration([path.name for path in same])})"
+            problems.append(f"{where} holds two images named {both}, and one label map for both")
     labels = [
         path
         for path in sorted(label_root.iterdir())

@@ -4,8 +4,6 @@ A record is ``file_name``, ``image_id`` and ``label`` (index into the classes); 
 in an array with others has its ``row`` too. `read_labelled_image` reads either kind.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -60,7 +58,6 @@ def class_folders(classes: str) -> dict[str, str]:
 
 
 def labelled_metadata(name: str, classes: Sequence[str], root: Path) -> Metadata:
-    """The facts of a data set with one label an image."""
     return Metadata(name, class_table(name, classes), EVALUATOR_TYPE, image_root=os.fspath(root))
 
 
@@ -89,13 +86,9 @@ def load_image_folder(
 ) -> Dataset:
     """Open ``root/<class folder>/**`` as a data set; see `catalog.register_image_folder`.
 
-    Args:
-        folders: class folder -> class name, in the order of the labels; None: every folder.
-        portion: of each class's sorted images, from and to; (0, 1) takes all.
-
-    Raises:
-        InputError: the folder is missing or holds no class folder, or two of one name, or one that
-            stands for no class; on `records()` also where it holds no image at all.
+    `folders` map class folders to class names, in the order of the labels (None: every folder), and
+    `portion` is from where to where in each class's sorted images. InputError where there is no
+    folder of a class, two of one name, or one that stands for none; on `records()`, no image.
     """
     root = Path(root)
     if not root.is_dir():
@@ -171,10 +164,7 @@ def _listing(
         raise InputError(f"{where} holds no images")
     lost = [p.name for p in sorted(root.iterdir()) if p.is_symlink() and not p.exists()]
     loose = [path.name for path in find_images(root).images if path.is_file()]
-    problems = {
-        "holds links to nowhere": lost,
-        "holds images outside the class folders": loose,
-    }
+    problems = {"holds links to nowhere": lost, "holds images outside the class folders": loose}
     notes = {
         "class folders without an image": empty,
         "class folders that are not there": [f for f in folders if not (root / f).is_dir()],

@@ -4,8 +4,6 @@ Masks from files are checked here before pycocotools sees them: run lengths that
 it busy for ever, and a damaged compressed mask makes it read beyond its memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,17 +28,13 @@ def encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
 def describe_segment(ids: NDArray[np.integer], segment: int, category_id: int) -> dict[str, Any]:
     """COCO's entry of `segments_info` for a segment of an id map (H, W)."""
     shape = encode(ids == segment)
-    bbox = [int(value) for value in shape["bbox"]]
     about = {"id": segment, "category_id": category_id, "iscrowd": 0}
-    return {**about, "area": shape["area"], "bbox": bbox}
+    return {**about, "area": shape["area"], "bbox": [int(value) for value in shape["bbox"]]}
 
 
 def compress(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
     """COCO's three forms (polygons, list of run lengths, compressed RLE) as compressed RLE.
-
-    Raises:
-        ValueError: it is no mask of this size. The message goes on after the segmentation's name.
-    """
+    ValueError, whose message goes on after the segmentation's name: it is no mask of this size."""
     if isinstance(segmentation, RunLengths):
         counts = _joined(run_lengths(segmentation, height, width)).tolist()
         rle = mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)

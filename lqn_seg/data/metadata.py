@@ -1,7 +1,5 @@
 """What the rest of the package knows about a data set: its table of categories and its files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +22,6 @@ class Metadata:
     """Facts about a data set. A contiguous id is an index into `categories`.
 
     Attributes:
-        categories: the table; things and stuff may be mixed.
         evaluator_type: the word of Detectron2 or Mask2Former for how it is evaluated:
             "coco_panoptic_seg", "ade20k_panoptic_seg", "coco", "sem_seg" or "cityscapes_sem_seg";
             or "classification".
@@ -32,7 +29,6 @@ class Metadata:
             a category's.
         label_table: what label k of a semantic file means, a contiguous id or `ignore_label`; None
             where the files hold contiguous ids.
-        image_root, panoptic_root, panoptic_json, sem_seg_root: where the files lie, if there.
         json_file: COCO instances file that AP is scored against; None: the panoptic maps.
     """
 
@@ -57,17 +53,14 @@ class Metadata:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names by contiguous id."""
         return tuple(category.name for category in self.categories)
 
     @cached_property
     def thing_ids(self) -> frozenset[int]:
-        """Contiguous ids of the things."""
         return frozenset(i for i, category in enumerate(self.categories) if category.isthing)
 
     @cached_property
     def dataset_id_to_contiguous_id(self) -> dict[int, int]:
-        """The data set's own category id -> index into `categories`."""
         return {category.id: i for i, category in enumerate(self.categories)}
 
     def read_panoptic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
@@ -79,22 +72,18 @@ class Metadata:
         listed = {int(s["id"]): s for s in _field(record, "segments_info")}
         values, counts = np.unique(ids, return_counts=True)
         drawn = {k: n for k, n in zip(values.tolist(), counts.tolist()) if k}
+        field = f"the field segments_info of image {image_id}"
         if extra := drawn.keys() - listed.keys():
             raise InputError(
-                f"panoptic map {path} holds segment id {min(extra)}, which the field "
-                f"segments_info of image {image_id} does not list"
+                f"panoptic map {path} holds segment id {min(extra)}, which {field} does not list"
             )
         if missing := listed.keys() - drawn.keys():
-            raise InputError(
-                f"the field segments_info of image {image_id} lists segment id {min(missing)}, "
-                f"which has no pixel in panoptic map {path}"
-            )
+            missed = f"segment id {min(missing)}, which has no pixel in {path}"
+            raise InputError(f"{field} lists {missed}")
         for key, pixels in drawn.items():  # PQ believes the area, as panopticapi does
-            if listed[key].get("area", pixels) != pixels:
-                raise InputError(
-                    f"segment {key} of image {image_id} has {pixels} pixels in {path}, "
-                    f"segments_info says area {listed[key]['area']}"
-                )
+            if (area := listed[key].get("area", pixels)) != pixels:
+                said = f"{pixels} pixels in {path}, segments_info says area {area}"
+                raise InputError(f"segment {key} of image {image_id} has {said}")
         return ids
 
     def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:
@@ -159,12 +148,11 @@ def class_table(name: str, classes: Sequence[str]) -> tuple[Category, ...]:
 
 @dataclass(frozen=True)
 class Listing:
-    """The records of the images that can be used, as far as a look at the files can tell; sentences
-    that name what is left out; sentences on what is odd but harmless."""
+    """What a look at the files tells."""
 
-    records: list[Record]
-    problems: Sequence[str] = ()
-    notes: Sequence[str] = ()
+    records: list[Record]  # of the images that can be used
+    problems: Sequence[str] = ()  # sentences that name what is left out
+    notes: Sequence[str] = ()  # sentences on what is odd but harmless
 
 
 @dataclass(frozen=True)
@@ -184,7 +172,7 @@ class Dataset:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def listed(self) -> Dataset:
+    def listed(self) -> "Dataset":
         """The data set with its files looked at, once: all `problems` and `notes` are known."""
         listing = self.load()
         return Dataset(
@@ -195,17 +183,14 @@ class Dataset:
         )
 
     def records(self, strict: bool = True) -> list[Record]:
-        """List the images; the dictionaries are the caller's to change.
-
-        The first of the problems is an InputError where `strict`. Otherwise what they name is left
-        out, and the caller reports them (of a data set that is `listed`).
-        """
+        """List the images; the dictionaries are the caller's to change. The first of the problems
+        is an InputError where `strict`; otherwise what they name is left out."""
         listing = self.load()
         if strict and (problems := [*self.problems, *listing.problems]):
             raise InputError(problems[0])
         return listing.records
 
-    def with_instances(self) -> Dataset:
+    def with_instances(self) -> "Dataset":
         """The data set with its `json_file` read; annotations of no image are problems too."""
         more = self.metadata.instances.problems if self.metadata.json_file else ()
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *more))))

@@ -3,10 +3,9 @@
 Types are strict: `"7"`, `7.0` and `true` are no whole numbers. Other keys are ignored.
 """
 
-from __future__ import annotations
-
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -63,14 +62,10 @@ class Image(Struct, kw_only=True):
 
 
 class NamedImage(Image, kw_only=True):
-    """An entry of `images` that is to be read."""
-
     file_name: str
 
 
 class CategoryEntry(Struct, kw_only=True):
-    """An entry of `categories`."""
-
     id: int
     name: Annotated[str, Meta(min_length=1)]
     color: list[Any] | str | None = None
@@ -83,20 +78,14 @@ class CategoryEntry(Struct, kw_only=True):
 
 
 class PanopticCategory(CategoryEntry, kw_only=True):
-    """An entry of a panoptic file's `categories`."""
-
     isthing: ZeroOrOne
 
 
 class Annotation(Struct, kw_only=True):
-    """An entry of `annotations`."""
-
     image_id: Id
 
 
 class Segment(Struct):
-    """An entry of `segments_info`."""
-
     id: Annotated[int, Meta(ge=1, lt=2**24)]  # R + 256 G + 65536 B; 0 is void
     category_id: int
     iscrowd: ZeroOrOne | None = 0
@@ -105,8 +94,6 @@ class Segment(Struct):
 
 
 class PanopticAnnotation(Annotation, kw_only=True):
-    """An entry of a panoptic file's `annotations`."""
-
     file_name: str
     segments_info: list[Segment]
 
@@ -116,8 +103,6 @@ class PanopticAnnotation(Annotation, kw_only=True):
 
 
 class InstanceAnnotation(Annotation, kw_only=True):
-    """An entry of an instances file's `annotations`."""
-
     category_id: int
     segmentation: Segmentation
     area: NotNegative
@@ -159,11 +144,10 @@ class CocoFile(Struct, kw_only=True):
         """The categories sorted by id, as Detectron2 sorts them: a contiguous id is an index. All
         that are not a panoptic file's are things."""
         of_panoptic = isinstance(self, PanopticFile)
-        categories = [
+        return tuple(
             Category(c.id, c.name, not of_panoptic or c.isthing == 1, parse_color(c.color))
-            for c in self.categories
-        ]
-        return tuple(sorted(categories, key=lambda category: category.id))
+            for c in sorted(self.categories, key=lambda category: category.id)
+        )
 
     def without_image(self, path: Path) -> dict[int, str]:
         """A sentence for every annotation whose image is not listed, by its index."""
@@ -177,8 +161,6 @@ class CocoFile(Struct, kw_only=True):
 
 
 class PanopticFile(CocoFile, kw_only=True):
-    """COCO's panoptic layout."""
-
     images: Sequence[NamedImage]
     annotations: Annotated[Sequence[PanopticAnnotation], Meta(min_length=1)]
     categories: Annotated[Sequence[PanopticCategory], Meta(min_length=1)]
@@ -190,10 +172,9 @@ class PanopticFile(CocoFile, kw_only=True):
         for i, annotation in enumerate(self.annotations):
             for j, segment in enumerate(annotation.segments_info):
                 if segment.category_id not in table:
-                    raise ValueError(
-                        f"annotations[{i}].segments_info[{j}].category_id {segment.category_id} is "
-                        "not among the ids of 'categories'"
-                    )
+                    where = f"annotations[{i}].segments_info[{j}].category_id"
+                    missing = f"{segment.category_id} is not among the ids of 'categories'"
+                    raise ValueError(f"{where} {missing}")
 
 
 class InstancesFile(CocoFile, kw_only=True):
@@ -225,23 +206,17 @@ class SplitFile(Struct):
 
     def __post_init__(self) -> None:
         names: dict[int, str] = {}
-        for split in ("train", "val", "test"):
-            for i, (path, label, text) in enumerate(getattr(self, split)):
+        for split, rows in msgspec.structs.asdict(self).items():
+            for i, (path, label, text) in enumerate(rows):
                 check_file_name(path, f"{split}[{i}][0]")
-                if names.setdefault(label, text) != text:
-                    raise ValueError(
-                        f"{split}[{i}] calls label {label} {text!r}, an entry before it calls it "
-                        f"{names[label]!r}"
-                    )
+                if (first := names.setdefault(label, text)) != text:
+                    both = f"{text!r}, an entry before it calls it {first!r}"
+                    raise ValueError(f"{split}[{i}] calls label {label} {both}")
 
 
 def read_json(path: Path, kind: type[T], what: str = "annotation file") -> T:
-    """Read a JSON file that must look like `kind`; sentences call the file `what`.
-
-    Raises:
-        InputError: it is missing, is no JSON, or a value is not as `kind` says. The sentence names
-            the file, the record and the key.
-    """
+    """Read a JSON file that must look like `kind`; InputError, which calls the file `what` and
+    names record and key, where it is missing, no JSON, or a value is not as `kind` says."""
     try:
         data = path.read_bytes()
         return msgspec.json.decode(data, type=kind)
@@ -307,11 +282,8 @@ def _quote(data: bytes, place: str, most: int = 40) -> str:
 
 def check_unique(values: Iterable[Any], what: str) -> None:
     """Raise a ValueError where a value occurs twice."""
-    seen: set[Any] = set()
-    for value in values:
-        if value in seen:
-            raise ValueError(f"{what} {value!r} occurs twice")
-        seen.add(value)
+    if twice := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{what} {twice[0]!r} occurs twice")
 
 
 def check_file_name(name: str, where: str = ".file_name") -> None:
@@ -333,7 +305,6 @@ def parse_color(color: list[Any] | str | None) -> tuple[int, int, int] | None:
     if isinstance(color, str) and re.fullmatch("#[0-9a-fA-F]{6}", color):
         values = bytes.fromhex(color[1:])
     if len(values) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in values):
-        raise ValueError(
-            f".color must be three whole numbers 0 .. 255 or '#rrggbb', not {color!r:.40}"
-        )
+        what = "three whole numbers 0 .. 255 or '#rrggbb'"
+        raise ValueError(f".color must be {what}, not {color!r:.40}")
     return values[0], values[1], values[2]

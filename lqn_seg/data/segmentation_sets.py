@@ -1,7 +1,5 @@
 """The built-in data sets for segmentation: the demo, COCO, ADE20K, Cityscapes and CamVid."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,10 +36,8 @@ def _coco_instances(split: str, name: str, root: Path) -> Dataset:
     return load_coco_instances(name, root / "coco" / f"{split}2017", file)
 
 
-# ---- ADE20K --------------------------------------------------------------------------------------
-
-# Kind and first name of each class, in the order of objectInfo150.txt; raw label = index + 1. The
-# instance category k = 1 .. 100 of annotations_instance/ is the k-th thing.
+# ADE20K's classes, kind and first name, in the order of objectInfo150.txt; raw label = index + 1.
+# The instance category k = 1 .. 100 of annotations_instance/ is the k-th thing.
 _LINES = (files("lqn_seg.data") / "ade20k.txt").read_text().splitlines()
 _ADE20K = [line.split(" ", 1) for line in _LINES]
 ADE20K_CLASSES = tuple(name for _, name in _ADE20K)
@@ -64,11 +60,7 @@ def _ade20k(split: str, name: str, root: Path) -> Dataset:
     folder = root / ADE20K_FOLDER
     label_dir, table = _ade20k_labels(split, folder)
     return load_label_folders(
-        name,
-        folder / "images" / ADE20K_SPLITS[split],
-        label_dir,
-        ADE20K_CLASSES,
-        label_table=table,
+        name, folder / "images" / ADE20K_SPLITS[split], label_dir, ADE20K_CLASSES, label_table=table
     )
 
 
@@ -88,8 +80,6 @@ def _ade20k_panoptic(split: str, name: str, root: Path) -> Dataset:
         label_table=table if has_labels else None,
     )
 
-
-# ---- Cityscapes, fine annotations ----------------------------------------------------------------
 
 CITYSCAPES_IGNORE = 255
 # By label id 0 .. 33: the train id, a contiguous id or `CITYSCAPES_IGNORE`. ("license plate" has id
@@ -131,8 +121,6 @@ def _cityscapes(split: str, name: str, root: Path) -> Dataset:
 
     return Dataset(metadata, listing)
 
-
-# ---- CamVid --------------------------------------------------------------------------------------
 
 CAMVID_CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),

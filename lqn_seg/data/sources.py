@@ -1,7 +1,5 @@
 """The built-in data sets of `sets.json`: names, where their files lie, how to get them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

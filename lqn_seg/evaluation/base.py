@@ -4,8 +4,6 @@ A statistic is JSON-able and stands for its image alone, so a run can be cut any
 resumed, split over processes and merged.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -37,14 +35,9 @@ class DatasetMetadata(Protocol):
 
 
 class ImageEvaluator(ABC):
-    """Base of the evaluators.
-
-    Args:
-        metadata: the data set's table and its readers of ground truth.
-        records: the data set's records. Needed only where the inputs handed to `process` lack the
-            ground-truth fields (Detectron2's `DatasetMapper` removes `sem_seg_file_name` and
-            `annotations` at test time); they are then looked up by `image_id`.
-    """
+    """Base of the evaluators. `records` of the data set are needed only where the inputs of
+    `process` lack ground-truth fields (Detectron2's `DatasetMapper` removes some at test time);
+    they are looked up by `image_id`."""
 
     task: str  # key of the results, as Detectron2 names it
 
@@ -56,7 +49,6 @@ class ImageEvaluator(ABC):
         self._records = {record["image_id"]: record for record in records or ()}
 
     def reset(self) -> None:
-        """Forget all images."""
         self.images.clear()
 
     def process(
@@ -71,39 +63,25 @@ class ImageEvaluator(ABC):
         self.images[image_id] = statistics
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Reduce to the metrics of the data set, in the range 0 .. 100, NaN where undefined.
-
-        The result does not depend on the order in which images came.
-        """
+        """Metrics of the data set, 0 .. 100, NaN where undefined, whatever the order of images."""
         # Numbers as numbers: where scores tie, AP depends on the order, and this is COCO's.
         ids = sorted(self.images, key=lambda i: (isinstance(i, str), i))
         return {self.task: self.summarize([self.images[image_id] for image_id in ids])}
 
     def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
-        """One image's contribution: JSON-able, pure.
-
-        Raises:
-            InputError: as `prepare` and `score`.
-        """
+        """One image's contribution: JSON-able, pure; InputError as `prepare` and `score`."""
         record = {**self._records.get(record.get("image_id"), {}), **record}
         return self.score(self.prepare(record), output)
 
     @abstractmethod
     def prepare(self, record: Mapping[str, Any]) -> Any:
-        """An image's ground truth, decoded once for all outputs that are scored against it.
-
-        Raises:
-            InputError: it is missing, damaged, or does not fit the record.
-        """
+        """An image's ground truth, decoded once for all outputs that are scored against it;
+        InputError where it is missing, damaged, or does not fit the record."""
 
     @abstractmethod
     def score(self, truth: Any, output: Mapping[str, Any]) -> Statistics:
-        """`statistics` of an output against what `prepare` made of the image's record.
-
-        Raises:
-            InputError: the output lacks this task's field, or has another size or other classes
-                than the ground truth.
-        """
+        """`statistics` of an output against what `prepare` made of the image's record; InputError
+        where the output lacks this task's field, or has another size or other classes."""
 
     @abstractmethod
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:

@@ -1,11 +1,6 @@
-"""Is method A better than method B on these images? Paired bootstrap intervals.
-
-Both methods saw the same images, so images (not scores) are resampled, and both methods get the
-same resampled images: what makes an image hard cancels (Efron and Tibshirani, "An Introduction to
-the Bootstrap", 1993, chapters 8 and 13: percentile interval).
-"""
-
-from __future__ import annotations
+"""Paired bootstrap intervals: both methods get the same resampled images, so what makes an image
+hard cancels (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13:
+percentile interval)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -41,12 +36,11 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Bootstrap metric(A) - metric(B), for any metric of a list of per-image statistics.
 
-    The metric is called 2 (samples + 1) times; where it is a function of sums over images,
-    `paired_interval` of both methods' `resampled_totals` is the same and much faster.
+    Where the metric is a function of sums over images, `paired_interval` of both methods'
+    `resampled_totals` is the same and much faster.
 
     Args:
-        metric: list of statistics -> number; must count an image listed twice twice
-            (an evaluator's `summarize` does).
+        metric: list of statistics -> number; must count an image listed twice twice.
         stats_a, stats_b: one entry per image, same images in the same order.
         samples: number of resampled data sets.
         confidence: of the interval, 0 .. 1.
@@ -67,17 +61,8 @@ def paired_bootstrap(
 def resampled_totals(
     stats: NDArray[np.float64], samples: int = 1000, seed: int = 0, block: int = 1
 ) -> NDArray[np.float64]:
-    """Sums over the images, and over each resampled data set: what paired intervals are made of.
-
-    Two methods' totals are paired as long as images, samples, seed and block are the same.
-
-    Args:
-        stats: (images, ...), such as an evaluator's `stack`.
-        samples, seed, block: as `paired_bootstrap`, with the same samples.
-
-    Returns:
-        (1 + samples, ...), the whole data set first.
-    """
+    """Sums of (images, ...) over the data set and over each sample of `paired_bootstrap`:
+    (1 + samples, ...). Equal samples, seed and block pair two methods' totals."""
     images = _check(len(stats), len(stats), samples, 0.5, block)
     # Gather and add in a fixed order, not counts @ stats: equal statistics then give equal
     # totals to the last bit, and the difference of a method to itself is exactly 0.
@@ -88,11 +73,8 @@ def resampled_totals(
 def paired_interval(
     values_a: NDArray[np.float64], values_b: NDArray[np.float64], confidence: float = 0.95
 ) -> PairedDifference:
-    """The percentile interval of A - B; samples in which one is undefined are left out.
-
-    Args:
-        values_a, values_b: (1 + samples,) a metric of both methods' `resampled_totals`.
-    """
+    """The percentile interval of A - B, from a metric (1 + samples,) of both methods'
+    `resampled_totals`; samples in which one is undefined are left out."""
     difference, *resampled = (values_a - values_b).tolist()
     defined = [value for value in resampled if not math.isnan(value)]
     ends = (1 - confidence) / 2, (1 + confidence) / 2

@@ -1,11 +1,5 @@
-"""Cityscapes' own evaluation of semantic segmentation, by `cityscapesscripts`, on any machine.
-
-Pixels are counted and scores are made by the functions of its script
-`evalPixelLevelSemanticLabeling`; only the images are handed to it one by one, so that a run can be
-cut, resumed and split over processes like any other.
-"""
-
-from __future__ import annotations
+"""Cityscapes' own evaluation of semantic segmentation: the functions of cityscapesscripts'
+`evalPixelLevelSemanticLabeling`, which get the images one by one."""
 
 import copy
 import io
@@ -21,7 +15,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import DatasetMetadata, Statistics, sparse
 from lqn_seg.evaluation.semantic import SemanticEvaluator, SemanticTruth
 
-LABELS, INSTANCES = "labelIds", "instanceIds"
+LABELS = "labelIds"
 
 
 class CityscapesEvaluator(SemanticEvaluator):
@@ -38,9 +32,6 @@ class CityscapesEvaluator(SemanticEvaluator):
     """
 
     def prepare(self, record: Mapping[str, Any]) -> SemanticTruth:
-        """Raises:
-        InputError: as `SemanticEvaluator.prepare`, or the label map is no file of label ids.
-        """
         truth = super().prepare(record)
         if LABELS not in Path(truth.path).name:
             raise InputError(
@@ -58,8 +49,7 @@ class CityscapesEvaluator(SemanticEvaluator):
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """mIoU and its relatives, then IoU iIoU IoU_sup iIoU_sup, 0 .. 100, NaN where undefined."""
         result = super().summarize(statistics)
-        script = _script()
-        arguments = _arguments(True)
+        script, arguments = _script(), _arguments(True)
         matrix = script.generateMatrix(arguments)
         totals = script.generateInstanceStats(arguments)
         parts = [image["cityscapes"] for image in statistics]
@@ -95,8 +85,7 @@ def _count(
     predicted: NDArray[np.uint8], truth: str, has_instances: bool
 ) -> tuple[NDArray[np.integer], dict[str, dict[str, list[float]]]]:
     """One image through the script: pixels by label ids, and the weights of instances."""
-    script = _script()
-    arguments = _arguments(has_instances)
+    script, arguments = _script(), _arguments(has_instances)
     matrix = script.generateMatrix(arguments)
     stats = script.generateInstanceStats(arguments)
     file = io.BytesIO()
@@ -131,12 +120,8 @@ def train_to_label_ids() -> NDArray[np.uint8]:
 
 
 def score_files(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """The script's own evaluation of files (prediction, ground truth), both of label ids.
-
-    Returns:
-        IoU, iIoU, IoU_sup, iIoU_sup, 0 .. 100; those of instances only where all their files are
-        there.
-    """
+    """The script's own evaluation of files (prediction, ground truth) of label ids: IoU, iIoU,
+    IoU_sup, iIoU_sup, 0 .. 100; those of instances only where all their files are there."""
     has_instances = all(Path(_instance_file(truth)).is_file() for _, truth in pairs)
     predicted, truths = zip(*pairs, strict=True)
     scores = _script().evaluateImgLists(list(predicted), list(truths), _arguments(has_instances))
@@ -148,7 +133,7 @@ def score_files(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
 
 def _instance_file(truth: str) -> str:
     """The file of instance ids beside one of label ids, as the script finds it."""
-    return truth.replace(LABELS, INSTANCES)
+    return truth.replace(LABELS, "instanceIds")
 
 
 class _NumpyWithIn1d:

@@ -1,14 +1,9 @@
-"""Top-1 and top-5 accuracy, accuracy by class, and reliability (ECE).
+"""Top-1 and top-5 accuracy, accuracy by class, and the expected calibration error.
 
-An image's statistic is its label, what was predicted with which probability, and how many classes
-stood above its own. Everything else follows from a list of those.
-
-The expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017)
-sorts images into `BINS` equal bins of the probability of what was predicted, and averages the
-distance between accuracy and mean probability, weighted by images.
+ECE (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) sorts images into `BINS`
+equal bins of the probability of what was predicted, and averages the distance between accuracy and
+mean probability, weighted by images.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.base import (
-    ImageEvaluator,
-    Statistics,
-    output_field,
-    to_numpy,
-)
+from lqn_seg.evaluation.base import ImageEvaluator, Statistics, output_field, to_numpy
 
 BINS = 15
 
@@ -62,14 +52,13 @@ class ClassificationEvaluator(ImageEvaluator):
         with np.errstate(invalid="ignore"):
             by_class = 100 * hits / seen
             acc5 = 100 * np.mean([s["above"] < 5 for s in statistics]) if statistics else np.nan
+        named = zip(distinct(self.classes), by_class)
         return {
             "acc1": float(self.metric(totals)[0]),
             "acc5": float(acc5),
             "mACC": float(np.nanmean(by_class)) if (seen > 0).any() else float("nan"),
             "ECE": expected_calibration_error(statistics),
-            **{
-                f"ACC-{name}": float(value) for name, value in zip(distinct(self.classes), by_class)
-            },
+            **{f"ACC-{name}": float(value) for name, value in named},
         }
 
     def stack(self, statistics: Sequence[Statistics]) -> NDArray[np.float64]:

@@ -1,7 +1,5 @@
 """Mask AP as COCO defines it, computed by pycocotools."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
@@ -11,13 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.base import (
-    ImageEvaluator,
-    Statistics,
-    check_shape,
-    output_field,
-    to_numpy,
-)
+from lqn_seg.evaluation.base import ImageEvaluator, Statistics, check_shape, output_field, to_numpy
 
 # Positions of the published numbers in COCOeval.stats.
 _STATS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5}

@@ -3,8 +3,6 @@
 The rules on void and crowd are those of the reference implementation, panopticapi.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.base import (
-    ImageEvaluator,
-    Statistics,
-    check_shape,
-    output_field,
-    to_numpy,
-)
+from lqn_seg.evaluation.base import ImageEvaluator, Statistics, check_shape, output_field, to_numpy
 
 VOID = 0
 Segments = Sequence[Mapping[str, Any]]
@@ -28,24 +20,14 @@ Segments = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class PanopticTruth:
-    """An image's true segments, ready to be matched; T of them, void first.
-
-    Attributes:
-        image_id: of the record.
-        index: (H, W) which of the segments a pixel is of.
-        area: (T,) pixels; a given area is believed, as panopticapi does.
-        category: (T,) contiguous id, -1 of void and of ids that are not listed.
-        crowd: (T,) whether the segment is a crowd.
-        crowds: the segment of each category's crowd; of several the last listed, as in panopticapi.
-            (COCO allows one per category and image.)
-    """
+    """An image's true segments, ready to be matched; T of them, void first."""
 
     image_id: Any
-    index: NDArray[np.intp]
-    area: NDArray[np.float64]
-    category: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    crowds: dict[int, int]
+    index: NDArray[np.intp]  # (H, W) which of the segments a pixel is of
+    area: NDArray[np.float64]  # (T,) pixels; a given area is believed, as panopticapi does
+    category: NDArray[np.int64]  # (T,) contiguous id, -1 of void and of ids that are not listed
+    crowd: NDArray[np.bool_]  # (T,)
+    crowds: dict[int, int]  # category -> its crowd; of several the last listed, as in panopticapi
 
 
 def prepare_segments(
@@ -77,11 +59,8 @@ def match_segments(
     negative unless it is a crowd. An unmatched prediction is a false positive unless more than half
     of it lies on void or on the crowd segment of its category.
 
-    Returns:
-        category -> (sum of IoU over matches, matches, false positives, false negatives).
-
-    Raises:
-        ValueError: the ids in the predicted map are not those of `segments`.
+    Returns category -> (sum of IoU over matches, matches, false positives, false negatives);
+    ValueError where the ids in the predicted map are not those of `segments`.
     """
     listed = {int(s["id"]): int(s["category_id"]) for s in segments}
     ids = np.array(sorted({VOID, *listed}))
@@ -117,7 +96,7 @@ def match_segments(
 def panoptic_quality(
     totals: NDArray[np.floating], is_thing: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float64]]:
-    """PQ, SQ and RQ from summed counts, over all categories, things and stuff.
+    """PQ SQ RQ PQ_th SQ_th RQ_th PQ_st SQ_st RQ_st, each (...), 0 .. 100.
 
     Categories without matches, false positives or false negatives are left out of the mean; a group
     in which none is left is NaN.
@@ -126,9 +105,6 @@ def panoptic_quality(
         totals: (..., C, 4): sum of IoU, matches, false positives, false negatives; leading
             dimensions are independent data sets (bootstrap samples).
         is_thing: (C,).
-
-    Returns:
-        PQ SQ RQ PQ_th SQ_th RQ_th PQ_st SQ_st RQ_st, each (...), 0 .. 100.
     """
     groups = {"": np.ones_like(is_thing), "_th": is_thing, "_st": ~is_thing}
     result = {}

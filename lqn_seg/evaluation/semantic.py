@@ -1,7 +1,5 @@
 """Semantic segmentation: mIoU and its relatives from one confusion matrix of the data set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,34 +19,24 @@ from lqn_seg.evaluation.base import (
 
 
 class SemanticTruth(NamedTuple):
-    """Attributes:
-    labels: (H, W) contiguous ids; pixels that do not count have the number of classes.
-    path: of the record's label map, or "".
-    """
+    """An image's true labels."""
 
     image_id: Any
-    labels: NDArray[np.int64]
-    path: str = ""
+    labels: NDArray[np.int64]  # (H, W) contiguous ids; the number of classes: does not count
+    path: str = ""  # of the record's label map
 
 
 def confusion_matrix(
     truth: NDArray[np.integer], predicted: NDArray[np.integer], classes: int
 ) -> NDArray[np.int64]:
-    """Count pixels by (true class, predicted class).
-
-    Args:
-        truth: (H, W), 0 .. classes - 1, or classes where a pixel does not count.
-        predicted: (H, W), 0 .. classes - 1.
-
-    Returns:
-        (classes, classes), rows = truth.
-    """
+    """(classes, classes) pixels by true (rows) and predicted class; both maps are (H, W), and where
+    the truth is `classes` a pixel does not count."""
     pairs = (truth * classes + predicted).ravel()
     return np.bincount(pairs, minlength=(classes + 1) * classes).reshape(-1, classes)[:-1]
 
 
 def semantic_quality(totals: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
-    """mIoU, fwIoU, mACC and pACC from pixel totals per class.
+    """mIoU, fwIoU, mACC and pACC, each (...), 0 .. 100.
 
     Classes absent from the ground truth are not averaged; without any ground truth all is NaN.
 
@@ -56,9 +44,6 @@ def semantic_quality(totals: NDArray[np.floating]) -> dict[str, NDArray[np.float
         totals: (..., C, 3): pixels that are right, pixels of the class in the ground truth, pixels
             predicted as the class (ignored ones in none of them); leading dimensions are
             independent data sets.
-
-    Returns:
-        name -> (...), 0 .. 100.
     """
     right, truth, _ = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
     iou, accuracy = _per_class(totals)

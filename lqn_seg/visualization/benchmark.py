@@ -1,7 +1,5 @@
 """Plots of a benchmark: time by layer, time and arithmetic by size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,7 @@ _AXES = {
 
 
 def draw_benchmark(results: Results, stem: Path) -> list[Path]:
-    """One panel for depth, one for each sweep.
-
-    Args:
-        results: of `lqn_seg.lab.benchmark.benchmark`, with its ``sweeps`` and ``depth``.
-    """
+    """One panel for depth, one for each sweep, of `lqn_seg.lab.benchmark`'s results."""
     figure = Figure(figsize=(15, 8.4), layout="constrained")
     depth, *panels = figure.subplots(2, 3).flat
     _draw_depth(depth, results["depth"])

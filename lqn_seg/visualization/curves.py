@@ -1,8 +1,6 @@
 """Plots of a study's ``results.json``: differences with intervals, cost, and curves of a sweep;
 and of what a fit was like: its loss by step, its error by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -45,11 +43,7 @@ def draw_sweep(results: Results, stem: Path) -> list[Path]:
 
 
 def draw_fit(results: Results, stem: Path) -> list[Path]:
-    """Loss by step, error over variance and sensitivity by layer: one line per method.
-
-    Args:
-        results: method -> {"loss": by step, "error", "sensitivity": by layer}.
-    """
+    """One line per method of `results`: its "loss" by step, "error" and "sensitivity" by layer."""
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     losses, errors, sensitivities = figure.subplots(1, 3)
     for k, (method, numbers) in enumerate(results.items()):
@@ -132,13 +126,8 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
         x_of = dict(zip(map(str, values), x))
         points = [(x_of.get(str(v), v), score) for v, score in sweep["paper"]]
         published = left.twinx()
-        black: dict[str, Any] = {
-            "color": "black",
-            "linestyle": ":",
-            "marker": "*",
-            "markersize": 10,
-        }
-        lines += published.plot(*zip(*points), label="published", **black)
+        xs, ys = zip(*points)
+        lines += published.plot(xs, ys, "k*:", markersize=10, label="published")
         names.append("published (right-hand axis)")
         published.set_ylabel(fill(f"published: {sweep['paper_label']}", 40))
     left.legend(lines, names, fontsize="small")
@@ -164,7 +153,6 @@ def _whiskers(
 
 
 def _groups(table: Results) -> list[str]:
-    """Conditions and means of them that a table has scores for."""
     return list(next(iter(table["methods"].values()))["scores"])
 
 

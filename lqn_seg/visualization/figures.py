@@ -1,9 +1,5 @@
 """The paper's figures, and what it could not print: drawn from arrays, into PNG and SVG files.
-
-Images are uint8 (H, W, 3) RGB; `stem` is a path without suffix.
-"""
-
-from __future__ import annotations
+Images are uint8 (H, W, 3) RGB; `stem` is a path without suffix."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,13 +30,8 @@ def draw_token_maps(
     name: str,
     heading: str,
 ) -> list[Path]:
-    """Columns: layers. Rows: the teacher's tokens, the student's, and the error between them.
-
-    Args:
-        teacher, student: colour maps per layer.
-        errors: (H, W) error over variance per layer.
-        name: of the student.
-    """
+    """Columns: layers. Rows: colour maps of the teacher's tokens and of the student's (`name`), and
+    the errors over variance (H, W) between them."""
     count = len(layers)
     figure = Figure(figsize=(1.9 * (count + 1) + 0.8, 6.3), layout="constrained")
     axes = figure.subplots(3, count + 1, squeeze=False)
@@ -68,11 +59,7 @@ def draw_by_layer(
     ylabel: str = "squared error / variance of the teacher's tokens",
     mean_token: bool = True,
 ) -> list[Path]:
-    """One line per name of `curves`, from layer 1; by default errors over variance.
-
-    Args:
-        mean_token: draw the error of the mean token, 1.
-    """
+    """One line per name of `curves`, from layer 1, and one at 1 where `mean_token`."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     for k, (name, values) in enumerate(curves.items()):
@@ -131,13 +118,9 @@ def draw_gauge(
     stem: Path,
     heading: str,
 ) -> list[Path]:
-    """Damage measured at the patch embedding, and the student's mixing weight that follows from it,
-    by corruption and severity.
-
-    Args:
-        readings: corruption -> (damage, mixing weight) for severities 0 (none), 1, 2, ...
-        undamaged: the damage that clean images stay below.
-    """
+    """Damage measured at the patch embedding, and the student's mixing weight that follows from it:
+    `readings` of both by corruption, for severities 0 (none), 1, 2, ...; clean images stay below
+    the damage `undamaged`."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for k, (name, values) in enumerate(readings.items()):

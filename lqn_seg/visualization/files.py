@@ -3,8 +3,6 @@
 Every writer makes folders as needed, and raises `InputError` where it cannot write.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

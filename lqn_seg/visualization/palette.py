@@ -1,10 +1,5 @@
 """The one palette of every panel: a category keeps its colour, its instances are shades of it.
-
-Colours are (red, green, blue) integers in 0..255. Nothing here is random and nothing depends on
-the order in which pictures are drawn, so two panels of the same scene can be compared by colour.
-"""
-
-from __future__ import annotations
+Colours are (red, green, blue) integers in 0..255, the same in every panel of a scene."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -82,12 +77,9 @@ def instance_shades(color: Color) -> tuple[Color, ...]:
 def segment_colors(
     ids: np.ndarray, segments: Sequence[Mapping[str, Any]], categories: Sequence[CategoryLike]
 ) -> dict[int, Color]:
-    """Colour of every segment of one panoptic map (H, W).
-
-    Stuff takes its category's colour. Things take shades of it, by where in the picture they lie,
-    so that an object keeps its colour from panel to panel even where segment ids differ or another
-    object was missed; of two that would share a shade, the smaller takes the next free one.
-    """
+    """Colour of every segment of one panoptic map (H, W): stuff takes its category's, things shades
+    of it, by where in the picture they lie, so that an object keeps its colour from panel to panel;
+    of two that would share a shade, the smaller takes the next free one."""
     by_category: dict[int, list[int]] = {}
     for segment in segments:
         by_category.setdefault(int(segment["category_id"]), []).append(int(segment["id"]))

@@ -1,11 +1,4 @@
-"""Overlays, difference maps and comparison panels.
-
-Images are uint8 (H, W, 3) RGB. A segmentation is a panoptic map (H, W), 0 = void, and one dict per
-segment with `id` and `category_id`, an index into the data set's categories (contiguous ids, not
-those of a COCO file).
-"""
-
-from __future__ import annotations
+"""Overlays, difference maps and comparison panels. Images are uint8 (H, W, 3) RGB."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,21 +48,20 @@ class Segmentation(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a panel: `title` above it, `figure` ("PQ 61.3") at the right of the title, and
-    `note` inside its lower right corner."""
+    """One picture of a panel."""
 
     image: np.ndarray
-    title: str = ""
-    figure: str = ""
-    note: str = ""
+    title: str = ""  # above it
+    figure: str = ""  # at the right of the title, such as "PQ 61.3"
+    note: str = ""  # inside its lower right corner
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a panel and its label, which is written sideways at the left."""
+    """One row of a panel."""
 
     cells: Sequence[Cell]
-    label: str = ""
+    label: str = ""  # written sideways at the left
 
 
 def one_segment_per_class(ids: np.ndarray) -> Segmentation:
@@ -85,10 +77,7 @@ def overlay(
     size: Size | None = None,
 ) -> np.ndarray:
     """The image with its segments in colour and their borders in white, one pixel wide at `size`.
-
-    Pixels of no segment keep the image's own colours under thin hatching, so that what a
-    prediction left out stands out and can still be looked at.
-    """
+    Pixels of no segment keep the image's own colours under thin hatching."""
     ids, segments = segmentation
     colors = segment_colors(ids, segments, categories)
     if size is not None:
@@ -169,7 +158,7 @@ def legend_entries(
 
 def cell_size(height: int, width: int) -> Size:
     """The size at which a panel shows an image: about 256 to 320 px on its longer side. Small ones
-    grow by a whole factor, so that every pixel stays a square of one size."""
+    grow by a whole factor."""
     longest = max(height, width)
     if longest <= 320:
         factor = max(1, round(272 / longest))
@@ -186,10 +175,7 @@ def comparison_row(
     figures: Mapping[str, str] | None = None,
 ) -> Row:
     """Image, ground truth if there is one, one overlay per prediction, with what differs from the
-    first outlined, and where the last differs from the first.
-
-    Args:
-        figures: by method, short text beside its title, for example "PQ 61.3".
+    first outlined, and where the last differs from the first. `figures`: as in `Cell`, by method.
     """
     size = cell_size(*image.shape[:2])
     cells = [Cell(_resize_image(image, size), "image")]
@@ -206,11 +192,8 @@ def comparison_row(
 
 
 def panel(rows: Sequence[Row], legend: Sequence[tuple[str, Color]] = ()) -> np.ndarray:
-    """Rows of titled pictures on white, with row labels at the left and a legend at the bottom.
-
-    A title that repeats the one above it, figure included, is written once. Pictures are drawn at
-    the size they have, centred in their row and column.
-    """
+    """Rows of titled pictures on white, with row labels at the left and a legend at the bottom. A
+    title that repeats the one above it, figure included, is written once."""
     columns = zip(*(row.cells for row in rows), strict=True)
     widths = [max(cell.image.shape[1] for cell in column) for column in columns]
     left = _MARGIN + (_LABEL_MARGIN if any(row.label for row in rows) else 0)
@@ -289,7 +272,6 @@ def _draw_row(
 
 
 def _draw_title(draw: ImageDraw.ImageDraw, cell: Cell, left: int, width: int) -> None:
-    """Title in ink at the left of the cell, figure in grey at its right."""
     figure = _fitted(cell.figure, _SMALL, width)
     title = _fitted(cell.title, _TITLE, width - (_SMALL.getlength(figure) + 10 if figure else 0))
     # A stroke of a third of a pixel is the nearest thing to bold that Pillow's own font has.
@@ -305,7 +287,6 @@ def _draw_note(draw: ImageDraw.ImageDraw, note: str, right: int, bottom: int) ->
 
 
 def _draw_legend(legend: Sequence[tuple[str, Color]], left: int, width: int) -> Image.Image:
-    """The legend in as many lines as it needs."""
     gap, entries, x, y = _SWATCH + 7, [], left, 10
     for text, color in legend:
         text = _fitted(text, _SMALL, width - left - _MARGIN - gap)
@@ -317,20 +298,12 @@ def _draw_legend(legend: Sequence[tuple[str, Color]], left: int, width: int) -> 
     strip = _paper(width, y + _LEGEND_LINE)
     draw = ImageDraw.Draw(strip)
     for x, y, text, color in entries:
-        _draw_swatch(draw, x, y + 5, color)
+        swatch = (x, y + 5, x + _SWATCH, y + 5 + _SWATCH)
+        draw.rounded_rectangle(swatch, radius=3, fill=color)
+        if color == VOID_COLOR:  # as in `overlay`
+            draw.line(swatch, fill=_PAPER)
         draw.text((x + gap, y + 12), text, _INK, _SMALL, anchor="lm")
     return strip
-
-
-def _draw_swatch(draw: ImageDraw.ImageDraw, x: int, y: int, color: Color) -> None:
-    side = _SWATCH
-    if color != VOID_COLOR:
-        draw.rounded_rectangle((x, y, x + side, y + side), radius=3, fill=color)
-        return
-    draw.rectangle((x, y, x + side, y + side), outline=VOID_COLOR)  # hatched, as in `overlay`
-    for offset in (side // 2, side, side + side // 2):
-        start, stop = min(offset, side), max(0, offset - side)
-        draw.line((x + start, y + stop, x + stop, y + start), fill=VOID_COLOR)
 
 
 def _fitted(text: str, font: Font, room: float) -> str:

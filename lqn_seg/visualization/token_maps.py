@@ -1,12 +1,5 @@
-"""Token fields as pictures: three principal directions as red, green and blue.
-
-One basis serves every map of a figure, teacher's and student's, so that colours can be compared.
-Layers differ in scale by a factor of ten and more, so a layer is standardised first.
-
-Shapes: H x W grid, D features, n tokens.
-"""
-
-from __future__ import annotations
+"""Token fields as pictures: three principal directions as red, green and blue, the same for every
+map of a figure. Shapes: H x W grid, D features, n tokens."""
 
 from collections.abc import Callable, Sequence
 
@@ -37,11 +30,8 @@ def standardised(tokens: Float, teacher: Float) -> Float:
 
 
 def shared_basis(maps: Sequence[Float]) -> Callable[[Float], Pixels]:
-    """What colours an (H, W, D) map by the principal directions of standardised maps together.
-
-    Signs are fixed (the largest entry of a direction is positive), so colours do not depend on the
-    linear algebra library.
-    """
+    """What colours an (H, W, D) map by the principal directions of standardised maps together. The
+    largest entry of a direction is positive, whatever the linear algebra library."""
     tokens = _stacked(maps).astype(np.float64)
     _, vectors = np.linalg.eigh(tokens.T @ tokens / len(tokens))
     directions = vectors[:, ::-1][:, :3]
@@ -53,11 +43,8 @@ def shared_basis(maps: Sequence[Float]) -> Callable[[Float], Pixels]:
 
 
 def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[Pixels]:
-    """The maps coloured by t-SNE of all their tokens together, in three dimensions.
-
-    Raises:
-        InputError: scikit-learn is not installed, or there are too few tokens.
-    """
+    """The maps coloured by t-SNE of all their tokens together, in three dimensions; InputError
+    where scikit-learn is not installed, or there are too few tokens."""
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:

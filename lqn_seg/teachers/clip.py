@@ -2,7 +2,6 @@
 
 Sequence order inside the vision tower is ``[CLS | patches]``. Layer 0 is the patch embedding with
 its position, *before* ``ln_pre``, which would hide a loss of contrast from statistics alignment.
-
 Shapes: B images, L layers, H x W patches, D features, E joint features, C texts, T tokens a text.
 """
 
@@ -152,12 +151,8 @@ class ClipTeacher(Teacher[ClipContext]):
         return self.tokenizer(list(texts)).to(self.device)
 
     def encode_text(self, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
-        """Text features (C, E), unit length; differentiable in ``embedded``.
-
-        Args:
-            tokens: (C, T) ids: where a text ends, and what it says unless ``embedded`` says it.
-            embedded: (C, T, d) token embeddings to use in place of the looked-up ones.
-        """
+        """Text features (C, E), unit length, of (C, T) token ids; differentiable in ``embedded``,
+        the (C, T, d) token embeddings to use in place of the looked-up ones."""
         handle = None
         if embedded is not None:
             # The rest is open_clip's own text tower.
@@ -236,11 +231,8 @@ def _check_folder(folder: Path, config: Path, name: str) -> None:
 
 
 def check_quick_gelu(name: str, weights: str) -> None:
-    """Raises InputError where an architecture or tag is unknown, or the two differ in QuickGELU.
-
-    OpenAI's weights (and some others) were trained with it; without it they still run, some points
-    worse, and nothing says so.
-    """
+    """Raises InputError where an architecture or tag is unknown, or the two differ in QuickGELU:
+    OpenAI's weights run without it too, some points worse, and nothing says so."""
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         near = [n for n in open_clip.list_models() if n.lower().startswith(name.lower()[:5])]
@@ -272,7 +264,7 @@ def check_quick_gelu(name: str, weights: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what open_clip logs through the root logger; errors are raised all the same."""
+    """Without what open_clip logs through the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

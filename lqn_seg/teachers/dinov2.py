@@ -43,7 +43,7 @@ class Dinov2Teacher(Teacher[PrefixContext]):
 
 
 def preprocessing_of_timm(model: VisionTransformer) -> Preprocessing:
-    """What a timm model says of its input. Its crop is left out: token fields are of all pixels."""
+    """What a timm model says of its input, but its crop: token fields are of all pixels."""
     about: Any = model.pretrained_cfg
     where = "timm's pretrained_cfg"
     filter_name = interpolation_of(about, where, "interpolation")
@@ -114,16 +114,11 @@ def build_dinov2(
 
 
 def start_from_dinov2(model: Any, weights: str) -> Preprocessing:
-    """Give a new EoMT, in place, the ViT of a DINOv2, as the original's training starts.
+    """Give a new EoMT, in place, the ViT of a DINOv2, and return what that says of its input.
 
-    Position embeddings are resampled to the EoMT's grid, and the patch embedding to its patches.
-    Queries, mask head and class head keep their random start.
-
-    Returns:
-        What the DINOv2 says of its input.
-
-    Raises:
-        InputError: the two ViTs have not the same shape.
+    Position embeddings are resampled to the EoMT's grid, the patch embedding to its patches;
+    queries, mask head and class head keep their random start. An `InputError` where the ViTs differ
+    in shape.
     """
     key, eomt = "MODEL.LQN.TRAIN.BACKBONE", model.config
     vit = build_dinov2(weights, "", image_size_of(eomt), eomt.patch_size, key)

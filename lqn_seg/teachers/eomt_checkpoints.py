@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Preprocessing, Size
 from lqn_seg.teachers.eomt_model import build_eomt, eomt_classes, image_size_of, set_image_size
-from lqn_seg.teachers.files import (
-    WEIGHT_FILES,
-    find_file,
-    named,
-    read_json,
-    read_weights,
-)
+from lqn_seg.teachers.files import WEIGHT_FILES, find_file, named, read_json, read_weights
 from lqn_seg.teachers.original_eomt import (
     convert_original,
     is_original,
@@ -191,11 +185,8 @@ def _read_base(path: Path, base: str) -> tuple[dict[str, Tensor] | None, dict[st
 
 
 def read_eomt_config(path: str) -> Any:
-    """An ``EomtConfig`` from a JSON file (an ``EomtDinov3Config`` where it says so).
-
-    Raises:
-        InputError: the file is missing or is not JSON, or has an unknown key.
-    """
+    """An ``EomtConfig`` (or ``EomtDinov3Config``) from a JSON file; an `InputError` where it is
+    missing, is not JSON, or has an unknown key."""
     if not Path(path).is_file():
         raise InputError(f"{_CONFIG}: there is no file {path or '(empty)'}")
     content = read_json(Path(path), _CONFIG)

@@ -1,8 +1,8 @@
 """A teacher's layers at their fastest: the same classes, weights and answers, other products.
 
-PyTorch's own lose time in three places, all of them on a CPU: float32 products that use half of an
-AMD processor's vector units (`dense`), weights that autocast lowers anew for every
-image, and an attention that turns (B, T, D) round and then copies its weights for every token.
+PyTorch's own lose time in three places, all on a CPU: float32 products that use half of an AMD
+processor's vector units (`dense`), weights that autocast lowers anew for every image, and an
+attention that turns (B, T, D) round and then copies its weights for every token.
 """
 
 from __future__ import annotations
@@ -62,10 +62,8 @@ class _SelfAttention(nn.MultiheadAttention):
 
 
 def accelerate(model: nn.Module) -> None:
-    """Exchange the classes of a frozen model's layers, in place.
-
-    Attentions must be given (B, T, D), and the same tensor as query, key and value.
-    """
+    """Exchange the classes of a frozen model's layers, in place. Attentions must be given (B, T,
+    D), and the same tensor as query, key and value."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = _Linear

@@ -87,14 +87,11 @@ def convert_original(
     """A transformers EoMT from the tensors of an original file, loaded strictly.
 
     Args:
-        key: the configuration key or argument that the file comes from, for messages.
+        key: where the file comes from, for messages.
         image_size: (height, width) in pixels, wherever the file's position embeddings do not say
             it: DINOv3 has none, and DINOv2's may be no square.
         overrides: values of the ``EomtConfig`` in place of what the tensors' shapes say.
         base: for delta weights, those of DINOv3 that they are the difference to.
-
-    Raises:
-        InputError: a key is missing, unknown or of another shape, or the size cannot be told.
     """
     short = {n: value for n, value in _short_names(state).items() if n not in _DROPPED}
     inside = {n: value for n, value in short.items() if n.startswith(_BACKBONE)}
@@ -117,11 +114,8 @@ def convert_original(
 
 
 def rename(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], key: str) -> State:
-    """Every name by the first pattern of a table that it begins with.
-
-    Raises:
-        InputError: no pattern is for it.
-    """
+    """Every name by the first pattern of a table that it begins with; an `InputError` without
+    one."""
     renamed = {}
     for name, value in state.items():
         for pattern, replacement in names:
@@ -134,10 +128,8 @@ def rename(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], key:
 
 
 def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
-    """A timm ViT's tensors under the names of transformers' EoMT, q, k and v apart.
-
-    A SwiGLU's first matrix holds gate and value; transformers from 5.18 on has one each.
-    """
+    """A timm ViT's tensors under the names of transformers' EoMT, q, k and v apart, and so gate and
+    value of a SwiGLU, as transformers has them from 5.18 on."""
     renamed = rename(state, TIMM_NAMES, key)
     first, second = (renamed.get(f"layers.0.mlp.fc{k}.weight") for k in (1, 2))
     parts: dict[str, tuple[str, ...]] = {}
@@ -168,11 +160,8 @@ def _fuse_swiglu(state: Mapping[str, Tensor]) -> State:
 
 
 def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
-    """Copy tensors into a model; all of them, and all that it has but the loss's class weights.
-
-    Raises:
-        InputError: keys are missing, unexpected or of another shape; the first three are named.
-    """
+    """Copy tensors into a model; all of them, and all that it has but the loss's class weights. An
+    `InputError` names the first three that are missing, unexpected or of another shape."""
     expected = {n: x for n, x in model.state_dict().items() if not n.startswith("criter")}
     if "layers.0.mlp.weights_in.weight" in expected:
         state = _fuse_swiglu(state)

@@ -1,10 +1,8 @@
 """What a checkpoint says of its pixels: read from the files beside its weights, and checked.
 
-transformers keeps it in ``preprocessor_config.json``, timm in ``config.json``, open_clip in
-``open_clip_config.json``, the original release of EoMT in two tensors among the weights. Whatever
-is done to pixels before a network sees them is folded into one mean and one deviation of pixels in
-0..1. Every reader takes a default for what is missing or null, and raises `InputError` with
-``where`` (the file) and the key for what is malformed.
+Whatever is done to pixels before a network sees them is folded into one mean and one deviation of
+pixels in 0..1. Every reader takes a default for what is missing or null, and raises `InputError`
+with ``where`` (the file) and the key for what is malformed.
 """
 
 from __future__ import annotations
@@ -36,12 +34,7 @@ Channels = tuple[float, ...]
 
 
 def read_preprocessor(weights: str, key: str) -> tuple[dict[str, Any], str] | None:
-    """A transformers checkpoint's ``preprocessor_config.json`` and its path; None without one.
-
-    Args:
-        weights: a directory or hub id.
-        key: the configuration key that ``weights`` comes from, for messages.
-    """
+    """A transformers checkpoint's ``preprocessor_config.json`` and its path; None without one."""
     file = find_file(weights, (FILE_NAME, _PROCESSOR), key)
     if file is None:
         return None
@@ -69,11 +62,9 @@ def preprocessing_of(content: Content, where: str) -> Preprocessing:
 
 
 def normalisation_of(content: Content, where: str) -> tuple[Channels, Channels]:
-    """Mean and deviation, for pixels in 0..1, of what an image processor does to 0..255.
-
-    It multiplies by ``rescale_factor`` (1/255), subtracts ``image_mean`` and divides by
-    ``image_std``, each of which may be switched off.
-    """
+    """Mean and deviation, for pixels in 0..1, of what an image processor does to 0..255: it
+    multiplies by ``rescale_factor`` (1/255) and takes ``image_mean`` and ``image_std``, if switched
+    on."""
     mean: Channels = (0.0, 0.0, 0.0)
     std: Channels = (1.0, 1.0, 1.0)
     if flag(content, "do_normalize", True, where):
@@ -151,11 +142,8 @@ def window_of(content: Content, where: str) -> Size | None:
 
 
 def of_original(state: Mapping[str, Tensor], where: str, delta: bool) -> Preprocessing | None:
-    """Of the tensors ``encoder.pixel_mean`` and ``.pixel_std``; None without them.
-
-    Args:
-        delta: they are differences to the ImageNet values that the original code starts with.
-    """
+    """Of the tensors ``encoder.pixel_mean`` and ``.pixel_std``, which as a ``delta`` are
+    differences to the ImageNet values that the original code starts with; None without them."""
     start = {"encoder.pixel_mean": IMAGENET_MEAN, "encoder.pixel_std": IMAGENET_STD}
     values = {name: state[name].flatten().tolist() for name in start if name in state}
     if not values:
@@ -204,11 +192,8 @@ def clip_values(content: Content, where: str) -> dict[str, Any]:
 
 
 def write_preprocessor(folder: Path, preprocessing: Preprocessing, size: Size) -> None:
-    """Write `FILE_NAME` for transformers' ``EomtImageProcessor``.
-
-    Args:
-        size: (height, width) of the teacher's input.
-    """
+    """Write `FILE_NAME` for transformers' ``EomtImageProcessor`` and an input of (height,
+    width)."""
     height, width = size
     windows = preprocessing.inference == "windows"
     edges: dict[str, int | None] = {"shortest_edge": height, "longest_edge": width}

@@ -74,11 +74,8 @@ class Trainer(ABC):
         return loss.item()
 
     def run(self) -> bool:
-        """Iterate to the end; False if Ctrl-C came first, after the iteration that it came in.
-
-        Raises:
-            InputError: the loss is not finite any more, or ``OUTPUT_DIR`` cannot be written to.
-        """
+        """Iterate to the end; False if Ctrl-C came first, after the iteration that it came in. An
+        `InputError` if the loss is not finite any more, or ``OUTPUT_DIR`` cannot be written to."""
         make_writable(self.output)
         self.model.train()
         total, first, before = self.solver.MAX_ITER, self.iteration, self.seconds

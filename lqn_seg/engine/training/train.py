@@ -23,11 +23,8 @@ from lqn_seg.teachers.preprocessing import write_preprocessor
 
 
 def build_optimizers(learner: nn.Module, solver: CfgNode) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for everything else.
-
-    Muon's step is an orthogonal matrix, so its rate is on another scale: 20 times AdamW's. It
-    reaches the same loss in about half the steps here, which on a CPU is what counts.
-    """
+    """Muon for the matrices inside the layers, at 20 times the rate (its step is orthogonal), AdamW
+    for the rest: the same loss in about half the steps, which on a CPU is what counts."""
     named = dict(learner.named_parameters())
     inside = [name for name, x in named.items() if "layers." in name and x.ndim == 2]
     matrices = [named.pop(name) for name in inside]
@@ -130,9 +127,8 @@ class TeacherTrainer(Trainer):
     def train(self, resume: bool = False) -> Path:
         """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher.
 
-        Raises:
-            KeyboardInterrupt: Ctrl-C; a checkpoint has been written after the last whole iteration.
-            InputError: as `run`, or the checkpoint is another run's.
+        At Ctrl-C a checkpoint is written after the last whole iteration, and a `KeyboardInterrupt`
+        says so; an `InputError` as of `run`, or where the checkpoint is another run's.
         """
         if resume:
             self.load_checkpoint()

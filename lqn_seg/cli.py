@@ -62,11 +62,8 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(name, type=type(default), default=default, help=help, **keywords)
 
     def add_overrides(self, is_key: Callable[[str], bool] = is_config_key) -> None:
-        """Take ``KEY VALUE`` pairs, wherever they stand, as ``overrides``.
-
-        Args:
-            is_key: of a word that does not directly follow an option, whose value it would be.
-        """
+        """Take ``KEY VALUE`` pairs, wherever they stand, as ``overrides``; a word is a key where
+        ``is_key`` says so and it does not follow an option, whose value it would be."""
         hidden = argparse.SUPPRESS
         self.add_argument("--override", action=_Pair, dest="overrides", default=[], help=hidden)
         self.epilog = "\n".join(filter(None, [self.epilog, "KEY VALUE pairs override config keys"]))
@@ -138,11 +135,8 @@ def names(given: str) -> list[str]:
 
 
 def exit_status(command: Callable[[], int | None], left: str = "go on with --resume") -> int:
-    """A command's exit status; bad input is one sentence, from one of the processes.
-
-    Args:
-        left: what Ctrl-C leaves behind, where the `KeyboardInterrupt` itself does not say it.
-    """
+    """A command's exit status; bad input is one sentence, from one of the processes. ``left`` is
+    what Ctrl-C leaves behind, where the `KeyboardInterrupt` itself does not say it."""
     try:
         return command() or 0
     except PeerError:
@@ -202,11 +196,7 @@ def check_config(
 
     Args:
         methods: the key that ``--methods`` stands for.
-        classification: the command takes classification's keys, whatever the file holds; otherwise
-            the file says which it is of.
-
-    Raises:
-        InputError: the file is missing or malformed, or a key or value is wrong.
+        classification: the command takes classification's keys; otherwise the file says it.
     """
     from lqn_seg.config.nodes import load_any_cfg, load_classification_cfg
 
@@ -231,16 +221,9 @@ def start_processes(arguments: argparse.Namespace) -> int:
 def prepare_splits(
     description: str, folder: str, splits: Collection[str], write: Callable[[Path, str], int | Path]
 ) -> int:
-    """Run a preparation script: `--root`, `--split`, and a line for each split that was written.
-
-    Args:
-        description: the script's docstring.
-        folder: what the root has to hold.
-        write: (root, split) -> how many files it wrote, or the one that names them.
-
-    Returns:
-        The exit status, as `exit_status` has it.
-    """
+    """Run a preparation script, whose docstring is the description, on a root that holds
+    ``folder``: `--root`, `--split`, and a line for each split. ``write`` takes (root, split) and
+    returns how many files it wrote, or the one that names them."""
     from lqn_seg.data.catalog import dataset_roots
 
     parser = Parser(description=description)

@@ -64,16 +64,13 @@ def register_method(name: str, answer: Answer, version: str = "") -> None:
     """Make a test-time method known by a name, for ``METHODS`` and every table.
 
     Args:
-        name: letters, digits, ``_`` and ``-``; the same name again replaces what it was.
+        name: letters, digits, ``_`` and ``-``, none of this project's; the same name again replaces
+            what it was.
         answer: (teacher, normalised images (B, 3, h, w), token field (B, L, H, W, D)) to the last
             layer's tokens (B, H, W, D), which the frozen head reads. Its time is the column "fit";
             its GMACs are not counted.
         version: of an object or of a function whose source is not all there is to it (a closure, a
             partial); another one whenever it changes, so that a resume does not mix the two.
-
-    Raises:
-        InputError: the name is one of this project's, or has other characters; or the version is
-            missing.
     """
     if name in SEGMENTATION or not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"a method of one's own needs a name of its own, not {name!r}")
@@ -81,11 +78,8 @@ def register_method(name: str, answer: Answer, version: str = "") -> None:
 
 
 def parse(name: Any, key: str) -> tuple[str, str, str]:
-    """Variant, preset and query of a method's name; the last two may be empty.
-
-    Raises:
-        InputError: YAML made a number or a list of the name.
-    """
+    """Variant, preset and query of a method's name; the last two may be empty. An `InputError`
+    where YAML made a number or a list of the name."""
     if not isinstance(name, str):
         raise InputError(f"{key}: a method is named by text, not by {name!r}")
     rest, _, query = name.partition(":")
@@ -97,12 +91,9 @@ def lqn_config(cfg: CfgNode, recipe: str = "") -> LQNConfig:
     """The student recipe of a configuration, as the ``lqn`` variant.
 
     Args:
-        cfg: a configuration with ``MODEL.LQN``.
+        cfg: a configuration with ``MODEL.LQN``; an `InputError` names a key whose value is wrong.
         recipe: a preset in place of ``MODEL.LQN.PRESET``; of the other keys the student's sizes and
             ``FIT.PRECISION`` still hold.
-
-    Raises:
-        InputError: a value has the wrong type or is out of range; its key is named.
     """
     lqn = cfg.MODEL.LQN
     base = preset(recipe or lqn.PRESET)
@@ -117,11 +108,8 @@ def lqn_config(cfg: CfgNode, recipe: str = "") -> LQNConfig:
 
 
 def ablation(cfg: CfgNode) -> str:
-    """``MODEL.LQN.ABLATION``, checked.
-
-    Raises:
-        InputError: there is no such ablation of this task, or it has the wrong numbers.
-    """
+    """``MODEL.LQN.ABLATION``; an `InputError` where this task has none such, or its numbers are
+    wrong."""
     name = cfg.MODEL.LQN.ABLATION
     word, _ = parse_ablation(name)
     other = _OF_SEGMENTATION if "CLASSIFICATION" in cfg else _OF_CLASSIFICATION
@@ -131,11 +119,8 @@ def ablation(cfg: CfgNode) -> str:
 
 
 def method_config(cfg: CfgNode, name: str) -> Method:
-    """Segmentation's method of that name; None for ``teacher``.
-
-    Raises:
-        InputError: no method or preset has that name.
-    """
+    """Segmentation's method of that name, None for ``teacher``; an `InputError` where there is
+    none."""
     variant, recipe, query = parse(name, "MODEL.LQN.METHODS")
     if "=" in name:
         return BaselineModel.parse(name)
@@ -160,11 +145,8 @@ def methods(cfg: CfgNode) -> dict[str, Method]:
 
 
 def adaptation(cfg: CfgNode, name: str) -> Adaptation | None:
-    """Classification's method of that name; None for those without a student's recipe.
-
-    Raises:
-        InputError: no method, preset or query has that name.
-    """
+    """Classification's method of that name, None for those without a student's recipe; an
+    `InputError` where no method, preset or query has that name."""
     variant, recipe, query = parse(name, "CLASSIFICATION.METHODS")
     nearest(variant, CLASSIFICATION, "method in CLASSIFICATION.METHODS")
     if variant in (*PLAIN, *BASELINES):

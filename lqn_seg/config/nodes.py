@@ -142,11 +142,9 @@ def augmentation_config(cfg: CfgNode) -> AugmentationConfig:
 
 
 def load_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
-    """Read a YAML file (``_BASE_`` included) into `get_cfg`, then ``KEY VALUE`` overrides.
-
-    Raises:
-        InputError: the file is missing or malformed, or a key is unknown; the nearest is suggested.
-    """
+    """Read a YAML file (``_BASE_`` included) into `get_cfg`, then ``KEY VALUE`` overrides. An
+    `InputError` where the file is missing or malformed, or a key is unknown: the nearest is
+    suggested."""
     cfg = get_cfg()
     merge_cfg(cfg, path, overrides, device)
     return cfg
@@ -166,11 +164,7 @@ def load_any_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> 
 
 
 def _load_yaml(path: str) -> dict[str, Any]:
-    """What a YAML file and those that it names as ``_BASE_`` hold.
-
-    Raises:
-        InputError: one of them is missing, is no YAML or holds no keys.
-    """
+    """What a YAML file and those that it names as ``_BASE_`` hold."""
     if not Path(path).is_file():
         raise InputError(f"there is no config file {path}")
     try:
@@ -185,11 +179,8 @@ def _load_yaml(path: str) -> dict[str, Any]:
 
 
 def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[Any] = (), device: str = "") -> None:
-    """Merge a file and ``KEY VALUE`` overrides into either engine's configuration, and check it.
-
-    Raises:
-        InputError: see `load_cfg` and `check_cfg`.
-    """
+    """Merge a file and ``KEY VALUE`` overrides into either engine's configuration, and check it:
+    `InputError` as of `load_cfg` and `check_cfg`."""
     if len(overrides) % 2:
         raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
     loaded = _load_yaml(path)
@@ -247,10 +238,8 @@ def _update(into: dict[str, Any], values: dict[str, Any]) -> None:
 def check_cfg(cfg: CfgNode) -> None:
     """Find what is wrong now, and not after the data has loaded or the clean images are done.
 
-    The configuration's own data sets are known by their names from here on.
-
-    Raises:
-        InputError: a name is unknown or a number out of range; the key is named.
+    The configuration's own data sets are known by their names from here on. An `InputError` names
+    the key where a name is unknown or a number out of range.
     """
     lqn = cfg.MODEL.LQN
     ablation(cfg)
@@ -269,11 +258,8 @@ def check_cfg(cfg: CfgNode) -> None:
 
 
 def resolve_device(name: str, asked: bool = True) -> str:
-    """``auto``, or a device that was not asked for by hand, falls back to what is there.
-
-    Raises:
-        InputError: a device was asked for that this machine does not have, or that does not exist.
-    """
+    """``auto``, or a device that was not asked for by hand, falls back to what is there; an
+    `InputError` where one was asked for that this machine does not have, or that does not exist."""
     kind = name.split(":")[0]
     if kind == "cpu":
         return name

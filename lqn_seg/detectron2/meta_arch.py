@@ -122,8 +122,7 @@ def register() -> None:
     """Fill Detectron2's registries and catalogs; safe to call again.
 
     Data sets that are registered later, or whose files come later, follow by themselves. Names that
-    Detectron2 knows (``ade20k_sem_seg_val``) or another package registers later (Mask2Former:
-    ``ade20k_panoptic_val``) are theirs.
+    Detectron2 knows or another package registers later (``ade20k_panoptic_val``) are theirs.
     """
     if LQNTTTMetaArch.__name__ not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)

@@ -38,7 +38,7 @@ def calibrate_teacher(
     output: Path | None = None,
     strict: bool = False,
 ) -> Path:
-    """Calibrate on clean images, cut into windows as the configuration evaluates.
+    """Calibrate on clean images, cut into windows as the configuration evaluates; returns the file.
 
     Args:
         images: a folder, searched below, or the name of a registered data set.
@@ -46,12 +46,6 @@ def calibrate_teacher(
         quantile: fraction of the windows left out at either end of each range.
         output: file to write; by default beside the teacher's local weights.
         strict: stop at the first image that cannot be read, which is otherwise named and left out.
-
-    Returns:
-        The file that was written.
-
-    Raises:
-        InputError: no image is found, or nothing says where to write, or the config is wrong.
     """
     cfg = load_cfg(config_file, overrides, device)
     if most < 0:
@@ -96,15 +90,12 @@ def calibrate_on(
     quantile: float,
     strict: bool = False,
 ) -> tuple[Calibration, int]:
-    """`calibrate`, with a bar; images that cannot be read are named, counted and left out.
+    """`calibrate`, with a bar, and how many sources it was made from; images that cannot be read
+    are named, counted and left out, or with `strict` an `InputError`.
 
     Args:
-        windows: (N, 3, h, w) uint8 teacher inputs that a source holds; raises `InputError` where it
-            cannot be read, which `strict` lets through.
+        windows: (N, 3, h, w) uint8 teacher inputs that a source holds.
         batch: how many the teacher gets at a time.
-
-    Returns:
-        The calibration, and how many sources it was made from.
     """
     left_out: set[int] = set()
 
@@ -138,11 +129,8 @@ def calibrate_on(
 
 
 def calibration_records(source: Path | Dataset, strict: bool = False) -> list[Record]:
-    """Records of the images below a folder, or of a data set.
-
-    Raises:
-        InputError: there is no image, or with `strict` one that cannot be listed.
-    """
+    """Records of the images below a folder, or of a data set; an `InputError` where there is none,
+    or with `strict` one that cannot be listed."""
     if isinstance(source, Dataset):
         return usable_records(source, strict)
     files = find_images(source, below=True)

@@ -26,18 +26,13 @@ _NAMES = {
 def convert(
     source: str, target: str, config: str = "", size: tuple[int, int] | None = None, base: str = ""
 ) -> str:
-    """Write a directory that gives the logits of another checkpoint, bit for bit.
+    """Write a directory that gives the logits of another checkpoint, bit for bit; says what it
+    wrote.
 
     Args:
         source: file, directory or hub id.
         target: the directory; it is whole, or it is not there.
         config, size, base: as of `load_eomt`.
-
-    Returns:
-        What was written, in words.
-
-    Raises:
-        InputError: the source does not fit, or the target exists or cannot be written.
     """
     output = Path(target)
     if output.exists():

@@ -16,10 +16,8 @@ def is_launched() -> bool:
 
 @contextmanager
 def patient() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits for a good moment: the block asks whether it was pressed.
-
-    The second one does not wait. In another thread than the main one nobody can press it.
-    """
+    """Ctrl-C waits for a good moment: the block asks whether it was pressed. The second one does
+    not wait. In another thread than the main one nobody can press it."""
     asked = False
 
     def remember(*_: object) -> None:

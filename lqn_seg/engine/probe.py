@@ -84,11 +84,8 @@ class Probe:
         return students
 
     def at(self, layer: float) -> Tensor:
-        """(B, H, W, D) teacher's tokens; between two layers, what is linear between them.
-
-        Raises:
-            InputError: the layer is not in 1..L.
-        """
+        """(B, H, W, D) teacher's tokens; between two layers, what is linear between them. An
+        `InputError` where the layer is not in 1..L."""
         if not 1 <= layer <= self.depth:
             raise InputError(f"the layer must be in 1..{self.depth}, not {layer:g}")
         below, above = math.floor(layer), math.ceil(layer)
@@ -135,14 +132,8 @@ class Probe:
 
 
 def student_recipe(name: str, method: object, all_layers: bool = True) -> LQNConfig:
-    """A method's recipe, if it has a student whose fit can be looked at.
-
-    Args:
-        all_layers: it must have all layers, which APM's does not.
-
-    Raises:
-        InputError: it has none, or makes no step.
-    """
+    """A method's recipe; an `InputError` where it has no student whose fit can be looked at, or
+    with `all_layers` none of all layers, as APM's."""
     variants = ("lqn", "lqn-src") if all_layers else ("lqn", "lqn-src", "apm")
     if not isinstance(method, LQNConfig) or method.fit.variant not in variants:
         kind = "of all layers to look at" if all_layers else "whose steps could be looked at"

@@ -48,7 +48,7 @@ ORIGINS = "origins.json"  # in the output folder: which path each name stands fo
 
 @dataclass(frozen=True)
 class Source:
-    """An image to look at: (h, w, 3) uint8 RGB pixels.
+    """An image to look at: (h, w, 3) uint8 RGB pixels, and what figures say of it.
 
     Attributes:
         name, file_name: for headings, and for the names of its figures.
@@ -76,12 +76,10 @@ class Source:
 
     @property
     def tensor(self) -> Tensor:
-        """(3, h, w) uint8."""
         return torch.from_numpy(self.pixels.copy()).movedim(2, 0).contiguous()
 
     @property
     def heading(self) -> str:
-        """Name and condition, for people."""
         return f"{self.name}, {self.condition.words}"
 
     @property
@@ -92,12 +90,7 @@ class Source:
 
 def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callable[[], Source]]:
     """What reads the images in `inputs`, files and folders of them, or else the first of the
-    configuration's data set.
-
-    Raises:
-        InputError: a path does not exist, a folder holds no image, or there is neither input nor
-            data set.
-    """
+    configuration's data set; an `InputError` where there is nothing to read."""
     if inputs:
         files = dict.fromkeys(file.resolve() for path in map(Path, inputs) for file in _files(path))
         return [partial(_read_file, file) for file in files]
@@ -108,7 +101,6 @@ def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callabl
 
 
 def _files(path: Path) -> Sequence[Path]:
-    """The file, or the images in the folder."""
     if not path.exists():
         raise InputError(f"--input: there is no file or folder {path}")
     images = find_images(path).images if path.is_dir() else [path]
@@ -175,7 +167,6 @@ class Studio:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """The teacher's."""
         return build_calibration(self.cfg, self.teacher)
 
     @cached_property
@@ -215,7 +206,6 @@ class Studio:
 
     @property
     def known(self) -> str:
-        """Which classes the teacher knows, in words."""
         return known_classes([category.name for category in self.categories])
 
     def images(self) -> Iterator[Source]:
@@ -288,7 +278,6 @@ class Studio:
 
     @property
     def metric(self) -> str:
-        """What `score` is."""
         return "PQ" if self.config.panoptic else "mIoU"
 
     def stem(self, kind: str, image: Source, *parts: object) -> Path:

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -183,15 +184,13 @@ def add_run_flags(parser: Parser) -> None:
     parser.add("--dist-url", "auto", "tcp://HOST:PORT of machine 0")
 
 
-def all_overrides(arguments: argparse.Namespace, methods: str) -> list[str]:
+def all_overrides(arguments: Namespace, methods: str) -> list[str]:
     """The ``KEY VALUE`` pairs, with the key that ``--methods`` stands for."""
     chosen = names(arguments.methods)
     return [*arguments.overrides, *((methods, repr(tuple(chosen))) if chosen else ())]
 
 
-def check_config(
-    arguments: argparse.Namespace, methods: str = "", classification: bool = False
-) -> Any:
+def check_config(arguments: Namespace, methods: str = "", classification: bool = False) -> Any:
     """The configuration on a CPU; what is mistyped is found before torch is imported, in seconds.
 
     Args:
@@ -205,12 +204,12 @@ def check_config(
     return load(arguments.config_file, pairs, "cpu")
 
 
-def processes(arguments: argparse.Namespace) -> int:
+def processes(arguments: Namespace) -> int:
     """How many processes were asked for, on all machines together."""
     return arguments.num_gpus * arguments.num_machines
 
 
-def start_processes(arguments: argparse.Namespace) -> int:
+def start_processes(arguments: Namespace) -> int:
     """Run this command again in as many processes as were asked for; returns its exit status."""
     from lqn_seg.engine import launch
 

@@ -13,15 +13,10 @@ Examples:
     python tools/convert_checkpoint.py eomt_large/ eomt_large_wide/ --image-size 512 1024
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, exit_status
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("input", metavar="INPUT", help="file, directory or hub id")
     parser.add_argument("output", metavar="OUTPUT", help="directory to write; must not exist")
@@ -37,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Namespace) -> None:
     from lqn_seg.engine.convert import convert
 
     size = tuple(arguments.image_size) if arguments.image_size else None
@@ -45,9 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: run(arguments), "nothing was written")
+    return exit_status(lambda: run(parse_arguments()), "nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

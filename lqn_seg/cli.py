@@ -1,7 +1,5 @@
 """Command lines: one sentence for what is wrong, a word for Ctrl-C. Standard library only."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -8,8 +8,6 @@
 - ``LABEL=WEIGHTS``: segmentation, another model as a baseline: ``mask2former=DIRECTORY``.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict, replace
 from typing import Any

@@ -5,8 +5,6 @@ the same YAML file then merges into either. A key under ``MODEL.LQN.STUDENT``, `
 ``.ADAPT`` that is left at ``None`` is as ``MODEL.LQN.PRESET`` has it.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """What the nodes of the configuration hold: dataclasses that say keys, defaults, types and
 ranges."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ lqn.register(); lqn.add_lqn_config(cfg)                  # cfg = detectron2.conf
 cfg.merge_from_file("configs/demo_lqn.yaml")
 """
 
-from __future__ import annotations
-
 import importlib
 
 

@@ -1,7 +1,5 @@
 """A frozen teacher as a Detectron2 backbone: one feature map per layer."""
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone

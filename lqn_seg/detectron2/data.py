@@ -1,7 +1,5 @@
 """Our data sets in Detectron2's catalogs, complete enough for its models and evaluators."""
 
-from __future__ import annotations
-
 import functools
 import os
 import zlib

@@ -1,8 +1,6 @@
 """Evaluation on Detectron2's engine: its loader and its loop, our evaluators. It runs one method
 per call, on clean images, and cannot resume; the native one can."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping, Sequence

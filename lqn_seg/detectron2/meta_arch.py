@@ -1,7 +1,5 @@
 """The meta-architectures for Detectron2, and the one explicit call that registers everything."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """From a configuration to a segmenter: the one place that joins config, teacher and head."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Calibrate the teacher of a configuration on a folder of images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar

@@ -3,8 +3,6 @@
 The loop is `DatasetRun.run`; what is stored are each method's statistics and times.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """An EoMT checkpoint of either layout as transformers' directory, compared before it is there."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Ctrl-C and launchers, before torch is imported."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,8 +1,6 @@
 """Several processes at one job: joining those that a launcher started, and their messages, which
 are short and between the hosts: always by gloo, with or without GPUs."""
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import os

@@ -1,7 +1,5 @@
 """Images in a teacher: its tokens at any depth, students of all layers, and what it cannot know."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

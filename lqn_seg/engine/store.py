@@ -4,8 +4,6 @@ A finished batch of JSON-able results becomes one line with its checksum, in a f
 own: a kill tears at most the line that is being written, and a torn line does not count.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The images of a data set that can be used; the console names what cannot."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from lqn_seg.data.metadata import Dataset, Record

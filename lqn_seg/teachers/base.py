@@ -3,8 +3,6 @@
 Shapes: B images, L layers, H x W patches, D features, P prefix tokens (CLS, registers).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager

@@ -5,8 +5,6 @@ its position, *before* ``ln_pre``, which would hide a loss of contrast from stat
 Shapes: B images, L layers, H x W patches, D features, E joint features, C texts, T tokens a text.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

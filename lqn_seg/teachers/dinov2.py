@@ -1,7 +1,5 @@
 """DINOv2 alone, without a mask head: timm's ViT as a frozen teacher, and as a start for an EoMT."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

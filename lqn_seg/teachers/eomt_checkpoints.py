@@ -1,7 +1,5 @@
 """Checkpoints of an EoMT: transformers' layout, the original release's, Detectron2's training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

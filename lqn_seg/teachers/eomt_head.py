@@ -1,7 +1,5 @@
 """EoMT's frozen mask head: patch tokens from the student or the teacher, and query tokens."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ transformers builds square EoMTs only. The original builds its position embeddin
 antialiasing); so do the functions here. With DINOv3 positions are rotary, and any size will do.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

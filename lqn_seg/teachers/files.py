@@ -1,7 +1,5 @@
 """Files of weights: from a directory or the model hub, read without executing what is in them."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -5,8 +5,6 @@ processor's vector units (`dense`), weights that autocast lowers anew for every 
 attention that turns (B, T, D) round and then copies its weights for every token.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ it. Published DINOv3 files are *deltas*: everything under ``encoder`` is the dif
 own weights, which one has to ask for; the head is stored as it is.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ pixels in 0..1. Every reader takes a default for what is missing or null, and ra
 with ``where`` (the file) and the key for what is malformed.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,8 +1,6 @@
 """What training an EoMT takes on either engine: its start, targets, losses and the annealing, block
 by block to zero, of its masked attention, so that the finished teacher runs without it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

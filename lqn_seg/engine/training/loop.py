@@ -1,7 +1,5 @@
 """The loop that trains either teacher: rates, steps, progress, Ctrl-C, and what is said of it."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """Train an EoMT teacher on the native engine, resumable; its losses are in `eomt_training`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ The loss is CLIP's symmetric one, with all pairs of a class as positives (UniCL)
 folder that open_clip's own ``create_model("local-dir:...")`` reads.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An EoMT that a loop from elsewhere trains: losses in training, else the teacher's predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Training data for EoMT: images and the masks of their segments, varied at random."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,9 +1,6 @@
-"""One configuration for both engines: Detectron2's schema, filled from our dataclasses.
-
-The native engine starts from `get_cfg`, Detectron2's from its own ``get_cfg`` and `add_lqn_config`;
-the same YAML file then merges into either. A key under ``MODEL.LQN.STUDENT``, ``.FIT`` and
-``.ADAPT`` that is left at ``None`` is as ``MODEL.LQN.PRESET`` has it.
-"""
+"""One configuration for both engines: Detectron2's schema, filled from our dataclasses. The native
+engine starts from `get_cfg`, Detectron2's from its own and `add_lqn_config`; the same YAML file
+merges into either. What is None under ``MODEL.LQN`` is as ``MODEL.LQN.PRESET`` has it."""
 
 import ast
 import difflib
@@ -38,6 +35,8 @@ from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
 from lqn_seg.errors import InputError
 
+# Others import all that reads a configuration from here.
+__all__ = ["load_cfg", "lqn_config", "method_config", "methods", "register_method"]
 _SECTIONS = {"TEACHER": TeacherConfig, "TRAIN": TrainConfig, "EVAL": EvalConfig}
 # Fields of `SegmentationConfig` and what Mask2Former calls them under MODEL.MASK_FORMER.TEST.
 _OUTPUTS = {
@@ -86,11 +85,9 @@ def get_classification_cfg() -> CfgNode:
 
 
 def add_lqn_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.LQN``, and ``MODEL.MASK_FORMER.TEST`` where Mask2Former has not added it.
-
-    Works before and after Mask2Former's ``add_maskformer2_config``. That function replaces the
-    whole of ``MODEL.MASK_FORMER`` by its own defaults, so thresholds are set in our YAML files.
-    """
+    """Add ``MODEL.LQN``, and ``MODEL.MASK_FORMER.TEST`` where Mask2Former has not added it. Works
+    before and after its ``add_maskformer2_config``, which replaces the whole of
+    ``MODEL.MASK_FORMER`` by its own defaults, so thresholds are set in our YAML files."""
     node, defaults = type(cfg), SegmentationConfig()
     recipe = {
         part.upper(): {name.upper(): None for name in names} for part, names in RECIPE_KEYS.items()
@@ -143,16 +140,12 @@ def load_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgN
     """Read a YAML file (``_BASE_`` included) into `get_cfg`, then ``KEY VALUE`` overrides. An
     `InputError` where the file is missing or malformed, or a key is unknown: the nearest is
     suggested."""
-    cfg = get_cfg()
-    merge_cfg(cfg, path, overrides, device)
-    return cfg
+    return merge_cfg(get_cfg(), path, overrides, device)
 
 
 def load_classification_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
     """`load_cfg` into `get_classification_cfg`."""
-    cfg = get_classification_cfg()
-    merge_cfg(cfg, path, overrides, device)
-    return cfg
+    return merge_cfg(get_classification_cfg(), path, overrides, device)
 
 
 def load_any_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
@@ -176,7 +169,7 @@ def _load_yaml(path: str) -> dict[str, Any]:
     return loaded
 
 
-def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[Any] = (), device: str = "") -> None:
+def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
     """Merge a file and ``KEY VALUE`` overrides into either engine's configuration, and check it:
     `InputError` as of `load_cfg` and `check_cfg`."""
     if len(overrides) % 2:
@@ -197,6 +190,7 @@ def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[Any] = (), device: st
         cfg.MODEL.LQN.METHODS = ()  # one method was asked for by hand
     check_cfg(cfg)
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
+    return cfg
 
 
 def _check_keys(
@@ -234,11 +228,9 @@ def _update(into: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Find what is wrong now, and not after the data has loaded or the clean images are done.
-
-    The configuration's own data sets are known by their names from here on. An `InputError` names
-    the key where a name is unknown or a number out of range.
-    """
+    """Find what is wrong now, and not after the data has loaded: an `InputError` names the key
+    where a name is unknown or a number out of range. The configuration's own data sets are known
+    from here on."""
     lqn = cfg.MODEL.LQN
     ablation(cfg)
     for name in (*lqn.METHODS, lqn.METHOD):
@@ -271,21 +263,3 @@ def resolve_device(name: str, asked: bool = True) -> str:
     if kind != "auto" and asked:
         raise InputError(f"device {name} was asked for, but this machine has none")
     return next((device for device in present if present[device]), "cpu")
-
-
-__all__ = [
-    "add_lqn_config",
-    "augmentation_config",
-    "get_cfg",
-    "get_classification_cfg",
-    "load_any_cfg",
-    "load_cfg",
-    "load_classification_cfg",
-    "lqn_config",
-    "merge_cfg",
-    "method_config",
-    "methods",
-    "register_method",
-    "resolve_device",
-    "segmentation_config",
-]

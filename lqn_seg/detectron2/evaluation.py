@@ -112,10 +112,8 @@ def evaluate(
     config_file: str, overrides: Sequence[str] = (), device: str = ""
 ) -> tuple[Metrics, dict[int | str, str]]:
     """Evaluate the one method of a configuration on Detectron2's engine, and print its metrics.
-
     Every process that Detectron2's launcher or `launch.joined` has joined takes its part. Returns
-    metrics by task, and each image's mask hash by its id: of all on the main process.
-    """
+    metrics by task, and each image's mask hash by its id: of all on the main process."""
     if launch.size() > 1 and is_launched():
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     register()

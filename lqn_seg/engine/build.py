@@ -108,8 +108,7 @@ def build_segmenter(
 
 
 def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str) -> None:
-    """Compare a model's `config.id2label` with the data set's names by contiguous id; `who` and
-    `data_set` are what the sentence calls the two.
+    """Compare a model's `config.id2label` with the data set's names by contiguous id.
 
     Spelling differs from file to file ("tv", "television receiver"), so only the names that both
     have are compared. Where a few have other numbers, one name may mean two classes: a warning.

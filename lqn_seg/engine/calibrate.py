@@ -88,13 +88,9 @@ def calibrate_on(
     quantile: float,
     strict: bool = False,
 ) -> tuple[Calibration, int]:
-    """`calibrate`, with a bar, and how many sources it was made from; images that cannot be read
-    are named, counted and left out, or with `strict` an `InputError`.
-
-    Args:
-        windows: (N, 3, h, w) uint8 teacher inputs that a source holds.
-        batch: how many the teacher gets at a time.
-    """
+    """`calibrate`, with a bar, and how many sources it was made from. ``windows`` gives the (N, 3,
+    h, w) uint8 teacher inputs of a source; what cannot be read is named and left out, or with
+    `strict` an `InputError`. The teacher gets ``batch`` windows at a time."""
     left_out: set[int] = set()
 
     def batches() -> Iterator[Tensor]:

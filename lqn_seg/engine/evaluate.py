@@ -1,7 +1,7 @@
 """Evaluate methods side by side: each image is read once, for all conditions and methods.
 
-The loop is `DatasetRun.run`. All numbers are made from what it stores of an image under a
-condition: each method's statistics for every metric, its times and a hash of its masks.
+All numbers are made from what `DatasetRun.run` stores of an image under a condition: each method's
+statistics for every metric, its times and a hash of its masks.
 """
 
 from __future__ import annotations
@@ -63,11 +63,9 @@ class Condition:
 
     @property
     def words(self) -> str:
-        """For people: "gaussian noise-3"."""
         return str(self).replace("_", " ")
 
     def apply(self, image: Pixels, seed: int) -> Pixels:
-        """(H, W, 3) uint8 to the same, damaged."""
         if self.corruption == CLEAN:
             return image
         return corrupt(image, self.corruption, self.severity, seed)
@@ -98,7 +96,6 @@ class Sample:
     """An image, read once for all methods and conditions.
 
     Attributes:
-        record: of the data set.
         images: (H, W, 3) uint8 by the conditions that lack a result of it.
         stamp: hash of its files and its annotation.
         truth: by task, as `ImageEvaluator.prepare` makes it.
@@ -118,7 +115,6 @@ class DatasetRun(ABC):
     Args:
         records: the images that count.
         model: runs the methods; frozen.
-        evaluators: by task.
         folder: receives the results.
         fingerprint: what else two runs must have in common for their results to belong together.
         conditions: in place of the configuration's.
@@ -126,9 +122,6 @@ class DatasetRun(ABC):
             since is evaluated again.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
-
-    Raises:
-        InputError: there is no image, or another configuration's run is to be resumed.
     """
 
     # A method that learns on the way sees all images of a condition before the next one's.
@@ -333,13 +326,8 @@ class DatasetRun(ABC):
 
 
 class Evaluation(DatasetRun):
-    """One run of segmentation: a data set, conditions and methods.
-
-    ``OUTPUT_DIR/inference`` receives the results; the other arguments are `DatasetRun`'s.
-
-    Raises:
-        InputError: see `DatasetRun`; or the teacher or its files do not fit.
-    """
+    """One run of segmentation: a data set, conditions and methods. ``OUTPUT_DIR/inference``
+    receives the results; the other arguments are `DatasetRun`'s."""
 
     def __init__(
         self,

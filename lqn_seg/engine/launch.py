@@ -77,12 +77,10 @@ def together() -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Let glibc keep what this process frees; best called when the weights are loaded.
-
-    By default it gives large pieces back at once and gets them again page by page: a tenth of a
-    teacher's time on a CPU for one image, a quarter for many at once. The price is memory, a
-    seventh of an EoMT-L's at 512 pixels. Other C libraries stay as they are.
-    """
+    """Let glibc keep what this process frees; best called when the weights are loaded. Getting it
+    again page by page takes a tenth of a teacher's time on a CPU for one image, a quarter for many
+    at once. The price is a seventh of an EoMT-L's memory at 512 pixels. Other C libraries stay as
+    they are."""
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)

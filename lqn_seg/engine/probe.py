@@ -30,7 +30,6 @@ class Probe:
     """B images in one teacher.
 
     Args:
-        teacher: any.
         images: (3, h, w) uint8 each; of an image that needs several windows, the first.
         inference: how images meet the teacher, as `SegmentationConfig.inference`.
         seed: of the students.

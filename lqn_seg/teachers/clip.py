@@ -8,7 +8,7 @@ Shapes: B images, L layers, H x W patches, D features, E joint features, C texts
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class ClipTeacher(Teacher[ClipContext]):
     """A frozen CLIP: a teacher, and the space that its images share with texts.
 
     Args:
-        model: an open_clip model whose vision tower is open_clip's own ViT.
+        model: an open_clip model whose vision tower is open_clip's own ViT, an `InputError` else.
         tokenizer: texts to (C, T) token ids.
         precision: of the matrix products: "float32", "bfloat16" or "float16".
         source: what says how its pixels are prepared, for messages.
@@ -62,10 +62,6 @@ class ClipTeacher(Teacher[ClipContext]):
         joint_width: E.
         resize_mode: open_clip's: "shortest" or "longest" side to the input's, or "squash".
         fill_color: of what "longest" leaves empty, 0..255.
-
-    Raises:
-        InputError: the vision tower is another kind (a ResNet, a timm model, attention pooling), or
-            what its ``preprocess_cfg`` says is malformed.
     """
 
     name = "CLIP"
@@ -151,16 +147,11 @@ class ClipTeacher(Teacher[ClipContext]):
     def encode_text(self, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
         """Text features (C, E), unit length, of (C, T) token ids; differentiable in ``embedded``,
         the (C, T, d) token embeddings to use in place of the looked-up ones."""
-        handle = None
-        if embedded is not None:
-            # The rest is open_clip's own text tower.
-            handle = self.token_embedding.register_forward_hook(lambda *_: embedded)
-        try:
-            with self.products():
-                return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
-        finally:
-            if handle is not None:
-                handle.remove()
+        with ExitStack() as hooks, self.products():
+            if embedded is not None:  # the rest is open_clip's own text tower
+                hook = self.token_embedding.register_forward_hook(lambda *_: embedded)
+                hooks.enter_context(hook)
+            return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -174,7 +165,7 @@ class ClipTeacher(Teacher[ClipContext]):
 def load_clip(
     weights: str, name: str = "", device: str | torch.device = "cpu", precision: str = "float32"
 ) -> ClipTeacher:
-    """Load a frozen CLIP teacher.
+    """Load a frozen CLIP teacher; an `InputError` where a file is missing or does not fit.
 
     Args:
         weights: a local directory (``open_clip_config.json`` and weights; ``name`` stays empty), or
@@ -182,10 +173,6 @@ def load_clip(
             architecture ``name``.
         name: open_clip's name of the architecture, such as "ViT-B-16-quickgelu", "ViT-H-14".
         precision: as of `ClipTeacher`, or "auto"; the image tower is lowered to it.
-
-    Raises:
-        InputError: a file is missing or does not fit, the name or tag is unknown, the QuickGELU
-            differs from the weights', or they are not in the cache and cannot be fetched.
     """
     if not weights:
         raise InputError(f"{_KEY}.WEIGHTS is empty: a CLIP teacher needs its weights")

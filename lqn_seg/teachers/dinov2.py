@@ -56,7 +56,7 @@ def load_dinov2(
     image_size: Size | None = None,
     precision: str = "float32",
 ) -> Dinov2Teacher:
-    """Load a frozen DINOv2 teacher.
+    """Load a frozen DINOv2 teacher; an `InputError` where a file is missing or does not fit.
 
     Args:
         weights: a directory or hub id in timm's layout (``config.json`` with the ``architecture``
@@ -67,9 +67,6 @@ def load_dinov2(
         image_size: (height, width) in pixels, multiples of the patch size; default: the
             architecture's. Position embeddings are resampled as timm does it.
         precision: of the matrix products, or "auto"; the weights are lowered to it.
-
-    Raises:
-        InputError: a file is missing, is no such ViT, or does not fit.
     """
     model = build_dinov2(weights, config, image_size, None, _KEY).to(device)
     teacher = Dinov2Teacher(model, resolve_precision(precision, torch.device(device)))

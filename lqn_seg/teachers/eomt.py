@@ -153,7 +153,7 @@ def load_eomt(
     base: str = "",
     precision: str = "float32",
 ) -> EomtTeacher:
-    """Load a frozen EoMT teacher.
+    """Load a frozen EoMT teacher; an `InputError` where a file is missing or does not fit.
 
     Args:
         weights: a local directory, a file or a hub id, in transformers' layout (``config.json`` and
@@ -165,9 +165,6 @@ def load_eomt(
         base: of delta weights (every published EoMT on DINOv3), a directory, file or hub id of the
             DINOv3 weights that they are the difference to, or ``absolute``.
         precision: of the matrix products, or "auto"; the weights are lowered to it.
-
-    Raises:
-        InputError: a file is missing, is no EoMT, or does not fit its config.
     """
     model, preprocessing = read_eomt(weights, config, image_size, base)
     resolved = resolve_precision(precision, torch.device(device))

@@ -42,7 +42,10 @@ def read_eomt(weights: str, config: str, image_size: Size | None, base: str) -> 
 
 def _read(weights: str, config: str, image_size: Size | None, base: str) -> Read:
     if not weights:
-        return _random(config), None
+        with named(f"{_CONFIG}: no EoMT has the shape of {config}"):
+            model = build_eomt(read_eomt_config(config))
+        nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
+        return model, None
     path = Path(weights)
     if not path.is_file():
         file = find_file(weights, ("config.json", *WEIGHT_FILES), _WEIGHTS)
@@ -61,13 +64,6 @@ def _read(weights: str, config: str, image_size: Size | None, base: str) -> Read
     if is_original(state):
         return _original(state, path, key, config, image_size, base)
     return _trained(state, key, config)
-
-
-def _random(config: str) -> Any:
-    with named(f"{_CONFIG}: no EoMT has the shape of {config}"):
-        model = build_eomt(read_eomt_config(config))
-    nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
-    return model
 
 
 def _transformers(weights: str, as_stated: bool) -> Read:

@@ -1,9 +1,6 @@
-"""transformers' EoMT classes, for images that are not square and for other sizes too.
-
-transformers builds square EoMTs only. The original builds its position embeddings for any
-(height, width), and resamples DINOv2's to it (timm's ``resample_abs_pos_embed``, bicubic with
-antialiasing); so do the functions here. With DINOv3 positions are rotary, and any size will do.
-"""
+"""transformers' EoMT classes, for images that are not square and for other sizes too. Position
+embeddings are resampled as the original does it (timm's ``resample_abs_pos_embed``, bicubic with
+antialiasing); with DINOv3 they are rotary, and any size will do."""
 
 from typing import Any
 

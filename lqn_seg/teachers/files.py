@@ -46,11 +46,10 @@ def named(sentence: str) -> Iterator[None]:
 
 
 def find_file(weights: str, names: Sequence[str], key: str) -> Path | None:
-    """The first of ``names`` in a directory or hub repository; None where it has none of them.
-
-    A hub file is taken from the cache where ``HF_HUB_OFFLINE`` is set or there is no network. An
-    `InputError`, which begins with the configuration's ``key``, where there is no such directory.
-    """
+    """The first of ``names`` in a directory or hub repository; None where it has none of them. A
+    hub file is taken from the cache where ``HF_HUB_OFFLINE`` is set or there is no network. An
+    `InputError`, which begins with the configuration's ``key``, where there is no such
+    directory."""
     path = Path(weights)
     if path.is_dir():
         return next((path / name for name in names if (path / name).is_file()), None)
@@ -115,12 +114,9 @@ def _refuse_absurd(value: Any, where: str, name: str = "") -> None:
 
 
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:
-    """Tensors by name, float32 where they are floating-point, from a safetensors or PyTorch file.
-
-    A PyTorch file holds them flat, under ``state_dict`` (Lightning) or under ``model``
-    (Detectron2). Nothing in it is executed. An `InputError` where it is missing, damaged, or holds
-    more than tensors.
-    """
+    """Tensors by name, float32 where they are floating-point, from a safetensors or PyTorch file,
+    flat, under ``state_dict`` (Lightning) or under ``model`` (Detectron2). Nothing in it is
+    executed. An `InputError` where it is missing, damaged, or holds more than tensors."""
     how = "it is missing, damaged, or holds more than tensors"
     with named(f"{key}: {path} could not be loaded: {how}"):
         if path.suffix == ".safetensors":

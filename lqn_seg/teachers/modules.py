@@ -1,8 +1,8 @@
 """A teacher's layers at their fastest: the same classes, weights and answers, other products.
 
-PyTorch's own lose time in three places, all on a CPU: float32 products that use half of an AMD
-processor's vector units (`dense`), weights that autocast lowers anew for every image, and an
-attention that turns (B, T, D) round and then copies its weights for every token.
+PyTorch's own lose time on a CPU: by float32 products that use half of an AMD processor's vector
+units (`dense`), weights that autocast lowers anew for every image, and an attention that turns (B,
+T, D) round and then copies its weights for every token.
 """
 
 from typing import Any

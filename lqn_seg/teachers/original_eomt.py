@@ -1,9 +1,8 @@
 """EoMT files in the layout of the original release, turned into transformers'.
 
-The original (Kerssies et al., github.com/tue-mps/eomt) saves ``network.encoder.backbone.*`` in
-timm's names where the ViT is DINOv2's, in transformers' where it is DINOv3's, and the head beside
-it. Published DINOv3 files are *deltas*: everything under ``encoder`` is the difference to Meta's
-own weights, which one has to ask for; the head is stored as it is.
+The original (github.com/tue-mps/eomt) saves ``network.encoder.backbone.*`` in timm's names (DINOv2)
+or transformers' (DINOv3), and the head beside it. In published DINOv3 files everything under
+``encoder`` is the difference to Meta's own weights, which one has to ask for.
 """
 
 import math
@@ -198,9 +197,8 @@ def _config(
 ) -> Any:
     """The configuration that a converted file's shapes say, and ``overrides``."""
     width, positions = state["layernorm.weight"].shape[0], state.get(_POSITIONS)
-    patch = next(x for n, x in state.items() if re.match(r"embeddings\.patch_.*weight", n)).shape[
-        -1
-    ]
+    patches = r"embeddings\.patch_.*weight"
+    patch = next(x.shape[-1] for name, x in state.items() if re.match(patches, name))
     gated = "layers.0.mlp.gate_proj.weight" in state
     shape: dict[str, Any] = {
         "hidden_size": width,

@@ -45,16 +45,12 @@ def read_preprocessor(weights: str, key: str) -> tuple[dict[str, Any], str] | No
 def preprocessing_of(content: Content, where: str) -> Preprocessing:
     """What a ``preprocessor_config.json`` says to a transformers image processor."""
     mean, std = normalisation_of(content, where)
-    resize: Literal["keep", "stretch", "none"] = "keep"
-    if "height" in size_of(content, where):
-        resize = "stretch"
+    is_stretched = "height" in size_of(content, where)
+    resize: Literal["keep", "stretch", "none"] = "stretch" if is_stretched else "keep"
     if not flag(content, "do_resize", True, where):
         resize = "none"
-    inference: Literal["", "pad", "windows"] = ""
-    if flag(content, "do_pad", False, where):
-        inference = "pad"
-    if flag(content, "do_split_image", False, where):
-        inference = "windows"
+    pads, splits = (flag(content, key, False, where) for key in ("do_pad", "do_split_image"))
+    inference: Literal["", "pad", "windows"] = "windows" if splits else "pad" if pads else ""
     filter_name = interpolation_of(content, where)
     return Preprocessing(mean, std, filter_name, resize, inference, Path(where).name)
 
@@ -68,11 +64,10 @@ def normalisation_of(content: Content, where: str) -> tuple[Channels, Channels]:
     if flag(content, "do_normalize", True, where):
         mean = channels(content, "image_mean", IMAGENET_MEAN, where)
         std = channels(content, "image_std", IMAGENET_STD, where)
-    factor = 1.0
+    scale = 255.0  # of pixels in 0..1
     if flag(content, "do_rescale", True, where):
         kind = "a positive number"
-        factor = _checked(content, "rescale_factor", 1 / 255, where, kind, _is_positive)
-    scale = 255 * factor  # of pixels in 0..1
+        scale *= _checked(content, "rescale_factor", 1 / 255, where, kind, _is_positive)
     if math.isclose(scale, 1, rel_tol=1e-6):
         return mean, std
     return tuple(m / scale for m in mean), tuple(s / scale for s in std)

@@ -48,11 +48,9 @@ def sine_cosine_grid(grid: tuple[int, int], width: int) -> Tensor:
 
 @torch.no_grad()
 def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> tuple[Any, Preprocessing]:
-    """A new EoMT of the shape in MODEL.LQN.TEACHER.CONFIG, for these classes, and its input.
-
-    Its ViT, and the input's mean and deviation, are of the DINOv2 of MODEL.LQN.TRAIN.BACKBONE, if
-    one is named. An `InputError` where a file is missing or does not fit.
-    """
+    """A new EoMT of the shape in MODEL.LQN.TEACHER.CONFIG, for these classes, and its input. Its
+    ViT, and the input's mean and deviation, are of the DINOv2 of MODEL.LQN.TRAIN.BACKBONE, if one
+    is named."""
     config = read_eomt_config(find_local(cfg.MODEL.LQN.TEACHER.CONFIG))
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}

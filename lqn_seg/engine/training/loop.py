@@ -25,10 +25,8 @@ def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
 
 
 class Trainer(ABC):
-    """``SOLVER.MAX_ITER`` iterations on the one data set of ``DATASETS.TRAIN``.
-
-    A sub-class sets `model` and `optimizers`, whose first rates `learning_rate_factor` scales.
-    """
+    """``SOLVER.MAX_ITER`` iterations on the one data set of ``DATASETS.TRAIN``. A sub-class sets
+    `model` and `optimizers`, whose first rates `learning_rate_factor` scales."""
 
     model: Any
     optimizers: list[torch.optim.Optimizer]

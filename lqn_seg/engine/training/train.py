@@ -50,15 +50,12 @@ class TeacherTrainer(Trainer):
         size = image_size_of(self.model.config)
         self.images = TrainingImages(dataset, size, augmentation_config(cfg), self.preprocessing)
         self.optimizers = build_optimizers(self.learner, self.solver)
+        self.checkpoint_path = self.output / "checkpoint.pt"
 
     def recipe(self) -> str:
         """What two runs must share for one to go on from the other's checkpoint."""
         cfg, shape = self.cfg, self.model.config.to_json_string()
         return repr((cfg.SEED, cfg.DATASETS.TRAIN, cfg.SOLVER, cfg.MODEL.LQN.TRAIN, shape))
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.output / "checkpoint.pt"
 
     def checkpoint(self) -> None:
         """Write the whole training state; a kill in the middle leaves the previous one."""
@@ -123,11 +120,8 @@ class TeacherTrainer(Trainer):
         return super().step()
 
     def train(self, resume: bool = False) -> Path:
-        """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher.
-
-        At Ctrl-C a checkpoint is written after the last whole iteration, and a `KeyboardInterrupt`
-        says so; an `InputError` as of `run`, or where the checkpoint is another run's.
-        """
+        """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher. At Ctrl-C a
+        checkpoint is written after the last whole iteration, and a `KeyboardInterrupt` says so."""
         if resume:
             self.load_checkpoint()
         is_whole = self.run()

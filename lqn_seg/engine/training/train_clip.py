@@ -36,13 +36,8 @@ WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
 class ClipTrainer(Trainer):
-    """Trains a CLIP of the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format).
-
-    Its image tower starts from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named.
-
-    Raises:
-        InputError: the data set or the model's file is missing or malformed.
-    """
+    """Trains a CLIP of the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format). Its
+    image tower starts from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
@@ -138,10 +133,7 @@ class ClipTrainer(Trainer):
 @torch.no_grad()
 def start_from_eomt(model: Any, weights: str) -> Preprocessing:
     """Copy an EoMT's patch embedding and first layers into a CLIP's image tower; returns its input.
-
-    Of a larger grid the positions in the middle are taken; register tokens are left out. An
-    `InputError` where the EoMT cannot be loaded, or the tower is another kind of ViT.
-    """
+    Of a larger grid the positions in the middle are taken; register tokens are left out."""
     eomt, visual = load_eomt(weights), model.visual
     embeddings, layers = eomt.model.embeddings, visual.transformer.layers
     rows, columns = visual.grid_size

@@ -55,11 +55,7 @@ class TrainingImages:
 
     def batch(self, indices: Sequence[int], seed: Sequence[int] = ()) -> dict[str, Any]:
         """``pixel_values`` (B, 3, h, w), and lists of masks (N, h, w) and classes (N,). Image k is
-        varied by what is drawn from (*seed, k) alone.
-
-        An `InputError` where an image is not of the teacher's size and no crop is asked for, or too
-        many had to be left out.
-        """
+        varied by what is drawn from (*seed, k) alone."""
         pixels, masks, classes = [], [], []
         for place, index in enumerate(indices):
             image, index_map, categories = self._read(index)

@@ -23,7 +23,6 @@ _PAIRS = "overrides are KEY VALUE pairs, as in MODEL.LQN.FIT.STEPS 50"
 
 
 def is_config_key(word: str) -> bool:
-    """Whether a word looks like a key of a configuration."""
     return word.split(".")[0] in _ROOTS
 
 
@@ -115,7 +114,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}{hint}; {self.prog} --help explains\n")
 
     def _options(self) -> list[str]:
-        """All options, those of sub-commands too."""
         options = list(self._option_string_actions)
         for action in self._actions:
             if isinstance(action.choices, dict):
@@ -155,20 +153,14 @@ def exit_status(command: Callable[[], int | None], left: str = "go on with --res
 
 
 def add_config_flags(parser: Parser, default: Path | None = None) -> None:
-    """``--config-file``, ``--device`` and ``KEY VALUE`` pairs."""
-    parser.add_argument(
-        "--config-file",
-        required=default is None,
-        default=default and str(default),
-        metavar="FILE",
-        help="YAML configuration" + (" (default: the demo's)" if default else ""),
-    )
+    what = "YAML configuration" + (" (default: the demo's)" if default else "")
+    given: dict[str, Any] = {"default": str(default)} if default else {"required": True}
+    parser.add_argument("--config-file", metavar="FILE", help=what, **given)
     parser.add("--device", "", "auto, cpu, cuda or mps")
     parser.add_overrides()
 
 
 def add_run_flags(parser: Parser) -> None:
-    """Going on, stopping early, and how many processes share the job."""
     parser.add("--resume", False, "go on from what is in OUTPUT_DIR")
     parser.add(
         "--strict",
@@ -203,7 +195,6 @@ def check_config(arguments: Namespace, methods: str = "", classification: bool =
 
 
 def processes(arguments: Namespace) -> int:
-    """How many processes were asked for, on all machines together."""
     return arguments.num_gpus * arguments.num_machines
 
 

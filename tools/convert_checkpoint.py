@@ -22,13 +22,9 @@ def parse_arguments() -> Namespace:
     parser.add_argument("output", metavar="OUTPUT", help="directory to write; must not exist")
     parser.add("--base", "", "DINOv3 weights, for deltas, or 'absolute'")
     parser.add("--config", "", "JSON with what shapes do not say (heads)")
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="pixels; resamples position embeddings (default: as they are; DINOv3 has none)",
-    )
+    size = "pixels; resamples position embeddings (default: as they are; DINOv3 has none)"
+    sides = ("HEIGHT", "WIDTH")
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=sides, help=size)
     return parser.parse_args()
 
 

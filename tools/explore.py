@@ -20,13 +20,8 @@ from lqn_seg.errors import InputError
 
 def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--teacher",
-        nargs="+",
-        default=[],
-        metavar="NAME=WEIGHTS",
-        help="teachers to choose from (default: the configuration's)",
-    )
+    teachers = "teachers to choose from (default: the configuration's)"
+    parser.add_argument("--teacher", nargs="+", default=[], metavar="NAME=WEIGHTS", help=teachers)
     parser.add("--host", "127.0.0.1", "to listen on; 0.0.0.0 is everybody")
     parser.add("--port", 7860, "0 takes any that is free")
     parser.add("--no-browser", False, "only print the address")

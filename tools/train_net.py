@@ -31,13 +31,9 @@ def parse_arguments() -> Namespace:
     cli.add_run_flags(parser)
     parser.add("--eval-only", False, "evaluate; else train a teacher")
     parser.add("--methods", "", "comma-separated, for MODEL.LQN.METHODS", metavar="NAMES")
-    parser.add_argument(
-        "--engine",
-        default="auto",
-        choices=("auto", "native", "detectron2"),
-        help="native runs any number of methods and resumes; detectron2 runs MODEL.LQN.METHOD "
-        "through Detectron2's own loop; auto takes detectron2 where it is installed and can do it",
-    )
+    engine = "native runs any number of methods and resumes; detectron2 runs MODEL.LQN.METHOD "
+    engine += "through Detectron2's own loop; auto takes detectron2 where it is installed and can "
+    parser.add("--engine", "auto", f"{engine}do it", choices=("auto", "native", "detectron2"))
     return parser.parse_args()
 
 

@@ -120,7 +120,6 @@ def add_lqn_config(cfg: CfgNode) -> None:
 
 
 def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
-    """Outputs and protocol of a configuration."""
     test, lqn = cfg.MODEL.MASK_FORMER.TEST, cfg.MODEL.LQN
     return SegmentationConfig(
         **{field: test[key] for field, key in _OUTPUTS.items()},
@@ -132,7 +131,6 @@ def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
 
 
 def augmentation_config(cfg: CfgNode) -> AugmentationConfig:
-    """How a configuration varies its training images."""
     return AUGMENTATIONS[convert(cfg.MODEL.LQN.TRAIN, TrainConfig, "MODEL.LQN.TRAIN").augmentation]
 
 
@@ -144,7 +142,6 @@ def load_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgN
 
 
 def load_classification_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
-    """`load_cfg` into `get_classification_cfg`."""
     return merge_cfg(get_classification_cfg(), path, overrides, device)
 
 
@@ -155,7 +152,6 @@ def load_any_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> 
 
 
 def _load_yaml(path: str) -> dict[str, Any]:
-    """What a YAML file and those that it names as ``_BASE_`` hold."""
     if not Path(path).is_file():
         raise InputError(f"there is no config file {path}")
     try:

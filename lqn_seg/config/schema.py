@@ -99,7 +99,6 @@ class ClassificationConfig:
 
 
 def keys_of(section: type) -> dict[str, Any]:
-    """A node's keys and defaults."""
     return {field.name.upper(): field.default for field in dataclasses.fields(section)}
 
 

@@ -19,7 +19,6 @@ class TeacherBackbone(FeatureMaps, Backbone):
         return self.stride
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every map."""
         shape = ShapeSpec(channels=self.teacher.width, stride=self.stride)
         return dict.fromkeys(self.layers, shape)
 

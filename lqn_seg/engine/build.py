@@ -145,7 +145,6 @@ def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None
 
 
 def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
-    """What was loaded from where, in words for the log."""
     named = cfg.MODEL.LQN.TEACHER
     rows, columns = teacher.grid
     source = " ".join(filter(None, (named.CONFIG, named.WEIGHTS)))

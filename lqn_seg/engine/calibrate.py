@@ -53,7 +53,11 @@ def calibrate_teacher(
         raise InputError(f"--quantile must be in [0, 0.5), not {quantile}")
     source = get_dataset(images) if isinstance(images, str) else images
     records = calibration_records(source, strict)[: most or None]
-    output = output or _beside(cfg.MODEL.LQN.TEACHER.WEIGHTS)
+    if output is None:
+        folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
+        if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
+            raise InputError("--output is needed: the teacher's weights are not in a local folder")
+        output = folder / FILE_NAME
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
     if output.is_dir():
@@ -71,13 +75,6 @@ def calibrate_teacher(
     about = {"images": count, "from": Path(images).name, "quantile": quantile}
     save_calibration(output, calibration, {**about, "inference": inference})
     return output
-
-
-def _beside(weights: str) -> Path:
-    folder = Path(find_local(weights))
-    if not weights or not folder.is_dir():
-        raise InputError("--output is needed: the teacher's weights are not in a local folder")
-    return folder / FILE_NAME
 
 
 def calibrate_on(

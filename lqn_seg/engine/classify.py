@@ -87,7 +87,6 @@ class Classification(DatasetRun):
 def _text(
     cfg: CfgNode, dataset: Dataset, teacher: ClipTeacher, ensemble: bool
 ) -> dict[str, Tensor]:
-    """Class features by name, as `Classifier` takes them."""
     cache, names = cache_folder(), dataset.metadata.class_names
     prompts = {"text": cfg.CLASSIFICATION.PROMPTS, "zero-shot": "single"}
     prompts |= {"ensemble": "ensemble"} if ensemble else {}

@@ -78,7 +78,6 @@ def configured_conditions(cfg: CfgNode) -> list[Condition]:
 
 
 def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluator]:
-    """Evaluators by task, for the outputs that the configuration turns on."""
     test = cfg.MODEL.MASK_FORMER.TEST
     makers = (
         (test.PANOPTIC_ON, PanopticEvaluator),
@@ -204,8 +203,6 @@ class DatasetRun(ABC):
         if launch.is_main() and not self.scored:
             raise InputError(f"no image could be evaluated: {next(iter(self.failures.values()))}")
 
-    # ---- reading ---------------------------------------------------------------------------------
-
     @property
     def workers(self) -> int:
         """Processes that read images ahead: none on a CPU, where they would slow the methods."""
@@ -236,8 +233,6 @@ class DatasetRun(ABC):
     def _stamp(self, record: Record) -> str:
         """What tells a record from the same one with another image, label or annotation."""
         return input_hash(record, self.dataset.metadata, InstanceEvaluator.task in self.evaluators)
-
-    # ---- what fails ------------------------------------------------------------------------------
 
     def _predictions(self, condition: Condition, samples: Sequence[Sample]) -> list[Any]:
         """`predict`; where a sample has none, its error, which takes no other's prediction."""
@@ -275,14 +270,11 @@ class DatasetRun(ABC):
         is_lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
         return self.strict or (is_lost and not isinstance(error, torch.OutOfMemoryError))
 
-    # ---- results ---------------------------------------------------------------------------------
-
     @property
     def is_subset(self) -> bool:
         return len(self.records) < self.total
 
     def progress(self) -> str:
-        """How much of the work is on disk, in words."""
         total = len(self.conditions) * len(self.records)
         left = self.store.left(self.records, len(self.records))
         count = sum(len(names) for batch in left for _, names in batch)
@@ -359,7 +351,6 @@ class Evaluation(DatasetRun):
         )
 
     def image(self, condition: Condition, record: Record) -> torch.Tensor:
-        """(3, h, w) uint8 RGB image of a record under a condition."""
         return _tensor(super().image(condition, record))
 
     def predict(
@@ -405,7 +396,6 @@ def _digest(text: str) -> str:
 
 
 def weights_hash(model: torch.nn.Module, digits: int = 16) -> str:
-    """`tensors_hash` of all weights."""
     return tensors_hash(model.state_dict(), digits)
 
 

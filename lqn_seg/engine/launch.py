@@ -27,12 +27,10 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes share the job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes the report."""
     return rank() == 0
 
 

@@ -64,7 +64,6 @@ class Probe:
 
     @property
     def depth(self) -> int:
-        """L."""
         return self.field.shape[1]
 
     def fit(self, method: LQNConfig, other: Tensor | None = None) -> FittedStudents:
@@ -122,7 +121,6 @@ class Probe:
         return self._cropped(pixels.flatten(3).flatten(1, 2))
 
     def _cropped(self, window: Tensor) -> NDArray[np.uint8]:
-        """(3, *S) in 0..1 to (h, w, 3) uint8."""
         rows, columns = self.inside[0]
         pixels = (255 * window[:, :rows, :columns].clamp(0, 1)).round().to(torch.uint8)
         return pixels.movedim(0, 2).cpu().numpy()

@@ -99,8 +99,6 @@ class ResultStore:
             return {}
         return stored if isinstance(stored, dict) else {}
 
-    # ---- results ---------------------------------------------------------------------------------
-
     @property
     def entries(self) -> dict[str, dict[Key, Result]]:
         """By group and image id, the last entry that counts, whichever process or run wrote it."""
@@ -126,7 +124,6 @@ class ResultStore:
         return {key: entry for key, entry in self.entries[group].items() if "failed" not in entry}
 
     def failures(self, group: str) -> dict[Key, str]:
-        """Why images have no result in a group, by image id."""
         entries = self.entries[group].items()
         return {key: entry["failed"] for key, entry in entries if "failed" in entry}
 
@@ -152,8 +149,6 @@ class ResultStore:
                 f"again: {len(changed)} of {len(records)} images "
                 f"({', '.join(map(str, changed[:_NAMED]))}{more})"
             )
-
-    # ---- the work --------------------------------------------------------------------------------
 
     def left(self, records: Sequence[Record], batch: int, apart: bool = False) -> list[Batch]:
         """Batches that are not finished, the same in every process; failures are tried again. Where

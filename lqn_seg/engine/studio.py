@@ -65,13 +65,11 @@ class Source:
 
     @classmethod
     def of_record(cls, record: Record) -> Source:
-        """A data set's image."""
         key, path = record["image_id"], Path(record["file_name"]).resolve()
         file = f"scene-{file_name(key)}"
         return cls(f"scene {key}", read_record(record), file, f"{path} {key}", record)
 
     def under(self, condition: Condition, seed: int) -> Source:
-        """The same image, damaged."""
         return replace(self, pixels=condition.apply(self.pixels, seed), condition=condition)
 
     @property
@@ -257,7 +255,6 @@ class Studio:
         return is_far
 
     def truth(self, source: Source) -> Segmentation | None:
-        """Ground truth, where the image has any."""
         if source.record is None or self.metadata is None:
             return None
         if self.config.panoptic:
@@ -268,7 +265,6 @@ class Studio:
         return one_segment_per_class(np.where(is_known, labels + 1, 0).astype(np.int32))
 
     def score(self, source: Source, prediction: Prediction) -> float | None:
-        """`metric` of one image, where it has ground truth."""
         if source.record is None or self.metadata is None:
             return None
         task = "panoptic_seg" if self.config.panoptic else "sem_seg"

@@ -141,7 +141,6 @@ class ClipTeacher(Teacher[ClipContext]):
             return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """(C, T) token ids on the teacher's device."""
         return self.tokenizer(list(texts)).to(self.device)
 
     def encode_text(self, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
@@ -249,7 +248,6 @@ def check_quick_gelu(name: str, weights: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what open_clip logs through the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -111,7 +111,6 @@ def _original(
     image_size: Size | None,
     base: str,
 ) -> Read:
-    """From a file of the original release's."""
     overrides = read_json(Path(config), _CONFIG) if config else {}
     difference_to = None
     if any("pos_embed" in name for name in state):
@@ -132,7 +131,6 @@ def _original(
 
 
 def _trained(state: Mapping[str, Tensor], key: str, config: str) -> Read:
-    """From what Detectron2 saved of a model around an EoMT."""
     inside = [name for name in state if name.endswith("attn_mask_probs")]
     if not inside:
         raise InputError(

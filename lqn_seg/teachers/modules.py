@@ -39,8 +39,6 @@ def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Linear(nn.Linear):
-    """`nn.Linear` by `dense`."""
-
     def forward(self, input: Tensor) -> Tensor:
         return dense(input, self.weight, self.bias)
 

@@ -60,7 +60,6 @@ HEAD_NAMES = (
 
 
 def is_original(state: Mapping[str, Tensor]) -> bool:
-    """Whether a file has the original release's names."""
     return any(_BACKBONE in name for name in state)
 
 

@@ -43,7 +43,6 @@ def read_preprocessor(weights: str, key: str) -> tuple[dict[str, Any], str] | No
 
 
 def preprocessing_of(content: Content, where: str) -> Preprocessing:
-    """What a ``preprocessor_config.json`` says to a transformers image processor."""
     mean, std = normalisation_of(content, where)
     is_stretched = "height" in size_of(content, where)
     resize: Literal["keep", "stretch", "none"] = "stretch" if is_stretched else "keep"
@@ -90,12 +89,10 @@ def channels(content: Content, name: str, default: Channels, where: str) -> Chan
 
 
 def flag(content: Content, name: str, default: bool, where: str) -> bool:
-    """True or false."""
     return _checked(content, name, default, where, "true or false", _is_bool)
 
 
 def whole(content: Content, name: str, default: int, where: str) -> int:
-    """A whole number of at least 0."""
     return _checked(content, name, default, where, "a whole number", _is_whole)
 
 
@@ -211,7 +208,6 @@ def write_preprocessor(folder: Path, preprocessing: Preprocessing, size: Size) -
 
 
 def described(preprocessing: Preprocessing, size: Size) -> str:
-    """What is done to pixels, in words for the log."""
     mean, std = (" ".join(f"{v:.4g}" for v in x) for x in (preprocessing.mean, preprocessing.std))
     how = {"keep": "", "stretch": ", stretched", "none": ", never resized"}[preprocessing.resize]
     return (

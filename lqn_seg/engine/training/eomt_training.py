@@ -31,7 +31,6 @@ def annealed_mask_probabilities(progress: float, blocks: int) -> list[float]:
 
 
 def anneal(model: Any, progress: float) -> None:
-    """Set an EoMT's `annealed_mask_probabilities`, in place."""
     probabilities = annealed_mask_probabilities(progress, model.config.num_blocks)
     model.attn_mask_probs.copy_(torch.tensor(probabilities))
 

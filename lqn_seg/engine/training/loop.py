@@ -45,8 +45,7 @@ class Trainer(ABC):
         """What the next iteration learns from."""
 
     @abstractmethod
-    def loss(self, batch: Any) -> Tensor:
-        """Of a batch."""
+    def loss(self, batch: Any) -> Tensor: ...
 
     def checkpoint(self) -> None:  # noqa: B027 (not every training can be resumed)
         """Keep the state of an unfinished training."""

@@ -108,7 +108,6 @@ class TeacherTrainer(Trainer):
         }
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Set-prediction loss of a batch, and the weighted per-pixel one where it is asked for."""
         amp = self.solver.AMP.ENABLED
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=amp):
             return torch.stack(list(self.learner.losses_of(batch).values())).sum()

@@ -118,7 +118,6 @@ class ClipTrainer(Trainer):
         visual.ln_post.bias.sub_(mean).div_(deviation)
 
     def _input(self, images: Tensor) -> Tensor:
-        """(B, 3, s, s) in 0..1 as the tower takes them."""
         return normalise(images, self.preprocessing.mean, self.preprocessing.std)
 
     @torch.no_grad()

@@ -1,11 +1,10 @@
 """Command lines: one sentence for what is wrong, a word for Ctrl-C. Standard library only."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +23,6 @@ _PAIRS = "overrides are KEY VALUE pairs, as in MODEL.LQN.FIT.STEPS 50"
 
 
 def is_config_key(word: str) -> bool:
-    """Whether a word looks like a key of a configuration."""
     return word.split(".")[0] in _ROOTS
 
 
@@ -62,11 +60,8 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(name, type=type(default), default=default, help=help, **keywords)
 
     def add_overrides(self, is_key: Callable[[str], bool] = is_config_key) -> None:
-        """Take ``KEY VALUE`` pairs, wherever they stand, as ``overrides``.
-
-        Args:
-            is_key: of a word that does not directly follow an option, whose value it would be.
-        """
+        """Take ``KEY VALUE`` pairs, wherever they stand, as ``overrides``; a word is a key where
+        ``is_key`` says so and it does not follow an option, whose value it would be."""
         hidden = argparse.SUPPRESS
         self.add_argument("--override", action=_Pair, dest="overrides", default=[], help=hidden)
         self.epilog = "\n".join(filter(None, [self.epilog, "KEY VALUE pairs override config keys"]))
@@ -119,7 +114,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}{hint}; {self.prog} --help explains\n")
 
     def _options(self) -> list[str]:
-        """All options, those of sub-commands too."""
         options = list(self._option_string_actions)
         for action in self._actions:
             if isinstance(action.choices, dict):
@@ -138,11 +132,8 @@ def names(given: str) -> list[str]:
 
 
 def exit_status(command: Callable[[], int | None], left: str = "go on with --resume") -> int:
-    """A command's exit status; bad input is one sentence, from one of the processes.
-
-    Args:
-        left: what Ctrl-C leaves behind, where the `KeyboardInterrupt` itself does not say it.
-    """
+    """A command's exit status; bad input is one sentence, from one of the processes. ``left`` is
+    what Ctrl-C leaves behind, where the `KeyboardInterrupt` itself does not say it."""
     try:
         return command() or 0
     except PeerError:
@@ -162,20 +153,14 @@ def exit_status(command: Callable[[], int | None], left: str = "go on with --res
 
 
 def add_config_flags(parser: Parser, default: Path | None = None) -> None:
-    """``--config-file``, ``--device`` and ``KEY VALUE`` pairs."""
-    parser.add_argument(
-        "--config-file",
-        required=default is None,
-        default=default and str(default),
-        metavar="FILE",
-        help="YAML configuration" + (" (default: the demo's)" if default else ""),
-    )
+    what = "YAML configuration" + (" (default: the demo's)" if default else "")
+    given: dict[str, Any] = {"default": str(default)} if default else {"required": True}
+    parser.add_argument("--config-file", metavar="FILE", help=what, **given)
     parser.add("--device", "", "auto, cpu, cuda or mps")
     parser.add_overrides()
 
 
 def add_run_flags(parser: Parser) -> None:
-    """Going on, stopping early, and how many processes share the job."""
     parser.add("--resume", False, "go on from what is in OUTPUT_DIR")
     parser.add(
         "--strict",
@@ -189,24 +174,18 @@ def add_run_flags(parser: Parser) -> None:
     parser.add("--dist-url", "auto", "tcp://HOST:PORT of machine 0")
 
 
-def all_overrides(arguments: argparse.Namespace, methods: str) -> list[str]:
+def all_overrides(arguments: Namespace, methods: str) -> list[str]:
     """The ``KEY VALUE`` pairs, with the key that ``--methods`` stands for."""
     chosen = names(arguments.methods)
     return [*arguments.overrides, *((methods, repr(tuple(chosen))) if chosen else ())]
 
 
-def check_config(
-    arguments: argparse.Namespace, methods: str = "", classification: bool = False
-) -> Any:
+def check_config(arguments: Namespace, methods: str = "", classification: bool = False) -> Any:
     """The configuration on a CPU; what is mistyped is found before torch is imported, in seconds.
 
     Args:
         methods: the key that ``--methods`` stands for.
-        classification: the command takes classification's keys, whatever the file holds; otherwise
-            the file says which it is of.
-
-    Raises:
-        InputError: the file is missing or malformed, or a key or value is wrong.
+        classification: the command takes classification's keys; otherwise the file says it.
     """
     from lqn_seg.config.nodes import load_any_cfg, load_classification_cfg
 
@@ -215,12 +194,11 @@ def check_config(
     return load(arguments.config_file, pairs, "cpu")
 
 
-def processes(arguments: argparse.Namespace) -> int:
-    """How many processes were asked for, on all machines together."""
+def processes(arguments: Namespace) -> int:
     return arguments.num_gpus * arguments.num_machines
 
 
-def start_processes(arguments: argparse.Namespace) -> int:
+def start_processes(arguments: Namespace) -> int:
     """Run this command again in as many processes as were asked for; returns its exit status."""
     from lqn_seg.engine import launch
 
@@ -231,16 +209,9 @@ def start_processes(arguments: argparse.Namespace) -> int:
 def prepare_splits(
     description: str, folder: str, splits: Collection[str], write: Callable[[Path, str], int | Path]
 ) -> int:
-    """Run a preparation script: `--root`, `--split`, and a line for each split that was written.
-
-    Args:
-        description: the script's docstring.
-        folder: what the root has to hold.
-        write: (root, split) -> how many files it wrote, or the one that names them.
-
-    Returns:
-        The exit status, as `exit_status` has it.
-    """
+    """Run a preparation script, whose docstring is the description, on a root that holds
+    ``folder``: `--root`, `--split`, and a line for each split. ``write`` takes (root, split) and
+    returns how many files it wrote, or the one that names them."""
     from lqn_seg.data.catalog import dataset_roots
 
     parser = Parser(description=description)

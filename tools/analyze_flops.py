@@ -12,16 +12,11 @@ Columns: teacher, align, fit, query and head count everything that is run, forwa
 without weights: fvcore (a multiply-add is 1) and torch's FlopCounterMode (it is 2 there: halved).
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, exit_status
 from lqn_seg.core.config import PRESETS
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--teacher", metavar="DIR", help="with an EoMT's config.json (EoMT-L)")
     parser.add_argument("--clip", metavar="MODEL", help="open_clip's name of a CLIP, for an EoMT")
@@ -37,16 +32,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def show(arguments: argparse.Namespace) -> None:
+def show(arguments: Namespace) -> None:
     from lqn_seg.lab.cost.flops_report import flops_lines
 
     print("\n".join(flops_lines(arguments)))
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    return exit_status(lambda: show(arguments), "nothing was printed")
+    return exit_status(lambda: show(parse_arguments(argv)), "nothing was printed")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

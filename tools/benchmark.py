@@ -10,19 +10,15 @@ Examples:
     python tools/benchmark.py --baselines zero,mta,tps,tpt --variants default --no-references
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
-from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.cli import Namespace, Parser, exit_status, names
 from lqn_seg.errors import InputError
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add("--teacher", "clip-b16", "by name; a wrong one lists them")
     parser.add("--image-size", 0, "pixels, square (default: its own)")
@@ -44,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Namespace) -> None:
     if arguments.read:
         report(arguments.read)
         return
@@ -94,9 +90,8 @@ def report(numbers: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    return exit_status(lambda: run(arguments), "nothing was measured yet")
+    return exit_status(lambda: run(parse_arguments(argv)), "nothing was measured yet")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -10,17 +10,12 @@ Examples:
     python tools/calibrate.py --config configs/ade20k_lqn.yaml --images photos/ --output my.st
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
 from pathlib import Path
 
-from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, add_config_flags, check_config, exit_status
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of clean images")
@@ -30,12 +25,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quantile", type=float, help=quantile)
     parser.add("--strict", False, "stop at the first image that cannot be read")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the weights")
-    cli.add_config_flags(parser)
+    add_config_flags(parser)
     return parser.parse_args()
 
 
-def calibrate(arguments: argparse.Namespace) -> None:
-    cli.check_config(arguments)
+def calibrate(arguments: Namespace) -> None:
+    check_config(arguments)
     from lqn_seg.engine.calibrate import calibrate_teacher
 
     path = calibrate_teacher(
@@ -52,9 +47,8 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: calibrate(arguments), "nothing was written")
+    return exit_status(lambda: calibrate(parse_arguments()), "nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -17,19 +17,14 @@ status is 0 if every image was scored or left out by name, and 2 if more than
 MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input.
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-
 from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, exit_status
 from lqn_seg.engine.interruption import is_launched
 
 METHODS = "CLASSIFICATION.METHODS"
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     cli.add_config_flags(parser)
     cli.add_run_flags(parser)
@@ -41,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def calibrate(arguments: argparse.Namespace) -> None:
+def calibrate(arguments: Namespace) -> None:
     cli.check_config(arguments, classification=True)
     from lqn_seg.config.nodes import load_classification_cfg
     from lqn_seg.engine.classify import calibrate_clip
@@ -51,7 +46,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     print(f"calibration: {path}")
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def evaluate(arguments: Namespace) -> int:
     cli.check_config(arguments, methods=METHODS, classification=True)
     if cli.processes(arguments) > 1 and not is_launched():
         return cli.start_processes(arguments)
@@ -80,4 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -13,31 +13,22 @@ Examples:
     python tools/convert_checkpoint.py eomt_large/ eomt_large_wide/ --image-size 512 1024
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, exit_status
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("input", metavar="INPUT", help="file, directory or hub id")
     parser.add_argument("output", metavar="OUTPUT", help="directory to write; must not exist")
     parser.add("--base", "", "DINOv3 weights, for deltas, or 'absolute'")
     parser.add("--config", "", "JSON with what shapes do not say (heads)")
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="pixels; resamples position embeddings (default: as they are; DINOv3 has none)",
-    )
+    size = "pixels; resamples position embeddings (default: as they are; DINOv3 has none)"
+    sides = ("HEIGHT", "WIDTH")
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=sides, help=size)
     return parser.parse_args()
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Namespace) -> None:
     from lqn_seg.engine.convert import convert
 
     size = tuple(arguments.image_size) if arguments.image_size else None
@@ -45,9 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: run(arguments), "nothing was written")
+    return exit_status(lambda: run(parse_arguments()), "nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

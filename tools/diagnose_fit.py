@@ -11,30 +11,25 @@ Examples:
         MODEL.LQN.FIT.STEPS 500
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.cli import Namespace, Parser, add_config_flags, check_config, exit_status, names
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     parser.add("--methods", "lqn@paper,lqn@distill", "comma-separated", metavar="NAMES")
     parser.add("--images", 4, "the first so many are fitted")
     parser.add("--output", Path("output/diagnose_fit"), "for files", metavar="DIR")
-    cli.add_config_flags(parser)
+    add_config_flags(parser)
     return parser.parse_args()
 
 
-def run(arguments: argparse.Namespace) -> None:
-    cli.check_config(arguments)
+def run(arguments: Namespace) -> None:
+    check_config(arguments)
     from lqn_seg.engine.store import make_writable
     from lqn_seg.lab.inspect.diagnose import diagnose, write_diagnosis
 
@@ -65,9 +60,8 @@ def show(name: str, diagnosis: Any) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: run(arguments), "nothing was written")
+    return exit_status(lambda: run(parse_arguments()), "nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -12,39 +12,30 @@ Examples:
     python tools/explore.py --teacher shipped=datasets/demo/teacher mine=output/teacher
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
 
-from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import DEMO, Namespace, Parser, add_config_flags, check_config, exit_status
 from lqn_seg.errors import InputError
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--teacher",
-        nargs="+",
-        default=[],
-        metavar="NAME=WEIGHTS",
-        help="teachers to choose from (default: the configuration's)",
-    )
+    teachers = "teachers to choose from (default: the configuration's)"
+    parser.add_argument("--teacher", nargs="+", default=[], metavar="NAME=WEIGHTS", help=teachers)
     parser.add("--host", "127.0.0.1", "to listen on; 0.0.0.0 is everybody")
     parser.add("--port", 7860, "0 takes any that is free")
     parser.add("--no-browser", False, "only print the address")
-    cli.add_config_flags(parser, cli.DEMO)
+    add_config_flags(parser, DEMO)
     return parser.parse_args()
 
 
-def serve(arguments: argparse.Namespace) -> None:
+def serve(arguments: Namespace) -> None:
     """Serve until Ctrl-C, which is the way to end it."""
     for word in arguments.teacher:
         if not all(word.partition("=")):
             raise InputError(f"--teacher: expected NAME=WEIGHTS, not {word!r}")
     teachers = dict(word.split("=", 1) for word in arguments.teacher)
-    cli.check_config(arguments)
+    check_config(arguments)
     import webbrowser
 
     from lqn_seg.lab.explorer.server import make_server, open_explorer
@@ -63,9 +54,8 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: serve(arguments), "nothing was served yet")
+    return exit_status(lambda: serve(parse_arguments()), "nothing was served yet")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

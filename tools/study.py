@@ -12,15 +12,10 @@ Writes results.json, table.md and plot.png into each study's OUTPUT_DIR. An over
 study (OUTPUT_DIR, MAX_IMAGES, TEACHERS.small.WEIGHTS, ...) or of every evaluation's configuration.
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, exit_status
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("studies", nargs="+", metavar="FILE", help="study files (.yaml)")
     parser.add("--resume", False, "go on from what is in OUTPUT_DIR")
@@ -28,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Namespace) -> None:
     from lqn_seg.config.nodes import load_cfg
     from lqn_seg.lab.study.study_file import load_study
 
@@ -43,9 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: run(arguments))
+    return exit_status(lambda: run(parse_arguments()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -6,23 +6,17 @@ Examples:
     python tools/train_clip.py --config configs/classification/demo_teacher.yaml SOLVER.MAX_ITER 20
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-
-from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, add_config_flags, check_config, exit_status
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
-    cli.add_config_flags(parser)
+    add_config_flags(parser)
     return parser.parse_args()
 
 
-def train(arguments: argparse.Namespace) -> None:
-    cli.check_config(arguments, classification=True)
+def train(arguments: Namespace) -> None:
+    check_config(arguments, classification=True)
     from lqn_seg.config.nodes import load_classification_cfg
     from lqn_seg.engine.training.train_clip import ClipTrainer
 
@@ -31,9 +25,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: train(arguments), "nothing was written")
+    return exit_status(lambda: train(parse_arguments()), "nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

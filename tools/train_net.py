@@ -14,14 +14,10 @@ than MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input.
 picture that cannot be made of the scores is named, and no error.
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
 from typing import Any
 
 from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, exit_status
 from lqn_seg.engine.interruption import is_launched
 from lqn_seg.errors import InputError
 
@@ -29,23 +25,19 @@ from lqn_seg.errors import InputError
 LEFT = "nothing is kept of an evaluation on detectron2; --engine native keeps what is done"
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     cli.add_config_flags(parser)
     cli.add_run_flags(parser)
     parser.add("--eval-only", False, "evaluate; else train a teacher")
     parser.add("--methods", "", "comma-separated, for MODEL.LQN.METHODS", metavar="NAMES")
-    parser.add_argument(
-        "--engine",
-        default="auto",
-        choices=("auto", "native", "detectron2"),
-        help="native runs any number of methods and resumes; detectron2 runs MODEL.LQN.METHOD "
-        "through Detectron2's own loop; auto takes detectron2 where it is installed and can do it",
-    )
+    engine = "native runs any number of methods and resumes; detectron2 runs MODEL.LQN.METHOD "
+    engine += "through Detectron2's own loop; auto takes detectron2 where it is installed and can "
+    parser.add("--engine", "auto", f"{engine}do it", choices=("auto", "native", "detectron2"))
     return parser.parse_args()
 
 
-def choose_engine(arguments: argparse.Namespace, cfg: Any) -> str:
+def choose_engine(arguments: Namespace, cfg: Any) -> str:
     if arguments.engine != "auto":
         return arguments.engine
     lqn = cfg.MODEL.LQN
@@ -58,7 +50,7 @@ def choose_engine(arguments: argparse.Namespace, cfg: Any) -> str:
     return "detectron2"
 
 
-def evaluate_natively(arguments: argparse.Namespace) -> None:
+def evaluate_natively(arguments: Namespace) -> None:
     from lqn_seg.engine import launch
     from lqn_seg.lab.report.run import check_failed, evaluate
 
@@ -76,7 +68,7 @@ def evaluate_natively(arguments: argparse.Namespace) -> None:
         check_failed([report.evaluation])
 
 
-def evaluate_in_detectron2(arguments: argparse.Namespace) -> None:
+def evaluate_in_detectron2(arguments: Namespace) -> None:
     try:
         from lqn_seg.detectron2 import evaluate
     except ImportError as error:
@@ -93,7 +85,7 @@ def evaluate_in_detectron2(arguments: argparse.Namespace) -> None:
         evaluate(arguments.config_file, overrides=arguments.overrides, device=arguments.device)
 
 
-def train(arguments: argparse.Namespace) -> None:
+def train(arguments: Namespace) -> None:
     cli.check_config(arguments)
     if cli.processes(arguments) > 1 or is_launched():
         raise InputError("a teacher is trained in one process: --num-gpus is for --eval-only")
@@ -104,7 +96,7 @@ def train(arguments: argparse.Namespace) -> None:
     print(f"teacher: {TeacherTrainer(cfg).train(arguments.resume)}")
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def evaluate(arguments: Namespace) -> int:
     cfg = cli.check_config(arguments, methods="MODEL.LQN.METHODS")
     native = choose_engine(arguments, cfg) == "native"
 
@@ -122,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -12,15 +12,10 @@ Examples:
     python tools/validate_dataset.py my_val --config-file my.yaml   # one of MODEL.LQN.DATASETS
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli import Namespace, Parser, exit_status
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("name", metavar="NAME", help="of a data set, see datasets/README.md")
     parser.add_argument("--config-file", metavar="FILE", help="YAML that describes the data set")
@@ -28,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check(arguments: argparse.Namespace) -> int:
+def check(arguments: Namespace) -> int:
     from lqn_seg.config.nodes import load_cfg
     from lqn_seg.data.catalog import get_dataset
     from lqn_seg.lab.validate.validate import validate
@@ -43,9 +38,8 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: check(arguments), "nothing was looked at yet")
+    return exit_status(lambda: check(parse_arguments()), "nothing was looked at yet")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

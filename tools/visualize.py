@@ -23,14 +23,9 @@ Examples:
     python tools/visualize.py curves --output out/ --results output/study/demo/results.json
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
 from pathlib import Path
 
-from lqn_seg import cli
-from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.cli import DEMO, Namespace, Parser, add_config_flags, check_config, exit_status, names
 
 # figure -> what it is, and its default methods
 FIGURES = {
@@ -48,7 +43,7 @@ FIGURES = {
 }
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
     for name, (what, methods) in FIGURES.items():
@@ -78,10 +73,10 @@ def add_options(parser: Parser, name: str, methods: str) -> None:
         layers, projections = "default: six, evenly", ("pca", "tsne")
         parser.add_argument("--layers", type=int, nargs="+", default=[], help=layers)
         parser.add("--projection", "pca", "of tokens to colours", choices=projections)
-    cli.add_config_flags(parser, cli.DEMO)
+    add_config_flags(parser, DEMO)
 
 
-def study_curves(arguments: argparse.Namespace) -> list[Path]:
+def study_curves(arguments: Namespace) -> list[Path]:
     from lqn_seg.engine.build import find_local
     from lqn_seg.lab.inspect.visualize import draw_curves
     from lqn_seg.lab.study.study_report import run_study
@@ -94,9 +89,9 @@ def study_curves(arguments: argparse.Namespace) -> list[Path]:
     return draw_curves(results, arguments.output)
 
 
-def draw(arguments: argparse.Namespace) -> int:
+def draw(arguments: Namespace) -> int:
     if "config_file" in arguments:
-        cli.check_config(arguments)
+        check_config(arguments)
     from lqn_seg.engine.store import make_writable
     from lqn_seg.engine.studio import Studio
     from lqn_seg.lab.inspect.visualize import FIGURES as DRAW
@@ -126,9 +121,8 @@ def draw(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    return exit_status(lambda: draw(arguments), "figures that were written stay")
+    return exit_status(lambda: draw(parse_arguments()), "figures that were written stay")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

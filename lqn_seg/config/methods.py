@@ -8,8 +8,6 @@
 - ``LABEL=WEIGHTS``: segmentation, another model as a baseline: ``mask2former=DIRECTORY``.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict, replace
 from typing import Any
@@ -57,16 +55,13 @@ def register_method(name: str, answer: Answer, version: str = "") -> None:
     """Make a test-time method known by a name, for ``METHODS`` and every table.
 
     Args:
-        name: letters, digits, ``_`` and ``-``; the same name again replaces what it was.
+        name: letters, digits, ``_`` and ``-``, none of this project's; the same name again replaces
+            what it was.
         answer: (teacher, normalised images (B, 3, h, w), token field (B, L, H, W, D)) to the last
             layer's tokens (B, H, W, D), which the frozen head reads. Its time is the column "fit";
             its GMACs are not counted.
         version: of an object or of a function whose source is not all there is to it (a closure, a
             partial); another one whenever it changes, so that a resume does not mix the two.
-
-    Raises:
-        InputError: the name is one of this project's, or has other characters; or the version is
-            missing.
     """
     if name in (*SEGMENTATION, *CLASSIFICATION) or not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"a method of one's own needs a name of its own, not {name!r}")
@@ -90,12 +85,9 @@ def lqn_config(cfg: CfgNode, recipe: str = "") -> LQNConfig:
     """The student recipe of a configuration, as the ``lqn`` variant.
 
     Args:
-        cfg: a configuration with ``MODEL.LQN``.
+        cfg: a configuration with ``MODEL.LQN``; an `InputError` names a key whose value is wrong.
         recipe: a preset in place of ``MODEL.LQN.PRESET``; of the other keys the student's sizes and
             ``FIT.PRECISION`` still hold.
-
-    Raises:
-        InputError: a value has the wrong type or is out of range; its key is named.
     """
     lqn = cfg.MODEL.LQN
     base = preset(recipe or lqn.PRESET)
@@ -110,11 +102,8 @@ def lqn_config(cfg: CfgNode, recipe: str = "") -> LQNConfig:
 
 
 def ablation(cfg: CfgNode) -> str:
-    """``MODEL.LQN.ABLATION``, checked.
-
-    Raises:
-        InputError: there is no such ablation of this task, or it has the wrong numbers.
-    """
+    """``MODEL.LQN.ABLATION``; an `InputError` where this task has none such, or its numbers are
+    wrong."""
     name = cfg.MODEL.LQN.ABLATION
     word, _ = parse_ablation(name)
     other = _OF_SEGMENTATION if "CLASSIFICATION" in cfg else _OF_CLASSIFICATION

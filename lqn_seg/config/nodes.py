@@ -1,11 +1,6 @@
-"""One configuration for both engines: Detectron2's schema, filled from our dataclasses.
-
-The native engine starts from `get_cfg`, Detectron2's from its own ``get_cfg`` and `add_lqn_config`;
-the same YAML file then merges into either. A key under ``MODEL.LQN.STUDENT``, ``.FIT`` and
-``.ADAPT`` that is left at ``None`` is as ``MODEL.LQN.PRESET`` has it.
-"""
-
-from __future__ import annotations
+"""One configuration for both engines: Detectron2's schema, filled from our dataclasses. The native
+engine starts from `get_cfg`, Detectron2's from its own and `add_lqn_config`; the same YAML file
+merges into either. What is None under ``MODEL.LQN`` is as ``MODEL.LQN.PRESET`` has it."""
 
 import ast
 import difflib
@@ -40,6 +35,8 @@ from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
 from lqn_seg.errors import InputError
 
+# Others import all that reads a configuration from here.
+__all__ = ["load_cfg", "lqn_config", "method_config", "methods", "register_method"]
 _SECTIONS = {"TEACHER": TeacherConfig, "TRAIN": TrainConfig, "EVAL": EvalConfig}
 # Fields of `SegmentationConfig` and what Mask2Former calls them under MODEL.MASK_FORMER.TEST.
 _OUTPUTS = {
@@ -88,11 +85,9 @@ def get_classification_cfg() -> CfgNode:
 
 
 def add_lqn_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.LQN``, and ``MODEL.MASK_FORMER.TEST`` where Mask2Former has not added it.
-
-    Works before and after Mask2Former's ``add_maskformer2_config``. That function replaces the
-    whole of ``MODEL.MASK_FORMER`` by its own defaults, so thresholds are set in our YAML files.
-    """
+    """Add ``MODEL.LQN``, and ``MODEL.MASK_FORMER.TEST`` where Mask2Former has not added it. Works
+    before and after its ``add_maskformer2_config``, which replaces the whole of
+    ``MODEL.MASK_FORMER`` by its own defaults, so thresholds are set in our YAML files."""
     node, defaults = type(cfg), SegmentationConfig()
     recipe = {
         part.upper(): {name.upper(): None for name in names} for part, names in RECIPE_KEYS.items()
@@ -125,7 +120,6 @@ def add_lqn_config(cfg: CfgNode) -> None:
 
 
 def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
-    """Outputs and protocol of a configuration."""
     test, lqn = cfg.MODEL.MASK_FORMER.TEST, cfg.MODEL.LQN
     return SegmentationConfig(
         **{field: test[key] for field, key in _OUTPUTS.items()},
@@ -137,26 +131,18 @@ def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
 
 
 def augmentation_config(cfg: CfgNode) -> AugmentationConfig:
-    """How a configuration varies its training images."""
     return AUGMENTATIONS[convert(cfg.MODEL.LQN.TRAIN, TrainConfig, "MODEL.LQN.TRAIN").augmentation]
 
 
 def load_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
-    """Read a YAML file (``_BASE_`` included) into `get_cfg`, then ``KEY VALUE`` overrides.
-
-    Raises:
-        InputError: the file is missing or malformed, or a key is unknown; the nearest is suggested.
-    """
-    cfg = get_cfg()
-    merge_cfg(cfg, path, overrides, device)
-    return cfg
+    """Read a YAML file (``_BASE_`` included) into `get_cfg`, then ``KEY VALUE`` overrides. An
+    `InputError` where the file is missing or malformed, or a key is unknown: the nearest is
+    suggested."""
+    return merge_cfg(get_cfg(), path, overrides, device)
 
 
 def load_classification_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
-    """`load_cfg` into `get_classification_cfg`."""
-    cfg = get_classification_cfg()
-    merge_cfg(cfg, path, overrides, device)
-    return cfg
+    return merge_cfg(get_classification_cfg(), path, overrides, device)
 
 
 def load_any_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
@@ -166,11 +152,6 @@ def load_any_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> 
 
 
 def _load_yaml(path: str) -> dict[str, Any]:
-    """What a YAML file and those that it names as ``_BASE_`` hold.
-
-    Raises:
-        InputError: one of them is missing, is no YAML or holds no keys.
-    """
     if not Path(path).is_file():
         raise InputError(f"there is no config file {path}")
     try:
@@ -184,12 +165,9 @@ def _load_yaml(path: str) -> dict[str, Any]:
     return loaded
 
 
-def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[Any] = (), device: str = "") -> None:
-    """Merge a file and ``KEY VALUE`` overrides into either engine's configuration, and check it.
-
-    Raises:
-        InputError: see `load_cfg` and `check_cfg`.
-    """
+def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
+    """Merge a file and ``KEY VALUE`` overrides into either engine's configuration, and check it:
+    `InputError` as of `load_cfg` and `check_cfg`."""
     if len(overrides) % 2:
         raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
     loaded = _load_yaml(path)
@@ -208,6 +186,7 @@ def merge_cfg(cfg: CfgNode, path: str, overrides: Sequence[Any] = (), device: st
         cfg.MODEL.LQN.METHODS = ()  # one method was asked for by hand
     check_cfg(cfg)
     cfg.MODEL.DEVICE = resolve_device(device or cfg.MODEL.DEVICE, asked=bool(device))
+    return cfg
 
 
 def _check_keys(
@@ -245,13 +224,9 @@ def _update(into: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Find what is wrong now, and not after the data has loaded or the clean images are done.
-
-    The configuration's own data sets are known by their names from here on.
-
-    Raises:
-        InputError: a name is unknown or a number out of range; the key is named.
-    """
+    """Find what is wrong now, and not after the data has loaded: an `InputError` names the key
+    where a name is unknown or a number out of range. The configuration's own data sets are known
+    from here on."""
     lqn = cfg.MODEL.LQN
     ablation(cfg)
     for name in (*lqn.METHODS, lqn.METHOD):
@@ -269,11 +244,8 @@ def check_cfg(cfg: CfgNode) -> None:
 
 
 def resolve_device(name: str, asked: bool = True) -> str:
-    """``auto``, or a device that was not asked for by hand, falls back to what is there.
-
-    Raises:
-        InputError: a device was asked for that this machine does not have, or that does not exist.
-    """
+    """``auto``, or a device that was not asked for by hand, falls back to what is there; an
+    `InputError` where one was asked for that this machine does not have, or that does not exist."""
     kind = name.split(":")[0]
     if kind == "cpu":
         return name
@@ -287,21 +259,3 @@ def resolve_device(name: str, asked: bool = True) -> str:
     if kind != "auto" and asked:
         raise InputError(f"device {name} was asked for, but this machine has none")
     return next((device for device in present if present[device]), "cpu")
-
-
-__all__ = [
-    "add_lqn_config",
-    "augmentation_config",
-    "get_cfg",
-    "get_classification_cfg",
-    "load_any_cfg",
-    "load_cfg",
-    "load_classification_cfg",
-    "lqn_config",
-    "merge_cfg",
-    "method_config",
-    "methods",
-    "register_method",
-    "resolve_device",
-    "segmentation_config",
-]

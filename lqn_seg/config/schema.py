@@ -1,9 +1,5 @@
-"""What the nodes of the configuration hold: dataclasses that say keys, defaults, types and ranges.
-
-Nodes are made from them (`keys_of`) and read back into them (`convert`).
-"""
-
-from __future__ import annotations
+"""What the nodes of the configuration hold: dataclasses that say keys, defaults, types and
+ranges."""
 
 import dataclasses
 import re
@@ -103,16 +99,12 @@ class ClassificationConfig:
 
 
 def keys_of(section: type) -> dict[str, Any]:
-    """A node's keys and defaults."""
     return {field.name.upper(): field.default for field in dataclasses.fields(section)}
 
 
 def convert(node: Mapping[str, Any], section: type[Section], where: str) -> Section:
-    """A node, whose name is ``where``, as its dataclass.
-
-    Raises:
-        InputError: a value is of the wrong type or out of range; its key is named.
-    """
+    """A node, whose name is ``where``, as its dataclass; an `InputError` names the key of a wrong
+    value."""
     values = {key.lower(): value for key, value in node.items()}
     try:
         return msgspec.convert(values, section)

@@ -5,17 +5,13 @@ lqn.register(); lqn.add_lqn_config(cfg)                  # cfg = detectron2.conf
 cfg.merge_from_file("configs/demo_lqn.yaml")
 """
 
-from __future__ import annotations
-
 import importlib
 
 
 def setup_environment() -> None:
-    """What $DETECTRON2_ENV_MODULE=lqn_seg.detectron2 runs, in every process that has Detectron2.
-
-    Scripts that know nothing of this package then have its models and data sets, and MODEL.LQN in
-    their `get_cfg()`. (First in this file: Detectron2 may ask for it while this file imports it.)
-    """
+    """What $DETECTRON2_ENV_MODULE=lqn_seg.detectron2 runs, in every process that has Detectron2:
+    any script has our models, data sets and MODEL.LQN. (First in this file: Detectron2 may ask for
+    it while this file imports it.)"""
     importlib.import_module("lqn_seg.detectron2.config").add_to_defaults()
 
 

@@ -1,7 +1,5 @@
 """A frozen teacher as a Detectron2 backbone: one feature map per layer."""
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
@@ -12,11 +10,8 @@ from lqn_seg.segmentation.feature_maps import FeatureMaps
 
 
 class TeacherBackbone(FeatureMaps, Backbone):
-    """`FeatureMaps` of an EoMT or DINOv2 under any of Detectron2's heads.
-
-    Images of any size go through, whatever wraps the backbone (``FPN``, ``SimpleFeaturePyramid``,
-    Mask2Former).
-    """
+    """`FeatureMaps` of an EoMT or DINOv2 under any of Detectron2's heads. Images of any size go
+    through, whatever wraps the backbone (``FPN``, ``SimpleFeaturePyramid``, Mask2Former)."""
 
     @property
     def size_divisibility(self) -> int:
@@ -24,17 +19,14 @@ class TeacherBackbone(FeatureMaps, Backbone):
         return self.stride
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every map."""
         shape = ShapeSpec(channels=self.teacher.width, stride=self.stride)
         return dict.fromkeys(self.layers, shape)
 
 
 def build_teacher_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TeacherBackbone:
     """``MODEL.BACKBONE.NAME: build_teacher_backbone``, with the teacher of MODEL.LQN.TEACHER.
-
-    For a semantic FPN, MODEL.SEM_SEG_HEAD.COMMON_STRIDE must be the patch size divided by a power
-    of two.
-    """
+    For a semantic FPN, MODEL.SEM_SEG_HEAD.COMMON_STRIDE must be the patch size divided by a
+    power of two."""
     check_cfg(cfg)
     model, features = cfg.MODEL, cfg.MODEL.LQN.BACKBONE.OUT_FEATURES
     return TeacherBackbone(

@@ -1,7 +1,5 @@
 """``MODEL.LQN`` in Detectron2's configuration, which makes its own data sets known."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from detectron2.config import CfgNode

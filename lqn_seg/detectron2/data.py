@@ -1,7 +1,5 @@
 """Our data sets in Detectron2's catalogs, complete enough for its models and evaluators."""
 
-from __future__ import annotations
-
 import functools
 import os
 import zlib
@@ -24,10 +22,7 @@ _registered: set[str] = set()
 
 class LazyMetadata(data.Metadata):
     """Detectron2's entry of one of our data sets, filled when it is first asked for something.
-
-    A data set may be registered before its files are there; until they are, an attribute is
-    missing, and the error says which file is.
-    """
+    Until its files are there an attribute is missing, and the error says which file is."""
 
     def __getattr__(self, key: str) -> Any:
         if "evaluator_type" not in vars(self) and not key.startswith("__"):
@@ -64,10 +59,8 @@ def register_datasets() -> None:
 
 
 def give_way(name: str, func: Callable[[], list[Record]]) -> None:
-    """`DatasetCatalog.register`, but for the names that are ours: whoever comes later has them.
-
-    Mask2Former registers ADE20K's when it is imported, and would stop at a name that is taken.
-    """
+    """`DatasetCatalog.register`, but whoever comes later has a name that is ours: Mask2Former
+    registers ADE20K's when it is imported, and would stop at a name that is taken."""
     if name in _registered:
         _registered.discard(name)
         DatasetCatalog.pop(name)

@@ -1,9 +1,5 @@
-"""Evaluation on Detectron2's engine: its loader and its loop, our evaluators.
-
-This engine runs one method per call, on clean images, and cannot resume; the native one can.
-"""
-
-from __future__ import annotations
+"""Evaluation on Detectron2's engine: its loader and its loop, our evaluators. It runs one method
+per call, on clean images, and cannot resume; the native one can."""
 
 import logging
 import os
@@ -36,11 +32,9 @@ class LQNEvaluator(DatasetEvaluator):
     """Our evaluators for the outputs that MODEL.MASK_FORMER.TEST turns on, as one of Detectron2's.
 
     ``images`` holds, by image id, each task's statistics, ``lqn`` (the model's own) and
-    ``mask_hash``; after :meth:`evaluate`, on the main process, those of all processes.
-
-    Args:
-        prefix: of the tasks' names in what :meth:`evaluate` returns: ``DatasetEvaluators`` refuses
-            a name twice, and Detectron2's evaluators may stand beside this one.
+    ``mask_hash``; after :meth:`evaluate`, on the main process, those of all processes. ``prefix``
+    is of the tasks' names: ``DatasetEvaluators`` refuses one twice, and Detectron2's may stand
+    beside this.
     """
 
     def __init__(self, cfg: CfgNode, dataset_name: str, prefix: str = "lqn/") -> None:
@@ -84,10 +78,8 @@ class LQNEvaluator(DatasetEvaluator):
 
 
 class LQNTrainer(DefaultTrainer):
-    """DefaultTrainer for EomtMetaArch and for stock architectures on the frozen backbone.
-
-    It tests with our evaluators, on the data sets of our catalog.
-    """
+    """DefaultTrainer for EomtMetaArch and for stock architectures on the frozen backbone. It tests
+    with our evaluators, on the data sets of our catalog."""
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: Any) -> Any:
@@ -120,12 +112,8 @@ def evaluate(
     config_file: str, overrides: Sequence[str] = (), device: str = ""
 ) -> tuple[Metrics, dict[int | str, str]]:
     """Evaluate the one method of a configuration on Detectron2's engine, and print its metrics.
-
-    Every process that Detectron2's launcher or `launch.joined` has joined takes its part.
-
-    Returns:
-        metrics by task, and each image's mask hash by its id: of all on the main process.
-    """
+    Every process that Detectron2's launcher or `launch.joined` has joined takes its part. Returns
+    metrics by task, and each image's mask hash by its id: of all on the main process."""
     if launch.size() > 1 and is_launched():
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     register()

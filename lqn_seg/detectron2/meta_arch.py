@@ -1,7 +1,5 @@
 """The meta-architectures for Detectron2, and the one explicit call that registers everything."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,11 +28,9 @@ NOTHING_TO_TRAIN = (
 
 
 class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
-    """Teacher, test-time student and head of ``MODEL.LQN`` as a Detectron2 model.
-
-    It does its own resizing, so INPUT.MIN_SIZE_TEST should be 0. It adapts under
-    ``torch.no_grad()``, and says so where it cannot: under ``torch.inference_mode()``.
-    """
+    """Teacher, test-time student and head of ``MODEL.LQN`` as a Detectron2 model. It does its own
+    resizing, so INPUT.MIN_SIZE_TEST should be 0. It adapts under ``torch.no_grad()``, and says so
+    where it cannot: under ``torch.inference_mode()``."""
 
     @configurable
     def __init__(self, segmenter: Segmenter, input_format: str = "RGB") -> None:
@@ -66,12 +62,9 @@ class EomtMetaArch(TrainableEomt):
 
     What Detectron2 saves is loaded by MODEL.WEIGHTS here, and by TEACHER.WEIGHTS everywhere else.
     Any mapper that gives ``instances`` with masks, ``sem_seg`` or both will do; Detectron2's own
-    needs MODEL.MASK_ON True and INPUT.MASK_FORMAT bitmask for instances.
-
-    Args:
-        max_iter: iterations over which masked attention is annealed.
-        ignore_label: of ``sem_seg``.
-        others: as of `TrainableEomt`.
+    needs MODEL.MASK_ON True and INPUT.MASK_FORMAT bitmask for instances. Masked attention is
+    annealed over ``max_iter`` iterations; ``ignore_label`` is of ``sem_seg``, the others are
+    `TrainableEomt`'s.
     """
 
     @configurable
@@ -119,12 +112,9 @@ def method_name(cfg: CfgNode) -> str:
 
 
 def register() -> None:
-    """Fill Detectron2's registries and catalogs; safe to call again.
-
-    Data sets that are registered later, or whose files come later, follow by themselves. Names that
-    Detectron2 knows (``ade20k_sem_seg_val``) or another package registers later (Mask2Former:
-    ``ade20k_panoptic_val``) are theirs.
-    """
+    """Fill Detectron2's registries and catalogs; safe to call again. Data sets that are registered
+    later follow by themselves. Names that Detectron2 knows or another package registers later are
+    theirs."""
     if LQNTTTMetaArch.__name__ not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)
         META_ARCH_REGISTRY.register(EomtMetaArch)

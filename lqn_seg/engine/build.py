@@ -1,7 +1,5 @@
 """From a configuration to a segmenter: the one place that joins config, teacher and head."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,11 +28,8 @@ TEACHERS = ("eomt", "dinov2", "clip")
 
 
 def build_teacher(cfg: CfgNode) -> Teacher[Any]:
-    """The frozen teacher of a configuration, on its device, and compiled if that is asked for.
-
-    Raises:
-        InputError: the teacher's name is unknown, or its files are missing or do not fit.
-    """
+    """The frozen teacher of a configuration, on its device, and compiled if that is asked for; an
+    `InputError` where its name is unknown, or its files are missing or do not fit."""
     teacher = _load_teacher(cfg)
     # One block's code serves all; what lies between them stays open to hooks.
     for block in teacher.blocks if cfg.MODEL.LQN.TEACHER.COMPILE else ():
@@ -84,9 +79,6 @@ def build_segmenter(
         recipes: methods by name; by default all that the configuration names.
         class_names: of the data set by contiguous id; a model that names its classes must have them
             in the same order (`check_class_order`).
-
-    Raises:
-        InputError: the teacher cannot be loaded or has another number or order of classes.
     """
     teacher, data_set = build_teacher(cfg), f"the data set {', '.join(cfg.DATASETS.TEST)}"
     if not isinstance(teacher, EomtTeacher):
@@ -120,12 +112,7 @@ def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str)
 
     Spelling differs from file to file ("tv", "television receiver"), so only the names that both
     have are compared. Where a few have other numbers, one name may mean two classes: a warning.
-
-    Args:
-        who, data_set: what the sentence calls the two.
-
-    Raises:
-        InputError: most of the names have other numbers: every score would be wrong.
+    Where most have, every score would be wrong: an `InputError`.
     """
     theirs = {_plain(name): int(index) for index, name in model.config.id2label.items()}
     ours = {_plain(name): index for index, name in enumerate(names)}
@@ -158,7 +145,6 @@ def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None
 
 
 def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
-    """What was loaded from where, in words for the log."""
     named = cfg.MODEL.LQN.TEACHER
     rows, columns = teacher.grid
     source = " ".join(filter(None, (named.CONFIG, named.WEIGHTS)))

@@ -1,7 +1,5 @@
 """Calibrate the teacher of a configuration on a folder of images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +36,7 @@ def calibrate_teacher(
     output: Path | None = None,
     strict: bool = False,
 ) -> Path:
-    """Calibrate on clean images, cut into windows as the configuration evaluates.
+    """Calibrate on clean images, cut into windows as the configuration evaluates; returns the file.
 
     Args:
         images: a folder, searched below, or the name of a registered data set.
@@ -46,12 +44,6 @@ def calibrate_teacher(
         quantile: fraction of the windows left out at either end of each range.
         output: file to write; by default beside the teacher's local weights.
         strict: stop at the first image that cannot be read, which is otherwise named and left out.
-
-    Returns:
-        The file that was written.
-
-    Raises:
-        InputError: no image is found, or nothing says where to write, or the config is wrong.
     """
     cfg = load_cfg(config_file, overrides, device)
     if most < 0:
@@ -61,7 +53,11 @@ def calibrate_teacher(
         raise InputError(f"--quantile must be in [0, 0.5), not {quantile}")
     source = get_dataset(images) if isinstance(images, str) else images
     records = calibration_records(source, strict)[: most or None]
-    output = output or _beside(cfg.MODEL.LQN.TEACHER.WEIGHTS)
+    if output is None:
+        folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
+        if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
+            raise InputError("--output is needed: the teacher's weights are not in a local folder")
+        output = folder / FILE_NAME
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
     if output.is_dir():
@@ -81,13 +77,6 @@ def calibrate_teacher(
     return output
 
 
-def _beside(weights: str) -> Path:
-    folder = Path(find_local(weights))
-    if not weights or not folder.is_dir():
-        raise InputError("--output is needed: the teacher's weights are not in a local folder")
-    return folder / FILE_NAME
-
-
 def calibrate_on(
     teacher: Teacher[Any],
     sources: Sequence[T],
@@ -96,16 +85,9 @@ def calibrate_on(
     quantile: float,
     strict: bool = False,
 ) -> tuple[Calibration, int]:
-    """`calibrate`, with a bar; images that cannot be read are named, counted and left out.
-
-    Args:
-        windows: (N, 3, h, w) uint8 teacher inputs that a source holds; raises `InputError` where it
-            cannot be read, which `strict` lets through.
-        batch: how many the teacher gets at a time.
-
-    Returns:
-        The calibration, and how many sources it was made from.
-    """
+    """`calibrate`, with a bar, and how many sources it was made from. ``windows`` gives the (N, 3,
+    h, w) uint8 teacher inputs of a source; what cannot be read is named and left out, or with
+    `strict` an `InputError`. The teacher gets ``batch`` windows at a time."""
     left_out: set[int] = set()
 
     def batches() -> Iterator[Tensor]:
@@ -138,11 +120,8 @@ def calibrate_on(
 
 
 def calibration_records(source: Path | Dataset, strict: bool = False) -> list[Record]:
-    """Records of the images below a folder, or of a data set.
-
-    Raises:
-        InputError: there is no image, or with `strict` one that cannot be listed.
-    """
+    """Records of the images below a folder, or of a data set; an `InputError` where there is none,
+    or with `strict` one that cannot be listed."""
     if isinstance(source, Dataset):
         return usable_records(source, strict)
     files = find_images(source, below=True)

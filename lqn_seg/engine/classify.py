@@ -1,9 +1,5 @@
-"""Evaluate classification methods side by side: data sets x corruptions, one teacher pass an image.
-
-The loop is `DatasetRun.run`; what is stored are each method's statistics and times.
-"""
-
-from __future__ import annotations
+"""Evaluate classification methods side by side: data sets x corruptions, one teacher pass an
+image."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,10 +32,8 @@ _LEARNING = {"tda"}  # methods that know the images before
 
 
 class Classification(DatasetRun):
-    """All methods on one data set.
-
-    `recipes` are the methods as `Classifier` takes them; the other arguments are `DatasetRun`'s.
-    """
+    """All methods on one data set: `recipes`, as `Classifier` takes them; the rest is
+    `DatasetRun`'s."""
 
     def __init__(
         self,
@@ -93,7 +87,6 @@ class Classification(DatasetRun):
 def _text(
     cfg: CfgNode, dataset: Dataset, teacher: ClipTeacher, ensemble: bool
 ) -> dict[str, Tensor]:
-    """Class features by name, as `Classifier` takes them."""
     cache, names = cache_folder(), dataset.metadata.class_names
     prompts = {"text": cfg.CLASSIFICATION.PROMPTS, "zero-shot": "single"}
     prompts |= {"ensemble": "ensemble"} if ensemble else {}
@@ -106,13 +99,8 @@ def _text(
 def classifications(
     cfg: CfgNode, resume: bool = False, strict: bool = False
 ) -> dict[str, Classification]:
-    """A run for each data set of a configuration, with one teacher, by the data set's name.
-
-    Results lie in ``OUTPUT_DIR/inference``, in a folder for each data set where there are several.
-
-    Raises:
-        InputError: something is missing or does not fit, or tda is to see a part of the images.
-    """
+    """A run for each data set of a configuration, with one teacher, by the data set's name. Results
+    lie in ``OUTPUT_DIR/inference``, in a folder for each data set where there are several."""
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST must name at least one data set of labelled images")
     datasets = [_labelled(name) for name in dict.fromkeys(cfg.DATASETS.TEST)]
@@ -163,15 +151,9 @@ def _labelled(name: str) -> Dataset:
 
 
 def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0, strict: bool = False) -> Path:
-    """Calibrate a configuration's teacher on a data set's clean images; labels are not read.
-
-    Args:
-        most: use so many images, spread over the data set; 0 is all.
-        strict: stop at the first image that cannot be read, which is otherwise named and left out.
-
-    Returns:
-        the file, beside the teacher's weights, which must be in a local folder.
-    """
+    """Calibrate a configuration's teacher on `most` (0 is all) clean images, spread over a data
+    set; returns the file, beside its weights, which must be in a local folder. `strict` stops at
+    the first image that cannot be read, which is otherwise named and left out."""
     folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
         raise InputError("the teacher's weights must be in a local folder to be calibrated there")

@@ -1,7 +1,5 @@
 """An EoMT checkpoint of either layout as transformers' directory, compared before it is there."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,19 +24,8 @@ _NAMES = {
 def convert(
     source: str, target: str, config: str = "", size: tuple[int, int] | None = None, base: str = ""
 ) -> str:
-    """Write a directory that gives the logits of another checkpoint, bit for bit.
-
-    Args:
-        source: file, directory or hub id.
-        target: the directory; it is whole, or it is not there.
-        config, size, base: as of `load_eomt`.
-
-    Returns:
-        What was written, in words.
-
-    Raises:
-        InputError: the source does not fit, or the target exists or cannot be written.
-    """
+    """Write a directory that gives the logits of another checkpoint (a file, directory or hub id),
+    bit for bit, whole or not at all; says what it wrote. The other arguments are `load_eomt`'s."""
     output = Path(target)
     if output.exists():
         raise InputError(f"OUTPUT: {output} is there already")

@@ -1,7 +1,7 @@
 """Evaluate methods side by side: each image is read once, for all conditions and methods.
 
-The loop is `DatasetRun.run`. All numbers are made from what it stores of an image under a
-condition: each method's statistics for every metric, its times and a hash of its masks.
+All numbers are made from what `DatasetRun.run` stores of an image under a condition: each method's
+statistics for every metric, its times and a hash of its masks.
 """
 
 from __future__ import annotations
@@ -63,11 +63,9 @@ class Condition:
 
     @property
     def words(self) -> str:
-        """For people: "gaussian noise-3"."""
         return str(self).replace("_", " ")
 
     def apply(self, image: Pixels, seed: int) -> Pixels:
-        """(H, W, 3) uint8 to the same, damaged."""
         if self.corruption == CLEAN:
             return image
         return corrupt(image, self.corruption, self.severity, seed)
@@ -80,7 +78,6 @@ def configured_conditions(cfg: CfgNode) -> list[Condition]:
 
 
 def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluator]:
-    """Evaluators by task, for the outputs that the configuration turns on."""
     test = cfg.MODEL.MASK_FORMER.TEST
     makers = (
         (test.PANOPTIC_ON, PanopticEvaluator),
@@ -98,7 +95,6 @@ class Sample:
     """An image, read once for all methods and conditions.
 
     Attributes:
-        record: of the data set.
         images: (H, W, 3) uint8 by the conditions that lack a result of it.
         stamp: hash of its files and its annotation.
         truth: by task, as `ImageEvaluator.prepare` makes it.
@@ -118,7 +114,6 @@ class DatasetRun(ABC):
     Args:
         records: the images that count.
         model: runs the methods; frozen.
-        evaluators: by task.
         folder: receives the results.
         fingerprint: what else two runs must have in common for their results to belong together.
         conditions: in place of the configuration's.
@@ -126,9 +121,6 @@ class DatasetRun(ABC):
             since is evaluated again.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
-
-    Raises:
-        InputError: there is no image, or another configuration's run is to be resumed.
     """
 
     # A method that learns on the way sees all images of a condition before the next one's.
@@ -211,8 +203,6 @@ class DatasetRun(ABC):
         if launch.is_main() and not self.scored:
             raise InputError(f"no image could be evaluated: {next(iter(self.failures.values()))}")
 
-    # ---- reading ---------------------------------------------------------------------------------
-
     @property
     def workers(self) -> int:
         """Processes that read images ahead: none on a CPU, where they would slow the methods."""
@@ -245,8 +235,6 @@ class DatasetRun(ABC):
         """What tells a record from the same one with another image, label or annotation."""
         instances = InstanceEvaluator.task in self.evaluators
         return input_hash(record, self.dataset.metadata, instances, data)
-
-    # ---- what fails ------------------------------------------------------------------------------
 
     def _predictions(self, condition: Condition, samples: Sequence[Sample]) -> list[Any]:
         """`predict`; where a sample has none, its error, which takes no other's prediction."""
@@ -284,14 +272,11 @@ class DatasetRun(ABC):
         is_lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
         return self.strict or (is_lost and not isinstance(error, torch.OutOfMemoryError))
 
-    # ---- results ---------------------------------------------------------------------------------
-
     @property
     def is_subset(self) -> bool:
         return len(self.records) < self.total
 
     def progress(self) -> str:
-        """How much of the work is on disk, in words."""
         total = len(self.conditions) * len(self.records)
         left = self.store.left(self.records, len(self.records))
         count = sum(len(names) for batch in left for _, names in batch)
@@ -335,13 +320,8 @@ class DatasetRun(ABC):
 
 
 class Evaluation(DatasetRun):
-    """One run of segmentation: a data set, conditions and methods.
-
-    ``OUTPUT_DIR/inference`` receives the results; the other arguments are `DatasetRun`'s.
-
-    Raises:
-        InputError: see `DatasetRun`; or the teacher or its files do not fit.
-    """
+    """One run of segmentation: a data set, conditions and methods. ``OUTPUT_DIR/inference``
+    receives the results; the other arguments are `DatasetRun`'s."""
 
     def __init__(
         self,
@@ -373,7 +353,6 @@ class Evaluation(DatasetRun):
         )
 
     def image(self, condition: Condition, record: Record) -> torch.Tensor:
-        """(3, h, w) uint8 RGB image of a record under a condition."""
         return _tensor(super().image(condition, record))
 
     def predict(
@@ -419,7 +398,6 @@ def _digest(text: str) -> str:
 
 
 def weights_hash(model: torch.nn.Module, digits: int = 16) -> str:
-    """`tensors_hash` of all weights."""
     return tensors_hash(model.state_dict(), digits)
 
 

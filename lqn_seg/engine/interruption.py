@@ -1,7 +1,5 @@
 """Ctrl-C and launchers, before torch is imported."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -16,10 +14,8 @@ def is_launched() -> bool:
 
 @contextmanager
 def patient() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits for a good moment: the block asks whether it was pressed.
-
-    The second one does not wait. In another thread than the main one nobody can press it.
-    """
+    """Ctrl-C waits for a good moment: the block asks whether it was pressed. The second one does
+    not wait. In another thread than the main one nobody can press it."""
     asked = False
 
     def remember(*_: object) -> None:

@@ -1,10 +1,5 @@
-"""Several processes at one job: joining those that a launcher started, and their messages.
-
-They exchange short messages between the hosts, so the native engine always uses gloo, with or
-without GPUs.
-"""
-
-from __future__ import annotations
+"""Several processes at one job: joining those that a launcher started, and their messages, which
+are short and between the hosts: always by gloo, with or without GPUs."""
 
 import ctypes
 import logging
@@ -32,12 +27,10 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes share the job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes the report."""
     return rank() == 0
 
 
@@ -70,12 +63,8 @@ def gather(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """If the block, which every process enters, fails by bad input in one, it fails in all.
-
-    Raises:
-        InputError: in the main process, the first sentence by rank.
-        PeerError: the same in the others.
-    """
+    """If the block, which every process enters, fails by bad input in one, it fails in all: by the
+    first sentence as an `InputError` in the main process, as a `PeerError` in the others."""
     complaint = None
     try:
         yield
@@ -86,12 +75,10 @@ def together() -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Let glibc keep what this process frees; best called when the weights are loaded.
-
-    By default it gives large pieces back to the system at once and gets them again page by page:
-    of a teacher's time on a CPU that is a tenth for one image, and a quarter for many at once. The
-    price is memory, a seventh of an EoMT-L's at 512 pixels. Other C libraries stay as they are.
-    """
+    """Let glibc keep what this process frees; best called when the weights are loaded. Getting it
+    again page by page takes a tenth of a teacher's time on a CPU for one image, a quarter for many
+    at once. The price is a seventh of an EoMT-L's memory at 512 pixels. Other C libraries stay as
+    they are."""
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)

@@ -1,7 +1,5 @@
 """Images in a teacher: its tokens at any depth, students of all layers, and what it cannot know."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +30,6 @@ class Probe:
     """B images in one teacher.
 
     Args:
-        teacher: any.
         images: (3, h, w) uint8 each; of an image that needs several windows, the first.
         inference: how images meet the teacher, as `SegmentationConfig.inference`.
         seed: of the students.
@@ -67,7 +64,6 @@ class Probe:
 
     @property
     def depth(self) -> int:
-        """L."""
         return self.field.shape[1]
 
     def fit(self, method: LQNConfig, other: Tensor | None = None) -> FittedStudents:
@@ -84,11 +80,8 @@ class Probe:
         return students
 
     def at(self, layer: float) -> Tensor:
-        """(B, H, W, D) teacher's tokens; between two layers, what is linear between them.
-
-        Raises:
-            InputError: the layer is not in 1..L.
-        """
+        """(B, H, W, D) teacher's tokens; between two layers, what is linear between them. An
+        `InputError` where the layer is not in 1..L."""
         if not 1 <= layer <= self.depth:
             raise InputError(f"the layer must be in 1..{self.depth}, not {layer:g}")
         below, above = math.floor(layer), math.ceil(layer)
@@ -128,21 +121,14 @@ class Probe:
         return self._cropped(pixels.flatten(3).flatten(1, 2))
 
     def _cropped(self, window: Tensor) -> NDArray[np.uint8]:
-        """(3, *S) in 0..1 to (h, w, 3) uint8."""
         rows, columns = self.inside[0]
         pixels = (255 * window[:, :rows, :columns].clamp(0, 1)).round().to(torch.uint8)
         return pixels.movedim(0, 2).cpu().numpy()
 
 
 def student_recipe(name: str, method: object, all_layers: bool = True) -> LQNConfig:
-    """A method's recipe, if it has a student whose fit can be looked at.
-
-    Args:
-        all_layers: it must have all layers, which APM's does not.
-
-    Raises:
-        InputError: it has none, or makes no step.
-    """
+    """A method's recipe; an `InputError` where it has no student whose fit can be looked at, or
+    with `all_layers` none of all layers, as APM's."""
     variants = ("lqn", "lqn-src") if all_layers else ("lqn", "lqn-src", "apm")
     if not isinstance(method, LQNConfig) or method.fit.variant not in variants:
         kind = "of all layers to look at" if all_layers else "whose steps could be looked at"

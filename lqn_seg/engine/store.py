@@ -4,8 +4,6 @@ A finished batch of JSON-able results becomes one line with its checksum, in a f
 own: a kill tears at most the line that is being written, and a torn line does not count.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -42,9 +40,6 @@ class ResultStore:
         resume: go on from the results in the folder; otherwise they are removed.
         strict: stop when the disk is full.
         may_change: keys of the fingerprint that a run need not share with the one it goes on from.
-
-    Raises:
-        InputError: the folder cannot be used, or is to be resumed with another fingerprint.
     """
 
     def __init__(
@@ -104,8 +99,6 @@ class ResultStore:
             return {}
         return stored if isinstance(stored, dict) else {}
 
-    # ---- results ---------------------------------------------------------------------------------
-
     @property
     def entries(self) -> dict[str, dict[Key, Result]]:
         """By group and image id, the last entry that counts, whichever process or run wrote it."""
@@ -128,19 +121,15 @@ class ResultStore:
                 yield group, entry
 
     def results(self, group: str) -> dict[Key, Result]:
-        """A group's results by image id."""
         return {key: entry for key, entry in self.entries[group].items() if "failed" not in entry}
 
     def failures(self, group: str) -> dict[Key, str]:
-        """Why images have no result in a group, by image id."""
         entries = self.entries[group].items()
         return {key: entry["failed"] for key, entry in entries if "failed" in entry}
 
     def forget_changed(self, records: Sequence[Record], stamp: Callable[[Record], str]) -> None:
         """Let no result count whose ``STAMP`` is not its record's `stamp` now, and name the images.
-
-        Every process has to call it; each reads its share of the records.
-        """
+        Every process has to call it; each reads its share of the records."""
         stamps: dict[Key, set[str]] = {}
         for _, entry in self._lines():
             if "failed" not in entry:
@@ -161,14 +150,10 @@ class ResultStore:
                 f"({', '.join(map(str, changed[:_NAMED]))}{more})"
             )
 
-    # ---- the work --------------------------------------------------------------------------------
-
     def left(self, records: Sequence[Record], batch: int, apart: bool = False) -> list[Batch]:
-        """Batches that are not finished, the same in every process; failures are tried again.
-
-        Where a batch begins depends on the image's place among the records alone, so images keep
-        their company. A batch is of all groups; if `apart`, of one group after the other.
-        """
+        """Batches that are not finished, the same in every process; failures are tried again. Where
+        one begins depends on the image's place among the records alone, so images keep their
+        company. A batch is of all groups; if `apart`, of one group after the other."""
         done = {group: self.results(group) for group in self.groups}
         batches = []
         for groups in [[group] for group in self.groups] if apart else [self.groups]:

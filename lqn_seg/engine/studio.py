@@ -48,7 +48,7 @@ ORIGINS = "origins.json"  # in the output folder: which path each name stands fo
 
 @dataclass(frozen=True)
 class Source:
-    """An image to look at: (h, w, 3) uint8 RGB pixels.
+    """An image to look at: (h, w, 3) uint8 RGB pixels, and what figures say of it.
 
     Attributes:
         name, file_name: for headings, and for the names of its figures.
@@ -65,23 +65,19 @@ class Source:
 
     @classmethod
     def of_record(cls, record: Record) -> Source:
-        """A data set's image."""
         key, path = record["image_id"], Path(record["file_name"]).resolve()
         file = f"scene-{file_name(key)}"
         return cls(f"scene {key}", read_record(record), file, f"{path} {key}", record)
 
     def under(self, condition: Condition, seed: int) -> Source:
-        """The same image, damaged."""
         return replace(self, pixels=condition.apply(self.pixels, seed), condition=condition)
 
     @property
     def tensor(self) -> Tensor:
-        """(3, h, w) uint8."""
         return torch.from_numpy(self.pixels.copy()).movedim(2, 0).contiguous()
 
     @property
     def heading(self) -> str:
-        """Name and condition, for people."""
         return f"{self.name}, {self.condition.words}"
 
     @property
@@ -92,12 +88,7 @@ class Source:
 
 def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callable[[], Source]]:
     """What reads the images in `inputs`, files and folders of them, or else the first of the
-    configuration's data set.
-
-    Raises:
-        InputError: a path does not exist, a folder holds no image, or there is neither input nor
-            data set.
-    """
+    configuration's data set; an `InputError` where there is nothing to read."""
     if inputs:
         files = dict.fromkeys(file.resolve() for path in map(Path, inputs) for file in _files(path))
         return [partial(_read_file, file) for file in files]
@@ -108,7 +99,6 @@ def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callabl
 
 
 def _files(path: Path) -> Sequence[Path]:
-    """The file, or the images in the folder."""
     if not path.exists():
         raise InputError(f"--input: there is no file or folder {path}")
     images = find_images(path).images if path.is_dir() else [path]
@@ -175,7 +165,6 @@ class Studio:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """The teacher's."""
         return build_calibration(self.cfg, self.teacher)
 
     @cached_property
@@ -215,7 +204,6 @@ class Studio:
 
     @property
     def known(self) -> str:
-        """Which classes the teacher knows, in words."""
         return known_classes([category.name for category in self.categories])
 
     def images(self) -> Iterator[Source]:
@@ -267,7 +255,6 @@ class Studio:
         return is_far
 
     def truth(self, source: Source) -> Segmentation | None:
-        """Ground truth, where the image has any."""
         if source.record is None or self.metadata is None:
             return None
         if self.config.panoptic:
@@ -278,7 +265,6 @@ class Studio:
         return one_segment_per_class(np.where(is_known, labels + 1, 0).astype(np.int32))
 
     def score(self, source: Source, prediction: Prediction) -> float | None:
-        """`metric` of one image, where it has ground truth."""
         if source.record is None or self.metadata is None:
             return None
         task = "panoptic_seg" if self.config.panoptic else "sem_seg"
@@ -288,7 +274,6 @@ class Studio:
 
     @property
     def metric(self) -> str:
-        """What `score` is."""
         return "PQ" if self.config.panoptic else "mIoU"
 
     def stem(self, kind: str, image: Source, *parts: object) -> Path:

@@ -1,7 +1,5 @@
 """The images of a data set that can be used; the console names what cannot."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from lqn_seg.data.metadata import Dataset, Record
@@ -10,11 +8,8 @@ from lqn_seg.errors import InputError
 
 
 def usable_records(dataset: Dataset, strict: bool = False) -> list[Record]:
-    """A data set's records, as far as a look at its files can tell.
-
-    Raises:
-        InputError: there is no image; or, if `strict`, something cannot be listed.
-    """
+    """A data set's records, as far as a look at its files can tell; an `InputError` where there is
+    none or, if `strict`, something cannot be listed."""
     listed = dataset.listed()
     name_problems(listed.problems, strict)
     for note in listed.notes:

@@ -3,8 +3,6 @@
 Shapes: B images, L layers, H x W patches, D features, P prefix tokens (CLS, registers).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -45,10 +43,8 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class PrefixContext:
-    """What the frozen rest of a teacher needs beside the patch tokens.
-
-    prefix: (B, L + 1, P, D) prefix tokens after each layer; index 0 is the embedding.
-    """
+    """What the frozen rest of a teacher needs beside the patch tokens: ``prefix``, (B, L + 1, P, D)
+    prefix tokens after each layer; index 0 is the embedding."""
 
     prefix: Tensor
 
@@ -115,11 +111,8 @@ class Teacher(ABC, Generic[ContextT]):
     def run(
         self, layer: int, patches: Tensor, context: ContextT, hook: Hook | None = None
     ) -> tuple[Tensor, ContextT]:
-        """Layers ``layer + 1`` to L from patches (B, H, W, D) and the context up to ``layer``.
-
-        Returns:
-            Patches of the layers run (B, L - layer, H, W, D), and the whole context.
-        """
+        """Layers ``layer + 1`` to L from patches (B, H, W, D) and the context up to ``layer``:
+        patches of the layers run (B, L - layer, H, W, D), and the whole context."""
         prefixes = list(context.prefix[:, : layer + 1].unbind(1))
         count, fields = prefixes[0].shape[1], []
         state = torch.cat([prefixes[-1], patches.flatten(1, 2)], 1)
@@ -138,17 +131,12 @@ class Teacher(ABC, Generic[ContextT]):
 
     @torch.no_grad()
     def encode(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:
-        """Token field of a batch, in one forward pass.
+        """Token field (B, L, H, W, D), block outputs of layers 1..L, and its context, in one pass.
 
         Args:
-            images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``.
+            images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``; an `InputError`
+                where they are not of the teacher's size.
             hook: replaces the patch tokens of the embedding and of each layer as they come.
-
-        Returns:
-            The token field (B, L, H, W, D), block outputs of layers 1..L, and its context.
-
-        Raises:
-            InputError: the images are not of the teacher's size.
         """
         self.check_images(images)
         patches, context = self.start(images)
@@ -164,14 +152,8 @@ class Teacher(ABC, Generic[ContextT]):
     def resume(self, layer: int, tokens: Tensor, context: ContextT) -> tuple[Tensor, ContextT]:
         """The frozen rest on patch tokens (B, H, W, D) put in place at ``layer``, 0 to L.
 
-        Args:
-            context: of the same images, from `encode`.
-
-        Returns:
-            Last-layer patch tokens (B, H, W, D) and the context as it is after the resumed layers.
-
-        Raises:
-            InputError: ``layer`` is not one of the teacher's.
+        Returns last-layer patch tokens (B, H, W, D) and the images' context, from `encode`, as it
+        is after the resumed layers; an `InputError` where the teacher has no such layer.
         """
         if not 0 <= layer <= self.num_layers:
             raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")

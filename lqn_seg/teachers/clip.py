@@ -2,16 +2,13 @@
 
 Sequence order inside the vision tower is ``[CLS | patches]``. Layer 0 is the patch embedding with
 its position, *before* ``ln_pre``, which would hide a loss of contrast from statistics alignment.
-
 Shapes: B images, L layers, H x W patches, D features, E joint features, C texts, T tokens a text.
 """
-
-from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +53,7 @@ class ClipTeacher(Teacher[ClipContext]):
     """A frozen CLIP: a teacher, and the space that its images share with texts.
 
     Args:
-        model: an open_clip model whose vision tower is open_clip's own ViT.
+        model: an open_clip model whose vision tower is open_clip's own ViT, an `InputError` else.
         tokenizer: texts to (C, T) token ids.
         precision: of the matrix products: "float32", "bfloat16" or "float16".
         source: what says how its pixels are prepared, for messages.
@@ -65,10 +62,6 @@ class ClipTeacher(Teacher[ClipContext]):
         joint_width: E.
         resize_mode: open_clip's: "shortest" or "longest" side to the input's, or "squash".
         fill_color: of what "longest" leaves empty, 0..255.
-
-    Raises:
-        InputError: the vision tower is another kind (a ResNet, a timm model, attention pooling), or
-            what its ``preprocess_cfg`` says is malformed.
     """
 
     name = "CLIP"
@@ -148,26 +141,16 @@ class ClipTeacher(Teacher[ClipContext]):
             return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """(C, T) token ids on the teacher's device."""
         return self.tokenizer(list(texts)).to(self.device)
 
     def encode_text(self, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
-        """Text features (C, E), unit length; differentiable in ``embedded``.
-
-        Args:
-            tokens: (C, T) ids: where a text ends, and what it says unless ``embedded`` says it.
-            embedded: (C, T, d) token embeddings to use in place of the looked-up ones.
-        """
-        handle = None
-        if embedded is not None:
-            # The rest is open_clip's own text tower.
-            handle = self.token_embedding.register_forward_hook(lambda *_: embedded)
-        try:
-            with self.products():
-                return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
-        finally:
-            if handle is not None:
-                handle.remove()
+        """Text features (C, E), unit length, of (C, T) token ids; differentiable in ``embedded``,
+        the (C, T, d) token embeddings to use in place of the looked-up ones."""
+        with ExitStack() as hooks, self.products():
+            if embedded is not None:  # the rest is open_clip's own text tower
+                hook = self.token_embedding.register_forward_hook(lambda *_: embedded)
+                hooks.enter_context(hook)
+            return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -181,7 +164,7 @@ class ClipTeacher(Teacher[ClipContext]):
 def load_clip(
     weights: str, name: str = "", device: str | torch.device = "cpu", precision: str = "float32"
 ) -> ClipTeacher:
-    """Load a frozen CLIP teacher.
+    """Load a frozen CLIP teacher; an `InputError` where a file is missing or does not fit.
 
     Args:
         weights: a local directory (``open_clip_config.json`` and weights; ``name`` stays empty), or
@@ -189,10 +172,6 @@ def load_clip(
             architecture ``name``.
         name: open_clip's name of the architecture, such as "ViT-B-16-quickgelu", "ViT-H-14".
         precision: as of `ClipTeacher`, or "auto"; the image tower is lowered to it.
-
-    Raises:
-        InputError: a file is missing or does not fit, the name or tag is unknown, the QuickGELU
-            differs from the weights', or they are not in the cache and cannot be fetched.
     """
     if not weights:
         raise InputError(f"{_KEY}.WEIGHTS is empty: a CLIP teacher needs its weights")
@@ -236,11 +215,8 @@ def _check_folder(folder: Path, config: Path, name: str) -> None:
 
 
 def check_quick_gelu(name: str, weights: str) -> None:
-    """Raises InputError where an architecture or tag is unknown, or the two differ in QuickGELU.
-
-    OpenAI's weights (and some others) were trained with it; without it they still run, some points
-    worse, and nothing says so.
-    """
+    """Raises InputError where an architecture or tag is unknown, or the two differ in QuickGELU:
+    OpenAI's weights run without it too, some points worse, and nothing says so."""
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         near = [n for n in open_clip.list_models() if n.lower().startswith(name.lower()[:5])]
@@ -272,7 +248,6 @@ def check_quick_gelu(name: str, weights: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what open_clip logs through the root logger; errors are raised all the same."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,7 +1,5 @@
 """DINOv2 alone, without a mask head: timm's ViT as a frozen teacher, and as a start for an EoMT."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +41,7 @@ class Dinov2Teacher(Teacher[PrefixContext]):
 
 
 def preprocessing_of_timm(model: VisionTransformer) -> Preprocessing:
-    """What a timm model says of its input. Its crop is left out: token fields are of all pixels."""
+    """What a timm model says of its input, but its crop: token fields are of all pixels."""
     about: Any = model.pretrained_cfg
     where = "timm's pretrained_cfg"
     filter_name = interpolation_of(about, where, "interpolation")
@@ -58,7 +56,7 @@ def load_dinov2(
     image_size: Size | None = None,
     precision: str = "float32",
 ) -> Dinov2Teacher:
-    """Load a frozen DINOv2 teacher.
+    """Load a frozen DINOv2 teacher; an `InputError` where a file is missing or does not fit.
 
     Args:
         weights: a directory or hub id in timm's layout (``config.json`` with the ``architecture``
@@ -69,9 +67,6 @@ def load_dinov2(
         image_size: (height, width) in pixels, multiples of the patch size; default: the
             architecture's. Position embeddings are resampled as timm does it.
         precision: of the matrix products, or "auto"; the weights are lowered to it.
-
-    Raises:
-        InputError: a file is missing, is no such ViT, or does not fit.
     """
     model = build_dinov2(weights, config, image_size, None, _KEY).to(device)
     teacher = Dinov2Teacher(model, resolve_precision(precision, torch.device(device)))
@@ -114,16 +109,11 @@ def build_dinov2(
 
 
 def start_from_dinov2(model: Any, weights: str) -> Preprocessing:
-    """Give a new EoMT, in place, the ViT of a DINOv2, as the original's training starts.
+    """Give a new EoMT, in place, the ViT of a DINOv2, and return what that says of its input.
 
-    Position embeddings are resampled to the EoMT's grid, and the patch embedding to its patches.
-    Queries, mask head and class head keep their random start.
-
-    Returns:
-        What the DINOv2 says of its input.
-
-    Raises:
-        InputError: the two ViTs have not the same shape.
+    Position embeddings are resampled to the EoMT's grid, the patch embedding to its patches;
+    queries, mask head and class head keep their random start. An `InputError` where the ViTs differ
+    in shape.
     """
     key, eomt = "MODEL.LQN.TRAIN.BACKBONE", model.config
     vit = build_dinov2(weights, "", image_size_of(eomt), eomt.patch_size, key)

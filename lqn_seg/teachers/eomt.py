@@ -1,10 +1,8 @@
 """The EoMT teacher: transformers' model, opened up so that every layer's tokens can be read.
 
-EoMT (Kerssies et al., CVPR 2025) is a plain ViT whose last ``num_blocks`` layers also carry object
-queries. Sequence order inside those layers is ``[queries | prefix | patches]``; before them it is
-``[prefix | patches]``, where the prefix is the CLS token followed by the register tokens.
-
-Shapes: B images, L layers, H x W patches, D features, Q queries, P prefix tokens.
+EoMT (Kerssies et al., CVPR 2025) is a plain ViT whose last ``num_blocks`` layers also carry Q
+queries. Sequence order inside those layers is ``[queries | prefix | patches]``, before them
+``[prefix | patches]``; the prefix is the CLS token and the register tokens.
 """
 
 from __future__ import annotations
@@ -52,12 +50,7 @@ class EomtContext(PrefixContext):
 
 
 class EomtTeacher(Teacher[EomtContext]):
-    """A frozen EoMT.
-
-    Args:
-        model: transformers' ``EomtForUniversalSegmentation``, or its sister on DINOv3.
-        preprocessing: what the checkpoint says of its input; None is ImageNet's statistics.
-    """
+    """A frozen EoMT: transformers' ``EomtForUniversalSegmentation``, or its sister on DINOv3."""
 
     name = "EoMT"
 
@@ -80,11 +73,8 @@ class EomtTeacher(Teacher[EomtContext]):
         self._mask_probabilities: list[float] = self.model.attn_mask_probs.tolist()
 
     def resized(self, size: Size) -> EomtTeacher:
-        """The same teacher for images of another (height, width), all but the positions shared.
-
-        Raises:
-            InputError: a side is no multiple of the patch size.
-        """
+        """The same teacher for images of another (height, width), all but the positions shared; an
+        `InputError` where a side is no multiple of the patch size."""
         shared = {id(x): x for x in (*self.model.parameters(), *self.model.buffers())}
         model = copy.deepcopy(self.model, shared)
         set_image_size(model, size)
@@ -140,11 +130,9 @@ class EomtTeacher(Teacher[EomtContext]):
         return {"position_embeddings": self.model.rope_embeddings(size)}
 
     def _attention_mask(self, state: Tensor, block: int, mask: Tensor | None) -> Tensor | None:
-        """Additive mask (B, heads, N, N) of a query layer, or the previous one where it is off.
-
-        Each query attends only to the patches that its current mask covers; off (probability 0)
-        in every published checkpoint.
-        """
+        """Additive mask (B, heads, N, N) of a query layer: each query attends only to the patches
+        that its current mask covers. The previous one where it is off, as in every published
+        checkpoint."""
         if self._mask_probabilities[block] <= 0:
             return mask
         with self.products():
@@ -165,7 +153,7 @@ def load_eomt(
     base: str = "",
     precision: str = "float32",
 ) -> EomtTeacher:
-    """Load a frozen EoMT teacher.
+    """Load a frozen EoMT teacher; an `InputError` where a file is missing or does not fit.
 
     Args:
         weights: a local directory, a file or a hub id, in transformers' layout (``config.json`` and
@@ -177,9 +165,6 @@ def load_eomt(
         base: of delta weights (every published EoMT on DINOv3), a directory, file or hub id of the
             DINOv3 weights that they are the difference to, or ``absolute``.
         precision: of the matrix products, or "auto"; the weights are lowered to it.
-
-    Raises:
-        InputError: a file is missing, is no EoMT, or does not fit its config.
     """
     model, preprocessing = read_eomt(weights, config, image_size, base)
     resolved = resolve_precision(precision, torch.device(device))

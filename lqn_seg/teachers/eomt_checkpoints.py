@@ -1,7 +1,5 @@
 """Checkpoints of an EoMT: transformers' layout, the original release's, Detectron2's training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,7 @@ from torch import Tensor, nn
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Preprocessing, Size
 from lqn_seg.teachers.eomt_model import build_eomt, eomt_classes, image_size_of, set_image_size
-from lqn_seg.teachers.files import (
-    WEIGHT_FILES,
-    find_file,
-    named,
-    read_json,
-    read_weights,
-)
+from lqn_seg.teachers.files import WEIGHT_FILES, find_file, named, read_json, read_weights
 from lqn_seg.teachers.original_eomt import (
     convert_original,
     is_original,
@@ -50,7 +42,10 @@ def read_eomt(weights: str, config: str, image_size: Size | None, base: str) -> 
 
 def _read(weights: str, config: str, image_size: Size | None, base: str) -> Read:
     if not weights:
-        return _random(config), None
+        with named(f"{_CONFIG}: no EoMT has the shape of {config}"):
+            model = build_eomt(read_eomt_config(config))
+        nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
+        return model, None
     path = Path(weights)
     if not path.is_file():
         file = find_file(weights, ("config.json", *WEIGHT_FILES), _WEIGHTS)
@@ -69,13 +64,6 @@ def _read(weights: str, config: str, image_size: Size | None, base: str) -> Read
     if is_original(state):
         return _original(state, path, key, config, image_size, base)
     return _trained(state, key, config)
-
-
-def _random(config: str) -> Any:
-    with named(f"{_CONFIG}: no EoMT has the shape of {config}"):
-        model = build_eomt(read_eomt_config(config))
-    nn.init.zeros_(model.attn_mask_probs)  # transformers starts it at 1: masked attention on
-    return model
 
 
 def _transformers(weights: str, as_stated: bool) -> Read:
@@ -123,7 +111,6 @@ def _original(
     image_size: Size | None,
     base: str,
 ) -> Read:
-    """From a file of the original release's."""
     overrides = read_json(Path(config), _CONFIG) if config else {}
     difference_to = None
     if any("pos_embed" in name for name in state):
@@ -144,7 +131,6 @@ def _original(
 
 
 def _trained(state: Mapping[str, Tensor], key: str, config: str) -> Read:
-    """From what Detectron2 saved of a model around an EoMT."""
     inside = [name for name in state if name.endswith("attn_mask_probs")]
     if not inside:
         raise InputError(
@@ -191,11 +177,8 @@ def _read_base(path: Path, base: str) -> tuple[dict[str, Tensor] | None, dict[st
 
 
 def read_eomt_config(path: str) -> Any:
-    """An ``EomtConfig`` from a JSON file (an ``EomtDinov3Config`` where it says so).
-
-    Raises:
-        InputError: the file is missing or is not JSON, or has an unknown key.
-    """
+    """An ``EomtConfig`` (or ``EomtDinov3Config``) from a JSON file; an `InputError` where it is
+    missing, is not JSON, or has an unknown key."""
     if not Path(path).is_file():
         raise InputError(f"{_CONFIG}: there is no file {path or '(empty)'}")
     content = read_json(Path(path), _CONFIG)

@@ -1,7 +1,5 @@
 """EoMT's frozen mask head: patch tokens from the student or the teacher, and query tokens."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -14,11 +12,8 @@ class EomtHead:
     """Final norm, mask head, upscaling and class predictor of a frozen EoMT.
 
     The paper hands the student's answer "through the teacher's mask-head" (section 3.2.1). EoMT's
-    head reads query tokens as well as patch tokens, so both are arguments here.
-
-    Args:
-        model: transformers' EoMT.
-        precision: of its matrix products, the teacher's.
+    head reads query tokens as well as patch tokens, so both are arguments here. ``precision``, of
+    its matrix products, is the teacher's.
     """
 
     def __init__(self, model: Any, precision: str = "float32") -> None:
@@ -27,15 +22,12 @@ class EomtHead:
         self.num_classes: int = model.config.num_labels
 
     def __call__(self, patch_tokens: Tensor, query_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask and class logits, differentiable in the tokens.
+        """Mask logits (B, Q, h, w) at the head's own resolution and class logits (B, Q, C + 1), the
+        last class being "no object"; float32, differentiable in the tokens.
 
         Args:
             patch_tokens: (B, H, W, D) of the last block, before the final norm.
             query_tokens: (B, Q, D) likewise.
-
-        Returns:
-            Mask logits (B, Q, h, w) at the head's own resolution and class logits (B, Q, C + 1),
-            the last class being "no object"; float32.
         """
         patches = patch_tokens.flatten(1, 2)
         # The head ignores the prefix tokens, but transformers' slicing expects them to be there.

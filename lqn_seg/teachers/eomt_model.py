@@ -1,11 +1,6 @@
-"""transformers' EoMT classes, for images that are not square and for other sizes too.
-
-transformers builds square EoMTs only. The original builds its position embeddings for any
-(height, width), and resamples DINOv2's to it (timm's ``resample_abs_pos_embed``, bicubic with
-antialiasing); so do the functions here. With DINOv3 positions are rotary, and any size will do.
-"""
-
-from __future__ import annotations
+"""transformers' EoMT classes, for images that are not square and for other sizes too. Position
+embeddings are resampled as the original does it (timm's ``resample_abs_pos_embed``, bicubic with
+antialiasing); with DINOv3 they are rotary, and any size will do."""
 
 from typing import Any
 
@@ -20,11 +15,7 @@ from lqn_seg.teachers.base import Size
 
 
 def image_size_of(config: Any) -> Size:
-    """(height, width) of an EoMT's images.
-
-    Raises:
-        InputError: its ``image_size`` is neither one whole number nor two.
-    """
+    """(height, width) of an EoMT's images; an `InputError` where they are no whole numbers."""
     size = config.image_size
     height, width = (size, size) if not isinstance(size, list | tuple) else (*size, None, None)[:2]
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
@@ -58,11 +49,8 @@ if hasattr(transformers, "EomtDinov3ForUniversalSegmentation"):
 
 
 def eomt_classes(model_type: str) -> tuple[type, type]:
-    """Configuration and model class of a ``model_type``: ``eomt`` or ``eomt_dinov3``.
-
-    Raises:
-        InputError: it is another, or this transformers does not have it.
-    """
+    """Configuration and model class of a ``model_type``; an `InputError` where it is neither
+    ``eomt`` nor ``eomt_dinov3``, or this transformers does not have it."""
     if model_type == "eomt":
         return EomtConfig, EomtForUniversalSegmentation
     if model_type != "eomt_dinov3":
@@ -75,24 +63,17 @@ def eomt_classes(model_type: str) -> tuple[type, type]:
 
 
 def build_eomt(config: Any) -> Any:
-    """A model of a configuration, with transformers' random start.
-
-    Raises:
-        InputError: the configuration's sides are no multiples of its patch size.
-    """
+    """A model of a configuration, with transformers' random start; an `InputError` where its sides
+    are no multiples of its patch size."""
     _grid(image_size_of(config), config.patch_size)
     return eomt_classes(config.model_type)[1](config)
 
 
 @torch.no_grad()
 def set_image_size(model: Any, size: Size) -> None:
-    """Let a model take images of another (height, width), in place.
-
-    Position embeddings are resampled as EoMT's code does it when it starts from DINOv2.
-
-    Raises:
-        InputError: a side is no multiple of the patch size.
-    """
+    """Let a model take images of another (height, width), in place: position embeddings are
+    resampled as EoMT's code does it when it starts from DINOv2. An `InputError` as of
+    `build_eomt`."""
     grid = _grid(size, model.config.patch_size)
     embeddings = model.embeddings
     if model.config.model_type == "eomt" and grid != model.grid_size:

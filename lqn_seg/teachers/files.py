@@ -1,7 +1,5 @@
 """Files of weights: from a directory or the model hub, read without executing what is in them."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -48,16 +46,10 @@ def named(sentence: str) -> Iterator[None]:
 
 
 def find_file(weights: str, names: Sequence[str], key: str) -> Path | None:
-    """The first of ``names`` in a directory or hub repository; None where it has none of them.
-
-    Args:
-        weights: a directory or hub id. A hub file is taken from the cache where ``HF_HUB_OFFLINE``
-            is set or there is no network.
-        key: the configuration key that ``weights`` comes from, for the message.
-
-    Raises:
-        InputError: ``weights`` looks like a path, and there is no such directory.
-    """
+    """The first of ``names`` in a directory or hub repository; None where it has none of them. A
+    hub file is taken from the cache where ``HF_HUB_OFFLINE`` is set or there is no network. An
+    `InputError`, which begins with the configuration's ``key``, where there is no such
+    directory."""
     path = Path(weights)
     if path.is_dir():
         return next((path / name for name in names if (path / name).is_file()), None)
@@ -74,10 +66,8 @@ def find_file(weights: str, names: Sequence[str], key: str) -> Path | None:
 
 @cache
 def use_cache_without_network() -> None:
-    """Take hub files from the cache alone, as ``HF_HUB_OFFLINE`` does, if the hub is out of reach.
-
-    Without this, each file is asked for again and again: two minutes until a sentence.
-    """
+    """Take hub files from the cache alone, as ``HF_HUB_OFFLINE`` does, if the hub is out of reach:
+    else each file is asked for again and again, two minutes until a sentence."""
     if huggingface_hub.constants.HF_HUB_OFFLINE or _hub_answers():
         return
     huggingface_hub.constants.HF_HUB_OFFLINE = True
@@ -102,11 +92,8 @@ def _hub_answers() -> bool:
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
-    """A JSON object from a file that describes a model.
-
-    Raises:
-        InputError: the file cannot be read, holds something else, or a number that no model has.
-    """
+    """A JSON object from a file that describes a model; an `InputError` where it cannot be read,
+    holds something else, or a number that no model has."""
     where = f"{key}: {path} could not be loaded"
     with named(f"{where}: it is not JSON"):
         content = json.loads(path.read_text())
@@ -127,14 +114,9 @@ def _refuse_absurd(value: Any, where: str, name: str = "") -> None:
 
 
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:
-    """Tensors by name, float32 where they are floating-point, from a safetensors or PyTorch file.
-
-    A PyTorch file holds them flat, under ``state_dict`` (Lightning) or under ``model``
-    (Detectron2), and is read with ``weights_only=True``: nothing in it is executed.
-
-    Raises:
-        InputError: the file is missing, damaged, or holds more than tensors.
-    """
+    """Tensors by name, float32 where they are floating-point, from a safetensors or PyTorch file,
+    flat, under ``state_dict`` (Lightning) or under ``model`` (Detectron2). Nothing in it is
+    executed. An `InputError` where it is missing, damaged, or holds more than tensors."""
     how = "it is missing, damaged, or holds more than tensors"
     with named(f"{key}: {path} could not be loaded: {how}"):
         if path.suffix == ".safetensors":

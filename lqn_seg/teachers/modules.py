@@ -1,11 +1,9 @@
 """A teacher's layers at their fastest: the same classes, weights and answers, other products.
 
-PyTorch's own lose time in three places, all of them on a CPU: float32 products that use half of an
-AMD processor's vector units (`dense`), weights that autocast lowers anew for every
-image, and an attention that turns (B, T, D) round and then copies its weights for every token.
+PyTorch's own lose time on a CPU: by float32 products that use half of an AMD processor's vector
+units (`dense`), weights that autocast lowers anew for every image, and an attention that turns (B,
+T, D) round and then copies its weights for every token.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -41,8 +39,6 @@ def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Linear(nn.Linear):
-    """`nn.Linear` by `dense`."""
-
     def forward(self, input: Tensor) -> Tensor:
         return dense(input, self.weight, self.bias)
 
@@ -62,10 +58,8 @@ class _SelfAttention(nn.MultiheadAttention):
 
 
 def accelerate(model: nn.Module) -> None:
-    """Exchange the classes of a frozen model's layers, in place.
-
-    Attentions must be given (B, T, D), and the same tensor as query, key and value.
-    """
+    """Exchange the classes of a frozen model's layers, in place. Attentions must be given (B, T,
+    D), and the same tensor as query, key and value."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = _Linear

@@ -1,12 +1,9 @@
 """EoMT files in the layout of the original release, turned into transformers'.
 
-The original (Kerssies et al., github.com/tue-mps/eomt) saves ``network.encoder.backbone.*`` in
-timm's names where the ViT is DINOv2's, in transformers' where it is DINOv3's, and the head beside
-it. Published DINOv3 files are *deltas*: everything under ``encoder`` is the difference to Meta's
-own weights, which one has to ask for; the head is stored as it is.
+The original (github.com/tue-mps/eomt) saves ``network.encoder.backbone.*`` in timm's names (DINOv2)
+or transformers' (DINOv3), and the head beside it. In published DINOv3 files everything under
+``encoder`` is the difference to Meta's own weights, which one has to ask for.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -63,7 +60,6 @@ HEAD_NAMES = (
 
 
 def is_original(state: Mapping[str, Tensor]) -> bool:
-    """Whether a file has the original release's names."""
     return any(_BACKBONE in name for name in state)
 
 
@@ -87,14 +83,11 @@ def convert_original(
     """A transformers EoMT from the tensors of an original file, loaded strictly.
 
     Args:
-        key: the configuration key or argument that the file comes from, for messages.
+        key: where the file comes from, for messages.
         image_size: (height, width) in pixels, wherever the file's position embeddings do not say
             it: DINOv3 has none, and DINOv2's may be no square.
         overrides: values of the ``EomtConfig`` in place of what the tensors' shapes say.
         base: for delta weights, those of DINOv3 that they are the difference to.
-
-    Raises:
-        InputError: a key is missing, unknown or of another shape, or the size cannot be told.
     """
     short = {n: value for n, value in _short_names(state).items() if n not in _DROPPED}
     inside = {n: value for n, value in short.items() if n.startswith(_BACKBONE)}
@@ -117,11 +110,8 @@ def convert_original(
 
 
 def rename(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], key: str) -> State:
-    """Every name by the first pattern of a table that it begins with.
-
-    Raises:
-        InputError: no pattern is for it.
-    """
+    """Every name by the first pattern of a table that it begins with; an `InputError` without
+    one."""
     renamed = {}
     for name, value in state.items():
         for pattern, replacement in names:
@@ -134,10 +124,8 @@ def rename(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], key:
 
 
 def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
-    """A timm ViT's tensors under the names of transformers' EoMT, q, k and v apart.
-
-    A SwiGLU's first matrix holds gate and value; transformers from 5.18 on has one each.
-    """
+    """A timm ViT's tensors under the names of transformers' EoMT, q, k and v apart, and so gate and
+    value of a SwiGLU, as transformers has them from 5.18 on."""
     renamed = rename(state, TIMM_NAMES, key)
     first, second = (renamed.get(f"layers.0.mlp.fc{k}.weight") for k in (1, 2))
     parts: dict[str, tuple[str, ...]] = {}
@@ -168,11 +156,8 @@ def _fuse_swiglu(state: Mapping[str, Tensor]) -> State:
 
 
 def load_strictly(model: Any, state: Mapping[str, Tensor], key: str) -> None:
-    """Copy tensors into a model; all of them, and all that it has but the loss's class weights.
-
-    Raises:
-        InputError: keys are missing, unexpected or of another shape; the first three are named.
-    """
+    """Copy tensors into a model; all of them, and all that it has but the loss's class weights. An
+    `InputError` names the first three that are missing, unexpected or of another shape."""
     expected = {n: x for n, x in model.state_dict().items() if not n.startswith("criter")}
     if "layers.0.mlp.weights_in.weight" in expected:
         state = _fuse_swiglu(state)
@@ -211,9 +196,8 @@ def _config(
 ) -> Any:
     """The configuration that a converted file's shapes say, and ``overrides``."""
     width, positions = state["layernorm.weight"].shape[0], state.get(_POSITIONS)
-    patch = next(x for n, x in state.items() if re.match(r"embeddings\.patch_.*weight", n)).shape[
-        -1
-    ]
+    patches = r"embeddings\.patch_.*weight"
+    patch = next(x.shape[-1] for name, x in state.items() if re.match(patches, name))
     gated = "layers.0.mlp.gate_proj.weight" in state
     shape: dict[str, Any] = {
         "hidden_size": width,

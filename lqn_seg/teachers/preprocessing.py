@@ -1,13 +1,9 @@
 """What a checkpoint says of its pixels: read from the files beside its weights, and checked.
 
-transformers keeps it in ``preprocessor_config.json``, timm in ``config.json``, open_clip in
-``open_clip_config.json``, the original release of EoMT in two tensors among the weights. Whatever
-is done to pixels before a network sees them is folded into one mean and one deviation of pixels in
-0..1. Every reader takes a default for what is missing or null, and raises `InputError` with
-``where`` (the file) and the key for what is malformed.
+Whatever is done to pixels before a network sees them is folded into one mean and one deviation of
+pixels in 0..1. Every reader takes a default for what is missing or null, and raises `InputError`
+with ``where`` (the file) and the key for what is malformed.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -36,12 +32,7 @@ Channels = tuple[float, ...]
 
 
 def read_preprocessor(weights: str, key: str) -> tuple[dict[str, Any], str] | None:
-    """A transformers checkpoint's ``preprocessor_config.json`` and its path; None without one.
-
-    Args:
-        weights: a directory or hub id.
-        key: the configuration key that ``weights`` comes from, for messages.
-    """
+    """A transformers checkpoint's ``preprocessor_config.json`` and its path; None without one."""
     file = find_file(weights, (FILE_NAME, _PROCESSOR), key)
     if file is None:
         return None
@@ -52,38 +43,30 @@ def read_preprocessor(weights: str, key: str) -> tuple[dict[str, Any], str] | No
 
 
 def preprocessing_of(content: Content, where: str) -> Preprocessing:
-    """What a ``preprocessor_config.json`` says to a transformers image processor."""
     mean, std = normalisation_of(content, where)
-    resize: Literal["keep", "stretch", "none"] = "keep"
-    if "height" in size_of(content, where):
-        resize = "stretch"
+    is_stretched = "height" in size_of(content, where)
+    resize: Literal["keep", "stretch", "none"] = "stretch" if is_stretched else "keep"
     if not flag(content, "do_resize", True, where):
         resize = "none"
-    inference: Literal["", "pad", "windows"] = ""
-    if flag(content, "do_pad", False, where):
-        inference = "pad"
-    if flag(content, "do_split_image", False, where):
-        inference = "windows"
+    pads, splits = (flag(content, key, False, where) for key in ("do_pad", "do_split_image"))
+    inference: Literal["", "pad", "windows"] = "windows" if splits else "pad" if pads else ""
     filter_name = interpolation_of(content, where)
     return Preprocessing(mean, std, filter_name, resize, inference, Path(where).name)
 
 
 def normalisation_of(content: Content, where: str) -> tuple[Channels, Channels]:
-    """Mean and deviation, for pixels in 0..1, of what an image processor does to 0..255.
-
-    It multiplies by ``rescale_factor`` (1/255), subtracts ``image_mean`` and divides by
-    ``image_std``, each of which may be switched off.
-    """
+    """Mean and deviation, for pixels in 0..1, of what an image processor does to 0..255: it
+    multiplies by ``rescale_factor`` (1/255) and takes ``image_mean`` and ``image_std``, if switched
+    on."""
     mean: Channels = (0.0, 0.0, 0.0)
     std: Channels = (1.0, 1.0, 1.0)
     if flag(content, "do_normalize", True, where):
         mean = channels(content, "image_mean", IMAGENET_MEAN, where)
         std = channels(content, "image_std", IMAGENET_STD, where)
-    factor = 1.0
+    scale = 255.0  # of pixels in 0..1
     if flag(content, "do_rescale", True, where):
         kind = "a positive number"
-        factor = _checked(content, "rescale_factor", 1 / 255, where, kind, _is_positive)
-    scale = 255 * factor  # of pixels in 0..1
+        scale *= _checked(content, "rescale_factor", 1 / 255, where, kind, _is_positive)
     if math.isclose(scale, 1, rel_tol=1e-6):
         return mean, std
     return tuple(m / scale for m in mean), tuple(s / scale for s in std)
@@ -106,12 +89,10 @@ def channels(content: Content, name: str, default: Channels, where: str) -> Chan
 
 
 def flag(content: Content, name: str, default: bool, where: str) -> bool:
-    """True or false."""
     return _checked(content, name, default, where, "true or false", _is_bool)
 
 
 def whole(content: Content, name: str, default: int, where: str) -> int:
-    """A whole number of at least 0."""
     return _checked(content, name, default, where, "a whole number", _is_whole)
 
 
@@ -151,11 +132,8 @@ def window_of(content: Content, where: str) -> Size | None:
 
 
 def of_original(state: Mapping[str, Tensor], where: str, delta: bool) -> Preprocessing | None:
-    """Of the tensors ``encoder.pixel_mean`` and ``.pixel_std``; None without them.
-
-    Args:
-        delta: they are differences to the ImageNet values that the original code starts with.
-    """
+    """Of the tensors ``encoder.pixel_mean`` and ``.pixel_std``, which as a ``delta`` are
+    differences to the ImageNet values that the original code starts with; None without them."""
     start = {"encoder.pixel_mean": IMAGENET_MEAN, "encoder.pixel_std": IMAGENET_STD}
     values = {name: state[name].flatten().tolist() for name in start if name in state}
     if not values:
@@ -204,11 +182,8 @@ def clip_values(content: Content, where: str) -> dict[str, Any]:
 
 
 def write_preprocessor(folder: Path, preprocessing: Preprocessing, size: Size) -> None:
-    """Write `FILE_NAME` for transformers' ``EomtImageProcessor``.
-
-    Args:
-        size: (height, width) of the teacher's input.
-    """
+    """Write `FILE_NAME` for transformers' ``EomtImageProcessor`` and an input of (height,
+    width)."""
     height, width = size
     windows = preprocessing.inference == "windows"
     edges: dict[str, int | None] = {"shortest_edge": height, "longest_edge": width}
@@ -233,7 +208,6 @@ def write_preprocessor(folder: Path, preprocessing: Preprocessing, size: Size) -
 
 
 def described(preprocessing: Preprocessing, size: Size) -> str:
-    """What is done to pixels, in words for the log."""
     mean, std = (" ".join(f"{v:.4g}" for v in x) for x in (preprocessing.mean, preprocessing.std))
     how = {"keep": "", "stretch": ", stretched", "none": ", never resized"}[preprocessing.resize]
     return (

@@ -11,8 +11,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.segmentation.test_comparators import CLASSES
-from tests.segmentation.test_comparators import build as build_comparator
+from tests.segmentation.test_baselines import CLASSES
+from tests.segmentation.test_baselines import build as build_comparator
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.config import FitConfig, LQNConfig, StudentConfig

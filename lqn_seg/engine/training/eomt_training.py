@@ -1,10 +1,5 @@
-"""What training an EoMT takes on either engine: its start, targets, losses and mask annealing.
-
-The masked attention that EoMT trains with is annealed block by block to zero, so that the finished
-teacher runs without it.
-"""
-
-from __future__ import annotations
+"""What training an EoMT takes on either engine: its start, targets, losses and the annealing, block
+by block to zero, of its masked attention, so that the finished teacher runs without it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,18 +23,14 @@ IGNORE = -1  # what `pixel_labels` gives pixels of no segment
 
 
 def annealed_mask_probabilities(progress: float, blocks: int) -> list[float]:
-    """Probability of masked attention per query block: 1, then a 0.9-power decay, then 0.
-
-    Args:
-        progress: fraction of the training that is done, 0..1.
-    """
+    """Probability of masked attention per query block after a fraction of the training: 1, then a
+    0.9-power decay, then 0."""
     span = (ANNEALING_END - ANNEALING_START) / blocks
     starts = [ANNEALING_START + span * block for block in range(blocks)]
     return [(1 - min(max((progress - start) / span, 0.0), 1.0)) ** 0.9 for start in starts]
 
 
 def anneal(model: Any, progress: float) -> None:
-    """Set an EoMT's `annealed_mask_probabilities`, in place."""
     probabilities = annealed_mask_probabilities(progress, model.config.num_blocks)
     model.attn_mask_probs.copy_(torch.tensor(probabilities))
 
@@ -56,16 +47,9 @@ def sine_cosine_grid(grid: tuple[int, int], width: int) -> Tensor:
 
 @torch.no_grad()
 def untrained_eomt(cfg: CfgNode, class_names: Sequence[str]) -> tuple[Any, Preprocessing]:
-    """A new EoMT of the shape in MODEL.LQN.TEACHER.CONFIG, for these classes.
-
-    Its ViT starts from the DINOv2 of MODEL.LQN.TRAIN.BACKBONE, if one is named.
-
-    Returns:
-        The model, and what its input will be: mean and deviation are the DINOv2's.
-
-    Raises:
-        InputError: a file is missing or does not fit.
-    """
+    """A new EoMT of the shape in MODEL.LQN.TEACHER.CONFIG, for these classes, and its input. Its
+    ViT, and the input's mean and deviation, are of the DINOv2 of MODEL.LQN.TRAIN.BACKBONE, if one
+    is named."""
     config = read_eomt_config(find_local(cfg.MODEL.LQN.TEACHER.CONFIG))
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
@@ -83,12 +67,8 @@ class EomtLosses(nn.Module):
     """An EoMT in training: transformers' set-prediction loss, and a cross-entropy per pixel.
 
     Set prediction reaches the patch tokens through a matching that is random at first; a loss per
-    pixel tells every token its class from the start. Its linear classifier is trained and kept in
-    checkpoints; the finished teacher is without it.
-
-    Args:
-        model: transformers' EoMT.
-        pixel_weight: of the loss per pixel; 0 is off.
+    pixel, of weight ``pixel_weight``, tells every token its class from the start. Its linear
+    classifier is kept in checkpoints; the finished teacher is without it.
     """
 
     def __init__(self, model: Any, pixel_weight: float = 0.0) -> None:
@@ -109,12 +89,8 @@ class EomtLosses(nn.Module):
         return losses
 
     def pixel_loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the labelled pixels; 0 where none is.
-
-        Args:
-            tokens: (B, Q + P + H W, D) last layer's queries, prefix and patches, normed.
-            labels: (B, h, w) int64 classes, ``IGNORE`` where unlabelled.
-        """
+        """Mean cross-entropy over the pixels of (B, h, w) labels but ``IGNORE``, 0 without any, of
+        the (B, Q + P + H W, D) last layer's queries, prefix and patches, normed."""
         rows, columns = self.model.grid_size
         logits = self.classifier(tokens[:, -rows * columns :]).float()
         logits = logits.transpose(1, 2).unflatten(2, (rows, columns))
@@ -124,12 +100,8 @@ class EomtLosses(nn.Module):
 
 
 def pixel_labels(masks: Sequence[Tensor], classes: Sequence[Tensor]) -> Tensor:
-    """(B, h, w) int64 class of every pixel, `IGNORE` where no mask is.
-
-    Args:
-        masks: per image (N, h, w), 1 inside and 0 outside; no two overlap.
-        classes: per image (N,).
-    """
+    """(B, h, w) int64 class of every pixel, `IGNORE` where no mask is, of each image's (N, h, w)
+    masks, 1 inside and 0 outside, no two of which overlap, and (N,) classes."""
     # A sum of products, not an argmax and a look-up: several times faster on a CPU. (Not an einsum
     # either: autocast would run it in bfloat16, which cannot tell 256 from 257.)
     labels = [(m * (c.to(m) + 1)[:, None, None]).sum(0) for m, c in zip(masks, classes)]
@@ -143,7 +115,7 @@ def segment_targets(
     things: frozenset[int],
     ignore_label: int,
 ) -> tuple[Tensor, Tensor]:
-    """One mask a segment from instances and a label map, one of which may be missing.
+    """(M, h, w) bool masks and (M,) classes from instances and a label map; one may be missing.
 
     Instances are segments as they are. A class of the label map is one segment, unless it has
     instances: a thing's pixels without one are a crowd's, which nothing is trained on.
@@ -152,9 +124,6 @@ def segment_targets(
         masks, classes: (N, h, w) bool and (N,); None where the data has no instances.
         labels: (h, w) contiguous ids or ``ignore_label``.
         things: classes that have instances, where there are any.
-
-    Returns:
-        (M, h, w) bool masks and (M,) int64 classes.
     """
     some: Any = masks if masks is not None else labels
     kept: list[Tensor] = [] if masks is None else list(masks.bool())
@@ -173,8 +142,7 @@ def mapped_targets(
     inputs: Mapping[str, Any], things: frozenset[int], ignore_label: int
 ) -> tuple[Tensor, Tensor]:
     """`segment_targets` of the ``instances``, the ``sem_seg`` or both that Detectron2's or
-    Mask2Former's mapper gives; an InputError where it gives neither, or instances without masks.
-    """
+    Mask2Former's mapper gives; an InputError where it gives neither, or instances without masks."""
     instances, labels = inputs.get("instances"), inputs.get("sem_seg")
     masks = classes = None
     if instances is None and labels is None:
@@ -202,14 +170,9 @@ def mapped_targets(
 def fit_targets(
     image: Tensor, masks: Tensor, classes: Tensor, size: tuple[int, int], num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """An image (3, h, w) uint8 and masks (N, h, w) bool in the teacher's window, as at test time.
-
-    Returns:
-        (3, *size) uint8 and (N, *size) float32, 0 or 1.
-
-    Raises:
-        InputError: a class is not one of the model's, or the masks are not of the image's size.
-    """
+    """An image (3, h, w) uint8 and masks (N, h, w) bool in the teacher's window, as at test
+    time: (3, *size) uint8 and (N, *size) float32, 0 or 1. An `InputError` where a mask or class
+    is amiss."""
     if masks.shape[1:] != image.shape[1:]:
         raise InputError(
             f"the masks of an image of {tuple(image.shape[1:])} are {tuple(masks.shape[1:])} "

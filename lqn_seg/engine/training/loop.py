@@ -1,7 +1,5 @@
 """The loop that trains either teacher: rates, steps, progress, Ctrl-C, and what is said of it."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
@@ -27,10 +25,8 @@ def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
 
 
 class Trainer(ABC):
-    """``SOLVER.MAX_ITER`` iterations on the one data set of ``DATASETS.TRAIN``.
-
-    A sub-class sets `model` and `optimizers`, whose first rates `learning_rate_factor` scales.
-    """
+    """``SOLVER.MAX_ITER`` iterations on the one data set of ``DATASETS.TRAIN``. A sub-class sets
+    `model` and `optimizers`, whose first rates `learning_rate_factor` scales."""
 
     model: Any
     optimizers: list[torch.optim.Optimizer]
@@ -49,8 +45,7 @@ class Trainer(ABC):
         """What the next iteration learns from."""
 
     @abstractmethod
-    def loss(self, batch: Any) -> Tensor:
-        """Of a batch."""
+    def loss(self, batch: Any) -> Tensor: ...
 
     def checkpoint(self) -> None:  # noqa: B027 (not every training can be resumed)
         """Keep the state of an unfinished training."""
@@ -74,11 +69,8 @@ class Trainer(ABC):
         return loss.item()
 
     def run(self) -> bool:
-        """Iterate to the end; False if Ctrl-C came first, after the iteration that it came in.
-
-        Raises:
-            InputError: the loss is not finite any more, or ``OUTPUT_DIR`` cannot be written to.
-        """
+        """Iterate to the end; False if Ctrl-C came first, after the iteration that it came in. An
+        `InputError` if the loss is not finite any more, or ``OUTPUT_DIR`` cannot be written to."""
         make_writable(self.output)
         self.model.train()
         total, first, before = self.solver.MAX_ITER, self.iteration, self.seconds

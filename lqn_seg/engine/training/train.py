@@ -1,7 +1,5 @@
 """Train an EoMT teacher on the native engine, resumable; its losses are in `eomt_training`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,8 @@ from lqn_seg.teachers.preprocessing import write_preprocessor
 
 
 def build_optimizers(learner: nn.Module, solver: CfgNode) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for everything else.
-
-    Muon's step is an orthogonal matrix, so its rate is on another scale: 20 times AdamW's. It
-    reaches the same loss in about half the steps here, which on a CPU is what counts.
-    """
+    """Muon for the matrices inside the layers, at 20 times the rate (its step is orthogonal), AdamW
+    for the rest: the same loss in about half the steps, which on a CPU is what counts."""
     named = dict(learner.named_parameters())
     inside = [name for name, x in named.items() if "layers." in name and x.ndim == 2]
     matrices = [named.pop(name) for name in inside]
@@ -55,15 +50,12 @@ class TeacherTrainer(Trainer):
         size = image_size_of(self.model.config)
         self.images = TrainingImages(dataset, size, augmentation_config(cfg), self.preprocessing)
         self.optimizers = build_optimizers(self.learner, self.solver)
+        self.checkpoint_path = self.output / "checkpoint.pt"
 
     def recipe(self) -> str:
         """What two runs must share for one to go on from the other's checkpoint."""
         cfg, shape = self.cfg, self.model.config.to_json_string()
         return repr((cfg.SEED, cfg.DATASETS.TRAIN, cfg.SOLVER, cfg.MODEL.LQN.TRAIN, shape))
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.output / "checkpoint.pt"
 
     def checkpoint(self) -> None:
         """Write the whole training state; a kill in the middle leaves the previous one."""
@@ -116,7 +108,6 @@ class TeacherTrainer(Trainer):
         }
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Set-prediction loss of a batch, and the weighted per-pixel one where it is asked for."""
         amp = self.solver.AMP.ENABLED
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=amp):
             return torch.stack(list(self.learner.losses_of(batch).values())).sum()
@@ -128,12 +119,8 @@ class TeacherTrainer(Trainer):
         return super().step()
 
     def train(self, resume: bool = False) -> Path:
-        """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C; a checkpoint has been written after the last whole iteration.
-            InputError: as `run`, or the checkpoint is another run's.
-        """
+        """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher. At Ctrl-C a
+        checkpoint is written after the last whole iteration, and a `KeyboardInterrupt` says so."""
         if resume:
             self.load_checkpoint()
         is_whole = self.run()

@@ -5,8 +5,6 @@ The loss is CLIP's symmetric one, with all pairs of a class as positives (UniCL)
 folder that open_clip's own ``create_model("local-dir:...")`` reads.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -38,13 +36,8 @@ WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
 class ClipTrainer(Trainer):
-    """Trains a CLIP of the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format).
-
-    Its image tower starts from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named.
-
-    Raises:
-        InputError: the data set or the model's file is missing or malformed.
-    """
+    """Trains a CLIP of the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format). Its
+    image tower starts from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
@@ -70,13 +63,8 @@ class ClipTrainer(Trainer):
         self.optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)]
 
     def train(self) -> Path:
-        """Run all iterations and write the model; returns its folder.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C; the model as it was then is written to ``interrupted`` in
-                ``OUTPUT_DIR``, beside one that an earlier run may have finished.
-            InputError: as `run`.
-        """
+        """Run all iterations and write the model; returns its folder. After Ctrl-C the model as it
+        was then is in ``interrupted`` in ``OUTPUT_DIR``, and a `KeyboardInterrupt` says so."""
         is_whole = self.run()
         folder = self.output if is_whole else self.output / INTERRUPTED
         self._forget_unseen_words()
@@ -118,10 +106,8 @@ class ClipTrainer(Trainer):
 
     @torch.no_grad()
     def _centre(self, images: int = 256) -> None:
-        """Let ``ln_post`` start with features of mean 0 and deviation 1 over images.
-
-        Otherwise all images point the same way at first, and what tells them apart is learned late.
-        """
+        """Let ``ln_post`` start with features of mean 0 and deviation 1 over images: else all point
+        the same way at first, and what tells them apart is learned late."""
         visual = self.model.visual.eval()
         proj, visual.proj = visual.proj, None
         sample = torch.arange(0, len(self.labels), max(1, len(self.labels) // images))[:images]
@@ -132,7 +118,6 @@ class ClipTrainer(Trainer):
         visual.ln_post.bias.sub_(mean).div_(deviation)
 
     def _input(self, images: Tensor) -> Tensor:
-        """(B, 3, s, s) in 0..1 as the tower takes them."""
         return normalise(images, self.preprocessing.mean, self.preprocessing.std)
 
     @torch.no_grad()
@@ -146,16 +131,8 @@ class ClipTrainer(Trainer):
 
 @torch.no_grad()
 def start_from_eomt(model: Any, weights: str) -> Preprocessing:
-    """Copy an EoMT's patch embedding and first layers into a CLIP's image tower.
-
-    Of a larger grid the positions in the middle are taken; register tokens are left out.
-
-    Returns:
-        What the EoMT says of its input.
-
-    Raises:
-        InputError: the EoMT cannot be loaded, or the tower is another kind of ViT.
-    """
+    """Copy an EoMT's patch embedding and first layers into a CLIP's image tower; returns its input.
+    Of a larger grid the positions in the middle are taken; register tokens are left out."""
     eomt, visual = load_eomt(weights), model.visual
     embeddings, layers = eomt.model.embeddings, visual.transformer.layers
     rows, columns = visual.grid_size
@@ -213,8 +190,7 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _load(records: list[dict[str, Any]], size: int) -> tuple[Tensor, Tensor]:
-    """All images (N, 3, size, size) uint8 and labels (N,), in memory; without those that cannot be
-    read, which are named."""
+    """Images (N, 3, size, size) uint8 and labels (N,) in memory; what cannot be read is named."""
     images = torch.empty(len(records), 3, size, size, dtype=torch.uint8)
     labels: list[int] = []
     for record in records:
@@ -231,11 +207,8 @@ def _load(records: list[dict[str, Any]], size: int) -> tuple[Tensor, Tensor]:
 
 
 def _groups(model: torch.nn.Module, solver: CfgNode) -> list[dict[str, Any]]:
-    """Parameters with their rate and decay; no decay on what is no matrix.
-
-    The layers of the image tower take ``BACKBONE_MULTIPLIER`` of the rate: what they have been
-    taught is lost at the rate that the rest learns at.
-    """
+    """Parameters with their rate and decay; no decay on what is no matrix. The image tower's take
+    ``BACKBONE_MULTIPLIER`` of the rate: at the full one, what they have been taught is lost."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         tower = name.startswith("visual.") and name != "visual.proj"
@@ -266,11 +239,7 @@ def save_clip(
 
 
 def read_model_cfg(path: str) -> dict[str, Any]:
-    """An open_clip model configuration from a JSON file.
-
-    Raises:
-        InputError: the file is missing, is not JSON or lacks a part.
-    """
+    """An open_clip model configuration from a JSON file; an `InputError` where it lacks a part."""
     if not Path(path).is_file():
         raise InputError(f"MODEL.LQN.TEACHER.CONFIG: there is no file {path or '(empty)'}")
     content = read_json(Path(path), "MODEL.LQN.TEACHER.CONFIG")

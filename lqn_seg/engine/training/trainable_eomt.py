@@ -1,7 +1,5 @@
 """An EoMT that a loop from elsewhere trains: losses in training, else the teacher's predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,12 +24,9 @@ class TrainableEomt(EomtLosses):
     """Detectron2's contract around an EoMT whose weights are being trained.
 
     Args:
-        segmenter: the teacher alone; its weights may be trained from now on.
+        segmenter: the teacher alone, in float32; its weights may be trained from now on.
         input_format: channel order of the images that come in, ``RGB`` or ``BGR``.
         pixel_weight: as of `EomtLosses`.
-
-    Raises:
-        InputError: the weights are in half precision, which nothing is trained in.
     """
 
     def __init__(
@@ -59,16 +54,14 @@ class TrainableEomt(EomtLosses):
         targets: Sequence[tuple[Tensor, Tensor]],
         progress: float | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of a batch by name.
+        """Losses of a batch by name; an `InputError` where an image, a mask or a class does not
+        fit.
 
         Args:
             batched_inputs: dicts with ``image``, (3, h, w) in 0..255, of any size: padded into the
                 teacher's window, as for a prediction.
             targets: masks (N, h, w) and classes (N,) of each, as from `segment_targets`.
             progress: fraction of the training that is done, which anneals the masked attention.
-
-        Raises:
-            InputError: an image, a mask or a class does not fit.
         """
         if progress is not None:
             anneal(self.model, progress)
@@ -95,11 +88,7 @@ class TrainableEomt(EomtLosses):
 def trainable_segmenter(
     cfg: CfgNode, thing_ids: frozenset[int], class_names: Sequence[str]
 ) -> Segmenter:
-    """The teacher of a configuration alone, or a new one where no weights are named.
-
-    Raises:
-        InputError: as `build_segmenter` and `untrained_eomt`.
-    """
+    """The teacher of a configuration alone, or a new one where no weights are named."""
     if cfg.MODEL.LQN.TEACHER.WEIGHTS:
         return build_segmenter(cfg, thing_ids, len(class_names), _ALONE)
     model, preprocessing = untrained_eomt(cfg, class_names)

@@ -1,7 +1,5 @@
 """Training data for EoMT: images and the masks of their segments, varied at random."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,11 +31,7 @@ class TrainingImages:
 
     A panoptic data set has one mask per segment that is no crowd, a semantic one one mask per class
     in the image; pixels of its ignore label are in none. What cannot be listed or read, or does not
-    fit its annotation, is named and left out: the next image takes its place.
-
-    Attributes:
-        records: of the images that could be listed.
-        left_out: why an image is left out, by its place among them.
+    fit its annotation, is named, kept in ``left_out`` and replaced by the next image.
     """
 
     def __init__(
@@ -60,14 +54,8 @@ class TrainingImages:
         return len(self.records)
 
     def batch(self, indices: Sequence[int], seed: Sequence[int] = ()) -> dict[str, Any]:
-        """``pixel_values`` (B, 3, h, w), and lists of masks (N, h, w) and classes (N,).
-
-        Image k is varied by what is drawn from (*seed, k) alone.
-
-        Raises:
-            InputError: an image is not of the teacher's size and no crop is asked for, or too many
-                images had to be left out.
-        """
+        """``pixel_values`` (B, 3, h, w), and lists of masks (N, h, w) and classes (N,). Image k is
+        varied by what is drawn from (*seed, k) alone."""
         pixels, masks, classes = [], [], []
         for place, index in enumerate(indices):
             image, index_map, categories = self._read(index)
@@ -146,11 +134,8 @@ def augment(
     side: int,
     seed: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """(H, W, 3) RGB and (H, W) index map varied alike to (3, h, w) uint8 and (h, w) int32.
-
-    All that is drawn follows from ``seed`` alone. An image smaller than the crop's ``side`` lies at
-    random inside it; the rest is black and ``UNLABELLED``.
-    """
+    """(H, W, 3) RGB and (H, W) index map varied alike to (3, h, w) uint8 and (h, w) int32, by
+    ``seed`` alone. An image smaller than the crop's ``side`` lies at random inside it, on black."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).movedim(2, 0)
     labels = torch.from_numpy(index_map.astype(np.int32))[None]
     colors = config.brightness, config.contrast, config.saturation, config.hue

@@ -81,14 +81,10 @@ class BenchmarkConfig:
 
 
 class Benchmark:
-    """One run: a teacher, a device, and what is measured on them.
-
-    Args:
-        config: what to measure.
-        say: is told what has been measured.
+    """One run: a teacher, a device, and what is measured on them. `say` is told as it goes.
 
     Attributes:
-        results: all of it so far, as `run` returns it; empty until the teacher has been timed.
+        results: so far, as `run` returns it; empty until the teacher has been timed.
     """
 
     def __init__(
@@ -104,7 +100,6 @@ class Benchmark:
         self.scene = self._scene(config.image_size)
 
     def _scene(self, image_size: int) -> Scene:
-        """The teacher and image at a side in pixels; 0 is the teacher's own."""
         name, classes, precision = self.config.teacher, self.config.classes, self.precisions[0]
         return build_scene(name, image_size, classes, precision, self.device)
 
@@ -137,8 +132,7 @@ class Benchmark:
         return results
 
     def _hold_against_roofline(self) -> None:
-        """What everything measured so far would take at the device's best, and the part of it that
-        was reached."""
+        """What everything would take at the device's best, and the part of it that was reached."""
         self.results["roofline"] = asdict(self.roofline)
         teacher = self.results["teacher"]
         peak = self.roofline.gmacs_per_ms[teacher["precision"]]
@@ -181,8 +175,7 @@ class Benchmark:
     # ---- students, beside plain ways of doing the same -------------------------------------------
 
     def recipe(self, variant: str, precision: str) -> LQNConfig:
-        """The student and fit of a variant. What surrounds them (restoring the teacher's
-        statistics, asking the gauge) is timed with the baselines."""
+        """The student and fit of a variant; alignment and gauge are timed with the baselines."""
         if variant == "default":
             base = preset("default")
         else:
@@ -191,7 +184,6 @@ class Benchmark:
         return with_fit(base, precision=precision, steps=steps)
 
     def _variant(self, variant: str) -> None:
-        """A variant in every precision, and the plain ways of doing the same, in turns."""
         runs = {p: Run(self.scene, self.recipe(variant, p)) for p in self.precisions}
         functions: Functions = {}
         for precision, run in runs.items():
@@ -273,11 +265,7 @@ class Benchmark:
 
 
 def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:
-    """``benchmark.json`` in a folder.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """``benchmark.json`` in a folder; an InputError where it cannot be written."""
     make_writable(folder)
     numbers = folder / "benchmark.json"
     write_atomically(numbers, json.dumps(json_numbers(results), indent=1) + "\n")

@@ -24,11 +24,7 @@ Point = tuple[int, Callable[[], Any], float]  # size, what is timed, GMACs
 def sweeps(
     scene: Scene, resized: Callable[[int], Scene], recipe: LQNConfig, repeats: int
 ) -> dict[str, Any]:
-    """Cost against positions, steps, batch and image side, with the exponent of each.
-
-    Args:
-        resized: the scene at another image side.
-    """
+    """Cost against positions, steps, batch and image side, with the exponent of each."""
     few = min(_STEPS, recipe.fit.steps)
     recipe = with_fit(recipe, steps=few)
     positions = recipe.fit.visited(scene.grid)
@@ -67,7 +63,6 @@ def _readouts(scenes: Sequence[Scene], recipe: LQNConfig) -> Iterator[Point]:
 def _sweep(
     stage: str, points: Iterator[Point], repeats: int, device: torch.device
 ) -> dict[str, Any]:
-    """One point after the other: storage for all at once may be more than there is."""
     sizes, times, gmacs = [], [], []
     for size, function, cost in points:
         sizes.append(float(size))

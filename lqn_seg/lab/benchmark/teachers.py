@@ -55,12 +55,10 @@ class Scene:
 
     @property
     def grid(self) -> Grid:
-        """(L, H, W) of the token field."""
         return (self.teacher.num_layers, *self.teacher.grid)
 
     @property
     def side(self) -> int:
-        """Pixels of the square image."""
         return self.inputs.shape[-1]
 
     def encode(self) -> Any:
@@ -68,7 +66,6 @@ class Scene:
 
     @torch.no_grad()
     def answer(self) -> Any:
-        """What the head makes of the last layer."""
         return self.head(self.field[:, -1], self.context)
 
 
@@ -79,11 +76,7 @@ def build_scene(
     precision: str = "float32",
     device: torch.device | str = "cpu",
 ) -> Scene:
-    """The same weights and image at every call.
-
-    Args:
-        image_size: pixels, square; 0 for the teacher's own.
-        classes: of the head; 0 for its own.
+    """The same weights and image at every call; 0 for the teacher's own side or classes.
 
     Raises:
         InputError: no teacher has that name, or it does not take images of that size.

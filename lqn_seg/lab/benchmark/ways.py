@@ -20,7 +20,6 @@ from lqn_seg.lab.cost.cost import measure
 
 
 def with_fit(config: LQNConfig, **changes: Any) -> LQNConfig:
-    """The recipe with other options of its fit."""
     return replace(config, fit=replace(config.fit, **changes))
 
 
@@ -50,7 +49,7 @@ class Run:
         return (self.fitted or self.fit()).query_layer(self.grid[0])
 
     def peak_bytes(self) -> int:
-        """Of two steps with storage of their own, and a read-out: more steps hold no more."""
+        """Of two steps with storage of their own, and a query: more steps hold no more."""
         short = with_fit(self.config, steps=min(2, self.config.fit.steps))
 
         def once() -> None:
@@ -61,9 +60,8 @@ class Run:
 
 
 def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
-    """By precision, how far the last layer that a student answers with is from what the same
-    student answers in float32, over the variance of the teacher's `tokens` (B, H, W, D): a part of
-    what an answer's error over variance is. Empty where float32 was not measured."""
+    """By precision, the squared difference of a student's last layer to its answer in float32, over
+    the variance of the teacher's `tokens` (B, H, W, D); empty without float32."""
     if "float32" not in runs:
         return {}
     exact = runs["float32"].query()
@@ -87,7 +85,7 @@ class PlainWay:
         self.curve: list[float] = []
 
     def student(self) -> Any:
-        """Fresh weights: drawn, and then, to be comparable, our students'."""
+        """Our students' weights, after fresh ones are drawn, to be comparable."""
         student = plain_port.Student(self.config.student, self.ours.width, torch.float32)
         student.to(self.ours.device).reset()
         return student.load(self.weights)
@@ -105,8 +103,7 @@ class PlainWay:
             self.curve = plain_port.fit(self.student(), look, self.positions, fit, guide)
 
     def loss_difference(self, ours: Run | None) -> float | None:
-        """The largest relative difference to the loss curve of our students in float32, which are
-        fitted now if `ours` have not been."""
+        """The largest relative difference to the loss curve of our students in float32."""
         if not self.curve:
             return None
         fitted = (ours or self.ours).fitted or self.ours.fit()

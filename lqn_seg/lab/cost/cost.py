@@ -44,14 +44,8 @@ class UncountedOperatorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs.
-
-    Attributes:
-        forward_gmacs, backward_gmacs: outside and inside of backward passes.
-        peak_bytes: of tensors made during the call: neither what was there before, nor a kernel's
-            own scratch space.
-        uncounted: operators without a rule.
-    """
+    """What one call costs: GMACs outside and inside of backward passes, the peak bytes of tensors
+    made during the call (no kernel's scratch space), and the operators without a rule."""
 
     forward_gmacs: float
     backward_gmacs: float
@@ -64,11 +58,7 @@ class Cost:
 
 
 def measure(function: Callable[[], Any]) -> Cost:
-    """Cost of ``function()``.
-
-    Raises:
-        UncountedOperatorError: an operator that multiplies matrices has no rule.
-    """
+    """Cost of ``function()``; an error if an operator that multiplies matrices has no rule."""
     with plain_attention(), _Meter() as meter:
         function()
     uncounted = _without_products(meter.uncounted)
@@ -76,11 +66,7 @@ def measure(function: Callable[[], Any]) -> Cost:
 
 
 def fit_cost(config: LQNConfig, grid: Grid, feature_dim: int) -> Cost:
-    """What one image's fit costs, storage for the student included, counted on the meta device.
-
-    Args:
-        grid: (L, H, W) of the teacher's token field.
-    """
+    """One image's fit on a field of (L, H, W), storage included, counted on the meta device."""
     # Other precisions do the same products on the meta device, which has no autocast to choose one.
     config = replace(config, fit=replace(config.fit, precision="float32"))
     side, meta = config.student.input_size, torch.device("meta")
@@ -216,11 +202,7 @@ def count_eomt(config: Any) -> dict[str, Cost | FlopCount]:
 
 
 def clip_on_meta(name: str, image_size: int = 0) -> Any:
-    """open_clip's model of that name, without weights.
-
-    Raises:
-        InputError: open_clip has no model of that name.
-    """
+    """open_clip's model of that name, without weights; an InputError if there is none."""
     import open_clip
 
     if name not in open_clip.list_models():
@@ -236,8 +218,7 @@ def clip_on_meta(name: str, image_size: int = 0) -> Any:
 
 
 def count_clip(model: Any) -> dict[str, dict[str, Cost | FlopCount]]:
-    """One image's ("teacher") and one "prompt"'s pass through a model of `clip_on_meta`, by
-    counter."""
+    """One image's ("teacher") and one "prompt"'s pass through a `clip_on_meta`, by counter."""
     image = torch.empty(1, 3, *model.visual.image_size, device="meta")
     prompt = torch.zeros(1, model.context_length, dtype=torch.int64, device="meta")
     return {
@@ -255,8 +236,6 @@ def _count(module: nn.Module, given: Tensor) -> dict[str, Cost | FlopCount]:
 
 
 class _Traceable(nn.Module):
-    """One of a model's functions, tensors in and out, for the tracer."""
-
     def __init__(self, model: nn.Module, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.model, self.function = model, function
@@ -266,8 +245,7 @@ class _Traceable(nn.Module):
 
 
 def count_fvcore(model: nn.Module, inputs: tuple[Any, ...]) -> FlopCount:
-    """Forward pass of `model(*inputs)` by fvcore, norms included, with attention and any two-factor
-    einsum counted; a model on the meta device may have any size.
+    """Forward pass of `model(*inputs)` by fvcore, norms, attention and two-factor einsums included.
 
     Raises:
         UncountedOperatorError: an operator that multiplies matrices was not counted.
@@ -308,11 +286,8 @@ def _einsum_handle(inputs: list[Any], outputs: list[Any]) -> int:
 
 @contextmanager
 def _traceable_meta_convolutions() -> Iterator[None]:
-    """Lets `torch.jit` trace convolutions of meta tensors, and record them as it does on a CPU.
-
-    PyTorch's meta kernel for convolutions checks shapes in Python, which fails under tracing, and
-    bypasses `aten::_convolution`, the only convolution fvcore knows.
-    """
+    """Lets `torch.jit` trace convolutions of meta tensors: PyTorch's meta kernel checks shapes in
+    Python, and bypasses `aten::_convolution`, the only convolution fvcore knows."""
 
     def convolution(*arguments: Any) -> Any:
         return torch.ops.aten._convolution(*arguments, False, False, False, False)

@@ -2,10 +2,8 @@
 
 Unit: GMACs, 1e9 multiply-adds (fvcore's "FLOPs"), per image or window. Matrix products,
 convolutions and attention count; norms, activations, softmax, the optimizer and the sampling of
-positions do not (fvcore counts norms too: 0.1% more for EoMT-L).
-
-The paper counts "20.5 + 14 x 10" (Sec. 4): the teacher, and 14 times one forward pass of one batch
-of positions. That is `gmacs_paper_convention`; the other numbers count everything that is run.
+positions do not. The paper counts "20.5 + 14 x 10" (Sec. 4): the teacher, and 14 forward passes of
+one batch of positions (`gmacs_paper_convention`); the other numbers count everything that is run.
 """
 
 from __future__ import annotations
@@ -30,9 +28,7 @@ class VitShape:
     """A plain transformer encoder: what its cost depends on.
 
     Attributes:
-        grid: (rows, columns) of patches.
         patch_values: numbers in a patch; 0 for words, whose embedding is a look-up.
-        width, layers, mlp_width: of the blocks.
         prefix: tokens beside the patches (CLS, registers).
         gated_mlp: SwiGLU, which has three matrices instead of two.
     """
@@ -57,7 +53,6 @@ class VitShape:
 
     @property
     def gmacs(self) -> float:
-        """One forward pass, patch embedding included."""
         embedding = self.patches * self.patch_values * self.width
         return (embedding + self.layers * self.block_macs()) / 1e9
 
@@ -66,9 +61,7 @@ class VitShape:
 class EomtShape(VitShape):
     """An EoMT: a ViT whose last `num_blocks` blocks carry the queries too, and its head.
 
-    Attributes:
-        image_size: (height, width) in pixels.
-        num_upscale_blocks: each doubles the grid (ConvTranspose2d 2x2, then depthwise 3x3).
+    Each upscale block doubles the grid (ConvTranspose2d 2x2, then depthwise 3x3).
     """
 
     image_size: tuple[int, int]
@@ -173,16 +166,13 @@ def pass_macs(
     guided: int = 0,
 ) -> PassMacs:
     """One pass as Table 4 states it, `[conv(x) | P(src) | P(dest)]` concatenated for every query;
-    or with a grid as `core.lqn` computes it, the first layer once per distinct row.
+    or with a grid (L, H, W) as `core.lqn` computes it, the first layer once per distinct row.
 
     Backward, a product has two of the same size, for its weights and for its input; where the input
     is constant (the image, position codes) only one. Of distinct rows, the image is one, and each
     value of i, j and l is one for source and destination. Queries add rows up by a product with the
     0/1 matrix of who names what; the way back sums a row's gradient over its queries with the same.
-
-    Args:
-        grid: (L, H, W) whose addresses are tabulated, the anchor's beside them.
-        guided: guiding tokens, where there is a guide: queries, without those that share one.
+    With a guide, `guided` tokens are read: the queries, without those that share one.
     """
     width = config.widths[0]
     convolution = config.image_features * _CHANNELS * config.stride**2
@@ -204,12 +194,7 @@ def pass_macs(
 
 
 def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> PassMacs:
-    """All passes of one step: from Src0, and to recirculate from Src1 and Src2.
-
-    Args:
-        grid: (L, H, W) of the teacher's token field.
-        literal: passes as Table 4 states them instead of as we compute them.
-    """
+    """All passes of one step: from Src0, and to recirculate from Src1 and Src2."""
     passes = 3 if config.student.source and config.fit.alpha else 1
     n = config.fit.visited(grid)
     if literal:
@@ -220,7 +205,7 @@ def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
 
 
 def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
-    """All steps of one image, forward and backward; arguments as of `step_macs`."""
+    """All steps of one image, forward and backward."""
     step = step_macs(config, grid, feature_dim, literal)
     return config.fit.steps * (step.forward + step.backward) / 1e9
 
@@ -239,13 +224,10 @@ def query_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool =
 
 
 def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int:
-    """The least memory traffic of a fit, whatever it visits: so much per parameter.
-
-    Once, fresh weights and moments (12 bytes). Each step the weights forward and backward (8), the
-    gradients (4), and Adam, which reads weight, gradient and both moments and writes all but the
-    gradient (28). With products in two bytes (`lowered`), weights and gradients are converted
-    besides (6 each) and read and written there (4 + 2).
-    """
+    """The least memory traffic of a fit, per parameter: once 12 bytes of fresh weights and moments;
+    each step the weights forward and backward (8), the gradients (4), and Adam (28). With products
+    in two bytes (`lowered`), weights and gradients are converted (6 each), read and written there
+    (6)."""
     step = 28 + (12 + 6 if lowered else 12)
     return (12 + config.fit.steps * step) * config.student.parameter_count(feature_dim)
 
@@ -263,8 +245,7 @@ def method_gmacs(
     """Cost per image of a method, by stage, in GMACs.
 
     Args:
-        config: the recipe; variant "teacher" has no student, so fit and read-out are 0.
-        windows: windows per image (ADE20K at 512 px: about 1.83 on average; Cityscapes: 2).
+        windows: per image (ADE20K at 512 px: about 1.83 on average; Cityscapes: 2).
         literal: count student passes as Table 4 states them instead of as we compute them.
 
     Returns:

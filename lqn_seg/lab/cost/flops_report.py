@@ -38,11 +38,7 @@ STAGES = ("teacher", "align", "fit", "query", "head", "total", "paper_convention
 
 
 def flops_lines(arguments: argparse.Namespace) -> list[str]:
-    """All that is printed for the command's arguments.
-
-    Raises:
-        InputError: there is no such preset, model or folder.
-    """
+    """All that is printed for the command's arguments; an InputError for what there is not."""
     changes = {"steps": arguments.steps, "positions_per_step": arguments.positions}
     given = {name: value for name, value in changes.items() if value is not None}
     base = preset(arguments.preset)
@@ -52,11 +48,7 @@ def flops_lines(arguments: argparse.Namespace) -> list[str]:
 
 def load_eomt_config(directory: str | None = None) -> Any:
     """A `transformers.EomtConfig` from a local directory; without one, EoMT-L at 640 px, which is
-    transformers' default, with COCO panoptic's 133 classes.
-
-    Raises:
-        InputError: the directory holds no EoMT configuration.
-    """
+    transformers' default, with COCO panoptic's 133 classes. An InputError if there is none."""
     from transformers import AutoConfig, EomtConfig
 
     if directory is None:
@@ -75,7 +67,6 @@ def load_eomt_config(directory: str | None = None) -> Any:
 
 
 def _eomt_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
-    """Every method on an EoMT."""
     config = load_eomt_config(arguments.teacher)
     config.image_size = arguments.image_size or config.image_size
     config.num_queries = arguments.queries or config.num_queries

@@ -29,14 +29,8 @@ COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds over the turns.
-
-    Attributes:
-        median_ms, p95_ms: of the wall clock.
-        busy_ms: median processor time of all threads, which other processes hardly touch; on a GPU
-            the time the host was busy.
-        runs: how many.
-    """
+    """Milliseconds over the turns: of the wall clock, and the median processor time of all threads,
+    which other processes hardly touch (on a GPU the time the host was busy)."""
 
     median_ms: float
     p95_ms: float
@@ -59,8 +53,7 @@ def turns(
 ) -> dict[str, list[tuple[float, float]]]:
     """Milliseconds of functions that run in turns: (wall clock, processor time) of each run.
 
-    Args:
-        cold: names of functions that are not run once beforehand: long ones, which need it least.
+    All but the `cold` ones, long enough to need it least, run once beforehand.
     """
     for name, function in functions.items():
         if name not in cold:
@@ -87,12 +80,7 @@ def interleaved(
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a device can do at best.
-
-    Attributes:
-        gmacs_per_ms: of a large matrix product, by precision.
-        bytes_per_ms: read and written by a large copy, together.
-    """
+    """What a device can do at best: products by precision, and bytes read and written by a copy."""
 
     gmacs_per_ms: Mapping[str, float]
     bytes_per_ms: float
@@ -136,11 +124,8 @@ def layer_times(
     device: torch.device,
     repeats: int,
 ) -> list[float]:
-    """Median milliseconds until a teacher has each layer's tokens, embedding included.
-
-    Args:
-        encode: the teacher's pass, with the hook that watches it as its argument.
-    """
+    """Median milliseconds until a teacher has each layer's tokens, embedding included; `encode` is
+    its pass, with the hook that watches it as its argument."""
     laps: list[list[float]] = []
     clock = Clock(device)
 

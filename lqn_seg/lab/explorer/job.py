@@ -1,8 +1,7 @@
 """One visitor's image in a teacher, by a preset, and all that the page shows of it.
 
-It comes in stages, each ready to be shown when it is done: the masks of teacher, APM and LQN, then
-a student of all layers, then the predictions after steps of the fit. Jobs share the frozen teacher
-and nothing else, so visitors do not mix.
+The masks of teacher, APM and LQN come first, then a student of all layers, then the predictions
+after steps of the fit. Jobs share the frozen teacher and nothing else: visitors do not mix.
 """
 
 from __future__ import annotations
@@ -45,14 +44,8 @@ _MOST_ERROR = 2.0  # over variance, at the end of the colour scale
 
 class Job:
     """Runs in a thread of its own, `thread`; every public method may be called while it does, and
-    raises `InputError` for what is not there yet.
-
-    Args:
-        studio: of the teacher.
-        source: the image, damaged already.
-        preset: recipe of APM and LQN.
-        turn: lock that one job's piece of work holds at a time.
-    """
+    raises `InputError` for what is not there yet. One job at a time works, holding the lock
+    `turn`."""
 
     def __init__(self, studio: Studio, source: Source, preset: str, turn: threading.Lock) -> None:
         self.studio, self.source, self.preset, self.turn = studio, source, preset, turn
@@ -184,7 +177,6 @@ class Job:
         return json_numbers(numbers | ({"depth": depth} if (depth := self.depth_numbers) else {}))
 
     def segmentation(self, name: str) -> Segmentation:
-        """A map by name: a method's, ``truth``, or ``step-K``."""
         if name not in self.segmentations:
             raise InputError(f"this job has no map {name!r}, or not yet")
         return self.segmentations[name]

@@ -1,4 +1,8 @@
-"""HTTP around jobs: routes, limits, and one sentence for whatever is wrong."""
+"""HTTP around jobs: routes, limits, and one sentence for whatever is wrong.
+
+Python's own HTTP server and one HTML file: no content delivery network, no telemetry, nothing of a
+visitor stays on disk.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +61,7 @@ class NotHere(InputError):
 
 
 class Explorer:
-    """Teachers, images and jobs behind the page.
-
-    Args:
-        studios: by the name under which a teacher is offered; the first is the default.
-    """
+    """Teachers, images and jobs behind the page; the first teacher is the default."""
 
     def __init__(self, studios: Mapping[str, Studio]) -> None:
         self.studios = dict(studios)
@@ -81,12 +81,9 @@ class Explorer:
         self.first.segmenter_of({"teacher": None})([sources[0].tensor])  # the first pass is slow
 
     def run(self, request: Mapping[str, Any]) -> str:
-        """Start a job; returns its id.
-
-        Args:
-            request: ``scene`` or ``upload``, ``corruption``, ``severity``, ``teacher``, ``preset``,
-                and ``instead``, the id of a job whose visitor no longer waits for it.
-        """
+        """Start a job; returns its id. The request has ``scene`` or ``upload``, ``corruption``,
+        ``severity``, ``teacher``, ``preset``, and ``instead``, the id of a job that nobody waits
+        for."""
         if request.get("instead") in self.jobs:
             self.jobs[request["instead"]].cancelled = True
 
@@ -155,11 +152,8 @@ def _of_job(job: Job, part: Sequence[str], query: Mapping[str, str]) -> Reply:
 
 
 def read_upload(content: bytes, name: str) -> Source:
-    """An uploaded file as an image of at most `SHOWN` pixels on its longer side.
-
-    Raises:
-        InputError: it is too large, damaged or no image.
-    """
+    """An uploaded file as an image of at most `SHOWN` pixels on its longer side; an InputError if
+    it is too large, damaged or no image."""
     name = re.sub(r"[^\w. -]+", "_", name)[:80] or "image"
     with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -203,12 +197,10 @@ class _Handler(BaseHTTPRequestHandler):
     hosts: tuple[str, ...] = ()  # by which the page may be asked for; none: by any
 
     def do_GET(self) -> None:
-        """Whatever `Explorer.get` has."""
         parts = urlsplit(self.path)
         self._reply(partial(self.site.get, parts.path, dict(parse_qsl(parts.query))))
 
     def do_POST(self) -> None:
-        """An upload, or a job."""
         self._reply(self._posted)
 
     def _posted(self) -> Reply:
@@ -247,11 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
 def make_server(
     explorer: Explorer, host: str = "127.0.0.1", port: int = 7860
 ) -> ThreadingHTTPServer:
-    """A server that listens; `serve_forever` serves.
-
-    Raises:
-        InputError: the address cannot be listened on.
-    """
+    """A server that listens; an InputError if the address cannot be listened on."""
     # A page elsewhere that has its name resolved to this machine must not read from it.
     hosts = _LOCAL if host in _LOCAL else ()
     try:

@@ -21,14 +21,10 @@ from lqn_seg.visualization.files import write_file
 
 @dataclass(frozen=True)
 class FitDiagnosis:
-    """A recipe's students, means over images.
-
-    Attributes:
-        loss: before each step.
-        error: squared error over variance of the teacher's tokens, by layer; 1 is the mean token.
-        sensitivity: variance of the student's tokens over positions, over the variance of the
-            teacher's, by layer; 0 is a student that does not see the address of its query.
-    """
+    """A recipe's students, means over images: the loss before each step, and by layer the squared
+    error over variance of the teacher's tokens (1 is the mean token), and the variance of the
+    student's tokens over positions, over that of the teacher's (0 does not see the address of its
+    query)."""
 
     loss: list[float]
     error: list[float]
@@ -43,13 +39,8 @@ def diagnose(
     overrides: Sequence[str] = (),
     device: str = "",
 ) -> Iterator[tuple[str, FitDiagnosis]]:
-    """Fit the students of some methods to the first images of a configuration's data set.
-
-    All layers are fitted and queried, whatever the recipe asks for; statistics are not aligned.
-
-    Yields:
-        A method's name and its diagnosis, as each is done.
-    """
+    """Fit the students of some methods to the first images of a configuration's data set; yields a
+    name and its diagnosis. All layers are fitted and queried, and no statistics are aligned."""
     cfg = load_any_cfg(config_file, overrides, device)
     teacher = build_teacher(cfg)
     print(describe_teacher(cfg, teacher), flush=True)

@@ -36,12 +36,7 @@ _REPEATS = 20  # of a measured time
 def draw_tokens(
     studio: Studio, layers: Sequence[int] = (), projection: str = "pca"
 ) -> Iterator[Path]:
-    """Token maps of teacher, student and the error between them, per image and method.
-
-    Args:
-        layers: none: six, evenly.
-        projection: of tokens to colours, ``pca`` or ``tsne``.
-    """
+    """Token maps of teacher, student and their error, by ``pca`` or ``tsne``; of no layers: six."""
     for name, recipe in studio.recipes(["lqn@distill"]).items():
         for source in studio.sources():
             probe = studio.probe(source)
@@ -153,11 +148,8 @@ def draw_depth(studio: Studio) -> Iterator[Path]:
 
 
 def draw_gauge(studio: Studio) -> Iterator[Path]:
-    """Damage of an image under every corruption, and the mixing weight that follows; with numbers.
-
-    Raises:
-        InputError: the teacher has not been calibrated.
-    """
+    """Damage under every corruption, and the mixing weight that follows; a calibration is
+    needed."""
     if studio.calibration is None:
         raise InputError(
             "the gauge needs a calibration of the teacher (tools/calibrate.py makes one from clean "

@@ -16,12 +16,8 @@ T = TypeVar("T")
 def attempt(
     complaint: str, function: Callable[[], T], otherwise: T, failed: list[str] | None = None
 ) -> T:
-    """``function()``, or `otherwise` and one sentence on stderr; a bug shows its traceback too.
-
-    Args:
-        complaint: begins the sentence: "the cost of LQN could not be counted".
-        failed: receives the sentence, which is printed once.
-    """
+    """``function()``, or `otherwise` and one sentence on stderr, which the complaint begins; a bug
+    shows its traceback too. `failed` receives the sentence, which is printed once."""
     try:
         return function()
     except Exception as error:

@@ -49,7 +49,7 @@ class ClassificationReport(Report):
 
     Attributes:
         focus: the method that the sentence is about: LQN, or else the last one with a student, or
-            that restores, or with a recipe at all, which is the unadapted control; or none.
+            that aligns, or with a recipe at all, which is the unadapted control; or none.
         lead: method -> group -> score of the focus minus the method's.
     """
 

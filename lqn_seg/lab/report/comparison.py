@@ -23,10 +23,7 @@ def compare(
     """A panel, a row per image: ground truth if there is any, and the predictions by method.
 
     With ground truth the scores are written, and how far each is from the first method's; without,
-    which classes the teacher knows.
-
-    Args:
-        unlike: of each image, whether the teacher was calibrated on nothing like it.
+    which classes the teacher knows. `unlike`: the teacher was calibrated on nothing like the image.
     """
     rows = [
         Seen(

@@ -21,11 +21,7 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
 
     What a control does to pixels is not counted; "flip" is a second pass of the teacher, "larger"
     one on more patches. Another model, which takes images of any size, is counted while it runs on
-    one of the mean size.
-
-    Args:
-        stats: means over the images of `Prediction.stats`; ``blend`` 0 says that no student was
-            fitted.
+    one of the mean size. `stats` are means over the images of `Prediction.stats`.
     """
     if method in segmenter.baselines:
         return _other_model_gmacs(segmenter, method, stats)
@@ -62,13 +58,8 @@ def _other_model_gmacs(
 
 
 def classification_cost(run: Classification, method: str) -> tuple[Cost, float]:
-    """What a method costs on one image alone, and its milliseconds without views.
-
-    The image asks for a student if any image did: the most that was paid.
-
-    Raises:
-        UncountedOperatorError: an operator that multiplies matrices has no rule.
-    """
+    """What a method costs on one image alone, and its milliseconds without views. The image asks
+    for a student if any image did: the most that was paid."""
     whole = run.classifier
     calibration = whole.calibration
     if calibration is not None and run.fitted(method):

@@ -28,13 +28,8 @@ from lqn_seg.visualization.panels import (
 
 
 def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
-    """A picture per image, a row per condition: truth, methods, and where they differ.
-
-    None where the configuration asks for none, without panoptic output, or without two methods.
-
-    Args:
-        failed: receives a sentence for each picture that cannot be made.
-    """
+    """A picture per image, a row per condition: truth, methods, and where they differ. None where
+    the configuration asks for none, without panoptic output, or without two methods."""
     settings, full = evaluation.cfg.MODEL.LQN.EVAL, evaluation.segmenter
     wanted = settings.PANEL_METHODS or ("teacher", "apm", "lqn")
     methods = {name: full.methods[name] for name in wanted if name in full.methods}
@@ -81,15 +76,7 @@ def _panel(
 
 @dataclass(frozen=True)
 class Seen:
-    """An image and what methods made of it: a row of a panel.
-
-    Attributes:
-        pixels: (h, w, 3) uint8.
-        predictions: by method.
-        truth: ground truth, where there is any.
-        score: of a prediction; None without ground truth.
-        label: of the row.
-    """
+    """A row of a panel: an image, (h, w, 3) uint8, and what methods made of it."""
 
     pixels: np.ndarray
     predictions: Mapping[str, Prediction]

@@ -147,8 +147,8 @@ class Report(ABC):
         return evaluator.stack([line[task] for line in self.lines(stream, method)])
 
     def _resample(self) -> Scores:
-        """`scores` of groups of one data set: an image is drawn with all its conditions, so that
-        their mean has an interval of its own."""
+        """`scores`: an image is drawn with all its conditions, so that their mean has an
+        interval."""
         scores: Scores = {method: {} for method in self.methods}
         for run in self.runs:
             evaluator = run.evaluators[self.task]
@@ -226,11 +226,7 @@ class Report(ABC):
         }
 
     def write(self, text: str = "") -> Path:
-        """``inference/results.json``, ``config.yaml``, and the text as ``log.txt``.
-
-        Raises:
-            InputError: one of them cannot be written.
-        """
+        """``inference/results.json``, ``config.yaml``, and the text as ``log.txt``."""
         output = Path(self.cfg.OUTPUT_DIR)
         path = write_json(output / "inference" / "results.json", self.results())
         write_atomically(output / "config.yaml", self.cfg.dump())

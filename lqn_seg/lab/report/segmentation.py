@@ -107,9 +107,9 @@ class SegmentationReport(Report):
         return (
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
             f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
-            f"{self.precisions}.\nMilliseconds are means over the conditions: a student mixed in by "
-            "noise is fitted where an image looks damaged (the GMACs are those of such an image, or "
-            f"none where there was none)\n{shown}"
+            f"{self.precisions}.\nMilliseconds are means over the conditions: a student mixed in "
+            "by noise is fitted where an image looks damaged (the GMACs are those of such an "
+            f"image, or none where there was none)\n{shown}"
         )
 
     # ---- words -----------------------------------------------------------------------------------

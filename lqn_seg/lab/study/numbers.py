@@ -38,12 +38,8 @@ def table_heading(study: Study, jobs: Sequence[Finished], severity: int | None) 
 
 
 def table_numbers(study: Study, jobs: Sequence[Finished], severity: int | None) -> dict[str, Any]:
-    """A teacher, a run, a severity and a value of the sweep.
-
-    Args:
-        jobs: one per seed.
-        severity: of the corruptions; None where only clean images were evaluated.
-    """
+    """A teacher, a run, a severity (None of clean images alone) and a value of the sweep; a job per
+    seed."""
     job, run, sweep = jobs[0].job, study.runs[jobs[0].job.run], study.sweep
     names = [CLEAN, *(str(c) for c in job.conditions[1:] if c.severity == severity)]
     groups = {name: [k] for k, name in enumerate(names)}

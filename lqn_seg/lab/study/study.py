@@ -49,12 +49,8 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
     """SHA-256 of everything that the result depends on beside code and configuration.
 
     ``dataset`` covers every record (ids, sizes, segments) and the bytes of its files, wherever they
-    lie; ``teacher/<name>`` names and values of the weights; ``calibration/<name>`` the numbers of
-    the calibration that is used ("none" without one); ``corruptions`` the constants of all
-    corruptions.
-
-    Raises:
-        InputError: a file is missing.
+    lie; ``teacher/<name>`` names and values of the weights; ``calibration/<name>`` its numbers
+    ("none" without one); ``corruptions`` the constants of all. An InputError if a file is missing.
     """
     digest = hashlib.sha256()
     for record in dataset.records(strict=False):
@@ -86,11 +82,7 @@ def _file_hash(path: str, where: str) -> str:
 
 
 def check_frozen(study: Study, hashes: Mapping[str, str]) -> None:
-    """Refuse to run on other files than those the study was frozen with.
-
-    Raises:
-        InputError: a hash of ``FROZEN`` is not the one that the files have.
-    """
+    """Refuse to run on other files than those the study was frozen with."""
     for name, expected in study.frozen.items():
         if hashes[name] != expected:
             raise InputError(
@@ -108,7 +100,6 @@ class Job:
 
     Attributes:
         run, value: indices into the study's runs and the sweep's values; None without a sweep.
-        cfg: the evaluation's configuration; its ``OUTPUT_DIR`` is the job's own.
         conditions: clean first.
         images: how many, from the data set's first.
         same: what has to be equal for two jobs' lines to be interchangeable.
@@ -139,14 +130,8 @@ class Job:
 
 
 def plan(study: Study, images: int) -> list[Job]:
-    """All evaluations of a study, teacher by teacher, with every configuration checked.
-
-    Args:
-        images: number of images in the data set.
-
-    Raises:
-        InputError: a configuration is wrong, or a run has fewer images than ``BLOCK``.
-    """
+    """All evaluations of a study, teacher by teacher, with every configuration checked, on a data
+    set of so many images."""
     values = range(len(study.sweep.values)) if study.sweep else (None,)
     return [
         _job(study, teacher, k, run, value, seed, images)
@@ -179,10 +164,8 @@ def _job(
 
 
 def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] = ()) -> CfgNode:
-    """The evaluation's configuration: the study's, for one of its teachers, with overrides.
-
-    Only the output that the metric needs is made.
-    """
+    """The evaluation's configuration: the study's, for one of its teachers, with overrides. Only
+    the output that the metric needs is made."""
     outputs = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON")
     pairs: list[tuple[str, Any]] = [
         ("MODEL.LQN.TEACHER.WEIGHTS", study.teachers[teacher].weights),
@@ -204,12 +187,7 @@ def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] =
 
 
 class Lines(NamedTuple):
-    """One method's images under one condition.
-
-    Attributes:
-        stack: (images, ...) statistics that the metric sums up.
-        stats: each image's `Prediction.stats`.
-    """
+    """One method's images under one condition: what the metric sums up, and `Prediction.stats`."""
 
     stack: NDArray[np.float64]
     stats: list[dict[str, float]]
@@ -220,12 +198,8 @@ class Lines(NamedTuple):
 
 @dataclass
 class Finished:
-    """A job's lines, by condition and method, and what is made of them.
-
-    Attributes:
-        gmacs: method -> `count_gmacs`; a method whose cost cannot be counted is missing.
-        metric: totals (S, ...) -> (S,).
-    """
+    """A job's lines, by condition and method, the GMACs of methods whose cost can be counted, and
+    the metric of totals: (S, ...) to (S,)."""
 
     job: Job
     lines: dict[str, dict[str, Lines]]
@@ -236,14 +210,8 @@ class Finished:
 def run_jobs(
     study: Study, jobs: Sequence[Job], dataset: Dataset, resume: bool, failed: list[str]
 ) -> list[Finished]:
-    """Run what no earlier job of the list has evaluated; jobs with more come first.
-
-    Args:
-        failed: receives a sentence for each cost that cannot be counted.
-
-    Raises:
-        InputError: as `Evaluation`.
-    """
+    """Run what no earlier job of the list has evaluated; jobs with more come first. `failed`
+    receives a sentence for each cost that cannot be counted."""
     done: dict[int, Finished] = {}
     for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k)):
         job, sources = jobs[k], list(done.values())

@@ -42,10 +42,9 @@ class TeacherEntry(Struct, frozen=True, rename=str.upper):
 
 
 class SweepEntry(Struct, frozen=True, rename=str.upper):
-    """Keys under ``SWEEP``: the methods are evaluated once per value of one key.
+    """Keys under ``SWEEP``: the methods are evaluated once per value of a key of the configuration.
 
     Attributes:
-        key, values: of the evaluation's configuration.
         label: of the horizontal axis; the key where it is empty.
         paper: (value, score) pairs that somebody else published.
         paper_label: metric, data set and convention of those.
@@ -87,7 +86,6 @@ class RunEntry(Shared, frozen=True, rename=str.upper):
 
     @property
     def pairs(self) -> list[tuple[str, Any]]:
-        """`overrides` as (key, value)."""
         return list(zip(self.overrides[::2], self.overrides[1::2]))
 
 
@@ -137,7 +135,6 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
     """Read and check a study's YAML file.
 
     Args:
-        path: the file.
         overrides: ``KEY VALUE`` pairs. A key of the study (``OUTPUT_DIR``,
             ``TEACHERS.small.WEIGHTS``) changes the study, one of a run (``SEEDS``) all its runs;
             any other is a key of the evaluation's configuration and goes into every run.
@@ -208,9 +205,6 @@ def _study(raw: dict[str, Any], name: str, further: Sequence[str]) -> Study:
 
 
 def _check_names(study: Study) -> None:
-    """Raises:
-    InputError: names do not fit together.
-    """
     _check(study.metric, tuple(METRICS), "name", "METRIC ")
     for k, run in enumerate(study.runs):
         if not run.methods:
@@ -244,9 +238,6 @@ def _sweep(raw: Any) -> SweepEntry:
 
 
 def _check(name: Any, choices: Collection[str], what: str, where: str) -> None:
-    """Raises:
-    InputError: the name is none of the choices, of which the nearest is suggested.
-    """
     if name not in choices:
         folded = {choice.lower(): choice for choice in choices}
         near = get_close_matches(str(name).lower(), folded, n=1, cutoff=0)[0]

@@ -36,18 +36,8 @@ Numbers = dict[str, Any]
 
 
 class StudyReport:
-    """Everything that is printed, written and drawn about a finished study.
-
-    Args:
-        study: its file.
-        finished: all jobs.
-        hashes: as `study_hashes`.
-        total: images in the data set.
-        failed: what could not be made so far: a sentence each.
-
-    Attributes:
-        results: what ``results.json`` holds.
-    """
+    """What is printed, written and drawn about a finished study of `total` images; ``results.json``
+    holds its `results`, and `failed` a sentence for each part that could not be made."""
 
     def __init__(
         self,
@@ -84,7 +74,6 @@ class StudyReport:
     # ---- text ------------------------------------------------------------------------------------
 
     def markdown(self) -> str:
-        """The whole report, as it is printed."""
         makers = {"the sweep": self._sweep_table} if self.study.sweep else {}
         for numbers in self.results["tables"]:
             makers[numbers["heading"]] = partial(self._section, numbers)
@@ -190,14 +179,10 @@ class StudyReport:
 
     def conclude(self) -> list[Path]:
         """Write ``results.json``, print the tables and write them as ``table.md``, and draw
-        ``plot.png``; tables and plot may fail alone.
-
-        Returns:
-            What was written.
+        ``plot.png``; tables and plot may fail alone. Returns what was written.
 
         Raises:
-            InputError: there is no room, or the folder cannot be written to; the tables are printed
-                all the same.
+            InputError: something cannot be written; the tables are printed all the same.
         """
         from lqn_seg.visualization.curves import draw_study, draw_sweep
 
@@ -244,16 +229,8 @@ def _cost_table(methods: Mapping[str, Numbers]) -> str:
 
 
 def run_study(path: str, overrides: Sequence[str] = (), resume: bool = False) -> StudyReport | None:
-    """Run a study's file; print and write its report.
-
-    Every process that `launch.joined` has joined takes its share of the images.
-
-    Returns:
-        The report, in the main process.
-
-    Raises:
-        InputError: something from outside is missing or wrong.
-    """
+    """Run a study's file; print and write its report, and return it in the main process. Every
+    process that `launch.joined` has joined takes its share of the images."""
     with launch.together():
         study = load_study(path, overrides)
         dataset = get_dataset(study.dataset)

@@ -1,8 +1,7 @@
 """Scores of predictions by implementations that are not ours, from files, as they want them.
 
-Each collects predictions (`add`) in a folder of its own and gives metrics 0 .. 100 under our names,
-NaN where undefined (`scores`). panopticapi is on no package index: where it is not installed, PQ
-has no reference but the stored prediction (`validate.py`).
+Each collects predictions in a folder and scores them 0 .. 100 under our names, NaN where undefined.
+panopticapi is on no package index: without it, PQ has no reference but the stored prediction.
 """
 
 from __future__ import annotations

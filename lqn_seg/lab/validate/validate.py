@@ -1,9 +1,8 @@
 """Is a data set whole, and do our evaluators give on it what the reference implementations give?
 
-Every image is read and checked against its annotations. Its ground truth scored as a prediction
-must give 100, and a damaged copy of it what the implementations in `references.py` give. A damaged
-prediction that is stored with the demo, with the figures that panopticapi and Detectron2's
-evaluators gave for it, is scored every time.
+Every image is checked against its annotations. Its ground truth as a prediction must score 100, a
+damaged copy what the implementations in `references.py` give, and a prediction that is stored with
+the demo what panopticapi and Detectron2's evaluators gave for it.
 """
 
 from __future__ import annotations
@@ -109,11 +108,8 @@ class Validation:
 
 def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Validation:
     """Check the files of a data set's first images (0: of all), and score its ground truth, whole
-    and damaged. Ctrl-C ends it early: what was looked at until then is reported.
-
-    Raises:
-        InputError: the data set cannot even be looked at.
-    """
+    and damaged. After Ctrl-C, what was looked at is reported; an InputError where nothing can
+    be."""
     dataset = dataset.with_instances().listed()
     metadata, records = dataset.metadata, dataset.records(strict=False)
     problems = [*dataset.problems, *_duplicates(records)]
@@ -182,7 +178,7 @@ def _metrics(scorer: ImageEvaluator) -> dict[str, float]:
 
 
 def stored_predictions(folder: Path = STORED) -> list[tuple[Record, GroundTruth]]:
-    """Records of the shipped demo and the damaged predictions that are stored for them: in COCO
+    """Records of the shipped demo and the damaged predictions that are stored for them, in COCO
     panoptic layout, each segment with a score."""
     dataset = get_dataset(STORED_DATASET, root=_DATASETS)
     records = {record["image_id"]: record for record in dataset.records()}

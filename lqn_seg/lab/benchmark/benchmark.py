@@ -7,7 +7,6 @@ the reading of the result; times are of the wall clock unless they say otherwise
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,35 +22,24 @@ from lqn_seg.classification.classifier import ClassifierConfig
 from lqn_seg.core.config import LQNConfig, preset, with_variant
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.engine.launch import keep_memory
-from lqn_seg.engine.store import make_writable, write_atomically
+from lqn_seg.engine.store import make_writable
 from lqn_seg.errors import InputError
 from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
 from lqn_seg.lab.benchmark.sweeps import depth, sweeps
 from lqn_seg.lab.benchmark.teachers import Scene, build_scene
-from lqn_seg.lab.benchmark.ways import (
-    ApmsWay,
-    PlainWay,
-    Run,
-    drifts,
-    with_fit,
-)
+from lqn_seg.lab.benchmark.ways import ApmsWay, PlainWay, Run, drifts, with_fit
 from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, query_gmacs
-from lqn_seg.lab.cost.speed import Roofline, Timing, device_name, interleaved
+from lqn_seg.lab.cost.speed import Roofline, device_name, interleaved
 from lqn_seg.lab.report.attempt import attempt
-from lqn_seg.lab.report.provenance import environment, json_numbers
+from lqn_seg.lab.report.provenance import environment, write_json
 from lqn_seg.teachers.clip import ClipTeacher
 
 VARIANTS = ("lqn", "lqn-src", "apm", "default")
 BASELINES = ("zero", "mta", "tps", "tpt")
 
-Rows = list[dict[str, Any]]
-Functions = dict[str, Callable[[], Any]]
-
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to measure."""
-
     teacher: str = "clip-b16"  # this and the next two: see `build_subject`
     image_size: int = 0
     classes: int = 0
@@ -87,11 +75,7 @@ class Benchmark:
         results: so far, as `run` returns it; empty until the teacher has been timed.
     """
 
-    def __init__(
-        self,
-        config: BenchmarkConfig,
-        say: Callable[[str], None] = print,
-    ) -> None:
+    def __init__(self, config: BenchmarkConfig, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
         self.results: dict[str, Any] = {}
         self.device = torch.device(config.device)
@@ -109,7 +93,12 @@ class Benchmark:
         with fixed_threads(self.config.threads):
             self.roofline = Roofline.measure(self.device, self.precisions)
             results: dict[str, Any] = {
-                "environment": self._environment(),
+                "environment": {
+                    **environment(self.config.threads),
+                    "device": device_name(self.device),
+                    "date": date.today().isoformat(),
+                    "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
+                },
                 "settings": asdict(self.config),
                 "teacher": self._teacher(),
                 "methods": [],
@@ -141,23 +130,15 @@ class Benchmark:
             for stage, timing in teacher["times"].items()
         }
         for row in self.results["methods"]:
-            arithmetic, memory = self.roofline.least_ms(
-                row["precision"], row["gmacs"]["fit"], row["bytes"]
-            )
+            work = row["precision"], row["gmacs"]["fit"], row["bytes"]
+            arithmetic, memory = self.roofline.least_ms(*work)
             row["least_ms"] = {"arithmetic": arithmetic, "memory": memory}
             row["fraction_busy"] = (arithmetic + memory) / row["times"]["fit"]["busy_ms"]
 
-    def _environment(self) -> dict[str, Any]:
-        return {
-            **environment(self.config.threads),
-            "device": device_name(self.device),
-            "date": date.today().isoformat(),
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
-        }
-
     def _teacher(self) -> dict[str, Any]:
         scene, teacher = self.scene, self.scene.teacher
-        times = self._interleaved({"teacher": scene.encode, "head": scene.answer})
+        stages = {"teacher": scene.encode, "head": scene.answer}
+        times = interleaved(stages, self.config.repeats, self.device)
         return {
             "name": scene.name,
             "precision": teacher.precision,
@@ -168,9 +149,6 @@ class Benchmark:
             "times": {stage: asdict(timing) for stage, timing in times.items()},
             "gmacs": scene.gmacs,
         }
-
-    def _interleaved(self, functions: Functions, cold: Mapping[str, Any] = {}) -> dict[str, Timing]:
-        return interleaved(functions, self.config.repeats, self.device, tuple(cold))
 
     # ---- students, beside plain ways of doing the same -------------------------------------------
 
@@ -185,11 +163,12 @@ class Benchmark:
 
     def _variant(self, variant: str) -> None:
         runs = {p: Run(self.scene, self.recipe(variant, p)) for p in self.precisions}
-        functions: Functions = {}
+        functions: dict[str, Callable[[], Any]] = {}
         for precision, run in runs.items():
             functions |= {f"fit {precision}": run.fit, f"query {precision}": run.query}
         plain = self._plain_ways(variant, runs[self.precisions[-1]].config)
-        times = self._interleaved(functions | {n: way.run for n, way in plain.items()}, cold=plain)
+        functions |= {name: way.run for name, way in plain.items()}
+        times = interleaved(functions, self.config.repeats, self.device, cold=plain)
         fits = {precision: times[f"fit {precision}"] for precision in runs}
         drift = drifts(runs, self.scene.field[:, -1].float())
         for precision, run in runs.items():
@@ -216,6 +195,7 @@ class Benchmark:
 
     def _method(self, variant: str, precision: str, run: Run) -> dict[str, Any]:
         config, grid, width = run.config, run.grid, run.width
+        complaint = f"the memory of {variant} {precision} could not be counted"
         return {
             "method": variant,
             "precision": precision,
@@ -226,11 +206,7 @@ class Benchmark:
                 "fit": fit_gmacs(config, grid, width),
                 "query": query_gmacs(config, grid, width),
             },
-            "peak_mib": attempt(
-                f"the memory of {variant} {precision} could not be counted",
-                lambda: run.peak_bytes() / 2**20,
-                float("nan"),
-            ),
+            "peak_mib": attempt(complaint, lambda: run.peak_bytes() / 2**20, float("nan")),
             "bytes": fit_bytes(config, width, lowered=precision != "float32"),
         }
 
@@ -244,7 +220,7 @@ class Benchmark:
             ways["APM's release"] = ApmsWay(self.scene, config)
         return ways
 
-    def _baselines(self) -> Rows:
+    def _baselines(self) -> list[dict[str, Any]]:
         config, teacher = self.config, self.scene.teacher
         assert isinstance(teacher, ClipTeacher)
         methods: dict[str, Adaptation | None] = dict.fromkeys(config.baselines)
@@ -267,6 +243,4 @@ class Benchmark:
 def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:
     """``benchmark.json`` in a folder; an InputError where it cannot be written."""
     make_writable(folder)
-    numbers = folder / "benchmark.json"
-    write_atomically(numbers, json.dumps(json_numbers(results), indent=1) + "\n")
-    return numbers
+    return write_json(folder / "benchmark.json", results)

@@ -18,16 +18,9 @@ _TIMES = (("ms", ".1f"), ("p95 ms", ".1f"), ("busy ms", ".1f"))
 
 
 def report_text(results: Results) -> str:
-    """All tables."""
-    parts = [_heading(results), _teacher(results), _methods(results)]
-    for key, section in (
-        ("references", _references),
-        ("baselines", _baselines),
-        ("sweeps", _sweeps),
-    ):
-        if results.get(key):
-            parts.append(section(results))
-    return "\n\n".join(parts)
+    further = {"references": _references, "baselines": _baselines, "sweeps": _sweeps}
+    makers = [section for key, section in further.items() if results.get(key)]
+    return "\n\n".join(make(results) for make in (_heading, _teacher, _methods, *makers))
 
 
 def write_report(results: Results, folder: Path) -> list[Path]:

@@ -37,8 +37,7 @@ def sweeps(
         "steps": sweep("fit", _fits(scene, recipe, "steps", (few, 2 * few, 4 * few))),
         "batch": sweep("fit", _fits(scene, recipe, None, _BATCHES)),
         "image_side_teacher": sweep(
-            "teacher",
-            ((x.side, x.encode, x.gmacs["teacher"]) for x in scenes),
+            "teacher", ((x.side, x.encode, x.gmacs["teacher"]) for x in scenes)
         ),
         "image_side_readout": sweep("query", _readouts(scenes, recipe)),
     }

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lqn_seg.core.config import LQNConfig
-from lqn_seg.core.kernel import guiding_tokens, share
+from lqn_seg.core.kernel import share
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
-from lqn_seg.core.precision import products_in
 from lqn_seg.core.random import RandomKey
 from lqn_seg.lab.benchmark import plain_port
 from lqn_seg.lab.benchmark.teachers import Scene
@@ -45,7 +44,6 @@ class Run:
         return self.fitted
 
     def query(self) -> Tensor:
-        """The last layer's tokens, of the students fitted last."""
         return (self.fitted or self.fit()).query_layer(self.grid[0])
 
     def peak_bytes(self) -> int:
@@ -71,9 +69,8 @@ def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
 class PlainWay:
     """The plain port, from our students' weights, at our students' positions."""
 
-    def __init__(self, scene: Scene, config: LQNConfig, precision: str = "float32") -> None:
-        self.scene, self.precision = scene, precision
-        self.config = with_fit(config, precision="float32")
+    def __init__(self, scene: Scene, config: LQNConfig) -> None:
+        self.scene, self.config = scene, with_fit(config, precision="float32")
         self.ours = Run(scene, self.config)
         start = self.ours.new_fitter(with_fit(self.config, steps=0))
         fitted = start.fit(self.ours.images, self.ours.fields, self.ours.keys)
@@ -91,16 +88,8 @@ class PlainWay:
         return student.load(self.weights)
 
     def run(self) -> None:
-        student, fit = self.config.student, self.config.fit
-        field, guide = self.scene.field[0].float(), None
-        if student.guide:
-            guide = guiding_tokens(field[None], student.guide)[0]
-        if fit.target_norm == "layer":
-            variance, mean = torch.var_mean(field, dim=(1, 2), correction=0, keepdim=True)
-            field = (field - mean) / variance.sqrt()
-        look = [(self.ours.images[0], field)]
-        with products_in(self.precision, self.ours.device):
-            self.curve = plain_port.fit(self.student(), look, self.positions, fit, guide)
+        look = [(self.ours.images[0], self.scene.field[0].float())]
+        self.curve = plain_port.fit(self.student(), look, self.positions, self.config.fit)
 
     def loss_difference(self, ours: Run | None) -> float | None:
         """The largest relative difference to the loss curve of our students in float32."""

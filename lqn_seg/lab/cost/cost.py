@@ -149,14 +149,12 @@ class _Meter(TorchDispatchMode):
         return out
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        size = storage.nbytes()
-        self.held += size
-        self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self._release, key, size)
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.held += size
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(storage, self._release, key, size)
 
     def _release(self, key: int, size: int) -> None:
         self.held -= size
@@ -229,10 +227,7 @@ def count_clip(model: Any) -> dict[str, dict[str, Cost | FlopCount]]:
 
 def _count(module: nn.Module, given: Tensor) -> dict[str, Cost | FlopCount]:
     with torch.no_grad(), plain_attention():
-        return {
-            "fvcore": count_fvcore(module, (given,)),
-            "torch": measure(lambda: module(given)),
-        }
+        return {"fvcore": count_fvcore(module, (given,)), "torch": measure(lambda: module(given))}
 
 
 class _Traceable(nn.Module):

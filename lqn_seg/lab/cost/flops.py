@@ -72,7 +72,6 @@ class EomtShape(VitShape):
 
     @classmethod
     def from_config(cls, config: Any) -> EomtShape:
-        """From a `transformers.EomtConfig` or `EomtDinov3Config`."""
         size, patch = config.image_size, config.patch_size
         height, width = (size, size) if isinstance(size, int) else size
         patch = patch if isinstance(patch, int) else patch[0]
@@ -139,7 +138,6 @@ def clip_shapes(model: Any) -> dict[str, VitShape]:
 
 
 def clip_gmacs(model: Any) -> dict[str, float]:
-    """One pass of an image ("teacher") and of a "prompt", projections included."""
     joint_width = model.visual.output_dim
     return {
         name: shape.gmacs + shape.width * joint_width / 1e9
@@ -152,18 +150,12 @@ def clip_gmacs(model: Any) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PassMacs:
-    """Multiply-adds of one pass of some queries, and of the way back."""
-
     forward: int
     backward: int
 
 
 def pass_macs(
-    config: StudentConfig,
-    feature_dim: int,
-    queries: int,
-    grid: Grid | None = None,
-    guided: int = 0,
+    config: StudentConfig, feature_dim: int, queries: int, grid: Grid | None = None, guided: int = 0
 ) -> PassMacs:
     """One pass as Table 4 states it, `[conv(x) | P(src) | P(dest)]` concatenated for every query;
     or with a grid (L, H, W) as `core.lqn` computes it, the first layer once per distinct row.
@@ -205,7 +197,6 @@ def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
 
 
 def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
-    """All steps of one image, forward and backward."""
     step = step_macs(config, grid, feature_dim, literal)
     return config.fit.steps * (step.forward + step.backward) / 1e9
 
@@ -236,11 +227,7 @@ def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int
 
 
 def method_gmacs(
-    config: LQNConfig,
-    teacher: EomtShape,
-    *,
-    windows: float = 1.0,
-    literal: bool = False,
+    config: LQNConfig, teacher: EomtShape, *, windows: float = 1.0, literal: bool = False
 ) -> dict[str, float]:
     """Cost per image of a method, by stage, in GMACs.
 
@@ -291,15 +278,13 @@ def _head_in_fit_macs(config: LQNConfig, teacher: EomtShape) -> int:
     The latter forward and back to its inputs; the products of masks with pixels and with classes
     have two each. (Transformers takes queries and patches as one tensor: gradients go to both.)
     """
-    macs = 0
     word = parse_ablation(config.ablation)[0]
     if word == "entropy":
         masks = teacher.num_queries * teacher.patches * 4**teacher.num_upscale_blocks
         products = masks * (teacher.width + 3 * teacher.num_labels)
-        macs += config.fit.steps * (2 * teacher.head_macs + products)
-    if word == "segments" and config.student.source and config.fit.alpha:
-        macs += teacher.head_macs
-    return macs
+        return config.fit.steps * (2 * teacher.head_macs + products)
+    recirculates = config.student.source and config.fit.alpha
+    return teacher.head_macs if word == "segments" and recirculates else 0
 
 
 def align_gmacs(teacher: EomtShape) -> float:

@@ -13,14 +13,7 @@ from tabulate import tabulate
 from lqn_seg.core.config import VARIANTS, LQNConfig, preset, with_variant
 from lqn_seg.core.lqn import Grid
 from lqn_seg.errors import InputError
-from lqn_seg.lab.cost.cost import (
-    Cost,
-    FlopCount,
-    clip_on_meta,
-    count_clip,
-    count_eomt,
-    fit_cost,
-)
+from lqn_seg.lab.cost.cost import Cost, FlopCount, clip_on_meta, count_clip, count_eomt, fit_cost
 from lqn_seg.lab.cost.flops import (
     EomtShape,
     clip_gmacs,
@@ -101,10 +94,8 @@ def _clip_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
         recipe = with_variant(base, name)
         one_pass, further = pass_gmacs(recipe, grid, width), max(0, recipe.fit.steps - 1)
         paper = f"{encoders:.1f} + {further} x {one_pass:.1f} = {encoders + further * one_pass:.1f}"
-        stages = [gmacs["teacher"]]
-        stages += [
-            cost(recipe, grid, width, arguments.literal) for cost in (fit_gmacs, query_gmacs)
-        ]
+        what = recipe, grid, width, arguments.literal
+        stages = [gmacs["teacher"], fit_gmacs(*what), query_gmacs(*what)]
         rows.append([name, *stages, sum(stages), paper])
     lines = [
         f"GMACs per image: {arguments.clip}, image encoder {gmacs['teacher']:.2f} + one prompt "

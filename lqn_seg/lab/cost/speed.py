@@ -39,22 +39,18 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Sequence[tuple[float, float]]) -> Timing:
-        """From (wall clock, processor time) of each run."""
         wall, busy = (sorted(column) for column in zip(*samples))
         p95 = wall[math.ceil(0.95 * len(wall)) - 1]
         return cls(statistics.median(wall), p95, statistics.median(busy), len(wall))
 
 
-def turns(
+def interleaved(
     functions: Mapping[str, Callable[[], Any]],
     repeats: int,
     device: torch.device,
     cold: Collection[str] = (),
-) -> dict[str, list[tuple[float, float]]]:
-    """Milliseconds of functions that run in turns: (wall clock, processor time) of each run.
-
-    All but the `cold` ones, long enough to need it least, run once beforehand.
-    """
+) -> dict[str, Timing]:
+    """Time functions that run in turns; all but the `cold`, long ones run once beforehand."""
     for name, function in functions.items():
         if name not in cold:
             function()
@@ -64,17 +60,6 @@ def turns(
             clock, busy = Clock(device), time.process_time()
             function()
             samples[name].append((clock.lap(), 1e3 * (time.process_time() - busy)))
-    return samples
-
-
-def interleaved(
-    functions: Mapping[str, Callable[[], Any]],
-    repeats: int,
-    device: torch.device,
-    cold: Collection[str] = (),
-) -> dict[str, Timing]:
-    """Time functions in `turns`."""
-    samples = turns(functions, repeats, device, cold)
     return {name: Timing.of(of_one) for name, of_one in samples.items()}
 
 
@@ -120,9 +105,7 @@ def _best_ms(function: Callable[[], Any]) -> float:
 
 
 def layer_times(
-    encode: Callable[[Callable[[int, Tensor], Tensor]], Any],
-    device: torch.device,
-    repeats: int,
+    encode: Callable[[Callable[[int, Tensor], Tensor]], Any], device: torch.device, repeats: int
 ) -> list[float]:
     """Median milliseconds until a teacher has each layer's tokens, embedding included; `encode` is
     its pass, with the hook that watches it as its argument."""
@@ -156,7 +139,6 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called by its maker."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -25,9 +25,8 @@ from lqn_seg.engine.probe import Probe, student_recipe
 from lqn_seg.engine.studio import Source, Studio, stops
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.attempt import attempt
-from lqn_seg.lab.report.comparison import compare
 from lqn_seg.lab.report.costs import count_gmacs
-from lqn_seg.lab.report.pictures import segmentation
+from lqn_seg.lab.report.pictures import compare, segmentation
 from lqn_seg.lab.report.provenance import json_numbers
 from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.segmenter import Prediction
@@ -120,11 +119,8 @@ class Job:
         teacher = [probe.visible(probe.at(layer)) for layer in range(1, probe.depth + 1)]
         basis = shared_basis([standardised(tokens, tokens) for tokens in teacher])
         self.depth = probe, students, basis
-        self.depth_numbers = {
-            "layers": probe.depth,
-            "fit_ms": probe.fit_ms,
-            "error_over_variance": probe.errors(students),
-        }
+        numbers = {"layers": probe.depth, "fit_ms": probe.fit_ms}
+        self.depth_numbers = {**numbers, "error_over_variance": probe.errors(students)}
 
     def _predict_step(self, steps: int) -> None:
         prediction = self.studio.predict_after(self.source.tensor, self.recipe, steps)
@@ -136,15 +132,13 @@ class Job:
         }
 
     def _segments(self, drawn: Segmentation) -> list[dict[str, Any]]:
-        categories = self.studio.categories
-        return [
-            {
-                "id": int(segment["id"]),
-                "name": categories[segment["category_id"]].name,
-                "color": category_color(categories[segment["category_id"]], segment["category_id"]),
-            }
-            for segment in drawn.segments
-        ]
+        segments = []
+        for segment in drawn.segments:
+            k = segment["category_id"]
+            category = self.studio.categories[k]
+            color = category_color(category, k)
+            segments.append({"id": int(segment["id"]), "name": category.name, "color": color})
+        return segments
 
     # ---- what the page asks for ------------------------------------------------------------------
 
@@ -152,11 +146,8 @@ class Job:
         """How far the job is, and all numbers that are there."""
         done, total = not self.stage, len(VARIANTS) + 1 + len(self.stops)
         left_s = (time.monotonic() - self.started) * (total / max(self.made, 1) - 1)
-        steps = dict(self.steps)
-        by_step = {
-            key: [step[key] for step in steps.values()]
-            for key in ("error_over_variance", "score", "segments")
-        }
+        steps, keys = dict(self.steps), ("error_over_variance", "score", "segments")
+        by_step = {key: [step[key] for step in steps.values()] for key in keys}
         numbers = {
             "done": done,
             "error": self.error,

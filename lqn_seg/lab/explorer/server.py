@@ -87,10 +87,11 @@ class Explorer:
         if request.get("instead") in self.jobs:
             self.jobs[request["instead"]].cancelled = True
 
-        def choice(key: str, choices: list[str], default: str) -> str:
+        def choice(key: str, choices: Sequence[str], default: str) -> str:
             return nearest(str(request.get(key, default)), choices, key)
 
-        studio = self.studios[choice("teacher", [*self.studios], next(iter(self.studios)))]
+        teachers = list(self.studios)
+        studio = self.studios[choice("teacher", teachers, teachers[0])]
         preset = choice("preset", [*PRESETS], studio.cfg.MODEL.LQN.PRESET)
         name = choice("corruption", [CLEAN, *CORRUPTIONS], CLEAN)
         condition = Condition(name, request.get("severity", 3)) if name != CLEAN else Condition()
@@ -242,10 +243,9 @@ def make_server(
     """A server that listens; an InputError if the address cannot be listened on."""
     # A page elsewhere that has its name resolved to this machine must not read from it.
     hosts = _LOCAL if host in _LOCAL else ()
+    handler = type("Handler", (_Handler,), {"site": explorer, "hosts": hosts})
     try:
-        return ThreadingHTTPServer(
-            (host, port), type("Handler", (_Handler,), {"site": explorer, "hosts": hosts})
-        )
+        return ThreadingHTTPServer((host, port), handler)
     except OSError as error:
         address = f"{host}:{port} ({error.strerror})"
         raise InputError(f"--host, --port: cannot listen on {address}") from error
@@ -255,12 +255,9 @@ def open_explorer(
     config_file: str, teachers: Mapping[str, str], device: str, overrides: list[str]
 ) -> Explorer:
     """An explorer of a configuration's teacher, or of others by name and weights."""
-    key = "MODEL.LQN.TEACHER.WEIGHTS"
-    studios = {
-        name: Studio(config_file, overrides=[*overrides, key, weights], device=device)
-        for name, weights in teachers.items()
-    }
-    if not studios:
-        only = Studio(config_file, overrides=overrides, device=device)
-        studios = {only.cfg.MODEL.LQN.TEACHER.WEIGHTS or "random weights": only}
-    return Explorer(studios)
+    build = partial(Studio, config_file, device=device)
+    if not teachers:
+        only = build(overrides=overrides)
+        return Explorer({only.cfg.MODEL.LQN.TEACHER.WEIGHTS or "random weights": only})
+    base = [*overrides, "MODEL.LQN.TEACHER.WEIGHTS"]
+    return Explorer({name: build(overrides=[*base, w]) for name, w in teachers.items()})

@@ -107,12 +107,9 @@ class ClassificationReport(Report):
         """Other people's scores with the same teacher on the same clean images, marked as such."""
         if TEACHER not in self.cfg.MODEL.LQN.TEACHER.CONFIG:
             return []
-        columns = [
-            published(self.streams[group][0].dataset.metadata.name)
-            if group in self.streams and group.endswith(CLEAN)
-            else {}
-            for group in self.groups
-        ]
+        clean = {n: run for n, (run, _) in self.streams.items() if n.endswith(CLEAN)}
+        of_group = {n: published(run.dataset.metadata.name) for n, run in clean.items()}
+        columns = [of_group.get(group, {}) for group in self.groups]
         if not any(columns):
             return []
         names = [*(m for m in self.methods if m in published(DATASETS[0])), *NOT_RUN]
@@ -132,11 +129,8 @@ class ClassificationReport(Report):
         """The device's GMACs per millisecond in the fastest precision in use; NaN if unknown."""
         teacher, complaint = self.classifier.teacher, "the device's speed could not be measured"
         used = {teacher.precision, *self.classifier.precisions.values()}
-
-        def fastest() -> float:
-            return max(peak_gmacs_per_ms(teacher.device, precision) for precision in used)
-
-        return attempt(complaint, fastest, float("nan"), self.failed)
+        peaks = partial(peak_gmacs_per_ms, teacher.device)
+        return attempt(complaint, lambda: max(map(peaks, used)), float("nan"), self.failed)
 
     def cost_lines(self) -> dict[str, dict[str, float]]:
         """Each method's cost, by name and unit; NaN where it is not counted."""

@@ -31,13 +31,9 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     shape = EomtShape.from_config(segmenter.teacher.model.config)
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
-        return method_gmacs(
-            paid_recipe(
-                recipe, segmenter.calibration is not None, stats.get("mixing_weight", 1) > 0
-            ),
-            shape,
-            windows=windows,
-        )
+        is_fitted = stats.get("mixing_weight", 1) > 0
+        recipe = paid_recipe(recipe, segmenter.calibration is not None, is_fitted)
+        return method_gmacs(recipe, shape, windows=windows)
     costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
     if isinstance(recipe, PixelControl) and recipe.name == "flip":
         second = costs["gmacs_teacher"]

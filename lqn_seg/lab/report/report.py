@@ -107,7 +107,7 @@ class Report(ABC):
         """What the tables show about one method, without flattery; empty without such a method."""
 
     def draw(self) -> list[Path]:
-        """Stream pictures of some images; each may fail alone."""
+        """Pictures of some images; each may fail alone."""
         return []
 
     # ---- numbers ---------------------------------------------------------------------------------
@@ -121,7 +121,6 @@ class Report(ABC):
         return float(np.mean([scores[task or self.task][key] for scores in tasks]))
 
     def statistics(self, method: str) -> list[dict[str, float]]:
-        """By stream, the means of the images' statistics."""
         return [by_method[method]["lqn"] for by_method in self.metrics.values()]
 
     def milliseconds(self, method: str) -> dict[str, float]:
@@ -136,7 +135,6 @@ class Report(ABC):
         return {m: int(sum(x.get("fallback", 0) for x in self.statistics(m))) for m in self.methods}
 
     def lines(self, stream: str, method: str) -> list[dict[str, Any]]:
-        """One method's stored line of every scored image."""
         run, condition = self.streams[stream]
         return run.lines(condition, method)
 
@@ -183,7 +181,6 @@ class Report(ABC):
         yield from filter(None, [costs, *self.notes(), sentence])
 
     def score_table(self, columns: Sequence[Column], further: Sequence[Sequence[Any]] = ()) -> str:
-        """A row per method, and further rows."""
         rows = [
             [self.title(m), *(self.value(group, m, key, task) for _, group, task, key in columns)]
             for m in self.methods
@@ -277,7 +274,6 @@ def minus(scores: Scores, method: str, other: str) -> dict[str, PairedDifference
 
 
 def as_dicts(differences: Differences) -> dict[str, dict[str, dict[str, float]]]:
-    """As ``results.json`` holds them."""
     return {
         method: {group: interval._asdict() for group, interval in by_group.items()}
         for method, by_group in differences.items()

@@ -116,8 +116,7 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
         metadata = run.dataset.metadata
         who = "this run" if run.model.teacher.name == "CLIP" else "this teacher"
         lines = [known_classes(metadata.class_names, who)]
-        if run.is_subset:
-            lines.append(f"SUBSET: {len(run.records)} of {run.total} images")
+        lines += [f"SUBSET: {len(run.records)} of {run.total} images"] if run.is_subset else []
         lines += [f"left out: {problem}" for problem in run.dataset.problems]
         lines += [f"note: {note}" for note in run.dataset.notes]
         lines.append(f"{run.progress()}; processes: {launch.size()}")

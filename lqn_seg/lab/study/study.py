@@ -55,10 +55,8 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
     digest = hashlib.sha256()
     for record in dataset.records(strict=False):
         where = f"data set {dataset.metadata.name}, image {record['image_id']}"
-        facts = {
-            key: _file_hash(value, where) if key.endswith("file_name") else value
-            for key, value in record.items()
-        }
+        files = [key for key in record if key.endswith("file_name")]
+        facts = record | {key: _file_hash(record[key], where) for key in files}
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     constants = json.dumps(STRENGTHS, sort_keys=True)
     hashes = {
@@ -178,9 +176,8 @@ def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] =
 
     def typed(value: Any) -> str:
         """As on the command line."""
-        if isinstance(value, str):
-            return value
-        return repr(tuple(value) if isinstance(value, list) else value)
+        plain = tuple(value) if isinstance(value, list) else value
+        return plain if isinstance(plain, str) else repr(plain)
 
     flat = [text for key, value in pairs for text in (key, typed(value))]
     return load_cfg(find_local(study.config), flat)
@@ -250,9 +247,8 @@ def _evaluate(
     for method in job.methods:
         for condition in job.conditions:
             stored = evaluation.lines(condition, method)
-            stats = [line["lqn"] for line in stored]
             stack = evaluator.stack([line[task] for line in stored])
-            lines[str(condition)][method] = Lines(stack, stats)
+            lines[str(condition)][method] = Lines(stack, [line["lqn"] for line in stored])
         complaint = f"teacher {job.teacher}: the cost of {title(method)} could not be counted"
         means = mean_stats(lines[str(job.conditions[0])][method].stats)
         count = partial(count_gmacs, evaluation.segmenter, method, means)

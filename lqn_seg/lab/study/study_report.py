@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,9 @@ class StudyReport:
         failed: list[str],
     ) -> None:
         self.study, self.failed = study, failed
-        by_seed: dict[Any, list[Finished]] = {}
-        for f in finished:
-            by_seed.setdefault((f.job.teacher, f.job.run, f.job.value), []).append(f)
         tables: list[Numbers] = []
-        for jobs in by_seed.values():
+        for _, group in groupby(finished, lambda f: (f.job.teacher, f.job.run, f.job.value)):
+            jobs = list(group)
             for severity in dict.fromkeys(c.severity for c in jobs[0].job.conditions[1:]) or [None]:
                 complaint = f"there are no numbers of {table_heading(study, jobs, severity)}"
                 find = partial(table_numbers, study, jobs, severity)
@@ -94,10 +93,8 @@ class StudyReport:
         ]
         if study.splits:
             head.append(f"Splits: {' '.join(study.splits.split())}")
-        rows = [
-            [name, f"`{value}`", "yes" if name in study.frozen else "no"]
-            for name, value in hashes.items()
-        ]
+        frozen = {True: "yes", False: "no"}
+        rows = [[name, f"`{x}`", frozen[name in study.frozen]] for name, x in hashes.items()]
         head.append(tabulate(rows, ["what", "SHA-256", "frozen"], tablefmt="pipe"))
         bare = [name for name in study.teachers if hashes[f"calibration/{name}"] == NONE]
         if bare:
@@ -114,27 +111,20 @@ class StudyReport:
         units = numbers["images"] // self.study.block
         parts = [f"## {numbers['heading']}", _score_table(metric, methods)]
         to_baseline = {m: x["minus_baseline"] for m, x in methods.items() if m != baseline}
+        to_others = numbers["focus_minus"]
         for heading, differences in (
             (f"{metric} minus that of {title(baseline)}, {interval_heading(units)}", to_baseline),
-            (
-                f"{metric} of {title(FOCUS)} minus that of each other method, likewise",
-                numbers["focus_minus"],
-            ),
+            (f"{metric} of {title(FOCUS)} minus that of each other method, likewise", to_others),
         ):
             if differences:
                 intervals = {
                     method: {group: PairedDifference(**x) for group, x in by_group.items()}
                     for method, by_group in differences.items()
                 }
-                shown = difference_table(intervals, units, short_name, style="pipe")
-                parts += [heading, shown]
+                parts += [heading, difference_table(intervals, units, short_name, style="pipe")]
         parts.append(_cost_table(methods))
-        parts += [
-            f"{x['title']}: {x['fallbacks']} fits failed; the teacher's prediction stands in for "
-            "them."
-            for x in methods.values()
-            if x["fallbacks"]
-        ]
+        failed = "{title}: {fallbacks} fits failed; the teacher's prediction stands in for them."
+        parts += [failed.format(**x) for x in methods.values() if x["fallbacks"]]
         return "\n\n".join(parts)
 
     def _sweep_table(self) -> str:

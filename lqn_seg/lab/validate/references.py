@@ -42,9 +42,8 @@ class Panopticapi:
             infos = [{**info, "category_id": table[info["category_id"]]} for info in infos]
             return {"image_id": record["image_id"], "file_name": file, "segments_info": infos}
 
-        self.pairs.append(
-            (annotation(str(truth), record["segments_info"]), annotation(name, segments))
-        )
+        ours = annotation(name, segments)
+        self.pairs.append((annotation(str(truth), record["segments_info"]), ours))
 
     def scores(self) -> dict[str, float]:
         from panopticapi.evaluation import pq_compute_single_core

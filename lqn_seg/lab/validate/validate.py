@@ -46,8 +46,6 @@ TRUTH, DAMAGED, REFERENCE = "ground truth as prediction", "damaged ground truth"
 
 @dataclass
 class Validation:
-    """What is known of a data set."""
-
     name: str
     images: int  # looked at
     total: int
@@ -139,7 +137,8 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
                     reference.add(record, copy)
         for row, evaluators in scorers.items():
             for evaluator in (e for e in evaluators if e.images):
-                result.scores.setdefault(evaluator.task, {})[row] = _metrics(evaluator)
+                metrics = evaluator.evaluate()[evaluator.task]
+                result.scores.setdefault(evaluator.task, {})[row] = metrics
         for reference in references if result.scores else ():
             result.scores[reference.task][f"{REFERENCE}{reference.source}"] = reference.scores()
     result.stored = score_stored()
@@ -149,12 +148,9 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
 
 def _duplicates(records: Iterable[Record]) -> list[str]:
     """One sentence per image id or image file that occurs twice; many images lie in one array."""
-    files = Counter((record["file_name"], record.get("row")) for record in records)
-    image_ids = Counter(record["image_id"] for record in records)
-    return [
-        *(f"image_id {image_id!r} occurs twice" for image_id, n in image_ids.items() if n > 1),
-        *(f"file_name {file!r} occurs twice" for (file, _), n in files.items() if n > 1),
-    ]
+    entries = Counter(("image_id", record["image_id"], None) for record in records)
+    entries += Counter(("file_name", x["file_name"], x.get("row")) for x in records)
+    return [f"{key} {value!r} occurs twice" for (key, value, _), n in entries.items() if n > 1]
 
 
 def build_scorers(record: Record, metadata: Metadata) -> list[ImageEvaluator]:
@@ -171,10 +167,6 @@ def build_scorers(record: Record, metadata: Metadata) -> list[ImageEvaluator]:
 def _process(scorers: Iterable[ImageEvaluator], record: Record, prediction: GroundTruth) -> None:
     for scorer in scorers:
         scorer.process([record], [prediction.output(len(scorer.metadata.class_names))])
-
-
-def _metrics(scorer: ImageEvaluator) -> dict[str, float]:
-    return scorer.evaluate()[scorer.task]
 
 
 def stored_predictions(folder: Path = STORED) -> list[tuple[Record, GroundTruth]]:
@@ -205,7 +197,7 @@ def score_stored() -> dict[str, tuple[float, float]]:
     for record, prediction in predictions:
         _process(scorers, record, prediction)
     figures = json.loads((STORED / "reference.json").read_text())
-    ours = {scorer.task: _metrics(scorer) for scorer in scorers}
+    ours = {scorer.task: scorer.evaluate()[scorer.task] for scorer in scorers}
     return {
         key: (ours[task][key], value)
         for task, reference in figures.items()

@@ -23,7 +23,7 @@ from lqn_seg.core.config import LQNConfig, preset, with_variant
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.store import make_writable
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
 from lqn_seg.lab.benchmark.sweeps import depth, sweeps
 from lqn_seg.lab.benchmark.teachers import Scene, build_scene
@@ -36,11 +36,12 @@ from lqn_seg.teachers.clip import ClipTeacher
 
 VARIANTS = ("lqn", "lqn-src", "apm", "default")
 BASELINES = ("zero", "mta", "tps", "tpt")
+_GMACS = {"fit": fit_gmacs, "query": query_gmacs}
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    teacher: str = "clip-b16"  # this and the next two: see `build_subject`
+    teacher: str = "clip-b16"  # this and the next two: see `build_scene`
     image_size: int = 0
     classes: int = 0
     preset: str = "paper"  # of the variants, but for "default", which is a recipe itself
@@ -56,12 +57,10 @@ class BenchmarkConfig:
     sweep: bool = True  # cost against positions, steps, batch, image side and layer
 
     def __post_init__(self) -> None:
-        for kind, given, choices in (
-            ("variant", self.variants, VARIANTS),
-            ("baseline", self.baselines, BASELINES),
-        ):
-            for name in set(given) - set(choices):
-                raise InputError(f"unknown {kind} {name!r}: choices are {', '.join(choices)}")
+        for name in self.variants:
+            nearest(name, VARIANTS, "variant")
+        for name in self.baselines:
+            nearest(name, BASELINES, "baseline")
         if not self.precisions or self.repeats < 1:
             raise InputError("a benchmark needs a precision, and repeats of at least 1")
         if self.baselines and not self.teacher.startswith("clip"):
@@ -154,10 +153,8 @@ class Benchmark:
 
     def recipe(self, variant: str, precision: str) -> LQNConfig:
         """The student and fit of a variant; alignment and gauge are timed with the baselines."""
-        if variant == "default":
-            base = preset("default")
-        else:
-            base = with_variant(preset(self.config.preset), variant)
+        recipe, is_default = self.config.preset, variant == "default"
+        base = preset("default") if is_default else with_variant(preset(recipe), variant)
         steps = self.config.steps or base.fit.steps
         return with_fit(base, precision=precision, steps=steps)
 
@@ -172,11 +169,10 @@ class Benchmark:
         fits = {precision: times[f"fit {precision}"] for precision in runs}
         drift = drifts(runs, self.scene.field[:, -1].float())
         for precision, run in runs.items():
-            row = self._method(variant, precision, run)
             both = {stage: times[f"{stage} {precision}"] for stage in ("fit", "query")}
+            row = self._method(variant, precision, run)
             row["times"] = {stage: asdict(timing) for stage, timing in both.items()}
-            row["drift"] = drift.get(precision)
-            self.results["methods"].append(row)
+            self.results["methods"].append({**row, "drift": drift.get(precision)})
             stages = ", ".join(f"{stage} {t.median_ms:.1f} ms" for stage, t in both.items())
             self.say(f"{variant} {precision}: {stages}")
         for name, way in plain.items():
@@ -202,10 +198,7 @@ class Benchmark:
             "parameters": config.student.parameter_count(width),
             "steps": config.fit.steps,
             "positions": config.fit.visited(grid),
-            "gmacs": {
-                "fit": fit_gmacs(config, grid, width),
-                "query": query_gmacs(config, grid, width),
-            },
+            "gmacs": {stage: count(config, grid, width) for stage, count in _GMACS.items()},
             "peak_mib": attempt(complaint, lambda: run.peak_bytes() / 2**20, float("nan")),
             "bytes": fit_bytes(config, width, lowered=precision != "float32"),
         }
@@ -232,12 +225,10 @@ class Benchmark:
         )
 
     def _sweeps(self) -> dict[str, Any]:
-        first, precision = self.config.variants[0], self.precisions[0]
-        repeats = self.config.repeats
-        return {
-            "sweeps": sweeps(self.scene, self._scene, self.recipe(first, precision), repeats),
-            "depth": depth(self.scene, self.recipe("lqn", precision), repeats),
-        }
+        precision, repeats = self.precisions[0], self.config.repeats
+        first, lqn = (self.recipe(v, precision) for v in (self.config.variants[0], "lqn"))
+        swept = sweeps(self.scene, self._scene, first, repeats)
+        return {"sweeps": swept, "depth": depth(self.scene, lqn, repeats)}
 
 
 def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:

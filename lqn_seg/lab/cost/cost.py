@@ -126,13 +126,7 @@ class _Meter(TorchDispatchMode):
         self.held = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
         before = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
@@ -292,12 +286,10 @@ def _traceable_meta_convolutions() -> Iterator[None]:
         size, kernel = [int(n) for n in x.shape], [int(n) for n in weight.shape]
         axes = zip(size[2:], kernel[2:], stride, padding, dilation, output_padding)
         if transposed:
-            channels = kernel[1] * groups
             out = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in axes]
-        else:
-            channels = kernel[0]
-            out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes]
-        return x.new_empty(size[0], channels, *out)
+            return x.new_empty(size[0], kernel[1] * groups, *out)
+        out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes]
+        return x.new_empty(size[0], kernel[0], *out)
 
     with _scoped_library("aten", "IMPL") as library:
         library.impl("convolution", convolution, "Meta", allow_override=True)

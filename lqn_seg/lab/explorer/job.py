@@ -195,17 +195,11 @@ class Job:
             raise InputError("the layer must be a number") from None
         probe, students, basis = self.depth
         teacher, student = probe.at(layer), students.query_layer(layer)
-        expected, predicted = (
-            standardised(probe.visible(tokens), probe.visible(teacher))
-            for tokens in (teacher, student)
-        )
+        seen, ours = probe.visible(teacher), probe.visible(student)
+        expected, predicted = standardised(seen, seen), standardised(ours, seen)
         errors = np.square(predicted - expected).mean(-1) / _MOST_ERROR
-        colors = colormaps[SEQUENTIAL](errors.clip(0, 1))[..., :3]
-        pictures = {
-            "teacher": basis(expected),
-            "student": basis(predicted),
-            "error": (255 * colors).round().astype(np.uint8),
-        }
+        colors = (255 * colormaps[SEQUENTIAL](errors.clip(0, 1))[..., :3]).round().astype(np.uint8)
+        pictures = {"teacher": basis(expected), "student": basis(predicted), "error": colors}
         encoded = {name: base64.b64encode(png_bytes(p)).decode() for name, p in pictures.items()}
         return {
             "layer": layer,

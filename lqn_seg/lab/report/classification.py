@@ -119,8 +119,7 @@ class ClassificationReport(Report):
 
     def cost(self, method: str) -> dict[str, float]:
         cost, busy_ms = classification_cost(self.first, method)
-        gmacs = cost.forward_gmacs + cost.backward_gmacs
-        roofline = 100 * gmacs / max(busy_ms, 1e-9) / self.peak
+        roofline = 100 * cost.gmacs / max(busy_ms, 1e-9) / self.peak
         values = (cost.forward_gmacs, cost.backward_gmacs, cost.peak_bytes / 2**20, roofline)
         return dict(zip(_COUNTS, values))
 

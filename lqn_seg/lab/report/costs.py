@@ -23,12 +23,15 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     one on more patches. Another model, which takes images of any size, is counted while it runs on
     one of the mean size. `stats` are means over the images of `Prediction.stats`.
     """
-    if method in segmenter.baselines:
-        return _other_model_gmacs(segmenter, method, stats)
+    if model := segmenter.baselines.get(method):
+        size = (round(stats["input_height"]), round(stats["input_width"]))
+        tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
+        total = sum(measure(partial(model.forward_size, size, task)).gmacs for task in tasks)
+        whole = dict.fromkeys(("gmacs_teacher", "gmacs_total", "gmacs_paper_convention"), total)
+        return whole | {f"gmacs_{stage}": 0.0 for stage in ("align", "fit", "query", "head")}
     if segmenter.larger and method in segmenter.larger.methods:
         return count_gmacs(segmenter.larger, method, stats)
-    windows = stats["windows"]
-    shape = EomtShape.from_config(segmenter.teacher.model.config)
+    shape, windows = EomtShape.from_config(segmenter.teacher.model.config), stats["windows"]
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
         is_fitted = stats.get("mixing_weight", 1) > 0
@@ -36,21 +39,9 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
         return method_gmacs(recipe, shape, windows=windows)
     costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
     if isinstance(recipe, PixelControl) and recipe.name == "flip":
-        second = costs["gmacs_teacher"]
-        for stage in ("teacher", "total", "paper_convention"):
-            costs[f"gmacs_{stage}"] += second
+        twice = ("gmacs_teacher", "gmacs_total", "gmacs_paper_convention")
+        return costs | {stage: costs[stage] + costs["gmacs_teacher"] for stage in twice}
     return costs
-
-
-def _other_model_gmacs(
-    segmenter: Segmenter, method: str, stats: Mapping[str, float]
-) -> dict[str, float]:
-    input_size = (round(stats["input_height"]), round(stats["input_width"]))
-    model = segmenter.baselines[method]
-    tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
-    total = sum(measure(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
-    whole = dict.fromkeys(("gmacs_teacher", "gmacs_total", "gmacs_paper_convention"), total)
-    return whole | {f"gmacs_{stage}": 0.0 for stage in ("align", "fit", "query", "head")}
 
 
 def classification_cost(run: Classification, method: str) -> tuple[Cost, float]:

@@ -79,8 +79,7 @@ class Report(ABC):
             self.groups[AVERAGE] = clean
         self.costs: dict[str, Any] = {}
         none: Scores = {}
-        complaint = "the intervals could not be found"
-        self.scores = attempt(complaint, self._resample, none, self.failed)
+        self.scores = attempt("the intervals could not be found", self._resample, none, self.failed)
         others = [method for method in self.scores if method != self.baseline]
         self.differences = {m: minus(self.scores, m, self.baseline) for m in others}
 
@@ -192,11 +191,9 @@ class Report(ABC):
     def notes(self) -> list[str]:
         """How many students were fitted, and which fits failed."""
         total = sum(len(run.conditions) * len(run.scored) for run in self.runs)
-        fitted = ", ".join(
-            f"{self.title(method)} {sum(run.fitted(method) for run in self.runs)}"
-            for method in self.methods
-            if method in self.model.precisions
-        )
+        with_student = [method for method in self.methods if method in self.model.precisions]
+        counts = {m: sum(run.fitted(m) for run in self.runs) for m in with_student}
+        fitted = ", ".join(f"{self.title(method)} {count}" for method, count in counts.items())
         notes = [f"students fitted, of {counted(total, 'image')}: {fitted}"] if fitted else []
         return notes + [
             f"{self.title(method)}: {counted(count, 'fit')} failed (non-finite loss or out of "

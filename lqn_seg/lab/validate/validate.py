@@ -95,8 +95,8 @@ class Validation:
             if row.startswith(REFERENCE)
             for key, theirs in metrics.items()
         ]
-        for key, (ours, theirs) in self.stored.items():
-            pairs.append(("stored prediction", key, ours, theirs, "the reference implementation"))
+        who = "the reference implementation"
+        pairs += [("stored prediction", key, *both, who) for key, both in self.stored.items()]
         return sentences + [
             f"the {what} scores {key} {ours:.9f} here and {theirs:.9f} by {source}"
             for what, key, ours, theirs, source in pairs

@@ -68,15 +68,11 @@ class BenchmarkConfig:
 
 
 class Benchmark:
-    """One run: a teacher, a device, and what is measured on them. `say` is told as it goes.
-
-    Attributes:
-        results: so far, as `run` returns it; empty until the teacher has been timed.
-    """
+    """One run: a teacher, a device, and what is measured on them. `say` is told as it goes."""
 
     def __init__(self, config: BenchmarkConfig, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
-        self.results: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}  # so far; empty until the teacher has been timed
         self.device = torch.device(config.device)
         resolved = (resolve_precision(name, self.device) for name in config.precisions)
         self.precisions = tuple(dict.fromkeys(resolved))

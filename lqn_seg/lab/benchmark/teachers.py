@@ -35,22 +35,14 @@ Head = Callable[[Tensor, Any], Any]
 
 @dataclass(frozen=True)
 class Scene:
-    """A teacher with its frozen head, and what it makes of one image of random pixels.
+    """A teacher with its frozen head, and what it makes of one image of random pixels."""
 
-    Attributes:
-        name: of `CLIPS` or `EOMTS`.
-        teacher: frozen, with random weights, in the precision that its head has too.
-        head: last-layer tokens (B, H, W, D) and the teacher's context to masks or class scores.
-        gmacs: of "teacher" and "head", one image.
-        inputs, field, context: (1, 3, h, w) to a (1, L, H, W, D) token field and its context.
-    """
-
-    name: str
-    teacher: Teacher[Any]
-    head: Head
-    gmacs: dict[str, float]
-    inputs: Tensor
-    field: Tensor
+    name: str  # of `CLIPS` or `EOMTS`
+    teacher: Teacher[Any]  # with random weights, in the precision that its head has too
+    head: Head  # last-layer tokens (B, H, W, D) and the context to masks or class scores
+    gmacs: dict[str, float]  # of "teacher" and "head"
+    inputs: Tensor  # (1, 3, h, w)
+    field: Tensor  # (1, L, H, W, D)
     context: Any
 
     @property
@@ -76,11 +68,7 @@ def build_scene(
     precision: str = "float32",
     device: torch.device | str = "cpu",
 ) -> Scene:
-    """The same weights and image at every call; 0 for the teacher's own side or classes.
-
-    Raises:
-        InputError: no teacher has that name, or it does not take images of that size.
-    """
+    """The same weights and image at every call; 0 for the teacher's own side or classes."""
     build = _clip if nearest(name, (*CLIPS, *EOMTS), "teacher") in CLIPS else _eomt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -44,13 +45,12 @@ class UncountedOperatorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs: GMACs outside and inside of backward passes, the peak bytes of tensors
-    made during the call (no kernel's scratch space), and the operators without a rule."""
+    """What one call costs; GMACs are those outside and inside of backward passes."""
 
     forward_gmacs: float
     backward_gmacs: float
-    peak_bytes: int
-    uncounted: tuple[str, ...] = ()
+    peak_bytes: int  # of tensors made during the call; no kernel's scratch space
+    uncounted: tuple[str, ...] = ()  # operators without a rule
 
     @property
     def gmacs(self) -> float:
@@ -72,11 +72,8 @@ def fit_cost(config: LQNConfig, grid: Grid, feature_dim: int) -> Cost:
     side, meta = config.student.input_size, torch.device("meta")
     image = torch.empty(1, 3, side, side, device=meta)
     field = torch.empty(1, *grid, feature_dim, device=meta)
-
-    def fit() -> None:
-        StudentFitter(config, grid, feature_dim, meta).fit(image, field, [RandomKey(0)])
-
-    return measure(fit)
+    build = partial(StudentFitter, config, grid, feature_dim, meta)
+    return measure(lambda: build().fit(image, field, [RandomKey(0)]))
 
 
 @contextmanager
@@ -175,8 +172,8 @@ class FlopCount:
 
 
 def count_eomt(config: Any) -> dict[str, Cost | FlopCount]:
-    """One forward pass of transformers' EoMT of an `EomtConfig` or `EomtDinov3Config`, masked
-    attention off, on the meta device, by counter: "fvcore" and "torch"."""
+    """transformers' EoMT of a configuration, masked attention off, on the meta device, by
+    counter."""
     from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
     with torch.device("meta"):
@@ -234,11 +231,7 @@ class _Traceable(nn.Module):
 
 
 def count_fvcore(model: nn.Module, inputs: tuple[Any, ...]) -> FlopCount:
-    """Forward pass of `model(*inputs)` by fvcore, norms, attention and two-factor einsums included.
-
-    Raises:
-        UncountedOperatorError: an operator that multiplies matrices was not counted.
-    """
+    """`model(*inputs)` by fvcore, norms, attention and two-factor einsums included."""
     with warnings.catch_warnings():
         # fvcore scripts a loss of its own when imported, which PyTorch has deprecated.
         warnings.simplefilter("ignore", FutureWarning)

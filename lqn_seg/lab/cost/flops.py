@@ -25,21 +25,15 @@ _CHANNELS = 3
 
 @dataclass(frozen=True)
 class VitShape:
-    """A plain transformer encoder: what its cost depends on.
+    """A plain transformer encoder: what its cost depends on."""
 
-    Attributes:
-        patch_values: numbers in a patch; 0 for words, whose embedding is a look-up.
-        prefix: tokens beside the patches (CLS, registers).
-        gated_mlp: SwiGLU, which has three matrices instead of two.
-    """
-
-    grid: tuple[int, int]
-    patch_values: int
+    grid: tuple[int, int]  # rows and columns of patches
+    patch_values: int  # numbers in a patch; 0 for words, whose embedding is a look-up
     width: int
     layers: int
     mlp_width: int
-    prefix: int = 1
-    gated_mlp: bool = False
+    prefix: int = 1  # tokens beside the patches (CLS, registers)
+    gated_mlp: bool = False  # SwiGLU, which has three matrices instead of two
 
     @property
     def patches(self) -> int:
@@ -217,8 +211,7 @@ def query_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool =
 def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int:
     """The least memory traffic of a fit, per parameter: once 12 bytes of fresh weights and moments;
     each step the weights forward and backward (8), the gradients (4), and Adam (28). With products
-    in two bytes (`lowered`), weights and gradients are converted (6 each), read and written there
-    (6)."""
+    in two bytes (`lowered`), both are converted (6 each), and read and written there (6)."""
     step = 28 + (12 + 6 if lowered else 12)
     return (12 + config.fit.steps * step) * config.student.parameter_count(feature_dim)
 

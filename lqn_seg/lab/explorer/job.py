@@ -42,9 +42,8 @@ _MOST_ERROR = 2.0  # over variance, at the end of the colour scale
 
 
 class Job:
-    """Runs in a thread of its own, `thread`; every public method may be called while it does, and
-    raises `InputError` for what is not there yet. One job at a time works, holding the lock
-    `turn`."""
+    """Runs in a thread of its own, and works while it holds the lock `turn`; every public method
+    may be called while it does, and raises `InputError` for what is not there yet."""
 
     def __init__(self, studio: Studio, source: Source, preset: str, turn: threading.Lock) -> None:
         self.studio, self.source, self.preset, self.turn = studio, source, preset, turn

@@ -81,9 +81,7 @@ class Explorer:
         self.first.segmenter_of({"teacher": None})([sources[0].tensor])  # the first pass is slow
 
     def run(self, request: Mapping[str, Any]) -> str:
-        """Start a job; returns its id. The request has ``scene`` or ``upload``, ``corruption``,
-        ``severity``, ``teacher``, ``preset``, and ``instead``, the id of a job that nobody waits
-        for."""
+        """Start a job, with another ``instead`` of which nobody waits any more; returns its id."""
         if request.get("instead") in self.jobs:
             self.jobs[request["instead"]].cancelled = True
 

@@ -21,12 +21,11 @@ from lqn_seg.visualization.files import write_file
 
 @dataclass(frozen=True)
 class FitDiagnosis:
-    """A recipe's students, means over images: the loss before each step, and by layer the squared
-    error over variance of the teacher's tokens (1 is the mean token), and the variance of the
-    student's tokens over positions, over that of the teacher's (0 does not see the address of its
-    query)."""
+    """A recipe's students, means over images."""
 
-    loss: list[float]
+    loss: list[float]  # before each step
+    # By layer, over the variance of the teacher's tokens: the squared error (1 is the mean token),
+    # and the variance over positions (0 does not see the address of its query).
     error: list[float]
     sensitivity: list[float]
 

@@ -129,8 +129,7 @@ def draw_depth(studio: Studio) -> Iterator[Path]:
 
 
 def draw_gauge(studio: Studio) -> Iterator[Path]:
-    """Damage under every corruption, and the mixing weight that follows; a calibration is
-    needed."""
+    """Damage under every corruption, and the mixing weight that follows, by a calibration."""
     if studio.calibration is None:
         raise InputError(
             "the gauge needs a calibration of the teacher (tools/calibrate.py makes one from clean "

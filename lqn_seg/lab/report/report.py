@@ -144,8 +144,7 @@ class Report(ABC):
         return evaluator.stack([line[task] for line in self.lines(stream, method)])
 
     def _resample(self) -> Scores:
-        """`scores`: an image is drawn with all its conditions, so that their mean has an
-        interval."""
+        """An image is drawn with all its conditions, so that their mean has an interval."""
         scores: Scores = {method: {} for method in self.methods}
         for run in self.runs:
             evaluator = run.evaluators[self.task]

@@ -145,7 +145,7 @@ def conclude(report: Report) -> None:
 
 
 def check_failed(runs: Sequence[DatasetRun]) -> None:
-    """An InputError if a run left out more of its images, or annotations, than MAX_FAILED
+    """Refuse to call a run complete that left out more than ``MODEL.LQN.EVAL.MAX_FAILED``
     allows."""
     for run in runs:
         most, failed = run.cfg.MODEL.LQN.EVAL.MAX_FAILED, len(run.records) - len(run.scored)

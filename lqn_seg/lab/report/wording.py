@@ -79,8 +79,7 @@ def table(
     labels: str = "left",
     style: str = "simple",
 ) -> str:
-    """Rows of a label and of numbers or texts, aligned; `forms` are `number`'s, `style`
-    tabulate's."""
+    """Rows of a label and of numbers or texts, aligned; `forms` are those of `number`."""
     by_column = [forms] * (len(heads) - 1) if isinstance(forms, str) else forms
     texts = [
         [label, *(v if isinstance(v, str) else number(v, f) for v, f in zip(values, by_column))]
@@ -106,8 +105,7 @@ def difference_table(
     methods_down: bool = True,
     style: str = "simple",
 ) -> str:
-    """A row per method and a column per group, whose names `short` shortens, or the other way
-    round."""
+    """A row per method and a column per group, or the other way round."""
     groups = list(next(iter(differences.values())))
     labels, heads = [title(m, titles) for m in differences], [short(g) for g in groups]
     cells = [[interval_text(d[g], images) for g in groups] for d in differences.values()]

@@ -94,24 +94,17 @@ def check_frozen(study: Study, hashes: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation: a run with one teacher, one seed and one value of the sweep.
-
-    Attributes:
-        run, value: indices into the study's runs and the sweep's values; None without a sweep.
-        conditions: clean first.
-        images: how many, from the data set's first.
-        same: what has to be equal for two jobs' lines to be interchangeable.
-    """
+    """One evaluation: a run with one teacher, one seed and one value of the sweep."""
 
     teacher: str
-    run: int
+    run: int  # index into the study's runs, as `value` into the sweep's values
     seed: int
     value: int | None
     cfg: CfgNode
     methods: tuple[str, ...]
-    conditions: tuple[Condition, ...]
-    images: int
-    same: str
+    conditions: tuple[Condition, ...]  # clean first
+    images: int  # from the data set's first
+    same: str  # what has to be equal for two jobs' lines to be interchangeable
 
     def __str__(self) -> str:
         value = "" if self.value is None else f", value {self.value + 1}"
@@ -128,8 +121,7 @@ class Job:
 
 
 def plan(study: Study, images: int) -> list[Job]:
-    """All evaluations of a study, teacher by teacher, with every configuration checked, on a data
-    set of so many images."""
+    """All evaluations of a study on a data set of so many images, every configuration checked."""
     values = range(len(study.sweep.values)) if study.sweep else (None,)
     return [
         _job(study, teacher, k, run, value, seed, images)
@@ -195,13 +187,12 @@ class Lines(NamedTuple):
 
 @dataclass
 class Finished:
-    """A job's lines, by condition and method, the GMACs of methods whose cost can be counted, and
-    the metric of totals: (S, ...) to (S,)."""
+    """A job's lines, by condition and method, and what is made of them."""
 
     job: Job
     lines: dict[str, dict[str, Lines]]
-    gmacs: dict[str, dict[str, float]]
-    metric: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    gmacs: dict[str, dict[str, float]]  # of methods whose cost can be counted
+    metric: Callable[[NDArray[np.float64]], NDArray[np.float64]]  # totals (S, ...) to (S,)
 
 
 def run_jobs(

@@ -175,12 +175,9 @@ class StudyReport:
     # ---- files -----------------------------------------------------------------------------------
 
     def conclude(self) -> list[Path]:
-        """Write ``results.json``, print the tables and write them as ``table.md``, and draw
-        ``plot.png``; tables and plot may fail alone. Returns what was written.
-
-        Raises:
-            InputError: something cannot be written; the tables are printed all the same.
-        """
+        """Write ``results.json``, print the tables, write them as ``table.md``, and draw
+        ``plot.png``; an InputError if something cannot be written comes after the tables. Returns
+        what was written."""
         from lqn_seg.visualization.curves import draw_study, draw_sweep
 
         folder = Path(self.study.output_dir)
@@ -213,8 +210,7 @@ def table_heading(study: Study, jobs: Sequence[Finished], severity: int | None) 
 
 
 def table_numbers(study: Study, jobs: Sequence[Finished], severity: int | None) -> dict[str, Any]:
-    """A teacher, a run, a severity (None of clean images alone) and a value of the sweep; a job per
-    seed."""
+    """A teacher, run, severity and value of the sweep; a job per seed."""
     job, run, sweep = jobs[0].job, study.runs[jobs[0].job.run], study.sweep
     names = [CLEAN, *(str(c) for c in job.conditions[1:] if c.severity == severity)]
     groups = {name: [k] for k, name in enumerate(names)}

@@ -106,8 +106,7 @@ class Validation:
 
 def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Validation:
     """Check the files of a data set's first images (0: of all), and score its ground truth, whole
-    and damaged. After Ctrl-C, what was looked at is reported; an InputError where nothing can
-    be."""
+    and damaged; after Ctrl-C, as far as it came."""
     dataset = dataset.with_instances().listed()
     metadata, records = dataset.metadata, dataset.records(strict=False)
     problems = [*dataset.problems, *_duplicates(records)]
@@ -170,8 +169,7 @@ def _process(scorers: Iterable[ImageEvaluator], record: Record, prediction: Grou
 
 
 def stored_predictions(folder: Path = STORED) -> list[tuple[Record, GroundTruth]]:
-    """Records of the shipped demo and the damaged predictions that are stored for them, in COCO
-    panoptic layout, each segment with a score."""
+    """Records of the shipped demo, and the damaged predictions that are stored for them."""
     dataset = get_dataset(STORED_DATASET, root=_DATASETS)
     records = {record["image_id"]: record for record in dataset.records()}
     predictions = []

@@ -78,9 +78,13 @@ def _methods(results: Results) -> str:
         ]
         for row in results["methods"]
     ]
-    heads = ["M\nparameters", *(f"fit\n{head}" for head, _ in _TIMES), "query\nms"]
-    heads += ["fit\nGMACs", "peak\nMiB", "roofline\narithmetic ms", "roofline\nmemory ms"]
-    heads += ["% of roofline\n(busy)"]
+    heads = ["M\nparameters", *(f"fit\n{head}" for head, _ in _TIMES), "query\nms", "fit\nGMACs"]
+    heads += [
+        "peak\nMiB",
+        "roofline\narithmetic ms",
+        "roofline\nmemory ms",
+        "% of roofline\n(busy)",
+    ]
     columns = [("", ""), *((head, ".1f") for head in heads), ("drift from\nfloat32", ".1e")]
     first = results["methods"][0] if results["methods"] else {"steps": 0, "positions": 0}
     title = f"students ({first['method']}: {first['steps']} steps, {first['positions']} positions)"

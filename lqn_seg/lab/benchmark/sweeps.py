@@ -62,6 +62,7 @@ def _readouts(scenes: Sequence[Scene], recipe: LQNConfig) -> Iterator[Point]:
 def _sweep(
     stage: str, points: Iterator[Point], repeats: int, device: torch.device
 ) -> dict[str, Any]:
+    # One point after the other: storage for all at once may be more than there is.
     sizes, times, gmacs = [], [], []
     for size, function, cost in points:
         sizes.append(float(size))

@@ -45,13 +45,7 @@ _COUNTS = ("forward_gmacs", "backward_gmacs", "peak_mib", "roofline")
 
 
 class ClassificationReport(Report):
-    """Of a run for each data set; the headline score is top-1 accuracy.
-
-    Attributes:
-        focus: the method that the sentence is about: LQN, or else the last one with a student, or
-            that aligns, or with a recipe at all, which is the unadapted control; or none.
-        lead: method -> group -> score of the focus minus the method's.
-    """
+    """Of a run for each data set; the headline score is top-1 accuracy."""
 
     titles, baseline = CLASSIFICATION_TITLES, "zero-shot"
     stages, task = ("views", "teacher", "method"), "classification"
@@ -62,6 +56,7 @@ class ClassificationReport(Report):
         recipes = {name: r for name, r in self.classifier.methods.items() if r is not None}
         students = [name for name, recipe in recipes.items() if recipe.has_student]
         restoring = [name for name, recipe in recipes.items() if recipe.restores]
+        # What the sentence is about; without LQN the last with a student, or that aligns, or any.
         last = (students or restoring or [*recipes])[-1:]
         self.focus = "lqn" if "lqn" in students else "".join(last)
         known = (self.focus, self.baseline, *CONTROLS)

@@ -37,19 +37,7 @@ Differences = dict[str, dict[str, PairedDifference]]
 
 
 class Report(ABC):
-    """Everything that is printed and written about finished runs, one for each data set.
-
-    Attributes:
-        images: of the run with the fewest.
-        streams: name -> run and condition.
-        metrics: stream -> method -> task -> key -> score, 0..100; the task ``lqn`` holds the means
-            of the images' statistics.
-        groups: names of streams: each alone, and those that are also averaged.
-        scores: method -> group -> (1 + samples,) headline scores: of all images, of each resample.
-        differences: method -> group -> headline score minus the baseline's.
-        costs: method -> its `cost`, None where it cannot be counted; empty before `parts`.
-        failed: a sentence for each part that could not be made.
-    """
+    """Everything that is printed and written about finished runs, one for each data set."""
 
     titles: Mapping[str, str]
     baseline: str
@@ -57,7 +45,8 @@ class Report(ABC):
     task: str  # of the headline score
 
     def __init__(self, runs: Sequence[DatasetRun], methods: Iterable[str]) -> None:
-        self.runs, self.methods, self.failed = list(runs), list(methods), list[str]()
+        self.runs, self.methods = list(runs), list(methods)
+        self.failed: list[str] = []  # a sentence for each part that could not be made
         self.cfg, self.model = runs[0].cfg, runs[0].model
         self.images = min(len(run.scored) for run in runs)
         self.environment = environment(self.cfg.MODEL.LQN.EVAL.THREADS)
@@ -66,19 +55,21 @@ class Report(ABC):
             for run in runs
             for c in run.conditions
         }
+        # Stream -> method -> task -> key -> score, 0..100; ``lqn`` has means of statistics.
         self.metrics = {
             name: {method: run.metrics(condition, method) for method in self.methods}
             for name, (run, condition) in self.streams.items()
         }
         clean = [name for name in self.streams if name.endswith(CLEAN)]
         self.corrupted = [name for name in self.streams if name not in clean]
-        self.groups = {name: [name] for name in self.streams}
+        self.groups = {name: [name] for name in self.streams}  # and those that are averaged
         if self.corrupted and len(runs) == 1:
             self.groups[CORRUPTED] = self.corrupted
         if len(clean) > 1:
             self.groups[AVERAGE] = clean
-        self.costs: dict[str, Any] = {}
+        self.costs: dict[str, Any] = {}  # None where it cannot be counted; empty before `parts`
         none: Scores = {}
+        # Method -> group -> (1 + samples,) headline scores: of all images, of each resample.
         self.scores = attempt("the intervals could not be found", self._resample, none, self.failed)
         others = [method for method in self.scores if method != self.baseline]
         self.differences = {m: minus(self.scores, m, self.baseline) for m in others}

@@ -107,8 +107,8 @@ class StudyReport:
         if bare:
             head.append(
                 f"Without a calibration (teacher {', '.join(bare)}) nothing is restored, and a "
-                "method whose gauge decides answers as its teacher does "
-                "(tools/calibrate.py makes one)."
+                "method whose gauge decides answers as its teacher does (tools/calibrate.py makes "
+                "one)."
             )
         return head
 
@@ -153,10 +153,8 @@ class StudyReport:
                 if group in x["scores"]
                 for numbers in tables
             ]
-        heads = ["", "method", "images", sweep.label, self.study.metric]
-        heads.append(f"minus {title(baseline)}")
-        if sweep.paper:
-            heads.append(f"paper: {sweep.paper_label}")
+        heads = ["", "method", "images", sweep.label, self.study.metric, f"minus {title(baseline)}"]
+        heads += [f"paper: {sweep.paper_label}"] if sweep.paper else []
         return tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
 
     def _sweep_cells(self, numbers: Numbers, method: str, group: str) -> list[str]:
@@ -180,8 +178,7 @@ class StudyReport:
         what was written."""
         from lqn_seg.visualization.curves import draw_study, draw_sweep
 
-        folder = Path(self.study.output_dir)
-        results = json_numbers(self.results)
+        folder, results = Path(self.study.output_dir), json_numbers(self.results)
         write = partial(write_json, folder / "results.json", results)
         attempt("the numbers are not written yet", write, None, self.failed)
         text = self.markdown()

@@ -24,12 +24,12 @@ def attempt(
         foreseen = isinstance(error, InputError | UncountedOperatorError)
         reason = str(error) if foreseen else f"{type(error).__name__}: {error}"
         sentence = f"{complaint}: {' '.join(reason.split())}"
-        if failed is None or sentence not in failed:
+        failed = [] if failed is None else failed
+        if sentence not in failed:
             if not foreseen:
                 traceback.print_exception(error)
             say(sentence)
-            if failed is not None:
-                failed.append(sentence)
+            failed.append(sentence)
         return otherwise
 
 

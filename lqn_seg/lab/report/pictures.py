@@ -48,11 +48,10 @@ def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
         path = folder / f"{names[str(record['image_id'])]}.png"
         return [save_png(_panel(evaluation, segmenter, record), path)]
 
-    none: list[Path] = []
-    paths = []
+    paths: list[Path] = []
     for record in evaluation.scored[: settings.PANEL_IMAGES]:
         complaint = f"the panel of image {record['image_id']} could not be drawn"
-        paths += attempt(complaint, partial(draw, record), none, failed)
+        paths += attempt(complaint, partial(draw, record), [], failed)
     return paths
 
 

@@ -68,9 +68,10 @@ class Report(ABC):
         if len(clean) > 1:
             self.groups[AVERAGE] = clean
         self.costs: dict[str, Any] = {}  # None where it cannot be counted; empty before `parts`
-        none: Scores = {}
         # Method -> group -> (1 + samples,) headline scores: of all images, of each resample.
-        self.scores = attempt("the intervals could not be found", self._resample, none, self.failed)
+        self.scores: Scores = attempt(
+            "the intervals could not be found", self._resample, {}, self.failed
+        )
         others = [method for method in self.scores if method != self.baseline]
         self.differences = {m: minus(self.scores, m, self.baseline) for m in others}
 

@@ -58,11 +58,8 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
         files = [key for key in record if key.endswith("file_name")]
         facts = record | {key: _file_hash(record[key], where) for key in files}
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    constants = json.dumps(STRENGTHS, sort_keys=True)
-    hashes = {
-        "dataset": digest.hexdigest(),
-        "corruptions": hashlib.sha256(constants.encode()).hexdigest(),
-    }
+    constants = hashlib.sha256(json.dumps(STRENGTHS, sort_keys=True).encode())
+    hashes = {"dataset": digest.hexdigest(), "corruptions": constants.hexdigest()}
     for name in study.teachers:
         cfg = study_cfg(study, name)
         teacher = build_teacher(cfg)
@@ -147,15 +144,13 @@ def _job(
     cfg.MODEL.LQN.METHODS = run.methods
     cfg.MODEL.LQN.EVAL.MAX_IMAGES = count
     cfg.SEED, cfg.OUTPUT_DIR = seed, str(folder / f"seed{seed}")
-    damaged = [Condition(c, severity) for severity in run.severities for c in run.corruptions]
-    same = repr((teacher, seed, overrides))
-    conditions = (Condition(), *damaged)
+    damaged = (Condition(c, severity) for severity in run.severities for c in run.corruptions)
+    conditions, same = (Condition(), *damaged), repr((teacher, seed, overrides))
     return Job(teacher, k, seed, value, cfg, run.methods, conditions, count, same)
 
 
 def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] = ()) -> CfgNode:
-    """The evaluation's configuration: the study's, for one of its teachers, with overrides. Only
-    the output that the metric needs is made."""
+    """The study's configuration for a teacher; only the output that the metric needs is made."""
     outputs = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON")
     pairs: list[tuple[str, Any]] = [
         ("MODEL.LQN.TEACHER.WEIGHTS", study.teachers[teacher].weights),

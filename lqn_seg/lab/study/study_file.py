@@ -168,8 +168,7 @@ def _study(raw: dict[str, Any], name: str, further: Sequence[str]) -> Study:
     usual = {key: raw[key] for key in _SHARED if key in raw and key != "OVERRIDES"}
     runs = []
     for k, entry in enumerate(entries):
-        where = f"RUNS[{k}]"
-        run = _read({**usual, **_keys(entry, _RUN_KEYS, where)}, RunEntry, where)
+        run = _read({**usual, **_keys(entry, _RUN_KEYS, f"RUNS[{k}]")}, RunEntry, f"RUNS[{k}]")
         every = [*shared.overrides, *run.overrides, *further]
         runs.append(structs.replace(run, overrides=every))
     teachers = {

@@ -186,8 +186,8 @@ class StudyReport:
         written = [write(), folder / "table.md"]
         write_atomically(written[1], text)
         draw = partial(draw_sweep if self.study.sweep else draw_study, results, folder / "plot")
-        none: list[Path] = []
-        return [*written, *attempt("the plot could not be drawn", draw, none, self.failed)]
+        written += attempt("the plot could not be drawn", draw, [], self.failed)
+        return written
 
 
 # ---- numbers -------------------------------------------------------------------------------------

@@ -11,8 +11,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.segmentation.test_baselines import CLASSES
-from tests.segmentation.test_baselines import build as build_comparator
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.config import FitConfig, LQNConfig, StudentConfig
@@ -27,6 +25,8 @@ from lqn_seg.teachers.eomt import load_eomt
 from lqn_seg.teachers.eomt_head import EomtHead
 from tests.classification.conftest import build_clip
 from tests.conftest import save_teacher
+from tests.segmentation.test_baselines import CLASSES
+from tests.segmentation.test_baselines import build as build_comparator
 from tests.teachers.test_original_eomt import Original
 from tests.teachers.test_preprocessing import save_clip_folder, save_dinov2
 

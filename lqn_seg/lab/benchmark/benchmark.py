@@ -7,7 +7,6 @@ the reading of the result; times are of the wall clock unless they say otherwise
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,36 +22,26 @@ from lqn_seg.classification.classifier import ClassifierConfig
 from lqn_seg.core.config import LQNConfig, preset, with_variant
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.engine.launch import keep_memory
-from lqn_seg.engine.store import make_writable, write_atomically
-from lqn_seg.errors import InputError
+from lqn_seg.engine.store import make_writable
+from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
 from lqn_seg.lab.benchmark.sweeps import depth, sweeps
 from lqn_seg.lab.benchmark.teachers import Scene, build_scene
-from lqn_seg.lab.benchmark.ways import (
-    ApmsWay,
-    PlainWay,
-    Run,
-    drifts,
-    with_fit,
-)
+from lqn_seg.lab.benchmark.ways import ApmsWay, PlainWay, Run, drifts, with_fit
 from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, query_gmacs
-from lqn_seg.lab.cost.speed import Roofline, Timing, device_name, interleaved
+from lqn_seg.lab.cost.speed import Roofline, device_name, interleaved
 from lqn_seg.lab.report.attempt import attempt
-from lqn_seg.lab.report.provenance import environment, json_numbers
+from lqn_seg.lab.report.provenance import environment, write_json
 from lqn_seg.teachers.clip import ClipTeacher
 
 VARIANTS = ("lqn", "lqn-src", "apm", "default")
 BASELINES = ("zero", "mta", "tps", "tpt")
-
-Rows = list[dict[str, Any]]
-Functions = dict[str, Callable[[], Any]]
+_GMACS = {"fit": fit_gmacs, "query": query_gmacs}
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to measure."""
-
-    teacher: str = "clip-b16"  # this and the next two: see `build_subject`
+    teacher: str = "clip-b16"  # this and the next two: see `build_scene`
     image_size: int = 0
     classes: int = 0
     preset: str = "paper"  # of the variants, but for "default", which is a recipe itself
@@ -68,12 +57,10 @@ class BenchmarkConfig:
     sweep: bool = True  # cost against positions, steps, batch, image side and layer
 
     def __post_init__(self) -> None:
-        for kind, given, choices in (
-            ("variant", self.variants, VARIANTS),
-            ("baseline", self.baselines, BASELINES),
-        ):
-            for name in set(given) - set(choices):
-                raise InputError(f"unknown {kind} {name!r}: choices are {', '.join(choices)}")
+        for name in self.variants:
+            nearest(name, VARIANTS, "variant")
+        for name in self.baselines:
+            nearest(name, BASELINES, "baseline")
         if not self.precisions or self.repeats < 1:
             raise InputError("a benchmark needs a precision, and repeats of at least 1")
         if self.baselines and not self.teacher.startswith("clip"):
@@ -81,30 +68,17 @@ class BenchmarkConfig:
 
 
 class Benchmark:
-    """One run: a teacher, a device, and what is measured on them.
+    """One run: a teacher, a device, and what is measured on them. `say` is told as it goes."""
 
-    Args:
-        config: what to measure.
-        say: is told what has been measured.
-
-    Attributes:
-        results: all of it so far, as `run` returns it; empty until the teacher has been timed.
-    """
-
-    def __init__(
-        self,
-        config: BenchmarkConfig,
-        say: Callable[[str], None] = print,
-    ) -> None:
+    def __init__(self, config: BenchmarkConfig, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
-        self.results: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}  # so far; empty until the teacher has been timed
         self.device = torch.device(config.device)
         resolved = (resolve_precision(name, self.device) for name in config.precisions)
         self.precisions = tuple(dict.fromkeys(resolved))
         self.scene = self._scene(config.image_size)
 
     def _scene(self, image_size: int) -> Scene:
-        """The teacher and image at a side in pixels; 0 is the teacher's own."""
         name, classes, precision = self.config.teacher, self.config.classes, self.precisions[0]
         return build_scene(name, image_size, classes, precision, self.device)
 
@@ -114,7 +88,12 @@ class Benchmark:
         with fixed_threads(self.config.threads):
             self.roofline = Roofline.measure(self.device, self.precisions)
             results: dict[str, Any] = {
-                "environment": self._environment(),
+                "environment": {
+                    **environment(self.config.threads),
+                    "device": device_name(self.device),
+                    "date": date.today().isoformat(),
+                    "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
+                },
                 "settings": asdict(self.config),
                 "teacher": self._teacher(),
                 "methods": [],
@@ -137,8 +116,7 @@ class Benchmark:
         return results
 
     def _hold_against_roofline(self) -> None:
-        """What everything measured so far would take at the device's best, and the part of it that
-        was reached."""
+        """What everything would take at the device's best, and the part of it that was reached."""
         self.results["roofline"] = asdict(self.roofline)
         teacher = self.results["teacher"]
         peak = self.roofline.gmacs_per_ms[teacher["precision"]]
@@ -147,23 +125,15 @@ class Benchmark:
             for stage, timing in teacher["times"].items()
         }
         for row in self.results["methods"]:
-            arithmetic, memory = self.roofline.least_ms(
-                row["precision"], row["gmacs"]["fit"], row["bytes"]
-            )
+            work = row["precision"], row["gmacs"]["fit"], row["bytes"]
+            arithmetic, memory = self.roofline.least_ms(*work)
             row["least_ms"] = {"arithmetic": arithmetic, "memory": memory}
             row["fraction_busy"] = (arithmetic + memory) / row["times"]["fit"]["busy_ms"]
 
-    def _environment(self) -> dict[str, Any]:
-        return {
-            **environment(self.config.threads),
-            "device": device_name(self.device),
-            "date": date.today().isoformat(),
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
-        }
-
     def _teacher(self) -> dict[str, Any]:
         scene, teacher = self.scene, self.scene.teacher
-        times = self._interleaved({"teacher": scene.encode, "head": scene.answer})
+        stages = {"teacher": scene.encode, "head": scene.answer}
+        times = interleaved(stages, self.config.repeats, self.device)
         return {
             "name": scene.name,
             "precision": teacher.precision,
@@ -175,37 +145,30 @@ class Benchmark:
             "gmacs": scene.gmacs,
         }
 
-    def _interleaved(self, functions: Functions, cold: Mapping[str, Any] = {}) -> dict[str, Timing]:
-        return interleaved(functions, self.config.repeats, self.device, tuple(cold))
-
     # ---- students, beside plain ways of doing the same -------------------------------------------
 
     def recipe(self, variant: str, precision: str) -> LQNConfig:
-        """The student and fit of a variant. What surrounds them (restoring the teacher's
-        statistics, asking the gauge) is timed with the baselines."""
-        if variant == "default":
-            base = preset("default")
-        else:
-            base = with_variant(preset(self.config.preset), variant)
+        """The student and fit of a variant; alignment and gauge are timed with the baselines."""
+        recipe, is_default = self.config.preset, variant == "default"
+        base = preset("default") if is_default else with_variant(preset(recipe), variant)
         steps = self.config.steps or base.fit.steps
         return with_fit(base, precision=precision, steps=steps)
 
     def _variant(self, variant: str) -> None:
-        """A variant in every precision, and the plain ways of doing the same, in turns."""
         runs = {p: Run(self.scene, self.recipe(variant, p)) for p in self.precisions}
-        functions: Functions = {}
+        functions: dict[str, Callable[[], Any]] = {}
         for precision, run in runs.items():
             functions |= {f"fit {precision}": run.fit, f"query {precision}": run.query}
         plain = self._plain_ways(variant, runs[self.precisions[-1]].config)
-        times = self._interleaved(functions | {n: way.run for n, way in plain.items()}, cold=plain)
+        functions |= {name: way.run for name, way in plain.items()}
+        times = interleaved(functions, self.config.repeats, self.device, cold=plain)
         fits = {precision: times[f"fit {precision}"] for precision in runs}
         drift = drifts(runs, self.scene.field[:, -1].float())
         for precision, run in runs.items():
-            row = self._method(variant, precision, run)
             both = {stage: times[f"{stage} {precision}"] for stage in ("fit", "query")}
+            row = self._method(variant, precision, run)
             row["times"] = {stage: asdict(timing) for stage, timing in both.items()}
-            row["drift"] = drift.get(precision)
-            self.results["methods"].append(row)
+            self.results["methods"].append({**row, "drift": drift.get(precision)})
             stages = ", ".join(f"{stage} {t.median_ms:.1f} ms" for stage, t in both.items())
             self.say(f"{variant} {precision}: {stages}")
         for name, way in plain.items():
@@ -224,21 +187,15 @@ class Benchmark:
 
     def _method(self, variant: str, precision: str, run: Run) -> dict[str, Any]:
         config, grid, width = run.config, run.grid, run.width
+        complaint = f"the memory of {variant} {precision} could not be counted"
         return {
             "method": variant,
             "precision": precision,
             "parameters": config.student.parameter_count(width),
             "steps": config.fit.steps,
             "positions": config.fit.visited(grid),
-            "gmacs": {
-                "fit": fit_gmacs(config, grid, width),
-                "query": query_gmacs(config, grid, width),
-            },
-            "peak_mib": attempt(
-                f"the memory of {variant} {precision} could not be counted",
-                lambda: run.peak_bytes() / 2**20,
-                float("nan"),
-            ),
+            "gmacs": {stage: count(config, grid, width) for stage, count in _GMACS.items()},
+            "peak_mib": attempt(complaint, lambda: run.peak_bytes() / 2**20, float("nan")),
             "bytes": fit_bytes(config, width, lowered=precision != "float32"),
         }
 
@@ -252,7 +209,7 @@ class Benchmark:
             ways["APM's release"] = ApmsWay(self.scene, config)
         return ways
 
-    def _baselines(self) -> Rows:
+    def _baselines(self) -> list[dict[str, Any]]:
         config, teacher = self.config, self.scene.teacher
         assert isinstance(teacher, ClipTeacher)
         methods: dict[str, Adaptation | None] = dict.fromkeys(config.baselines)
@@ -264,21 +221,13 @@ class Benchmark:
         )
 
     def _sweeps(self) -> dict[str, Any]:
-        first, precision = self.config.variants[0], self.precisions[0]
-        repeats = self.config.repeats
-        return {
-            "sweeps": sweeps(self.scene, self._scene, self.recipe(first, precision), repeats),
-            "depth": depth(self.scene, self.recipe("lqn", precision), repeats),
-        }
+        precision, repeats = self.precisions[0], self.config.repeats
+        first, lqn = (self.recipe(v, precision) for v in (self.config.variants[0], "lqn"))
+        swept = sweeps(self.scene, self._scene, first, repeats)
+        return {"sweeps": swept, "depth": depth(self.scene, lqn, repeats)}
 
 
 def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:
-    """``benchmark.json`` in a folder.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """``benchmark.json`` in a folder; an InputError where it cannot be written."""
     make_writable(folder)
-    numbers = folder / "benchmark.json"
-    write_atomically(numbers, json.dumps(json_numbers(results), indent=1) + "\n")
-    return numbers
+    return write_json(folder / "benchmark.json", results)

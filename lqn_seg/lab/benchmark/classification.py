@@ -27,12 +27,7 @@ def time_classifiers(
     repeats: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Median milliseconds of methods in turns, each with a teacher's pass, and views, of its own.
-
-    Args:
-        methods: by name, as `Classifier` takes them.
-        classes: 0 for ImageNet's.
-    """
+    """Median milliseconds of methods in turns, each with a teacher's pass and views of its own."""
     names: Sequence[str] = open_clip.IMAGENET_CLASSNAMES
     names = names[: classes or len(names)]
     text = F.normalize(torch.randn(len(names), teacher.joint_width), dim=-1).to(teacher.device)

@@ -152,8 +152,8 @@ def fit_as_apm_does(
 ) -> None:
     """The loop of APM's release: what it costs, and its habits, which are not ours.
 
-    The teacher is run again in every iteration (`last_layer` gives (H, W, D)); gradients are zeroed
-    once per image and pile up; the optimizer is the caller's, moments and all, from image to image.
+    The teacher runs in every iteration (`last_layer` gives (H, W, D)); gradients are zeroed once
+    per image and pile up; the optimizer is the caller's, moments and all, from image to image.
     """
     adam.zero_grad()
     for dest in destinations:

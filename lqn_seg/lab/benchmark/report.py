@@ -18,16 +18,9 @@ _TIMES = (("ms", ".1f"), ("p95 ms", ".1f"), ("busy ms", ".1f"))
 
 
 def report_text(results: Results) -> str:
-    """All tables."""
-    parts = [_heading(results), _teacher(results), _methods(results)]
-    for key, section in (
-        ("references", _references),
-        ("baselines", _baselines),
-        ("sweeps", _sweeps),
-    ):
-        if results.get(key):
-            parts.append(section(results))
-    return "\n\n".join(parts)
+    further = {"references": _references, "baselines": _baselines, "sweeps": _sweeps}
+    makers = [section for key, section in further.items() if results.get(key)]
+    return "\n\n".join(make(results) for make in (_heading, _teacher, _methods, *makers))
 
 
 def write_report(results: Results, folder: Path) -> list[Path]:
@@ -85,9 +78,13 @@ def _methods(results: Results) -> str:
         ]
         for row in results["methods"]
     ]
-    heads = ["M\nparameters", *(f"fit\n{head}" for head, _ in _TIMES), "query\nms"]
-    heads += ["fit\nGMACs", "peak\nMiB", "roofline\narithmetic ms", "roofline\nmemory ms"]
-    heads += ["% of roofline\n(busy)"]
+    heads = ["M\nparameters", *(f"fit\n{head}" for head, _ in _TIMES), "query\nms", "fit\nGMACs"]
+    heads += [
+        "peak\nMiB",
+        "roofline\narithmetic ms",
+        "roofline\nmemory ms",
+        "% of roofline\n(busy)",
+    ]
     columns = [("", ""), *((head, ".1f") for head in heads), ("drift from\nfloat32", ".1e")]
     first = results["methods"][0] if results["methods"] else {"steps": 0, "positions": 0}
     title = f"students ({first['method']}: {first['steps']} steps, {first['positions']} positions)"

@@ -24,11 +24,7 @@ Point = tuple[int, Callable[[], Any], float]  # size, what is timed, GMACs
 def sweeps(
     scene: Scene, resized: Callable[[int], Scene], recipe: LQNConfig, repeats: int
 ) -> dict[str, Any]:
-    """Cost against positions, steps, batch and image side, with the exponent of each.
-
-    Args:
-        resized: the scene at another image side.
-    """
+    """Cost against positions, steps, batch and image side, with the exponent of each."""
     few = min(_STEPS, recipe.fit.steps)
     recipe = with_fit(recipe, steps=few)
     positions = recipe.fit.visited(scene.grid)
@@ -41,8 +37,7 @@ def sweeps(
         "steps": sweep("fit", _fits(scene, recipe, "steps", (few, 2 * few, 4 * few))),
         "batch": sweep("fit", _fits(scene, recipe, None, _BATCHES)),
         "image_side_teacher": sweep(
-            "teacher",
-            ((x.side, x.encode, x.gmacs["teacher"]) for x in scenes),
+            "teacher", ((x.side, x.encode, x.gmacs["teacher"]) for x in scenes)
         ),
         "image_side_readout": sweep("query", _readouts(scenes, recipe)),
     }
@@ -67,7 +62,7 @@ def _readouts(scenes: Sequence[Scene], recipe: LQNConfig) -> Iterator[Point]:
 def _sweep(
     stage: str, points: Iterator[Point], repeats: int, device: torch.device
 ) -> dict[str, Any]:
-    """One point after the other: storage for all at once may be more than there is."""
+    # One point after the other: storage for all at once may be more than there is.
     sizes, times, gmacs = [], [], []
     for size, function, cost in points:
         sizes.append(float(size))

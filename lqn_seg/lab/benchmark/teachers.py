@@ -35,32 +35,22 @@ Head = Callable[[Tensor, Any], Any]
 
 @dataclass(frozen=True)
 class Scene:
-    """A teacher with its frozen head, and what it makes of one image of random pixels.
+    """A teacher with its frozen head, and what it makes of one image of random pixels."""
 
-    Attributes:
-        name: of `CLIPS` or `EOMTS`.
-        teacher: frozen, with random weights, in the precision that its head has too.
-        head: last-layer tokens (B, H, W, D) and the teacher's context to masks or class scores.
-        gmacs: of "teacher" and "head", one image.
-        inputs, field, context: (1, 3, h, w) to a (1, L, H, W, D) token field and its context.
-    """
-
-    name: str
-    teacher: Teacher[Any]
-    head: Head
-    gmacs: dict[str, float]
-    inputs: Tensor
-    field: Tensor
+    name: str  # of `CLIPS` or `EOMTS`
+    teacher: Teacher[Any]  # with random weights, in the precision that its head has too
+    head: Head  # last-layer tokens (B, H, W, D) and the context to masks or class scores
+    gmacs: dict[str, float]  # of "teacher" and "head"
+    inputs: Tensor  # (1, 3, h, w)
+    field: Tensor  # (1, L, H, W, D)
     context: Any
 
     @property
     def grid(self) -> Grid:
-        """(L, H, W) of the token field."""
         return (self.teacher.num_layers, *self.teacher.grid)
 
     @property
     def side(self) -> int:
-        """Pixels of the square image."""
         return self.inputs.shape[-1]
 
     def encode(self) -> Any:
@@ -68,7 +58,6 @@ class Scene:
 
     @torch.no_grad()
     def answer(self) -> Any:
-        """What the head makes of the last layer."""
         return self.head(self.field[:, -1], self.context)
 
 
@@ -79,15 +68,7 @@ def build_scene(
     precision: str = "float32",
     device: torch.device | str = "cpu",
 ) -> Scene:
-    """The same weights and image at every call.
-
-    Args:
-        image_size: pixels, square; 0 for the teacher's own.
-        classes: of the head; 0 for its own.
-
-    Raises:
-        InputError: no teacher has that name, or it does not take images of that size.
-    """
+    """The same weights and image at every call; 0 for the teacher's own side or classes."""
     build = _clip if nearest(name, (*CLIPS, *EOMTS), "teacher") in CLIPS else _eomt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -12,16 +12,13 @@ from torch import Tensor
 from lqn_seg.adapt.journey import over_variance
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
-from lqn_seg.core.precision import products_in
 from lqn_seg.core.random import RandomKey
-from lqn_seg.core.view import guiding_tokens
 from lqn_seg.lab.benchmark import plain_port
 from lqn_seg.lab.benchmark.teachers import Scene
 from lqn_seg.lab.cost.cost import measure
 
 
 def with_fit(config: LQNConfig, **changes: Any) -> LQNConfig:
-    """The recipe with other options of its fit."""
     return replace(config, fit=replace(config.fit, **changes))
 
 
@@ -47,11 +44,10 @@ class Run:
         return self.fitted
 
     def query(self) -> Tensor:
-        """The last layer's tokens, of the students fitted last."""
         return (self.fitted or self.fit()).query_layer(self.grid[0])
 
     def peak_bytes(self) -> int:
-        """Of two steps with storage of their own, and a read-out: more steps hold no more."""
+        """Of two steps with storage of their own, and a query: more steps hold no more."""
         short = with_fit(self.config, steps=min(2, self.config.fit.steps))
 
         def once() -> None:
@@ -62,9 +58,8 @@ class Run:
 
 
 def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
-    """By precision, how far the last layer that a student answers with is from what the same
-    student answers in float32, over the variance of the teacher's `tokens` (B, H, W, D): a part of
-    what an answer's error over variance is. Empty where float32 was not measured."""
+    """By precision, the squared difference of a student's last layer to its answer in float32, over
+    the variance of the teacher's `tokens` (B, H, W, D); empty without float32."""
     if "float32" not in runs:
         return {}
     exact = runs["float32"].query()
@@ -74,9 +69,8 @@ def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
 class PlainWay:
     """The plain port, from our students' weights, at our students' positions."""
 
-    def __init__(self, scene: Scene, config: LQNConfig, precision: str = "float32") -> None:
-        self.scene, self.precision = scene, precision
-        self.config = with_fit(config, precision="float32")
+    def __init__(self, scene: Scene, config: LQNConfig) -> None:
+        self.scene, self.config = scene, with_fit(config, precision="float32")
         self.ours = Run(scene, self.config)
         start = self.ours.new_fitter(with_fit(self.config, steps=0))
         fitted = start.fit(self.ours.images, self.ours.fields, self.ours.keys)
@@ -88,26 +82,17 @@ class PlainWay:
         self.curve: list[float] = []
 
     def student(self) -> Any:
-        """Fresh weights: drawn, and then, to be comparable, our students'."""
+        """Our students' weights, after fresh ones are drawn, to be comparable."""
         student = plain_port.Student(self.config.student, self.ours.width, torch.float32)
         student.to(self.ours.device).reset()
         return student.load(self.weights)
 
     def run(self) -> None:
-        student, fit = self.config.student, self.config.fit
-        field, guide = self.scene.field[0].float(), None
-        if student.guide:
-            guide = guiding_tokens(field[None], student.guide)[0]
-        if fit.target_norm == "layer":
-            variance, mean = torch.var_mean(field, dim=(1, 2), correction=0, keepdim=True)
-            field = (field - mean) / variance.sqrt()
-        look = [(self.ours.images[0], field)]
-        with products_in(self.precision, self.ours.device):
-            self.curve = plain_port.fit(self.student(), look, self.positions, fit, guide)
+        look = [(self.ours.images[0], self.scene.field[0].float())]
+        self.curve = plain_port.fit(self.student(), look, self.positions, self.config.fit)
 
     def loss_difference(self, ours: Run | None) -> float | None:
-        """The largest relative difference to the loss curve of our students in float32, which are
-        fitted now if `ours` have not been."""
+        """The largest relative difference to the loss curve of our students in float32."""
         if not self.curve:
             return None
         fitted = (ours or self.ours).fitted or self.ours.fit()

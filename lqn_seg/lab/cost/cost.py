@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -44,19 +45,12 @@ class UncountedOperatorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs.
-
-    Attributes:
-        forward_gmacs, backward_gmacs: outside and inside of backward passes.
-        peak_bytes: of tensors made during the call: neither what was there before, nor a kernel's
-            own scratch space.
-        uncounted: operators without a rule.
-    """
+    """What one call costs; GMACs are those outside and inside of backward passes."""
 
     forward_gmacs: float
     backward_gmacs: float
-    peak_bytes: int
-    uncounted: tuple[str, ...] = ()
+    peak_bytes: int  # of tensors made during the call; no kernel's scratch space
+    uncounted: tuple[str, ...] = ()  # operators without a rule
 
     @property
     def gmacs(self) -> float:
@@ -64,11 +58,7 @@ class Cost:
 
 
 def measure(function: Callable[[], Any]) -> Cost:
-    """Cost of ``function()``.
-
-    Raises:
-        UncountedOperatorError: an operator that multiplies matrices has no rule.
-    """
+    """Cost of ``function()``; an error if an operator that multiplies matrices has no rule."""
     with plain_attention(), _Meter() as meter:
         function()
     uncounted = _without_products(meter.uncounted)
@@ -76,21 +66,14 @@ def measure(function: Callable[[], Any]) -> Cost:
 
 
 def fit_cost(config: LQNConfig, grid: Grid, feature_dim: int) -> Cost:
-    """What one image's fit costs, storage for the student included, counted on the meta device.
-
-    Args:
-        grid: (L, H, W) of the teacher's token field.
-    """
+    """One image's fit on a field of (L, H, W), storage included, counted on the meta device."""
     # Other precisions do the same products on the meta device, which has no autocast to choose one.
     config = replace(config, fit=replace(config.fit, precision="float32"))
     side, meta = config.student.input_size, torch.device("meta")
     image = torch.empty(1, 3, side, side, device=meta)
     field = torch.empty(1, *grid, feature_dim, device=meta)
-
-    def fit() -> None:
-        StudentFitter(config, grid, feature_dim, meta).fit(image, field, [RandomKey(0)])
-
-    return measure(fit)
+    build = partial(StudentFitter, config, grid, feature_dim, meta)
+    return measure(lambda: build().fit(image, field, [RandomKey(0)]))
 
 
 @contextmanager
@@ -140,13 +123,7 @@ class _Meter(TorchDispatchMode):
         self.held = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
         before = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
@@ -163,14 +140,12 @@ class _Meter(TorchDispatchMode):
         return out
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        size = storage.nbytes()
-        self.held += size
-        self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self._release, key, size)
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.held += size
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(storage, self._release, key, size)
 
     def _release(self, key: int, size: int) -> None:
         self.held -= size
@@ -197,8 +172,8 @@ class FlopCount:
 
 
 def count_eomt(config: Any) -> dict[str, Cost | FlopCount]:
-    """One forward pass of transformers' EoMT of an `EomtConfig` or `EomtDinov3Config`, masked
-    attention off, on the meta device, by counter: "fvcore" and "torch"."""
+    """transformers' EoMT of a configuration, masked attention off, on the meta device, by
+    counter."""
     from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
     with torch.device("meta"):
@@ -216,11 +191,7 @@ def count_eomt(config: Any) -> dict[str, Cost | FlopCount]:
 
 
 def clip_on_meta(name: str, image_size: int = 0) -> Any:
-    """open_clip's model of that name, without weights.
-
-    Raises:
-        InputError: open_clip has no model of that name.
-    """
+    """open_clip's model of that name, without weights; an InputError if there is none."""
     import open_clip
 
     if name not in open_clip.list_models():
@@ -236,8 +207,7 @@ def clip_on_meta(name: str, image_size: int = 0) -> Any:
 
 
 def count_clip(model: Any) -> dict[str, dict[str, Cost | FlopCount]]:
-    """One image's ("teacher") and one "prompt"'s pass through a model of `clip_on_meta`, by
-    counter."""
+    """One image's ("teacher") and one "prompt"'s pass through a `clip_on_meta`, by counter."""
     image = torch.empty(1, 3, *model.visual.image_size, device="meta")
     prompt = torch.zeros(1, model.context_length, dtype=torch.int64, device="meta")
     return {
@@ -248,15 +218,10 @@ def count_clip(model: Any) -> dict[str, dict[str, Cost | FlopCount]]:
 
 def _count(module: nn.Module, given: Tensor) -> dict[str, Cost | FlopCount]:
     with torch.no_grad(), plain_attention():
-        return {
-            "fvcore": count_fvcore(module, (given,)),
-            "torch": measure(lambda: module(given)),
-        }
+        return {"fvcore": count_fvcore(module, (given,)), "torch": measure(lambda: module(given))}
 
 
 class _Traceable(nn.Module):
-    """One of a model's functions, tensors in and out, for the tracer."""
-
     def __init__(self, model: nn.Module, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.model, self.function = model, function
@@ -266,12 +231,7 @@ class _Traceable(nn.Module):
 
 
 def count_fvcore(model: nn.Module, inputs: tuple[Any, ...]) -> FlopCount:
-    """Forward pass of `model(*inputs)` by fvcore, norms included, with attention and any two-factor
-    einsum counted; a model on the meta device may have any size.
-
-    Raises:
-        UncountedOperatorError: an operator that multiplies matrices was not counted.
-    """
+    """`model(*inputs)` by fvcore, norms, attention and two-factor einsums included."""
     with warnings.catch_warnings():
         # fvcore scripts a loss of its own when imported, which PyTorch has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
@@ -308,11 +268,8 @@ def _einsum_handle(inputs: list[Any], outputs: list[Any]) -> int:
 
 @contextmanager
 def _traceable_meta_convolutions() -> Iterator[None]:
-    """Lets `torch.jit` trace convolutions of meta tensors, and record them as it does on a CPU.
-
-    PyTorch's meta kernel for convolutions checks shapes in Python, which fails under tracing, and
-    bypasses `aten::_convolution`, the only convolution fvcore knows.
-    """
+    """Lets `torch.jit` trace convolutions of meta tensors: PyTorch's meta kernel checks shapes in
+    Python, and bypasses `aten::_convolution`, the only convolution fvcore knows."""
 
     def convolution(*arguments: Any) -> Any:
         return torch.ops.aten._convolution(*arguments, False, False, False, False)
@@ -322,12 +279,10 @@ def _traceable_meta_convolutions() -> Iterator[None]:
         size, kernel = [int(n) for n in x.shape], [int(n) for n in weight.shape]
         axes = zip(size[2:], kernel[2:], stride, padding, dilation, output_padding)
         if transposed:
-            channels = kernel[1] * groups
             out = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in axes]
-        else:
-            channels = kernel[0]
-            out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes]
-        return x.new_empty(size[0], channels, *out)
+            return x.new_empty(size[0], kernel[1] * groups, *out)
+        out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes]
+        return x.new_empty(size[0], kernel[0], *out)
 
     with _scoped_library("aten", "IMPL") as library:
         library.impl("convolution", convolution, "Meta", allow_override=True)

@@ -2,10 +2,8 @@
 
 Unit: GMACs, 1e9 multiply-adds (fvcore's "FLOPs"), per image or window. Matrix products,
 convolutions and attention count; norms, activations, softmax, the optimizer and the sampling of
-positions do not (fvcore counts norms too: 0.1% more for EoMT-L).
-
-The paper counts "20.5 + 14 x 10" (Sec. 4): the teacher, and 14 times one forward pass of one batch
-of positions. That is `gmacs_paper_convention`; the other numbers count everything that is run.
+positions do not. The paper counts "20.5 + 14 x 10" (Sec. 4): the teacher, and 14 forward passes of
+one batch of positions (`gmacs_paper_convention`); the other numbers count everything that is run.
 """
 
 from __future__ import annotations
@@ -28,23 +26,15 @@ _CHANNELS = 3
 
 @dataclass(frozen=True)
 class VitShape:
-    """A plain transformer encoder: what its cost depends on.
+    """A plain transformer encoder: what its cost depends on."""
 
-    Attributes:
-        grid: (rows, columns) of patches.
-        patch_values: numbers in a patch; 0 for words, whose embedding is a look-up.
-        width, layers, mlp_width: of the blocks.
-        prefix: tokens beside the patches (CLS, registers).
-        gated_mlp: SwiGLU, which has three matrices instead of two.
-    """
-
-    grid: tuple[int, int]
-    patch_values: int
+    grid: tuple[int, int]  # rows and columns of patches
+    patch_values: int  # numbers in a patch; 0 for words, whose embedding is a look-up
     width: int
     layers: int
     mlp_width: int
-    prefix: int = 1
-    gated_mlp: bool = False
+    prefix: int = 1  # tokens beside the patches (CLS, registers)
+    gated_mlp: bool = False  # SwiGLU, which has three matrices instead of two
 
     @property
     def patches(self) -> int:
@@ -58,7 +48,6 @@ class VitShape:
 
     @property
     def gmacs(self) -> float:
-        """One forward pass, patch embedding included."""
         embedding = self.patches * self.patch_values * self.width
         return (embedding + self.layers * self.block_macs()) / 1e9
 
@@ -67,9 +56,7 @@ class VitShape:
 class EomtShape(VitShape):
     """An EoMT: a ViT whose last `num_blocks` blocks carry the queries too, and its head.
 
-    Attributes:
-        image_size: (height, width) in pixels.
-        num_upscale_blocks: each doubles the grid (ConvTranspose2d 2x2, then depthwise 3x3).
+    Each upscale block doubles the grid (ConvTranspose2d 2x2, then depthwise 3x3).
     """
 
     image_size: tuple[int, int]
@@ -80,7 +67,6 @@ class EomtShape(VitShape):
 
     @classmethod
     def from_config(cls, config: Any) -> EomtShape:
-        """From a `transformers.EomtConfig` or `EomtDinov3Config`."""
         size, patch = config.image_size, config.patch_size
         height, width = (size, size) if isinstance(size, int) else size
         patch = patch if isinstance(patch, int) else patch[0]
@@ -147,7 +133,6 @@ def clip_shapes(model: Any) -> dict[str, VitShape]:
 
 
 def clip_gmacs(model: Any) -> dict[str, float]:
-    """One pass of an image ("teacher") and of a "prompt", projections included."""
     joint_width = model.visual.output_dim
     return {
         name: shape.gmacs + shape.width * joint_width / 1e9
@@ -160,30 +145,21 @@ def clip_gmacs(model: Any) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PassMacs:
-    """Multiply-adds of one pass of some queries, and of the way back."""
-
     forward: int
     backward: int
 
 
 def pass_macs(
-    config: StudentConfig,
-    feature_dim: int,
-    queries: int,
-    grid: Grid | None = None,
-    guided: int = 0,
+    config: StudentConfig, feature_dim: int, queries: int, grid: Grid | None = None, guided: int = 0
 ) -> PassMacs:
     """One pass as Table 4 states it, `[conv(x) | P(src) | P(dest)]` concatenated for every query;
-    or with a grid as `core.lqn` computes it, the first layer once per distinct row.
+    or with a grid (L, H, W) as `core.lqn` computes it, the first layer once per distinct row.
 
     Backward, a product has two of the same size, for its weights and for its input; where the input
     is constant (the image, position codes) only one. Of distinct rows, the image is one, and each
     value of i, j and l is one for source and destination. Queries add rows up by a product with the
     0/1 matrix of who names what; the way back sums a row's gradient over its queries with the same.
-
-    Args:
-        grid: (L, H, W) whose addresses are tabulated, the anchor's beside them.
-        guided: guiding tokens, where there is a guide: queries, without those that share one.
+    With a guide, `guided` tokens are read: the queries, without those that share one.
     """
     width = config.widths[0]
     convolution = config.image_features * _CHANNELS * config.stride**2
@@ -205,12 +181,7 @@ def pass_macs(
 
 
 def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> PassMacs:
-    """All passes of one step: from Src0, and to recirculate from Src1 and Src2.
-
-    Args:
-        grid: (L, H, W) of the teacher's token field.
-        literal: passes as Table 4 states them instead of as we compute them.
-    """
+    """All passes of one step: from Src0, and to recirculate from Src1 and Src2."""
     passes = 3 if config.student.source and config.fit.alpha else 1
     n = config.fit.visited(grid)
     if literal:
@@ -221,7 +192,6 @@ def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
 
 
 def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
-    """All steps of one image, forward and backward; arguments as of `step_macs`."""
     step = step_macs(config, grid, feature_dim, literal)
     return config.fit.steps * (step.forward + step.backward) / 1e9
 
@@ -240,13 +210,9 @@ def query_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool =
 
 
 def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int:
-    """The least memory traffic of a fit, whatever it visits: so much per parameter.
-
-    Once, fresh weights and moments (12 bytes). Each step the weights forward and backward (8), the
-    gradients (4), and Adam, which reads weight, gradient and both moments and writes all but the
-    gradient (28). With products in two bytes (`lowered`), weights and gradients are converted
-    besides (6 each) and read and written there (4 + 2).
-    """
+    """The least memory traffic of a fit, per parameter: once 12 bytes of fresh weights and moments;
+    each step the weights forward and backward (8), the gradients (4), and Adam (28). With products
+    in two bytes (`lowered`), both are converted (6 each), and read and written there (6)."""
     step = 28 + (12 + 6 if lowered else 12)
     return (12 + config.fit.steps * step) * config.student.parameter_count(feature_dim)
 
@@ -255,17 +221,12 @@ def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int
 
 
 def method_gmacs(
-    config: LQNConfig,
-    teacher: EomtShape,
-    *,
-    windows: float = 1.0,
-    literal: bool = False,
+    config: LQNConfig, teacher: EomtShape, *, windows: float = 1.0, literal: bool = False
 ) -> dict[str, float]:
     """Cost per image of a method, by stage, in GMACs.
 
     Args:
-        config: the recipe; variant "teacher" has no student, so fit and read-out are 0.
-        windows: windows per image (ADE20K at 512 px: about 1.83 on average; Cityscapes: 2).
+        windows: per image (ADE20K at 512 px: about 1.83 on average; Cityscapes: 2).
         literal: count student passes as Table 4 states them instead of as we compute them.
 
     Returns:
@@ -311,15 +272,13 @@ def _head_in_fit_macs(config: LQNConfig, teacher: EomtShape) -> int:
     The latter forward and back to its inputs; the products of masks with pixels and with classes
     have two each. (Transformers takes queries and patches as one tensor: gradients go to both.)
     """
-    macs = 0
     word = parse_ablation(config.ablation)[0]
     if word == "entropy":
         masks = teacher.num_queries * teacher.patches * 4**teacher.num_upscale_blocks
         products = masks * (teacher.width + 3 * teacher.num_labels)
-        macs += config.fit.steps * (2 * teacher.head_macs + products)
-    if word == "segments" and config.student.source and config.fit.alpha:
-        macs += teacher.head_macs
-    return macs
+        return config.fit.steps * (2 * teacher.head_macs + products)
+    recirculates = config.student.source and config.fit.alpha
+    return teacher.head_macs if word == "segments" and recirculates else 0
 
 
 def align_gmacs(teacher: EomtShape) -> float:

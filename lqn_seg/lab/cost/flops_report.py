@@ -13,14 +13,7 @@ from tabulate import tabulate
 from lqn_seg.core.config import VARIANTS, LQNConfig, preset, with_variant
 from lqn_seg.core.lqn import Grid
 from lqn_seg.errors import InputError
-from lqn_seg.lab.cost.cost import (
-    Cost,
-    FlopCount,
-    clip_on_meta,
-    count_clip,
-    count_eomt,
-    fit_cost,
-)
+from lqn_seg.lab.cost.cost import Cost, FlopCount, clip_on_meta, count_clip, count_eomt, fit_cost
 from lqn_seg.lab.cost.flops import (
     EomtShape,
     clip_gmacs,
@@ -38,11 +31,7 @@ STAGES = ("teacher", "align", "fit", "query", "head", "total", "paper_convention
 
 
 def flops_lines(arguments: argparse.Namespace) -> list[str]:
-    """All that is printed for the command's arguments.
-
-    Raises:
-        InputError: there is no such preset, model or folder.
-    """
+    """All that is printed for the command's arguments; an InputError for what there is not."""
     changes = {"steps": arguments.steps, "positions_per_step": arguments.positions}
     given = {name: value for name, value in changes.items() if value is not None}
     base = preset(arguments.preset)
@@ -52,11 +41,7 @@ def flops_lines(arguments: argparse.Namespace) -> list[str]:
 
 def load_eomt_config(directory: str | None = None) -> Any:
     """A `transformers.EomtConfig` from a local directory; without one, EoMT-L at 640 px, which is
-    transformers' default, with COCO panoptic's 133 classes.
-
-    Raises:
-        InputError: the directory holds no EoMT configuration.
-    """
+    transformers' default, with COCO panoptic's 133 classes. An InputError if there is none."""
     from transformers import AutoConfig, EomtConfig
 
     if directory is None:
@@ -75,7 +60,6 @@ def load_eomt_config(directory: str | None = None) -> Any:
 
 
 def _eomt_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
-    """Every method on an EoMT."""
     config = load_eomt_config(arguments.teacher)
     config.image_size = arguments.image_size or config.image_size
     config.num_queries = arguments.queries or config.num_queries
@@ -110,10 +94,8 @@ def _clip_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
         recipe = with_variant(base, name)
         one_pass, further = pass_gmacs(recipe, grid, width), max(0, recipe.fit.steps - 1)
         paper = f"{encoders:.1f} + {further} x {one_pass:.1f} = {encoders + further * one_pass:.1f}"
-        stages = [gmacs["teacher"]]
-        stages += [
-            cost(recipe, grid, width, arguments.literal) for cost in (fit_gmacs, query_gmacs)
-        ]
+        what = recipe, grid, width, arguments.literal
+        stages = [gmacs["teacher"], fit_gmacs(*what), query_gmacs(*what)]
         rows.append([name, *stages, sum(stages), paper])
     lines = [
         f"GMACs per image: {arguments.clip}, image encoder {gmacs['teacher']:.2f} + one prompt "

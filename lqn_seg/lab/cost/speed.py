@@ -29,14 +29,8 @@ COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds over the turns.
-
-    Attributes:
-        median_ms, p95_ms: of the wall clock.
-        busy_ms: median processor time of all threads, which other processes hardly touch; on a GPU
-            the time the host was busy.
-        runs: how many.
-    """
+    """Milliseconds over the turns: of the wall clock, and the median processor time of all threads,
+    which other processes hardly touch (on a GPU the time the host was busy)."""
 
     median_ms: float
     p95_ms: float
@@ -45,23 +39,18 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Sequence[tuple[float, float]]) -> Timing:
-        """From (wall clock, processor time) of each run."""
         wall, busy = (sorted(column) for column in zip(*samples))
         p95 = wall[math.ceil(0.95 * len(wall)) - 1]
         return cls(statistics.median(wall), p95, statistics.median(busy), len(wall))
 
 
-def turns(
+def interleaved(
     functions: Mapping[str, Callable[[], Any]],
     repeats: int,
     device: torch.device,
     cold: Collection[str] = (),
-) -> dict[str, list[tuple[float, float]]]:
-    """Milliseconds of functions that run in turns: (wall clock, processor time) of each run.
-
-    Args:
-        cold: names of functions that are not run once beforehand: long ones, which need it least.
-    """
+) -> dict[str, Timing]:
+    """Time functions that run in turns; all but the `cold`, long ones run once beforehand."""
     for name, function in functions.items():
         if name not in cold:
             function()
@@ -71,28 +60,12 @@ def turns(
             clock, busy = Clock(device), time.process_time()
             function()
             samples[name].append((clock.lap(), 1e3 * (time.process_time() - busy)))
-    return samples
-
-
-def interleaved(
-    functions: Mapping[str, Callable[[], Any]],
-    repeats: int,
-    device: torch.device,
-    cold: Collection[str] = (),
-) -> dict[str, Timing]:
-    """Time functions in `turns`."""
-    samples = turns(functions, repeats, device, cold)
     return {name: Timing.of(of_one) for name, of_one in samples.items()}
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a device can do at best.
-
-    Attributes:
-        gmacs_per_ms: of a large matrix product, by precision.
-        bytes_per_ms: read and written by a large copy, together.
-    """
+    """What a device can do at best: products by precision, and bytes read and written by a copy."""
 
     gmacs_per_ms: Mapping[str, float]
     bytes_per_ms: float
@@ -132,15 +105,10 @@ def _best_ms(function: Callable[[], Any]) -> float:
 
 
 def layer_times(
-    encode: Callable[[Callable[[int, Tensor], Tensor]], Any],
-    device: torch.device,
-    repeats: int,
+    encode: Callable[[Callable[[int, Tensor], Tensor]], Any], device: torch.device, repeats: int
 ) -> list[float]:
-    """Median milliseconds until a teacher has each layer's tokens, embedding included.
-
-    Args:
-        encode: the teacher's pass, with the hook that watches it as its argument.
-    """
+    """Median milliseconds until a teacher has each layer's tokens, embedding included; `encode` is
+    its pass, with the hook that watches it as its argument."""
     laps: list[list[float]] = []
     clock = Clock(device)
 
@@ -171,7 +139,6 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called by its maker."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,8 +1,7 @@
 """One visitor's image in a teacher, by a preset, and all that the page shows of it.
 
-It comes in stages, each ready to be shown when it is done: the masks of teacher, APM and LQN, then
-a student of all layers, then the predictions after steps of the fit. Jobs share the frozen teacher
-and nothing else, so visitors do not mix.
+The masks of teacher, APM and LQN come first, then a student of all layers, then the predictions
+after steps of the fit. Jobs share the frozen teacher and nothing else: visitors do not mix.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ from lqn_seg.engine.probe import Probe, student_recipe
 from lqn_seg.engine.studio import Source, Studio, stops
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.attempt import attempt
-from lqn_seg.lab.report.comparison import compare
 from lqn_seg.lab.report.costs import count_gmacs
-from lqn_seg.lab.report.pictures import segmentation
+from lqn_seg.lab.report.pictures import compare, segmentation
 from lqn_seg.lab.report.provenance import json_numbers
 from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.segmenter import Prediction
@@ -44,15 +42,8 @@ _MOST_ERROR = 2.0  # over variance, at the end of the colour scale
 
 
 class Job:
-    """Runs in a thread of its own, `thread`; every public method may be called while it does, and
-    raises `InputError` for what is not there yet.
-
-    Args:
-        studio: of the teacher.
-        source: the image, damaged already.
-        preset: recipe of APM and LQN.
-        turn: lock that one job's piece of work holds at a time.
-    """
+    """Runs in a thread of its own, and works while it holds the lock `turn`; every public method
+    may be called while it does, and raises `InputError` for what is not there yet."""
 
     def __init__(self, studio: Studio, source: Source, preset: str, turn: threading.Lock) -> None:
         self.studio, self.source, self.preset, self.turn = studio, source, preset, turn
@@ -127,11 +118,8 @@ class Job:
         teacher = [probe.visible(probe.at(layer)) for layer in range(1, probe.depth + 1)]
         basis = shared_basis([standardised(tokens, tokens) for tokens in teacher])
         self.depth = probe, students, basis
-        self.depth_numbers = {
-            "layers": probe.depth,
-            "fit_ms": probe.fit_ms,
-            "error_over_variance": probe.errors(students),
-        }
+        numbers = {"layers": probe.depth, "fit_ms": probe.fit_ms}
+        self.depth_numbers = {**numbers, "error_over_variance": probe.errors(students)}
 
     def _predict_step(self, steps: int) -> None:
         prediction = self.studio.predict_after(self.source.tensor, self.recipe, steps)
@@ -143,15 +131,13 @@ class Job:
         }
 
     def _segments(self, drawn: Segmentation) -> list[dict[str, Any]]:
-        categories = self.studio.categories
-        return [
-            {
-                "id": int(segment["id"]),
-                "name": categories[segment["category_id"]].name,
-                "color": category_color(categories[segment["category_id"]], segment["category_id"]),
-            }
-            for segment in drawn.segments
-        ]
+        segments = []
+        for segment in drawn.segments:
+            k = segment["category_id"]
+            category = self.studio.categories[k]
+            color = category_color(category, k)
+            segments.append({"id": int(segment["id"]), "name": category.name, "color": color})
+        return segments
 
     # ---- what the page asks for ------------------------------------------------------------------
 
@@ -159,11 +145,8 @@ class Job:
         """How far the job is, and all numbers that are there."""
         done, total = not self.stage, len(VARIANTS) + 1 + len(self.stops)
         left_s = (time.monotonic() - self.started) * (total / max(self.made, 1) - 1)
-        steps = dict(self.steps)
-        by_step = {
-            key: [step[key] for step in steps.values()]
-            for key in ("error_over_variance", "score", "segments")
-        }
+        steps, keys = dict(self.steps), ("error_over_variance", "score", "segments")
+        by_step = {key: [step[key] for step in steps.values()] for key in keys}
         numbers = {
             "done": done,
             "error": self.error,
@@ -184,7 +167,6 @@ class Job:
         return json_numbers(numbers | ({"depth": depth} if (depth := self.depth_numbers) else {}))
 
     def segmentation(self, name: str) -> Segmentation:
-        """A map by name: a method's, ``truth``, or ``step-K``."""
         if name not in self.segmentations:
             raise InputError(f"this job has no map {name!r}, or not yet")
         return self.segmentations[name]
@@ -212,17 +194,11 @@ class Job:
             raise InputError("the layer must be a number") from None
         probe, students, basis = self.depth
         teacher, student = probe.at(layer), students.query_layer(layer)
-        expected, predicted = (
-            standardised(probe.visible(tokens), probe.visible(teacher))
-            for tokens in (teacher, student)
-        )
+        seen, ours = probe.visible(teacher), probe.visible(student)
+        expected, predicted = standardised(seen, seen), standardised(ours, seen)
         errors = np.square(predicted - expected).mean(-1) / _MOST_ERROR
-        colors = colormaps[SEQUENTIAL](errors.clip(0, 1))[..., :3]
-        pictures = {
-            "teacher": basis(expected),
-            "student": basis(predicted),
-            "error": (255 * colors).round().astype(np.uint8),
-        }
+        colors = (255 * colormaps[SEQUENTIAL](errors.clip(0, 1))[..., :3]).round().astype(np.uint8)
+        pictures = {"teacher": basis(expected), "student": basis(predicted), "error": colors}
         encoded = {name: base64.b64encode(png_bytes(p)).decode() for name, p in pictures.items()}
         return {
             "layer": layer,

@@ -1,4 +1,8 @@
-"""HTTP around jobs: routes, limits, and one sentence for whatever is wrong."""
+"""HTTP around jobs: routes, limits, and one sentence for whatever is wrong.
+
+Python's own HTTP server and one HTML file: no content delivery network, no telemetry, nothing of a
+visitor stays on disk.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +61,7 @@ class NotHere(InputError):
 
 
 class Explorer:
-    """Teachers, images and jobs behind the page.
-
-    Args:
-        studios: by the name under which a teacher is offered; the first is the default.
-    """
+    """Teachers, images and jobs behind the page; the first teacher is the default."""
 
     def __init__(self, studios: Mapping[str, Studio]) -> None:
         self.studios = dict(studios)
@@ -81,19 +81,15 @@ class Explorer:
         self.first.segmenter_of({"teacher": None})([sources[0].tensor])  # the first pass is slow
 
     def run(self, request: Mapping[str, Any]) -> str:
-        """Start a job; returns its id.
-
-        Args:
-            request: ``scene`` or ``upload``, ``corruption``, ``severity``, ``teacher``, ``preset``,
-                and ``instead``, the id of a job whose visitor no longer waits for it.
-        """
+        """Start a job, with another ``instead`` of which nobody waits any more; returns its id."""
         if request.get("instead") in self.jobs:
             self.jobs[request["instead"]].cancelled = True
 
-        def choice(key: str, choices: list[str], default: str) -> str:
+        def choice(key: str, choices: Sequence[str], default: str) -> str:
             return nearest(str(request.get(key, default)), choices, key)
 
-        studio = self.studios[choice("teacher", [*self.studios], next(iter(self.studios)))]
+        teachers = list(self.studios)
+        studio = self.studios[choice("teacher", teachers, teachers[0])]
         preset = choice("preset", [*PRESETS], studio.cfg.MODEL.LQN.PRESET)
         name = choice("corruption", [CLEAN, *CORRUPTIONS], CLEAN)
         condition = Condition(name, request.get("severity", 3)) if name != CLEAN else Condition()
@@ -155,11 +151,8 @@ def _of_job(job: Job, part: Sequence[str], query: Mapping[str, str]) -> Reply:
 
 
 def read_upload(content: bytes, name: str) -> Source:
-    """An uploaded file as an image of at most `SHOWN` pixels on its longer side.
-
-    Raises:
-        InputError: it is too large, damaged or no image.
-    """
+    """An uploaded file as an image of at most `SHOWN` pixels on its longer side; an InputError if
+    it is too large, damaged or no image."""
     name = re.sub(r"[^\w. -]+", "_", name)[:80] or "image"
     with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -203,12 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
     hosts: tuple[str, ...] = ()  # by which the page may be asked for; none: by any
 
     def do_GET(self) -> None:
-        """Whatever `Explorer.get` has."""
         parts = urlsplit(self.path)
         self._reply(partial(self.site.get, parts.path, dict(parse_qsl(parts.query))))
 
     def do_POST(self) -> None:
-        """An upload, or a job."""
         self._reply(self._posted)
 
     def _posted(self) -> Reply:
@@ -247,17 +238,12 @@ class _Handler(BaseHTTPRequestHandler):
 def make_server(
     explorer: Explorer, host: str = "127.0.0.1", port: int = 7860
 ) -> ThreadingHTTPServer:
-    """A server that listens; `serve_forever` serves.
-
-    Raises:
-        InputError: the address cannot be listened on.
-    """
+    """A server that listens; an InputError if the address cannot be listened on."""
     # A page elsewhere that has its name resolved to this machine must not read from it.
     hosts = _LOCAL if host in _LOCAL else ()
+    handler = type("Handler", (_Handler,), {"site": explorer, "hosts": hosts})
     try:
-        return ThreadingHTTPServer(
-            (host, port), type("Handler", (_Handler,), {"site": explorer, "hosts": hosts})
-        )
+        return ThreadingHTTPServer((host, port), handler)
     except OSError as error:
         address = f"{host}:{port} ({error.strerror})"
         raise InputError(f"--host, --port: cannot listen on {address}") from error
@@ -267,12 +253,9 @@ def open_explorer(
     config_file: str, teachers: Mapping[str, str], device: str, overrides: list[str]
 ) -> Explorer:
     """An explorer of a configuration's teacher, or of others by name and weights."""
-    key = "MODEL.LQN.TEACHER.WEIGHTS"
-    studios = {
-        name: Studio(config_file, overrides=[*overrides, key, weights], device=device)
-        for name, weights in teachers.items()
-    }
-    if not studios:
-        only = Studio(config_file, overrides=overrides, device=device)
-        studios = {only.cfg.MODEL.LQN.TEACHER.WEIGHTS or "random weights": only}
-    return Explorer(studios)
+    build = partial(Studio, config_file, device=device)
+    if not teachers:
+        only = build(overrides=overrides)
+        return Explorer({only.cfg.MODEL.LQN.TEACHER.WEIGHTS or "random weights": only})
+    base = [*overrides, "MODEL.LQN.TEACHER.WEIGHTS"]
+    return Explorer({name: build(overrides=[*base, w]) for name, w in teachers.items()})

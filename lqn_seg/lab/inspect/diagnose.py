@@ -21,16 +21,11 @@ from lqn_seg.visualization.files import write_file
 
 @dataclass(frozen=True)
 class FitDiagnosis:
-    """A recipe's students, means over images.
+    """A recipe's students, means over images."""
 
-    Attributes:
-        loss: before each step.
-        error: squared error over variance of the teacher's tokens, by layer; 1 is the mean token.
-        sensitivity: variance of the student's tokens over positions, over the variance of the
-            teacher's, by layer; 0 is a student that does not see the address of its query.
-    """
-
-    loss: list[float]
+    loss: list[float]  # before each step
+    # By layer, over the variance of the teacher's tokens: the squared error (1 is the mean token),
+    # and the variance over positions (0 does not see the address of its query).
     error: list[float]
     sensitivity: list[float]
 
@@ -43,13 +38,8 @@ def diagnose(
     overrides: Sequence[str] = (),
     device: str = "",
 ) -> Iterator[tuple[str, FitDiagnosis]]:
-    """Fit the students of some methods to the first images of a configuration's data set.
-
-    All layers are fitted and queried, whatever the recipe asks for; statistics are not aligned.
-
-    Yields:
-        A method's name and its diagnosis, as each is done.
-    """
+    """Fit the students of some methods to the first images of a configuration's data set; yields a
+    name and its diagnosis. All layers are fitted and queried, and no statistics are aligned."""
     cfg = load_any_cfg(config_file, overrides, device)
     teacher = build_teacher(cfg)
     print(describe_teacher(cfg, teacher), flush=True)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +20,12 @@ from lqn_seg.engine.probe import UNLIKE, Probe
 from lqn_seg.engine.studio import Source, Studio, stops
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost import speed
-from lqn_seg.lab.report.comparison import compare
-from lqn_seg.lab.report.pictures import segmentation
+from lqn_seg.lab.report.pictures import compare, segmentation
+from lqn_seg.lab.report.provenance import write_json
 from lqn_seg.lab.report.wording import title
 from lqn_seg.visualization import figures
 from lqn_seg.visualization.curves import draw_study, draw_sweep
-from lqn_seg.visualization.files import save_gif, save_picture, with_ending, write_file
+from lqn_seg.visualization.files import save_gif, save_picture, with_ending
 from lqn_seg.visualization.panels import Cell, Row, cell_size, overlay, panel
 from lqn_seg.visualization.token_maps import shared_basis, standardised, tsne_maps
 
@@ -36,12 +35,7 @@ _REPEATS = 20  # of a measured time
 def draw_tokens(
     studio: Studio, layers: Sequence[int] = (), projection: str = "pca"
 ) -> Iterator[Path]:
-    """Token maps of teacher, student and the error between them, per image and method.
-
-    Args:
-        layers: none: six, evenly.
-        projection: of tokens to colours, ``pca`` or ``tsne``.
-    """
+    """Token maps of teacher, student and their error, by ``pca`` or ``tsne``; of no layers: six."""
     for name, recipe in studio.recipes(["lqn@distill"]).items():
         for source in studio.sources():
             probe = studio.probe(source)
@@ -57,16 +51,11 @@ def draw_tokens(
                 colors, kind = tsne_maps(maps), "t-SNE (three dimensions)"
             else:
                 colors, kind = [*map(shared_basis(maps), maps)], "PCA basis (three components)"
-            yield from figures.draw_token_maps(
-                probe.picture(),
-                layers,
-                colors[: len(layers)],
-                colors[len(layers) :],
-                [np.square(s - t).mean(-1) for t, s in zip(maps, maps[len(layers) :])],
-                studio.stem("tokens", source, source.condition, name),
-                name=title(name),
-                heading=f"{source.heading}: tokens in one shared {kind}",
-            )
+            count, stem = len(layers), studio.stem("tokens", source, source.condition, name)
+            errors = [np.square(s - t).mean(-1) for t, s in zip(maps, maps[count:])]
+            drawn = probe.picture(), layers, colors[:count], colors[count:], errors, stem
+            heading = f"{source.heading}: tokens in one shared {kind}"
+            yield from figures.draw_token_maps(*drawn, name=title(name), heading=heading)
 
 
 def draw_error(studio: Studio) -> Iterator[Path]:
@@ -77,7 +66,7 @@ def draw_error(studio: Studio) -> Iterator[Path]:
         curves = {title(name): probe.errors(probe.fit(recipe)) for name, recipe in recipes.items()}
         stem = studio.stem("error", source, source.condition)
         yield from figures.draw_by_layer(curves, stem, source.heading)
-        yield _write_json(stem, curves)
+        yield write_json(with_ending(stem, ".json"), curves)
 
 
 def draw_steps(studio: Studio) -> Iterator[Path]:
@@ -87,23 +76,16 @@ def draw_steps(studio: Studio) -> Iterator[Path]:
             steps = stops(recipe.fit.steps)
             bar = tqdm(steps, f"steps of {name}", unit="stop", leave=False)
             predictions = [studio.predict_after(source.tensor, recipe, k) for k in bar]
+            maps = [segmentation(p.output) for p in predictions]
             size = cell_size(*source.pixels.shape[:2])
-            pictures = [
-                overlay(source.pixels, segmentation(p.output), studio.categories, size)
-                for p in predictions
-            ]
+            pictures = [overlay(source.pixels, m, studio.categories, size) for m in maps]
             scores = [s for p in predictions if (s := studio.score(source, p)) is not None]
             heading = f"{source.heading}: {title(name)} after each step of its fit"
+            heading += f"\n{UNLIKE}" if studio.unlike(source) else ""
             stem = studio.stem("steps", source, source.condition, name)
-            yield from figures.draw_steps(
-                steps,
-                pictures,
-                [p.stats["error_over_variance"] for p in predictions],
-                scores,
-                stem,
-                metric=studio.metric,
-                heading=f"{heading}\n{UNLIKE}" if studio.unlike(source) else heading,
-            )
+            errors = [p.stats["error_over_variance"] for p in predictions]
+            drawn = steps, pictures, errors, scores, stem
+            yield from figures.draw_steps(*drawn, metric=studio.metric, heading=heading)
             titles = [f"step {k} of {steps[-1]}" for k in steps]
             frames = [panel([Row([Cell(p, t)])]) for p, t in zip(pictures, titles)]
             yield save_gif(frames, with_ending(stem, ".gif"))
@@ -137,27 +119,17 @@ def draw_depth(studio: Studio) -> Iterator[Path]:
             student_ms = speed.query_times(students.query_layer, probe.depth, on, _REPEATS)
             once = f"(once before: {probe.fit_ms:.0f} ms of fitting)"
             stem = studio.stem("depth", source, name)
-            yield from figures.draw_by_layer(
-                {
-                    "teacher: all layers up to it, O(l)": teacher_ms,
-                    f"student: one query, O(1)\n{once}": student_ms,
-                },
-                stem,
-                f"{source.heading}: time to a layer's tokens, {title(name)} on {where}",
-                xlabel="layer whose tokens are wanted",
-                ylabel="milliseconds, median",
-                mean_token=False,
-            )
+            curves = {"teacher: all layers up to it, O(l)": teacher_ms}
+            curves[f"student: one query, O(1)\n{once}"] = student_ms
+            heading = f"{source.heading}: time to a layer's tokens, {title(name)} on {where}"
+            labels = {"xlabel": "layer whose tokens are wanted", "ylabel": "milliseconds, median"}
+            yield from figures.draw_by_layer(curves, stem, heading, **labels, mean_token=False)
             times = {"teacher_ms": teacher_ms, "student_ms": student_ms}
-            yield _write_json(stem, {**times, "fit_ms": probe.fit_ms})
+            yield write_json(with_ending(stem, ".json"), {**times, "fit_ms": probe.fit_ms})
 
 
 def draw_gauge(studio: Studio) -> Iterator[Path]:
-    """Damage of an image under every corruption, and the mixing weight that follows; with numbers.
-
-    Raises:
-        InputError: the teacher has not been calibrated.
-    """
+    """Damage under every corruption, and the mixing weight that follows, by a calibration."""
     if studio.calibration is None:
         raise InputError(
             "the gauge needs a calibration of the teacher (tools/calibrate.py makes one from clean "
@@ -176,7 +148,7 @@ def draw_gauge(studio: Studio) -> Iterator[Path]:
         heading = image.unlike if studio.unlike(image) else image.name
         yield from figures.draw_gauge(readings, calibration.undamaged, stem, heading)
         numbers = {"undamaged": calibration.undamaged, "damage_and_share": readings}
-        yield _write_json(stem, numbers)
+        yield write_json(with_ending(stem, ".json"), numbers)
 
 
 def damage_and_weight(
@@ -204,12 +176,9 @@ def draw_reconstruct(studio: Studio) -> Iterator[Path]:
             title(name): probe.picture_of(probe.fit(recipe, field).query_layer(1))
             for name, recipe in recipes.items()
         }
-        yield from figures.draw_reconstruction(
-            probe.picture(),
-            pictures,
-            studio.stem("reconstruct", source, source.condition),
-            f"{source.heading}: pixels predicted by students fitted to them",
-        )
+        stem = studio.stem("reconstruct", source, source.condition)
+        heading = f"{source.heading}: pixels predicted by students fitted to them"
+        yield from figures.draw_reconstruction(probe.picture(), pictures, stem, heading)
 
 
 def draw_curves(results: Path, output: Path) -> list[Path]:
@@ -233,7 +202,3 @@ FIGURES: dict[str, Callable[..., Iterator[Path]]] = {
     "gauge": draw_gauge,
     "reconstruct": draw_reconstruct,
 }
-
-
-def _write_json(stem: Path, numbers: Any) -> Path:
-    return write_file(with_ending(stem, ".json"), f"{json.dumps(numbers, indent=1)}\n".encode())

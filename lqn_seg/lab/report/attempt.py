@@ -16,24 +16,20 @@ T = TypeVar("T")
 def attempt(
     complaint: str, function: Callable[[], T], otherwise: T, failed: list[str] | None = None
 ) -> T:
-    """``function()``, or `otherwise` and one sentence on stderr; a bug shows its traceback too.
-
-    Args:
-        complaint: begins the sentence: "the cost of LQN could not be counted".
-        failed: receives the sentence, which is printed once.
-    """
+    """``function()``, or `otherwise` and one sentence on stderr, which the complaint begins; a bug
+    shows its traceback too. `failed` receives the sentence, which is printed once."""
     try:
         return function()
     except Exception as error:
         foreseen = isinstance(error, InputError | UncountedOperatorError)
         reason = str(error) if foreseen else f"{type(error).__name__}: {error}"
         sentence = f"{complaint}: {' '.join(reason.split())}"
-        if failed is None or sentence not in failed:
+        failed = [] if failed is None else failed
+        if sentence not in failed:
             if not foreseen:
                 traceback.print_exception(error)
             say(sentence)
-            if failed is not None:
-                failed.append(sentence)
+            failed.append(sentence)
         return otherwise
 
 

@@ -45,13 +45,7 @@ _COUNTS = ("forward_gmacs", "backward_gmacs", "peak_mib", "roofline")
 
 
 class ClassificationReport(Report):
-    """Of a run for each data set; the headline score is top-1 accuracy.
-
-    Attributes:
-        focus: the method that the sentence is about: LQN, or else the last one with a student, or
-            that restores, or with a recipe at all, which is the unadapted control; or none.
-        lead: method -> group -> score of the focus minus the method's.
-    """
+    """Of a run for each data set; the headline score is top-1 accuracy."""
 
     titles, baseline = CLASSIFICATION_TITLES, "zero-shot"
     stages, task = ("views", "teacher", "method"), "classification"
@@ -107,12 +101,9 @@ class ClassificationReport(Report):
         """Other people's scores with the same teacher on the same clean images, marked as such."""
         if TEACHER not in self.cfg.MODEL.LQN.TEACHER.CONFIG:
             return []
-        columns = [
-            published(self.streams[group][0].dataset.metadata.name)
-            if group in self.streams and group.endswith(CLEAN)
-            else {}
-            for group in self.groups
-        ]
+        clean = {n: run for n, (run, _) in self.streams.items() if n.endswith(CLEAN)}
+        of_group = {n: published(run.dataset.metadata.name) for n, run in clean.items()}
+        columns = [of_group.get(group, {}) for group in self.groups]
         if not any(columns):
             return []
         names = [*(m for m in self.methods if m in published(DATASETS[0])), *NOT_RUN]
@@ -122,8 +113,7 @@ class ClassificationReport(Report):
 
     def cost(self, method: str) -> dict[str, float]:
         cost, busy_ms = classification_cost(self.first, method)
-        gmacs = cost.forward_gmacs + cost.backward_gmacs
-        roofline = 100 * gmacs / max(busy_ms, 1e-9) / self.peak
+        roofline = 100 * cost.gmacs / max(busy_ms, 1e-9) / self.peak
         values = (cost.forward_gmacs, cost.backward_gmacs, cost.peak_bytes / 2**20, roofline)
         return dict(zip(_COUNTS, values))
 
@@ -132,11 +122,8 @@ class ClassificationReport(Report):
         """The device's GMACs per millisecond in the fastest precision in use; NaN if unknown."""
         teacher, complaint = self.classifier.teacher, "the device's speed could not be measured"
         used = {teacher.precision, *self.classifier.precisions.values()}
-
-        def fastest() -> float:
-            return max(peak_gmacs_per_ms(teacher.device, precision) for precision in used)
-
-        return attempt(complaint, fastest, float("nan"), self.failed)
+        peaks = partial(peak_gmacs_per_ms, teacher.device)
+        return attempt(complaint, lambda: max(map(peaks, used)), float("nan"), self.failed)
 
     def cost_lines(self) -> dict[str, dict[str, float]]:
         """Each method's cost, by name and unit; NaN where it is not counted."""

@@ -22,54 +22,32 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
 
     What a control does to pixels is not counted; "flip" is a second pass of the teacher, "larger"
     one on more patches. Another model, which takes images of any size, is counted while it runs on
-    one of the mean size.
-
-    Args:
-        stats: means over the images of `Prediction.stats`; ``blend`` 0 says that no student was
-            fitted.
+    one of the mean size. `stats` are means over the images of `Prediction.stats`.
     """
-    if method in segmenter.baselines:
-        return _other_model_gmacs(segmenter, method, stats)
+    if model := segmenter.baselines.get(method):
+        size = (round(stats["input_height"]), round(stats["input_width"]))
+        tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
+        total = sum(measure(partial(model.forward_size, size, task)).gmacs for task in tasks)
+        whole = dict.fromkeys(("gmacs_teacher", "gmacs_total", "gmacs_paper_convention"), total)
+        return whole | {f"gmacs_{stage}": 0.0 for stage in ("align", "fit", "query", "head")}
     if segmenter.larger and method in segmenter.larger.methods:
         return count_gmacs(segmenter.larger, method, stats)
-    windows = stats["windows"]
-    shape = EomtShape.from_config(segmenter.teacher.model.config)
+    shape, windows = EomtShape.from_config(segmenter.teacher.model.config), stats["windows"]
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
-        return method_gmacs(
-            paid_recipe(
-                recipe, segmenter.calibration is not None, stats.get("mixing_weight", 1) > 0
-            ),
-            shape,
-            windows=windows,
-        )
+        is_fitted = stats.get("mixing_weight", 1) > 0
+        recipe = paid_recipe(recipe, segmenter.calibration is not None, is_fitted)
+        return method_gmacs(recipe, shape, windows=windows)
     costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
     if isinstance(recipe, PixelControl) and recipe.name == "flip":
-        second = costs["gmacs_teacher"]
-        for stage in ("teacher", "total", "paper_convention"):
-            costs[f"gmacs_{stage}"] += second
+        twice = ("gmacs_teacher", "gmacs_total", "gmacs_paper_convention")
+        return costs | {stage: costs[stage] + costs["gmacs_teacher"] for stage in twice}
     return costs
 
 
-def _other_model_gmacs(
-    segmenter: Segmenter, method: str, stats: Mapping[str, float]
-) -> dict[str, float]:
-    input_size = (round(stats["input_height"]), round(stats["input_width"]))
-    model = segmenter.baselines[method]
-    tasks = segmenter.tasks if model.task_tokens else segmenter.tasks[:1]
-    total = sum(measure(partial(model.forward_size, input_size, task)).gmacs for task in tasks)
-    whole = dict.fromkeys(("gmacs_teacher", "gmacs_total", "gmacs_paper_convention"), total)
-    return whole | {f"gmacs_{stage}": 0.0 for stage in ("align", "fit", "query", "head")}
-
-
 def classification_cost(run: Classification, method: str) -> tuple[Cost, float]:
-    """What a method costs on one image alone, and its milliseconds without views.
-
-    The image asks for a student if any image did: the most that was paid.
-
-    Raises:
-        UncountedOperatorError: an operator that multiplies matrices has no rule.
-    """
+    """What a method costs on one image alone, and its milliseconds without views. The image asks
+    for a student if any image did: the most that was paid."""
     whole = run.classifier
     calibration = whole.calibration
     if calibration is not None and run.fitted(method):

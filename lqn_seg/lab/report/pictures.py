@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lqn_seg.data.catalog import Category, Record
 from lqn_seg.data.file_names import file_names
 from lqn_seg.engine.evaluate import CLEAN, Evaluation
+from lqn_seg.engine.studio import Source, Studio
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.wording import number, title
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
@@ -21,20 +22,17 @@ from lqn_seg.visualization.files import save_png
 from lqn_seg.visualization.panels import (
     DIFFERENCE_LEGEND,
     Segmentation,
+    captioned,
     comparison_row,
     legend_entries,
+    one_segment_per_class,
     panel,
 )
 
 
 def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
-    """A picture per image, a row per condition: truth, methods, and where they differ.
-
-    None where the configuration asks for none, without panoptic output, or without two methods.
-
-    Args:
-        failed: receives a sentence for each picture that cannot be made.
-    """
+    """A picture per image, a row per condition: truth, methods, and where they differ. None where
+    the configuration asks for none, without panoptic output, or without two methods."""
     settings, full = evaluation.cfg.MODEL.LQN.EVAL, evaluation.segmenter
     wanted = settings.PANEL_METHODS or ("teacher", "apm", "lqn")
     methods = {name: full.methods[name] for name in wanted if name in full.methods}
@@ -50,11 +48,10 @@ def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
         path = folder / f"{names[str(record['image_id'])]}.png"
         return [save_png(_panel(evaluation, segmenter, record), path)]
 
-    none: list[Path] = []
-    paths = []
+    paths: list[Path] = []
     for record in evaluation.scored[: settings.PANEL_IMAGES]:
         complaint = f"the panel of image {record['image_id']} could not be drawn"
-        paths += attempt(complaint, partial(draw, record), none, failed)
+        paths += attempt(complaint, partial(draw, record), [], failed)
     return paths
 
 
@@ -79,17 +76,36 @@ def _panel(
     return comparison_panel(rows, metadata.categories, "PQ")
 
 
+def compare(
+    studio: Studio,
+    images: Sequence[Source],
+    predictions: Sequence[dict[str, Prediction]],
+    unlike: Sequence[bool],
+) -> NDArray[np.uint8]:
+    """A panel, a row per image: ground truth if there is any, and the predictions by method.
+
+    With ground truth the scores are written, and how far each is from the first method's; without,
+    which classes the teacher knows. `unlike`: the teacher was calibrated on nothing like the image.
+    """
+    rows = [
+        Seen(
+            source.pixels,
+            by_method,
+            studio.truth(source),
+            partial(studio.score, source),
+            source.condition.words if source.record or len(images) > 1 else "",
+        )
+        for source, by_method in zip(images, predictions)
+    ]
+    drawn = comparison_panel(rows, studio.categories, studio.metric)
+    is_users = any(source.record is None for source in images)
+    warnings = [source.unlike for source, is_far in zip(images, unlike) if is_far]
+    return captioned(drawn, [studio.known] if is_users else [], warnings)
+
+
 @dataclass(frozen=True)
 class Seen:
-    """An image and what methods made of it: a row of a panel.
-
-    Attributes:
-        pixels: (h, w, 3) uint8.
-        predictions: by method.
-        truth: ground truth, where there is any.
-        score: of a prediction; None without ground truth.
-        label: of the row.
-    """
+    """A row of a panel: an image, (h, w, 3) uint8, and what methods made of it."""
 
     pixels: np.ndarray
     predictions: Mapping[str, Prediction]
@@ -107,16 +123,8 @@ def comparison_panel(
     for image in seen:
         maps = {title(name): segmentation(p.output) for name, p in image.predictions.items()}
         scores = {title(name): image.score(p) for name, p in image.predictions.items()}
-        rows.append(
-            comparison_row(
-                image.pixels,
-                image.truth,
-                maps,
-                categories,
-                label=image.label,
-                figures=_score_texts(scores, metric),
-            )
-        )
+        texts, seen_as = _score_texts(scores, metric), (image.pixels, image.truth, maps)
+        rows.append(comparison_row(*seen_as, categories, label=image.label, figures=texts))
         drawn += [*maps.values(), *([image.truth] if image.truth else [])]
     return panel(rows, [*legend_entries(drawn, categories), *DIFFERENCE_LEGEND])
 
@@ -126,14 +134,7 @@ def segmentation(output: dict[str, Any]) -> Segmentation:
     if "panoptic_seg" in output:
         ids, segments = output["panoptic_seg"]
         return Segmentation(ids.cpu().numpy(), segments)
-    ids = (output["sem_seg"].argmax(0).cpu().numpy() + 1).astype(np.int32)
-    return Segmentation(ids, one_each(ids))
-
-
-def one_each(ids: NDArray[np.int32]) -> list[dict[str, Any]]:
-    """A segment per class of a map of classes + 1, 0 = void."""
-    present = [int(i) for i in np.unique(ids) if i]
-    return [{"id": i, "category_id": i - 1, "isthing": False} for i in present]
+    return one_segment_per_class((output["sem_seg"].argmax(0).cpu().numpy() + 1).astype(np.int32))
 
 
 def _score_texts(scores: Mapping[str, float | None], metric: str) -> dict[str, str]:

@@ -20,11 +20,7 @@ from lqn_seg.engine.store import write_atomically
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What a number depends on beside the configuration: versions, commit and machine.
-
-    Args:
-        threads: per process, that the run computed with.
-    """
+    """What a number depends on beside the configuration: versions, commit and machine."""
     return {
         "lqn_seg": __version__,
         "commit": commit() or "unknown",
@@ -62,10 +58,6 @@ def json_numbers(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> Path:
-    """Write `json_numbers` of a value.
-
-    Raises:
-        InputError: there is no room, or the folder cannot be written to.
-    """
+    """Write `json_numbers` of a value; an InputError where that is impossible."""
     write_atomically(path, json.dumps(json_numbers(value), indent=indent) + "\n")
     return path

@@ -37,19 +37,7 @@ Differences = dict[str, dict[str, PairedDifference]]
 
 
 class Report(ABC):
-    """Everything that is printed and written about finished runs, one for each data set.
-
-    Attributes:
-        images: of the run with the fewest.
-        streams: name -> run and condition.
-        metrics: stream -> method -> task -> key -> score, 0..100; the task ``lqn`` holds the means
-            of the images' statistics.
-        groups: names of streams: each alone, and those that are also averaged.
-        scores: method -> group -> (1 + samples,) headline scores: of all images, of each resample.
-        differences: method -> group -> headline score minus the baseline's.
-        costs: method -> its `cost`, None where it cannot be counted; empty before `parts`.
-        failed: a sentence for each part that could not be made.
-    """
+    """Everything that is printed and written about finished runs, one for each data set."""
 
     titles: Mapping[str, str]
     baseline: str
@@ -57,7 +45,8 @@ class Report(ABC):
     task: str  # of the headline score
 
     def __init__(self, runs: Sequence[DatasetRun], methods: Iterable[str]) -> None:
-        self.runs, self.methods, self.failed = list(runs), list(methods), list[str]()
+        self.runs, self.methods = list(runs), list(methods)
+        self.failed: list[str] = []  # a sentence for each part that could not be made
         self.cfg, self.model = runs[0].cfg, runs[0].model
         self.images = min(len(run.scored) for run in runs)
         self.environment = environment(self.cfg.MODEL.LQN.EVAL.THREADS)
@@ -66,21 +55,23 @@ class Report(ABC):
             for run in runs
             for c in run.conditions
         }
+        # Stream -> method -> task -> key -> score, 0..100; ``lqn`` has means of statistics.
         self.metrics = {
             name: {method: run.metrics(condition, method) for method in self.methods}
             for name, (run, condition) in self.streams.items()
         }
         clean = [name for name in self.streams if name.endswith(CLEAN)]
         self.corrupted = [name for name in self.streams if name not in clean]
-        self.groups = {name: [name] for name in self.streams}
+        self.groups = {name: [name] for name in self.streams}  # and those that are averaged
         if self.corrupted and len(runs) == 1:
             self.groups[CORRUPTED] = self.corrupted
         if len(clean) > 1:
             self.groups[AVERAGE] = clean
-        self.costs: dict[str, Any] = {}
-        none: Scores = {}
-        complaint = "the intervals could not be found"
-        self.scores = attempt(complaint, self._resample, none, self.failed)
+        self.costs: dict[str, Any] = {}  # None where it cannot be counted; empty before `parts`
+        # Method -> group -> (1 + samples,) headline scores: of all images, of each resample.
+        self.scores: Scores = attempt(
+            "the intervals could not be found", self._resample, {}, self.failed
+        )
         others = [method for method in self.scores if method != self.baseline]
         self.differences = {m: minus(self.scores, m, self.baseline) for m in others}
 
@@ -107,7 +98,7 @@ class Report(ABC):
         """What the tables show about one method, without flattery; empty without such a method."""
 
     def draw(self) -> list[Path]:
-        """Stream pictures of some images; each may fail alone."""
+        """Pictures of some images; each may fail alone."""
         return []
 
     # ---- numbers ---------------------------------------------------------------------------------
@@ -121,7 +112,6 @@ class Report(ABC):
         return float(np.mean([scores[task or self.task][key] for scores in tasks]))
 
     def statistics(self, method: str) -> list[dict[str, float]]:
-        """By stream, the means of the images' statistics."""
         return [by_method[method]["lqn"] for by_method in self.metrics.values()]
 
     def milliseconds(self, method: str) -> dict[str, float]:
@@ -136,7 +126,6 @@ class Report(ABC):
         return {m: int(sum(x.get("fallback", 0) for x in self.statistics(m))) for m in self.methods}
 
     def lines(self, stream: str, method: str) -> list[dict[str, Any]]:
-        """One method's stored line of every scored image."""
         run, condition = self.streams[stream]
         return run.lines(condition, method)
 
@@ -147,8 +136,7 @@ class Report(ABC):
         return evaluator.stack([line[task] for line in self.lines(stream, method)])
 
     def _resample(self) -> Scores:
-        """`scores` of groups of one data set: an image is drawn with all its conditions, so that
-        their mean has an interval of its own."""
+        """An image is drawn with all its conditions, so that their mean has an interval."""
         scores: Scores = {method: {} for method in self.methods}
         for run in self.runs:
             evaluator = run.evaluators[self.task]
@@ -183,7 +171,6 @@ class Report(ABC):
         yield from filter(None, [costs, *self.notes(), sentence])
 
     def score_table(self, columns: Sequence[Column], further: Sequence[Sequence[Any]] = ()) -> str:
-        """A row per method, and further rows."""
         rows = [
             [self.title(m), *(self.value(group, m, key, task) for _, group, task, key in columns)]
             for m in self.methods
@@ -195,11 +182,9 @@ class Report(ABC):
     def notes(self) -> list[str]:
         """How many students were fitted, and which fits failed."""
         total = sum(len(run.conditions) * len(run.scored) for run in self.runs)
-        fitted = ", ".join(
-            f"{self.title(method)} {sum(run.fitted(method) for run in self.runs)}"
-            for method in self.methods
-            if method in self.model.precisions
-        )
+        with_student = [method for method in self.methods if method in self.model.precisions]
+        counts = {m: sum(run.fitted(m) for run in self.runs) for m in with_student}
+        fitted = ", ".join(f"{self.title(method)} {count}" for method, count in counts.items())
         notes = [f"students fitted, of {counted(total, 'image')}: {fitted}"] if fitted else []
         return notes + [
             f"{self.title(method)}: {counted(count, 'fit')} failed (non-finite loss or out of "
@@ -226,11 +211,7 @@ class Report(ABC):
         }
 
     def write(self, text: str = "") -> Path:
-        """``inference/results.json``, ``config.yaml``, and the text as ``log.txt``.
-
-        Raises:
-            InputError: one of them cannot be written.
-        """
+        """``inference/results.json``, ``config.yaml``, and the text as ``log.txt``."""
         output = Path(self.cfg.OUTPUT_DIR)
         path = write_json(output / "inference" / "results.json", self.results())
         write_atomically(output / "config.yaml", self.cfg.dump())
@@ -281,7 +262,6 @@ def minus(scores: Scores, method: str, other: str) -> dict[str, PairedDifference
 
 
 def as_dicts(differences: Differences) -> dict[str, dict[str, dict[str, float]]]:
-    """As ``results.json`` holds them."""
     return {
         method: {group: interval._asdict() for group, interval in by_group.items()}
         for method, by_group in differences.items()

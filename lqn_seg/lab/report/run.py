@@ -40,9 +40,6 @@ def evaluate(
     Every process that `launch.joined` has joined takes its share of the images.
 
     Args:
-        config_file: YAML file.
-        overrides: ``KEY VALUE`` pairs.
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or empty for the configuration's.
         chosen: methods in place of the configuration's.
         resume: go on from the results in the output folder.
         strict: stop at the first image that fails, or when the disk is full.
@@ -81,7 +78,6 @@ def classify(
 
 
 def _report(runs: Sequence[DatasetRun], make: Callable[[], R]) -> R | None:
-    """Evaluate and store, then, in the main process, report."""
     execute(runs)
     if not launch.is_main():
         return None
@@ -91,11 +87,7 @@ def _report(runs: Sequence[DatasetRun], make: Callable[[], R]) -> R | None:
 
 
 def execute(runs: Sequence[DatasetRun]) -> None:
-    """Say what is about to run, and run it; each process does its share.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; it says how much is done.
-    """
+    """Say what is about to run, and run it; after Ctrl-C, how much is done."""
     warnings = shown(runs[0].model.ineffective.values())  # on the console, and there alone
     if launch.is_main():
         _announce(runs)
@@ -114,7 +106,6 @@ def execute(runs: Sequence[DatasetRun]) -> None:
 
 
 def _announce(runs: Sequence[DatasetRun]) -> None:
-    """What is about to run, and from where."""
     first = runs[0]
     print(
         f"{describe_teacher(first.cfg, first.model.teacher)}; "
@@ -125,8 +116,7 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
         metadata = run.dataset.metadata
         who = "this run" if run.model.teacher.name == "CLIP" else "this teacher"
         lines = [known_classes(metadata.class_names, who)]
-        if run.is_subset:
-            lines.append(f"SUBSET: {len(run.records)} of {run.total} images")
+        lines += [f"SUBSET: {len(run.records)} of {run.total} images"] if run.is_subset else []
         lines += [f"left out: {problem}" for problem in run.dataset.problems]
         lines += [f"note: {note}" for note in run.dataset.notes]
         lines.append(f"{run.progress()}; processes: {launch.size()}")
@@ -135,12 +125,8 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
 
 
 def conclude(report: Report) -> None:
-    """Write a report's scores, print its tables, count and print its costs, write all, and draw.
-
-    Raises:
-        InputError: a file cannot be written, or there was no room for some results; everything is
-            printed all the same.
-    """
+    """Write a report's scores, print its tables, count and print its costs, write all, and draw. If
+    a file cannot be written, an InputError says so after everything is printed."""
     with fixed_threads(report.cfg.MODEL.LQN.EVAL.THREADS):
         attempt("the scores are not written yet", report.write, None, report.failed)
         print()
@@ -159,12 +145,8 @@ def conclude(report: Report) -> None:
 
 
 def check_failed(runs: Sequence[DatasetRun]) -> None:
-    """Refuse to call a run complete that left out too much.
-
-    Raises:
-        InputError: more of a data set's images, or of its annotations, than
-            ``MODEL.LQN.EVAL.MAX_FAILED``; what could be scored is printed and written.
-    """
+    """Refuse to call a run complete that left out more than ``MODEL.LQN.EVAL.MAX_FAILED``
+    allows."""
     for run in runs:
         most, failed = run.cfg.MODEL.LQN.EVAL.MAX_FAILED, len(run.records) - len(run.scored)
         problems = len(run.dataset.problems)

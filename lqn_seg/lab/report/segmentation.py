@@ -10,14 +10,7 @@ from typing import Any
 from lqn_seg.engine.evaluate import CLEAN, Evaluation
 from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.pictures import draw_panels
-from lqn_seg.lab.report.report import (
-    CORRUPTED,
-    Additive,
-    Report,
-    as_dicts,
-    count_images,
-    describe,
-)
+from lqn_seg.lab.report.report import CORRUPTED, Additive, Report, as_dicts, count_images, describe
 from lqn_seg.lab.report.wording import (
     TITLES,
     comparison,
@@ -31,19 +24,12 @@ from lqn_seg.lab.report.wording import (
 
 HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}  # the first that is there
 STAGES = ("teacher", "fit", "query", "head")
-_QUALITY = (
-    *(
-        ("panoptic_seg", f"{key}{group}")
-        for group in ("", "_th", "_st")
-        for key in ("PQ", "SQ", "RQ")
-    ),
-    *(("segm", "AP"), ("sem_seg", "mIoU"), ("lqn", "token_cos")),
-)
+_PANOPTIC = [f"{key}{group}" for group in ("", "_th", "_st") for key in ("PQ", "SQ", "RQ")]
+_QUALITY = [("panoptic_seg", key) for key in _PANOPTIC]
+_QUALITY += [("segm", "AP"), ("sem_seg", "mIoU"), ("lqn", "token_cos")]
 
 
 class SegmentationReport(Report):
-    """Of one evaluation."""
-
     titles, baseline, stages = TITLES, "teacher", STAGES
 
     def __init__(self, evaluation: Evaluation) -> None:
@@ -74,9 +60,8 @@ class SegmentationReport(Report):
             tables[f"{self.key} by condition"] = partial(self.score_table, columns)
         if self.differences:
             heading = f"{self.key} minus the teacher's, {interval_heading(self.images)}"
-            tables[heading] = partial(
-                difference_table, self.differences, self.images, short_name, methods_down=False
-            )
+            arguments = self.differences, self.images, short_name
+            tables[heading] = partial(difference_table, *arguments, methods_down=False)
         return tables
 
     # ---- costs -----------------------------------------------------------------------------------
@@ -95,14 +80,10 @@ class SegmentationReport(Report):
         names = {s: s for s in (*STAGES, "total")} | {"paper_convention": "(paper's)"}
         heads = [f"GMACs\n{name}" for name in names.values()]
         heads += [f"ms\n{stage}" for stage in (*STAGES, "total")]
-        rows = [
-            [
-                self.title(m),
-                *(self._gmacs(m, stage) for stage in names),
-                *self.milliseconds(m).values(),
-            ]
-            for m in self.methods
-        ]
+        rows: list[list[Any]] = []
+        for m in self.methods:
+            counts = [self._gmacs(m, stage) for stage in names]
+            rows.append([self.title(m), *counts, *self.milliseconds(m).values()])
         shown = table(rows, ["", *heads], [*[".2f"] * 6, *[".1f"] * 5])
         return (
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
@@ -138,11 +119,8 @@ class SegmentationReport(Report):
             lines = []
             for task, values in self.metrics[CLEAN][self.methods[0]].items():
                 main = {key: f"{value:.4f}" for key, value in values.items() if "-" not in key}
-                lines += [
-                    f"Task: {task} ({self.methods[0]})",
-                    ",".join(main),
-                    ",".join(main.values()),
-                ]
+                lines.append(f"Task: {task} ({self.methods[0]})")
+                lines += [",".join(main), ",".join(main.values())]
             yield "\n".join(f"copypaste: {line}" for line in lines)
 
     def draw(self) -> list[Path]:
@@ -176,6 +154,7 @@ class SegmentationReport(Report):
             for task, evaluator in self.evaluation.evaluators.items()
             if isinstance(evaluator, Additive)
         }
+        pairs = zip(self.evaluation.scored, self.lines(stream, method))
         return [
             {
                 "image_id": record["image_id"],
@@ -183,7 +162,5 @@ class SegmentationReport(Report):
                 "mask_hash": line["mask_hash"],
                 **line["lqn"],
             }
-            for k, (record, line) in enumerate(
-                zip(self.evaluation.scored, self.lines(stream, method))
-            )
+            for k, (record, line) in enumerate(pairs)
         ]

@@ -79,14 +79,7 @@ def table(
     labels: str = "left",
     style: str = "simple",
 ) -> str:
-    """Rows of a label and of numbers or texts, aligned.
-
-    Args:
-        heads: of the columns, that of the labels first.
-        forms: `number`'s, one for all columns or one each.
-        labels: their side.
-        style: tabulate's; "pipe" is Markdown.
-    """
+    """Rows of a label and of numbers or texts, aligned; `forms` are those of `number`."""
     by_column = [forms] * (len(heads) - 1) if isinstance(forms, str) else forms
     texts = [
         [label, *(v if isinstance(v, str) else number(v, f) for v, f in zip(values, by_column))]
@@ -97,12 +90,7 @@ def table(
 
 
 def interval_text(difference: PairedDifference, images: int, unit: str = "") -> str:
-    """ "+0.2 [-0.1, +0.5]"; of too few images, no interval.
-
-    Args:
-        images: that the difference was found on.
-        unit: of the numbers: " PQ".
-    """
+    """ "+0.2 [-0.1, +0.5]" and a unit such as " PQ"; of too few images, no interval."""
     middle, low, high = (number(value, "+.1f") for value in difference)
     if images < FEWEST_IMAGES or middle == UNDEFINED:
         return f"{middle}{unit}"
@@ -117,13 +105,7 @@ def difference_table(
     methods_down: bool = True,
     style: str = "simple",
 ) -> str:
-    """A row per method and a column per group, or the other way round.
-
-    Args:
-        differences: method -> group -> difference.
-        images: that the differences were found on.
-        short: a group's name as it is printed.
-    """
+    """A row per method and a column per group, or the other way round."""
     groups = list(next(iter(differences.values())))
     labels, heads = [title(m, titles) for m in differences], [short(g) for g in groups]
     cells = [[interval_text(d[g], images) for g in groups] for d in differences.values()]

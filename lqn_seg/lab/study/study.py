@@ -49,26 +49,17 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
     """SHA-256 of everything that the result depends on beside code and configuration.
 
     ``dataset`` covers every record (ids, sizes, segments) and the bytes of its files, wherever they
-    lie; ``teacher/<name>`` names and values of the weights; ``calibration/<name>`` the numbers of
-    the calibration that is used ("none" without one); ``corruptions`` the constants of all
-    corruptions.
-
-    Raises:
-        InputError: a file is missing.
+    lie; ``teacher/<name>`` names and values of the weights; ``calibration/<name>`` its numbers
+    ("none" without one); ``corruptions`` the constants of all. An InputError if a file is missing.
     """
     digest = hashlib.sha256()
     for record in dataset.records(strict=False):
         where = f"data set {dataset.metadata.name}, image {record['image_id']}"
-        facts = {
-            key: _file_hash(value, where) if key.endswith("file_name") else value
-            for key, value in record.items()
-        }
+        files = [key for key in record if key.endswith("file_name")]
+        facts = record | {key: _file_hash(record[key], where) for key in files}
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    constants = json.dumps(STRENGTHS, sort_keys=True)
-    hashes = {
-        "dataset": digest.hexdigest(),
-        "corruptions": hashlib.sha256(constants.encode()).hexdigest(),
-    }
+    constants = hashlib.sha256(json.dumps(STRENGTHS, sort_keys=True).encode())
+    hashes = {"dataset": digest.hexdigest(), "corruptions": constants.hexdigest()}
     for name in study.teachers:
         cfg = study_cfg(study, name)
         teacher = build_teacher(cfg)
@@ -86,11 +77,7 @@ def _file_hash(path: str, where: str) -> str:
 
 
 def check_frozen(study: Study, hashes: Mapping[str, str]) -> None:
-    """Refuse to run on other files than those the study was frozen with.
-
-    Raises:
-        InputError: a hash of ``FROZEN`` is not the one that the files have.
-    """
+    """Refuse to run on other files than those the study was frozen with."""
     for name, expected in study.frozen.items():
         if hashes[name] != expected:
             raise InputError(
@@ -104,25 +91,17 @@ def check_frozen(study: Study, hashes: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation: a run with one teacher, one seed and one value of the sweep.
-
-    Attributes:
-        run, value: indices into the study's runs and the sweep's values; None without a sweep.
-        cfg: the evaluation's configuration; its ``OUTPUT_DIR`` is the job's own.
-        conditions: clean first.
-        images: how many, from the data set's first.
-        same: what has to be equal for two jobs' lines to be interchangeable.
-    """
+    """One evaluation: a run with one teacher, one seed and one value of the sweep."""
 
     teacher: str
-    run: int
+    run: int  # index into the study's runs, as `value` into the sweep's values
     seed: int
     value: int | None
     cfg: CfgNode
     methods: tuple[str, ...]
-    conditions: tuple[Condition, ...]
-    images: int
-    same: str
+    conditions: tuple[Condition, ...]  # clean first
+    images: int  # from the data set's first
+    same: str  # what has to be equal for two jobs' lines to be interchangeable
 
     def __str__(self) -> str:
         value = "" if self.value is None else f", value {self.value + 1}"
@@ -139,14 +118,7 @@ class Job:
 
 
 def plan(study: Study, images: int) -> list[Job]:
-    """All evaluations of a study, teacher by teacher, with every configuration checked.
-
-    Args:
-        images: number of images in the data set.
-
-    Raises:
-        InputError: a configuration is wrong, or a run has fewer images than ``BLOCK``.
-    """
+    """All evaluations of a study on a data set of so many images, every configuration checked."""
     values = range(len(study.sweep.values)) if study.sweep else (None,)
     return [
         _job(study, teacher, k, run, value, seed, images)
@@ -172,17 +144,13 @@ def _job(
     cfg.MODEL.LQN.METHODS = run.methods
     cfg.MODEL.LQN.EVAL.MAX_IMAGES = count
     cfg.SEED, cfg.OUTPUT_DIR = seed, str(folder / f"seed{seed}")
-    damaged = [Condition(c, severity) for severity in run.severities for c in run.corruptions]
-    same = repr((teacher, seed, overrides))
-    conditions = (Condition(), *damaged)
+    damaged = (Condition(c, severity) for severity in run.severities for c in run.corruptions)
+    conditions, same = (Condition(), *damaged), repr((teacher, seed, overrides))
     return Job(teacher, k, seed, value, cfg, run.methods, conditions, count, same)
 
 
 def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] = ()) -> CfgNode:
-    """The evaluation's configuration: the study's, for one of its teachers, with overrides.
-
-    Only the output that the metric needs is made.
-    """
+    """The study's configuration for a teacher; only the output that the metric needs is made."""
     outputs = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON")
     pairs: list[tuple[str, Any]] = [
         ("MODEL.LQN.TEACHER.WEIGHTS", study.teachers[teacher].weights),
@@ -195,21 +163,15 @@ def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] =
 
     def typed(value: Any) -> str:
         """As on the command line."""
-        if isinstance(value, str):
-            return value
-        return repr(tuple(value) if isinstance(value, list) else value)
+        plain = tuple(value) if isinstance(value, list) else value
+        return plain if isinstance(plain, str) else repr(plain)
 
     flat = [text for key, value in pairs for text in (key, typed(value))]
     return load_cfg(find_local(study.config), flat)
 
 
 class Lines(NamedTuple):
-    """One method's images under one condition.
-
-    Attributes:
-        stack: (images, ...) statistics that the metric sums up.
-        stats: each image's `Prediction.stats`.
-    """
+    """One method's images under one condition: what the metric sums up, and `Prediction.stats`."""
 
     stack: NDArray[np.float64]
     stats: list[dict[str, float]]
@@ -220,30 +182,19 @@ class Lines(NamedTuple):
 
 @dataclass
 class Finished:
-    """A job's lines, by condition and method, and what is made of them.
-
-    Attributes:
-        gmacs: method -> `count_gmacs`; a method whose cost cannot be counted is missing.
-        metric: totals (S, ...) -> (S,).
-    """
+    """A job's lines, by condition and method, and what is made of them."""
 
     job: Job
     lines: dict[str, dict[str, Lines]]
-    gmacs: dict[str, dict[str, float]]
-    metric: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    gmacs: dict[str, dict[str, float]]  # of methods whose cost can be counted
+    metric: Callable[[NDArray[np.float64]], NDArray[np.float64]]  # totals (S, ...) to (S,)
 
 
 def run_jobs(
     study: Study, jobs: Sequence[Job], dataset: Dataset, resume: bool, failed: list[str]
 ) -> list[Finished]:
-    """Run what no earlier job of the list has evaluated; jobs with more come first.
-
-    Args:
-        failed: receives a sentence for each cost that cannot be counted.
-
-    Raises:
-        InputError: as `Evaluation`.
-    """
+    """Run what no earlier job of the list has evaluated; jobs with more come first. `failed`
+    receives a sentence for each cost that cannot be counted."""
     done: dict[int, Finished] = {}
     for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k)):
         job, sources = jobs[k], list(done.values())
@@ -282,9 +233,8 @@ def _evaluate(
     for method in job.methods:
         for condition in job.conditions:
             stored = evaluation.lines(condition, method)
-            stats = [line["lqn"] for line in stored]
             stack = evaluator.stack([line[task] for line in stored])
-            lines[str(condition)][method] = Lines(stack, stats)
+            lines[str(condition)][method] = Lines(stack, [line["lqn"] for line in stored])
         complaint = f"teacher {job.teacher}: the cost of {title(method)} could not be counted"
         means = mean_stats(lines[str(job.conditions[0])][method].stats)
         count = partial(count_gmacs, evaluation.segmenter, method, means)

@@ -42,18 +42,13 @@ class TeacherEntry(Struct, frozen=True, rename=str.upper):
 
 
 class SweepEntry(Struct, frozen=True, rename=str.upper):
-    """Keys under ``SWEEP``: the methods are evaluated once per value of one key.
-
-    Attributes:
-        key, values: of the evaluation's configuration.
-        label: of the horizontal axis; the key where it is empty.
-        paper: (value, score) pairs that somebody else published.
-        paper_label: metric, data set and convention of those.
-    """
+    """Keys under ``SWEEP``: the methods are evaluated once per value of a key of the
+    configuration."""
 
     key: Text
     values: Annotated[tuple[Value, ...], _says(_LISTED.format("values"))]
-    label: Text = ""
+    label: Text = ""  # of the horizontal axis; the key where it is empty
+    # What somebody else published; its label has metric, data set and convention.
     paper: Annotated[
         tuple[tuple[Value, Score], ...], _says(_LISTED.format("[value, score] pairs"))
     ] = ()
@@ -61,21 +56,17 @@ class SweepEntry(Struct, frozen=True, rename=str.upper):
 
 
 class Shared(Struct, frozen=True, rename=str.upper):
-    """Keys of an entry of ``RUNS`` that may stand at the top instead, for all runs.
-
-    Attributes:
-        methods: as ``MODEL.LQN.METHODS``.
-        corruptions: names; none evaluates clean images alone.
-        seeds: each is an evaluation of its own; it also draws other noise and fog.
-        overrides: key, value, ... of the evaluation's configuration; a run's follow the shared.
-    """
+    """Keys of an entry of ``RUNS`` that may stand at the top instead, for all runs."""
 
     methods: Annotated[tuple[str, ...], _says(_LISTED.format("methods"))] = ()
+    # Names; none evaluates clean images alone.
     corruptions: Annotated[tuple[str, ...], _says(_LISTED.format("corruptions"))] = ()
     severities: Annotated[tuple[Severity, ...], _says(_LISTED.format("severities from 1 to 5"))] = (
         3,
     )
+    # Each is an evaluation of its own, and draws other noise and fog.
     seeds: Annotated[tuple[Whole, ...], _says(_LISTED.format("whole numbers from 0 on"))] = (0,)
+    # Of the evaluation's configuration; a run's follow the shared.
     overrides: Annotated[list[Any], _says("a list KEY, VALUE, KEY, VALUE, ...")] = []
 
 
@@ -87,38 +78,24 @@ class RunEntry(Shared, frozen=True, rename=str.upper):
 
     @property
     def pairs(self) -> list[tuple[str, Any]]:
-        """`overrides` as (key, value)."""
         return list(zip(self.overrides[::2], self.overrides[1::2]))
 
 
 class StudyFile(Shared, frozen=True, rename=str.upper, kw_only=True):
-    """All keys.
-
-    Attributes:
-        config: evaluation configuration that every evaluation starts from.
-        dataset, metric: what is scored; ``PQ`` or ``mIoU``.
-        output_dir: receives the evaluations, ``results.json``, ``table.md`` and ``plot.png``.
-        baseline: method that differences are taken to.
-        block: neighbouring images that the bootstrap keeps together (video frames).
-        bootstrap_samples: of every interval.
-        max_images: no run takes more; 0 is no limit.
-        frozen: name -> SHA-256 that has to be found, see `study_hashes`.
-        splits: which split was tuned on and which is reported, for the report.
-    """
-
-    config: Text
+    config: Text  # that every evaluation starts from
     dataset: Text
-    output_dir: Text
+    output_dir: Text  # of evaluations, ``results.json``, ``table.md`` and ``plot.png``
     teachers: dict[str, TeacherEntry]
     runs: list[RunEntry]
     metric: Text = "PQ"
     sweep: SweepEntry | None = None
-    baseline: Text = "teacher"
-    block: Positive = 1
+    baseline: Text = "teacher"  # that differences are taken to
+    block: Positive = 1  # neighbouring images that the bootstrap keeps together (video frames)
     bootstrap_samples: Positive = 2000
-    max_images: Whole = 0
+    max_images: Whole = 0  # no run takes more; 0 is no limit
+    # SHA-256 that has to be found, see `study_hashes`.
     frozen: Annotated[dict[str, str], _says("a mapping of names to text")] = {}
-    splits: Text = ""
+    splits: Text = ""  # which split was tuned on and which is reported, for the report
 
 
 class Study(StudyFile, frozen=True, kw_only=True):
@@ -137,7 +114,6 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
     """Read and check a study's YAML file.
 
     Args:
-        path: the file.
         overrides: ``KEY VALUE`` pairs. A key of the study (``OUTPUT_DIR``,
             ``TEACHERS.small.WEIGHTS``) changes the study, one of a run (``SEEDS``) all its runs;
             any other is a key of the evaluation's configuration and goes into every run.
@@ -192,8 +168,7 @@ def _study(raw: dict[str, Any], name: str, further: Sequence[str]) -> Study:
     usual = {key: raw[key] for key in _SHARED if key in raw and key != "OVERRIDES"}
     runs = []
     for k, entry in enumerate(entries):
-        where = f"RUNS[{k}]"
-        run = _read({**usual, **_keys(entry, _RUN_KEYS, where)}, RunEntry, where)
+        run = _read({**usual, **_keys(entry, _RUN_KEYS, f"RUNS[{k}]")}, RunEntry, f"RUNS[{k}]")
         every = [*shared.overrides, *run.overrides, *further]
         runs.append(structs.replace(run, overrides=every))
     teachers = {
@@ -208,9 +183,6 @@ def _study(raw: dict[str, Any], name: str, further: Sequence[str]) -> Study:
 
 
 def _check_names(study: Study) -> None:
-    """Raises:
-    InputError: names do not fit together.
-    """
     _check(study.metric, tuple(METRICS), "name", "METRIC ")
     for k, run in enumerate(study.runs):
         if not run.methods:
@@ -244,9 +216,6 @@ def _sweep(raw: Any) -> SweepEntry:
 
 
 def _check(name: Any, choices: Collection[str], what: str, where: str) -> None:
-    """Raises:
-    InputError: the name is none of the choices, of which the nearest is suggested.
-    """
     if name not in choices:
         folded = {choice.lower(): choice for choice in choices}
         near = get_close_matches(str(name).lower(), folded, n=1, cutoff=0)[0]

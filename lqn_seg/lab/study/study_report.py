@@ -1,12 +1,19 @@
-"""What is printed, written and drawn of a study's numbers: Markdown, ``results.json``, a plot."""
+"""What is printed, written and drawn of a study: Markdown, ``results.json``, a plot.
+
+One table per teacher, run, severity and value of the sweep. Scores are averaged over seeds; images
+are resampled with all their seeds and conditions, so that every difference is paired and the mean
+over corruptions has an interval of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec import structs
 from tabulate import tabulate
 
@@ -14,10 +21,10 @@ from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
 from lqn_seg.engine.evaluate import CLEAN
 from lqn_seg.engine.store import write_atomically
-from lqn_seg.evaluation.bootstrap import PairedDifference
+from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES, PairedDifference, resampled_totals
 from lqn_seg.lab.report.attempt import attempt, made
 from lqn_seg.lab.report.provenance import environment, json_numbers, write_json
-from lqn_seg.lab.report.report import CORRUPTED
+from lqn_seg.lab.report.report import CORRUPTED, Scores, as_dicts, minus
 from lqn_seg.lab.report.segmentation import STAGES
 from lqn_seg.lab.report.wording import (
     difference_table,
@@ -28,26 +35,17 @@ from lqn_seg.lab.report.wording import (
     table,
     title,
 )
-from lqn_seg.lab.study.numbers import table_heading, table_numbers
 from lqn_seg.lab.study.study import NONE, Finished, check_frozen, plan, run_jobs, study_hashes
-from lqn_seg.lab.study.study_file import FOCUS, Study, load_study
+from lqn_seg.lab.study.study_file import FOCUS, Study, load_study, value_name
 
 Numbers = dict[str, Any]
+# Statistics with columns of their own, or that say nothing about a method.
+_SHOWN = {*(f"{stage}_ms" for stage in STAGES), "fallback", "windows"}
 
 
 class StudyReport:
-    """Everything that is printed, written and drawn about a finished study.
-
-    Args:
-        study: its file.
-        finished: all jobs.
-        hashes: as `study_hashes`.
-        total: images in the data set.
-        failed: what could not be made so far: a sentence each.
-
-    Attributes:
-        results: what ``results.json`` holds.
-    """
+    """What is printed, written and drawn about a finished study of `total` images; ``results.json``
+    holds its `results`, and `failed` a sentence for each part that could not be made."""
 
     def __init__(
         self,
@@ -58,11 +56,9 @@ class StudyReport:
         failed: list[str],
     ) -> None:
         self.study, self.failed = study, failed
-        by_seed: dict[Any, list[Finished]] = {}
-        for f in finished:
-            by_seed.setdefault((f.job.teacher, f.job.run, f.job.value), []).append(f)
         tables: list[Numbers] = []
-        for jobs in by_seed.values():
+        for _, group in groupby(finished, lambda f: (f.job.teacher, f.job.run, f.job.value)):
+            jobs = list(group)
             for severity in dict.fromkeys(c.severity for c in jobs[0].job.conditions[1:]) or [None]:
                 complaint = f"there are no numbers of {table_heading(study, jobs, severity)}"
                 find = partial(table_numbers, study, jobs, severity)
@@ -84,7 +80,6 @@ class StudyReport:
     # ---- text ------------------------------------------------------------------------------------
 
     def markdown(self) -> str:
-        """The whole report, as it is printed."""
         makers = {"the sweep": self._sweep_table} if self.study.sweep else {}
         for numbers in self.results["tables"]:
             makers[numbers["heading"]] = partial(self._section, numbers)
@@ -105,17 +100,15 @@ class StudyReport:
         ]
         if study.splits:
             head.append(f"Splits: {' '.join(study.splits.split())}")
-        rows = [
-            [name, f"`{value}`", "yes" if name in study.frozen else "no"]
-            for name, value in hashes.items()
-        ]
+        frozen = {True: "yes", False: "no"}
+        rows = [[name, f"`{x}`", frozen[name in study.frozen]] for name, x in hashes.items()]
         head.append(tabulate(rows, ["what", "SHA-256", "frozen"], tablefmt="pipe"))
         bare = [name for name in study.teachers if hashes[f"calibration/{name}"] == NONE]
         if bare:
             head.append(
                 f"Without a calibration (teacher {', '.join(bare)}) nothing is restored, and a "
-                "method whose gauge decides answers as its teacher does "
-                "(tools/calibrate.py makes one)."
+                "method whose gauge decides answers as its teacher does (tools/calibrate.py makes "
+                "one)."
             )
         return head
 
@@ -125,27 +118,20 @@ class StudyReport:
         units = numbers["images"] // self.study.block
         parts = [f"## {numbers['heading']}", _score_table(metric, methods)]
         to_baseline = {m: x["minus_baseline"] for m, x in methods.items() if m != baseline}
+        to_others = numbers["focus_minus"]
         for heading, differences in (
             (f"{metric} minus that of {title(baseline)}, {interval_heading(units)}", to_baseline),
-            (
-                f"{metric} of {title(FOCUS)} minus that of each other method, likewise",
-                numbers["focus_minus"],
-            ),
+            (f"{metric} of {title(FOCUS)} minus that of each other method, likewise", to_others),
         ):
             if differences:
                 intervals = {
                     method: {group: PairedDifference(**x) for group, x in by_group.items()}
                     for method, by_group in differences.items()
                 }
-                shown = difference_table(intervals, units, short_name, style="pipe")
-                parts += [heading, shown]
+                parts += [heading, difference_table(intervals, units, short_name, style="pipe")]
         parts.append(_cost_table(methods))
-        parts += [
-            f"{x['title']}: {x['fallbacks']} fits failed; the teacher's prediction stands in for "
-            "them."
-            for x in methods.values()
-            if x["fallbacks"]
-        ]
+        failed = "{title}: {fallbacks} fits failed; the teacher's prediction stands in for them."
+        parts += [failed.format(**x) for x in methods.values() if x["fallbacks"]]
         return "\n\n".join(parts)
 
     def _sweep_table(self) -> str:
@@ -167,10 +153,8 @@ class StudyReport:
                 if group in x["scores"]
                 for numbers in tables
             ]
-        heads = ["", "method", "images", sweep.label, self.study.metric]
-        heads.append(f"minus {title(baseline)}")
-        if sweep.paper:
-            heads.append(f"paper: {sweep.paper_label}")
+        heads = ["", "method", "images", sweep.label, self.study.metric, f"minus {title(baseline)}"]
+        heads += [f"paper: {sweep.paper_label}"] if sweep.paper else []
         return tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
 
     def _sweep_cells(self, numbers: Numbers, method: str, group: str) -> list[str]:
@@ -189,20 +173,12 @@ class StudyReport:
     # ---- files -----------------------------------------------------------------------------------
 
     def conclude(self) -> list[Path]:
-        """Write ``results.json``, print the tables and write them as ``table.md``, and draw
-        ``plot.png``; tables and plot may fail alone.
-
-        Returns:
-            What was written.
-
-        Raises:
-            InputError: there is no room, or the folder cannot be written to; the tables are printed
-                all the same.
-        """
+        """Write ``results.json``, print the tables, write them as ``table.md``, and draw
+        ``plot.png``; an InputError if something cannot be written comes after the tables. Returns
+        what was written."""
         from lqn_seg.visualization.curves import draw_study, draw_sweep
 
-        folder = Path(self.study.output_dir)
-        results = json_numbers(self.results)
+        folder, results = Path(self.study.output_dir), json_numbers(self.results)
         write = partial(write_json, folder / "results.json", results)
         attempt("the numbers are not written yet", write, None, self.failed)
         text = self.markdown()
@@ -210,8 +186,117 @@ class StudyReport:
         written = [write(), folder / "table.md"]
         write_atomically(written[1], text)
         draw = partial(draw_sweep if self.study.sweep else draw_study, results, folder / "plot")
-        none: list[Path] = []
-        return [*written, *attempt("the plot could not be drawn", draw, none, self.failed)]
+        written += attempt("the plot could not be drawn", draw, [], self.failed)
+        return written
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def table_heading(study: Study, jobs: Sequence[Finished], severity: int | None) -> str:
+    job, sweep = jobs[0].job, study.sweep
+    name = study.runs[job.run].name
+    parts = [f"teacher {job.teacher}", f"run {job.run + 1}{f' ({name})' if name else ''}"]
+    if sweep and job.value is not None:
+        parts.append(f"{sweep.label} = {value_name(sweep.values[job.value])}")
+    if severity is not None:
+        parts.append(f"severity {severity}")
+    seeds = [str(finished.job.seed) for finished in jobs]
+    parts.append(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
+    return f"{', '.join(parts)}, {job.images} images"
+
+
+def table_numbers(study: Study, jobs: Sequence[Finished], severity: int | None) -> dict[str, Any]:
+    """A teacher, run, severity and value of the sweep; a job per seed."""
+    job, run, sweep = jobs[0].job, study.runs[jobs[0].job.run], study.sweep
+    names = [CLEAN, *(str(c) for c in job.conditions[1:] if c.severity == severity)]
+    groups = {name: [k] for k, name in enumerate(names)}
+    if len(names) > 1:
+        groups[CORRUPTED] = list(range(1, len(names)))
+    # Method -> (1 + samples, seeds, conditions) scores: of all images, then of each resample.
+    quality = {}
+    for method in job.methods:
+        stacks = [[f.lines[name][method].stack for name in names] for f in jobs]
+        images_first = np.stack([np.stack(by_name, axis=1) for by_name in stacks], axis=1)
+        totals = resampled_totals(images_first, study.bootstrap_samples, block=study.block)
+        quality[method] = jobs[0].metric(totals)
+    scores: Scores = {
+        method: {group: values[:, :, columns].mean((1, 2)) for group, columns in groups.items()}
+        for method, values in quality.items()
+    }
+    compared = [method for method in job.methods if method != study.baseline]
+    differences = as_dicts({m: minus(scores, m, study.baseline) for m in compared})
+    rivals = [m for m in compared if m != FOCUS and FOCUS in compared]
+    methods: dict[str, dict[str, Any]] = {}
+    for method in job.methods:
+        by_seed = {g: quality[method][0][:, columns].mean(-1) for g, columns in groups.items()}
+        methods[method] = {
+            "title": title(method),
+            "scores": {group: float(values[0]) for group, values in scores[method].items()},
+            "scores_by_seed": {
+                str(f.job.seed): {group: float(values[k]) for group, values in by_seed.items()}
+                for k, f in enumerate(jobs)
+            },
+            **_costs(jobs, job.methods, method, names, groups),
+        }
+        if len(jobs) > 1:
+            deviations = {group: float(values.std(ddof=1)) for group, values in by_seed.items()}
+            methods[method]["deviation_over_seeds"] = deviations
+        if method in compared:
+            methods[method]["minus_baseline"] = differences[method]
+    value = sweep.values[job.value] if sweep and job.value is not None else None
+    return {
+        "teacher": job.teacher,
+        "heading": table_heading(study, jobs, severity),
+        "run": job.run + 1,
+        "name": run.name,
+        "severity": severity,
+        "value": value,
+        "value_name": value_name(value) if sweep else None,
+        "seeds": [finished.job.seed for finished in jobs],
+        "images": job.images,
+        "has_intervals": job.images // study.block >= FEWEST_IMAGES,
+        "overrides": [list(pair) for pair in run.pairs],
+        "methods": methods,
+        "focus_minus": as_dicts({m: minus(scores, FOCUS, m) for m in rivals}),
+    }
+
+
+def _costs(
+    jobs: Sequence[Finished],
+    methods: Sequence[str],
+    method: str,
+    names: Sequence[str],
+    groups: dict[str, list[int]],
+) -> dict[str, Any]:
+    """Milliseconds, GMACs, failed fits, and means of the statistics that any method has."""
+
+    def stats(columns: Sequence[int]) -> list[dict[str, float]]:
+        return [s for f in jobs for k in columns for s in f.lines[names[k]][method].stats]
+
+    every, clean = stats(range(len(names))), jobs[0].lines[CLEAN]
+    present = dict.fromkeys(key for m in methods for s in clean[m].stats for key in s)
+    keys = [key for key in present if key not in _SHOWN]
+    times = {stage: _mean(every, f"{stage}_ms") for stage in STAGES}
+    total = sum(ms for ms in times.values() if ms == ms)
+    return {
+        "milliseconds": {**times, "total": total},
+        "gmacs": jobs[0].gmacs.get(method, {}),
+        "statistics": {
+            group: {key: _mean(stats(columns), key) for key in keys}
+            for group, columns in groups.items()
+        },
+        "fallbacks": int(sum(s.get("fallback", 0) for s in every)),
+    }
+
+
+def _mean(stats: Sequence[dict[str, float]], key: str) -> float:
+    """Over the images that have the statistic; NaN without any."""
+    values = [s[key] for s in stats if key in s]
+    return float(np.mean(values)) if values else float("nan")
+
+
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def _score_table(metric: str, methods: Mapping[str, Numbers]) -> str:
@@ -244,16 +329,8 @@ def _cost_table(methods: Mapping[str, Numbers]) -> str:
 
 
 def run_study(path: str, overrides: Sequence[str] = (), resume: bool = False) -> StudyReport | None:
-    """Run a study's file; print and write its report.
-
-    Every process that `launch.joined` has joined takes its share of the images.
-
-    Returns:
-        The report, in the main process.
-
-    Raises:
-        InputError: something from outside is missing or wrong.
-    """
+    """Run a study's file; print and write its report, and return it in the main process. Every
+    process that `launch.joined` has joined takes its share of the images."""
     with launch.together():
         study = load_study(path, overrides)
         dataset = get_dataset(study.dataset)

@@ -110,8 +110,7 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
 
 
 def damage(truth: GroundTruth, metadata: Metadata) -> GroundTruth:
-    """A copy with everything moved a little, some of it dropped, cut or given another class; it
-    depends on the image's id and ground truth alone."""
+    """A copy, moved a little, some of it dropped, cut or relabelled, by the image's id alone."""
     rng = np.random.default_rng(zlib.crc32(str(truth.image_id).encode()))
     reach = max(1, min(truth.size) // 25)
     shift = tuple(rng.integers(-reach, reach + 1, 2).tolist())

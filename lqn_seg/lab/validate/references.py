@@ -1,8 +1,7 @@
 """Scores of predictions by implementations that are not ours, from files, as they want them.
 
-Each collects predictions (`add`) in a folder of its own and gives metrics 0 .. 100 under our names,
-NaN where undefined (`scores`). panopticapi is on no package index: where it is not installed, PQ
-has no reference but the stored prediction (`validate.py`).
+Each collects predictions in a folder and scores them 0 .. 100 under our names, NaN where undefined.
+panopticapi is on no package index: without it, PQ has no reference but the stored prediction.
 """
 
 from __future__ import annotations
@@ -43,9 +42,8 @@ class Panopticapi:
             infos = [{**info, "category_id": table[info["category_id"]]} for info in infos]
             return {"image_id": record["image_id"], "file_name": file, "segments_info": infos}
 
-        self.pairs.append(
-            (annotation(str(truth), record["segments_info"]), annotation(name, segments))
-        )
+        ours = annotation(name, segments)
+        self.pairs.append((annotation(str(truth), record["segments_info"]), ours))
 
     def scores(self) -> dict[str, float]:
         from panopticapi.evaluation import pq_compute_single_core

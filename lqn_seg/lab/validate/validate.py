@@ -1,9 +1,8 @@
 """Is a data set whole, and do our evaluators give on it what the reference implementations give?
 
-Every image is read and checked against its annotations. Its ground truth scored as a prediction
-must give 100, and a damaged copy of it what the implementations in `references.py` give. A damaged
-prediction that is stored with the demo, with the figures that panopticapi and Detectron2's
-evaluators gave for it, is scored every time.
+Every image is checked against its annotations. Its ground truth as a prediction must score 100, a
+damaged copy what the implementations in `references.py` give, and a prediction that is stored with
+the demo what panopticapi and Detectron2's evaluators gave for it.
 """
 
 from __future__ import annotations
@@ -47,8 +46,6 @@ TRUTH, DAMAGED, REFERENCE = "ground truth as prediction", "damaged ground truth"
 
 @dataclass
 class Validation:
-    """What is known of a data set."""
-
     name: str
     images: int  # looked at
     total: int
@@ -98,8 +95,8 @@ class Validation:
             if row.startswith(REFERENCE)
             for key, theirs in metrics.items()
         ]
-        for key, (ours, theirs) in self.stored.items():
-            pairs.append(("stored prediction", key, ours, theirs, "the reference implementation"))
+        who = "the reference implementation"
+        pairs += [("stored prediction", key, *both, who) for key, both in self.stored.items()]
         return sentences + [
             f"the {what} scores {key} {ours:.9f} here and {theirs:.9f} by {source}"
             for what, key, ours, theirs, source in pairs
@@ -109,11 +106,7 @@ class Validation:
 
 def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Validation:
     """Check the files of a data set's first images (0: of all), and score its ground truth, whole
-    and damaged. Ctrl-C ends it early: what was looked at until then is reported.
-
-    Raises:
-        InputError: the data set cannot even be looked at.
-    """
+    and damaged; after Ctrl-C, as far as it came."""
     dataset = dataset.with_instances().listed()
     metadata, records = dataset.metadata, dataset.records(strict=False)
     problems = [*dataset.problems, *_duplicates(records)]
@@ -143,7 +136,8 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
                     reference.add(record, copy)
         for row, evaluators in scorers.items():
             for evaluator in (e for e in evaluators if e.images):
-                result.scores.setdefault(evaluator.task, {})[row] = _metrics(evaluator)
+                metrics = evaluator.evaluate()[evaluator.task]
+                result.scores.setdefault(evaluator.task, {})[row] = metrics
         for reference in references if result.scores else ():
             result.scores[reference.task][f"{REFERENCE}{reference.source}"] = reference.scores()
     result.stored = score_stored()
@@ -153,12 +147,9 @@ def validate(dataset: Dataset, max_images: int = 0, progress: bool = True) -> Va
 
 def _duplicates(records: Iterable[Record]) -> list[str]:
     """One sentence per image id or image file that occurs twice; many images lie in one array."""
-    files = Counter((record["file_name"], record.get("row")) for record in records)
-    image_ids = Counter(record["image_id"] for record in records)
-    return [
-        *(f"image_id {image_id!r} occurs twice" for image_id, n in image_ids.items() if n > 1),
-        *(f"file_name {file!r} occurs twice" for (file, _), n in files.items() if n > 1),
-    ]
+    entries = Counter(("image_id", record["image_id"], None) for record in records)
+    entries += Counter(("file_name", x["file_name"], x.get("row")) for x in records)
+    return [f"{key} {value!r} occurs twice" for (key, value, _), n in entries.items() if n > 1]
 
 
 def build_scorers(record: Record, metadata: Metadata) -> list[ImageEvaluator]:
@@ -177,13 +168,8 @@ def _process(scorers: Iterable[ImageEvaluator], record: Record, prediction: Grou
         scorer.process([record], [prediction.output(len(scorer.metadata.class_names))])
 
 
-def _metrics(scorer: ImageEvaluator) -> dict[str, float]:
-    return scorer.evaluate()[scorer.task]
-
-
 def stored_predictions(folder: Path = STORED) -> list[tuple[Record, GroundTruth]]:
-    """Records of the shipped demo and the damaged predictions that are stored for them: in COCO
-    panoptic layout, each segment with a score."""
+    """Records of the shipped demo, and the damaged predictions that are stored for them."""
     dataset = get_dataset(STORED_DATASET, root=_DATASETS)
     records = {record["image_id"]: record for record in dataset.records()}
     predictions = []
@@ -209,7 +195,7 @@ def score_stored() -> dict[str, tuple[float, float]]:
     for record, prediction in predictions:
         _process(scorers, record, prediction)
     figures = json.loads((STORED / "reference.json").read_text())
-    ours = {scorer.task: _metrics(scorer) for scorer in scorers}
+    ours = {scorer.task: scorer.evaluate()[scorer.task] for scorer in scorers}
     return {
         key: (ours[task][key], value)
         for task, reference in figures.items()

@@ -142,6 +142,7 @@ def load_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgN
 
 
 def load_classification_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
+    """`load_cfg` into `get_classification_cfg`."""
     return merge_cfg(get_classification_cfg(), path, overrides, device)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -114,4 +114,6 @@ def convert(node: Mapping[str, Any], section: type[Section], where: str) -> Sect
             raise InputError(str(error)) from error
         reason, key = found.groups()
         name, value = f"{where}.{key.upper()}", values[key]
+        if get_origin(hint := get_type_hints(section)[key]) is Literal:
+            nearest(str(value), get_args(hint), name)
         raise InputError(f"{name}: {reason[0].lower()}{reason[1:]}, not {value!r}") from error

@@ -61,6 +61,7 @@ class Table(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[Tensor], position_dim: int, flag: int) -> Table:
+        """Of the values along each axis, in the role of the flag."""
         widths = axis_features(position_dim, len(values))
         codes = torch.block_diag(*(axis_code(axis, width) for axis, width in zip(values, widths)))
         rows = F.pad(codes, (0, 2))

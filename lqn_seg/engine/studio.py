@@ -255,6 +255,7 @@ class Studio:
         return is_far
 
     def truth(self, source: Source) -> Segmentation | None:
+        """Ground truth to draw; None for a user's own image."""
         if source.record is None or self.metadata is None:
             return None
         if self.config.panoptic:
@@ -265,6 +266,7 @@ class Studio:
         return one_segment_per_class(np.where(is_known, labels + 1, 0).astype(np.int32))
 
     def score(self, source: Source, prediction: Prediction) -> float | None:
+        """Headline metric of one image, 0..100; None without ground truth."""
         if source.record is None or self.metadata is None:
             return None
         task = "panoptic_seg" if self.config.panoptic else "sem_seg"

@@ -141,6 +141,7 @@ class ClipTeacher(Teacher[ClipContext]):
             return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """(C, T) token ids on the teacher's device."""
         return self.tokenizer(list(texts)).to(self.device)
 
     def encode_text(self, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:

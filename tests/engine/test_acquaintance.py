@@ -44,7 +44,7 @@ def scribble(seed: int) -> np.ndarray:
     picture = Image.new("RGB", (96, 96), (60, 70, 90))
     for _ in range(60):
         color = tuple(random.integers(0, 256, 3).tolist())
-        ImageDraw.Stream(picture).line(random.integers(0, 96, 4).tolist(), color, 2)
+        ImageDraw.Draw(picture).line(random.integers(0, 96, 4).tolist(), color, 2)
     return np.asarray(picture)
 
 

@@ -108,6 +108,7 @@ class TeacherTrainer(Trainer):
         }
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Of one batch."""
         amp = self.solver.AMP.ENABLED
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=amp):
             return torch.stack(list(self.learner.losses_of(batch).values())).sum()

@@ -88,6 +88,7 @@ class ClipTrainer(Trainer):
         return self._input(images), captions, place.to(self.device), present
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """Of one batch."""
         images, captions, place, present = batch
         amp = self.solver.AMP.ENABLED
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):

@@ -67,6 +67,7 @@ class EomtShape(VitShape):
 
     @classmethod
     def from_config(cls, config: Any) -> EomtShape:
+        """From an `EomtConfig` or `EomtDinov3Config` of transformers."""
         size, patch = config.image_size, config.patch_size
         height, width = (size, size) if isinstance(size, int) else size
         patch = patch if isinstance(patch, int) else patch[0]

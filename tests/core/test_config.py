@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from lqn_seg.adapt.methods import ABLATIONS, parse_ablation
 from lqn_seg.core.config import (
@@ -19,6 +20,7 @@ from lqn_seg.core.config import (
     with_variant,
 )
 from lqn_seg.core.lqn import StudentFitter, Students
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.random import RandomKey
 from lqn_seg.errors import InputError
 
@@ -68,6 +70,11 @@ def test_axes_share_the_code_and_the_last_takes_the_remainder():
     for bad, reason in ((97, "even"), (6, "at least 8")):
         with pytest.raises(InputError, match=reason):
             axis_features(bad, 3)
+
+
+def test_auto_precision_is_one_of_the_two():
+    assert resolve_precision("auto", torch.device("cpu")) in ("bfloat16", "float32")
+    assert resolve_precision("float16", torch.device("cpu")) == "float16"
 
 
 # --- ablations
@@ -161,6 +168,7 @@ def test_initial_weights(change, deviations):
     [
         (lambda: with_variant(LQNConfig(), "lqn-scr"), "did you mean 'lqn-src'"),
         (lambda: preset("papper"), "did you mean 'paper'"),
+        (lambda: resolve_precision("float8", torch.device("cpu")), "not 'float8'"),
         (lambda: FitConfig(precision="bf16"), "did you mean 'bfloat16'"),
         (lambda: FitConfig(target_norm="layers"), "did you mean 'layer'"),
         (lambda: FitConfig(layers="lost"), "did you mean 'last'"),

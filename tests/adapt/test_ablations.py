@@ -13,11 +13,12 @@ from torchvision.transforms import RandomResizedCrop
 from lqn_seg.adapt.ablations import fit_options
 from lqn_seg.adapt.classification_methods import Adaptation
 from lqn_seg.adapt.journey import Images
-from lqn_seg.adapt.methods import ABLATIONS, SegmentationConfig
+from lqn_seg.adapt.methods import ABLATIONS, SegmentationConfig, parse_ablation
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.random import Stream, image_key, image_seed
+from lqn_seg.errors import InputError
 from lqn_seg.lab.benchmark import plain_port
 from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
@@ -99,6 +100,26 @@ def encode(eomt, *pixels: torch.Tensor):
     images = torch.stack(pixels).float() / 255
     with torch.no_grad():
         return eomt.encode(normalise(images, eomt.pixel_mean, eomt.pixel_std))
+
+
+# --- names
+
+
+def test_names_have_their_numbers():
+    assert parse_ablation("none") == ("none", ())
+    assert parse_ablation("views-8") == ("views", (8,))
+    assert parse_ablation("source-2-5-8") == ("source", (2, 5, 8))
+    assert [parse_ablation(name)[0] for name in EXAMPLES.values()] == list(ABLATIONS)
+
+
+@pytest.mark.parametrize(
+    "name", ["views", "views-0", "views-1-2", "views-8x", "source-1-2", "entropy-3", "views-"]
+)
+def test_a_name_with_the_wrong_numbers_is_one_sentence(name):
+    with pytest.raises(InputError, match="ABLATION"):
+        parse_ablation(name)
+    with pytest.raises(InputError, match="ABLATION.*did you mean 'entropy'"):
+        parse_ablation("entropie")
 
 
 # --- all of them

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lqn_seg.adapt.methods import ABLATIONS, parse_ablation
 from lqn_seg.core.config import (
     PRESETS,
     VARIANTS,
@@ -75,25 +74,6 @@ def test_axes_share_the_code_and_the_last_takes_the_remainder():
 def test_auto_precision_is_one_of_the_two():
     assert resolve_precision("auto", torch.device("cpu")) in ("bfloat16", "float32")
     assert resolve_precision("float16", torch.device("cpu")) == "float16"
-
-
-# --- ablations
-
-
-def test_ablations_parse():
-    assert parse_ablation("none") == ("none", ())
-    assert parse_ablation("views-8") == ("views", (8,))
-    assert parse_ablation("source-2-5-8") == ("source", (2, 5, 8))
-    assert parse_ablation("fit-per-image") == ("fit-per-image", ())
-    for word, numbers in ABLATIONS.items():
-        name = "-".join([word, *["3"] * numbers])
-        assert parse_ablation(name) == (word, (3,) * numbers)
-
-
-@pytest.mark.parametrize("name", ["views", "views-1-2", "source-1-2", "entropy-3", "views-"])
-def test_an_ablation_with_the_wrong_numbers_is_named(name):
-    with pytest.raises(InputError, match="ABLATION"):
-        parse_ablation(name)
 
 
 # --- sizes
@@ -175,7 +155,6 @@ def test_initial_weights(change, deviations):
         (lambda: FitConfig(steps=-1), "steps"),
         (lambda: FitConfig(positions_per_step=0), "positions_per_step"),
         (lambda: LQNConfig(fit=FitConfig("apm")), "with_variant"),
-        (lambda: parse_ablation("entropie"), "ABLATION.*did you mean 'entropy'"),
         (lambda: replace(BASE, input_size=13), "multiple of stride"),
         (lambda: replace(BASE, widths=()), "widths"),
         (lambda: replace(BASE, axes=4), "axes"),

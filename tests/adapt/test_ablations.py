@@ -118,7 +118,7 @@ def test_names_have_their_numbers():
 def test_a_name_with_the_wrong_numbers_is_one_sentence(name):
     with pytest.raises(InputError, match="ABLATION"):
         parse_ablation(name)
-    with pytest.raises(InputError, match="ABLATION.*did you mean 'entropy'"):
+    with pytest.raises(InputError, match=r"ABLATION.*did you mean 'entropy'"):
         parse_ablation("entropie")
 
 

@@ -249,6 +249,12 @@ def test_the_restorer_knows_its_layers_and_measures_damage_at_the_first(clean):
     assert torch.equal(aligner.damage, damage)  # of the first layer still
 
 
+def test_damaged_is_beyond_what_clean_images_show():
+    aligner = Aligner(calibration({}, undamaged=0.1))
+    aligner.damage = torch.tensor([0.0, 0.05, 0.1, 0.11, 1.0])
+    assert aligner.damaged.tolist() == [False, False, False, True, True]
+
+
 def test_noise_on_a_structured_field_is_found_in_its_amount():
     """Tokens that their guide determines, and white noise of known variance on top."""
     rows, columns, features = 16, 16, 24

@@ -190,7 +190,10 @@ def test_with_weight_1_the_tokens_of_the_student_answer(pooling, teacher, text):
 def test_what_does_nothing_says_so_once_in_python(build, calibration):
     """Once in a process for each name."""
     mix_by_noise = replace(LQN, adapt=AdaptConfig(align=True, mix_by_noise=True))
-    mute = {"idle-lqn": Adaptation(mix_by_noise), "still": Adaptation(with_variant(LQN, "restore"))}
+    mute = {
+        "clip-lqn": Adaptation(mix_by_noise),
+        "clip-restore": Adaptation(with_variant(LQN, "restore")),
+    }
     methods = {**mute, "own": Adaptation(LQN), "zero": None, "mta": None, "teacher CLS": None}
     classifier, images = build(methods), [photo(0), photo(1)]
     with pytest.warns(IneffectiveMethodWarning) as seen:

@@ -39,7 +39,8 @@ def parse_ablation(name: str) -> tuple[str, tuple[int, ...]]:
     """
     word, *numbers = re.split(r"-(?=\d)", name)
     nearest(word, tuple(ABLATIONS), "ablation in MODEL.LQN.ABLATION")
-    if len(numbers) != ABLATIONS[word] or name == "views-0":
+    valid = len(numbers) == ABLATIONS[word] and all(map(str.isdecimal, numbers))
+    if not valid or name == "views-0":
         raise InputError(f"MODEL.LQN.ABLATION is like views-8, source-2-5-8, entropy, not {name}")
     return word, tuple(map(int, numbers))
 

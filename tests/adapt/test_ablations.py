@@ -13,11 +13,12 @@ from torchvision.transforms import RandomResizedCrop
 from lqn_seg.adapt.ablations import fit_options
 from lqn_seg.adapt.classification_methods import Adaptation
 from lqn_seg.adapt.journey import Images
-from lqn_seg.adapt.methods import ABLATIONS, SegmentationConfig
+from lqn_seg.adapt.methods import ABLATIONS, SegmentationConfig, parse_ablation
 from lqn_seg.classification.classifier import Classifier, ClassifierConfig
 from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.random import Stream, image_key, image_seed
+from lqn_seg.errors import InputError
 from lqn_seg.lab.benchmark import plain_port
 from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
@@ -82,7 +83,7 @@ def fits(monkeypatch) -> list[tuple[tuple, dict, FittedStudents]]:
 
 
 @pytest.fixture
-def heard(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def head_inputs(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Tokens and queries that the head is given."""
     calls, original = [], EomtHead.__call__
 
@@ -101,14 +102,34 @@ def encode(eomt, *pixels: torch.Tensor):
         return eomt.encode(normalise(images, eomt.pixel_mean, eomt.pixel_std))
 
 
+# --- names
+
+
+def test_names_have_their_numbers():
+    assert parse_ablation("none") == ("none", ())
+    assert parse_ablation("views-8") == ("views", (8,))
+    assert parse_ablation("source-2-5-8") == ("source", (2, 5, 8))
+    assert [parse_ablation(name)[0] for name in EXAMPLES.values()] == list(ABLATIONS)
+
+
+@pytest.mark.parametrize(
+    "name", ["views", "views-0", "views-1-2", "views-8x", "source-1-2", "entropy-3", "views-"]
+)
+def test_a_name_with_the_wrong_numbers_is_one_sentence(name):
+    with pytest.raises(InputError, match="ABLATION"):
+        parse_ablation(name)
+    with pytest.raises(InputError, match=r"ABLATION.*did you mean 'entropy'"):
+        parse_ablation("entropie")
+
+
 # --- all of them
 
 
 def test_every_ablation_segments_and_changes_the_answer(build):
     methods = {name: ablation(name) for name in EXAMPLES.values()}
     segmenter = build({"teacher": None, **methods}, inference="windows")
-    (found,), (again,) = (segmenter([noise(3, 32, 48)]) for _ in range(2))
-    scores = {name: prediction.output["sem_seg"] for name, prediction in found.items()}
+    (result,), (again,) = (segmenter([noise(3, 32, 48)]) for _ in range(2))
+    scores = {name: prediction.output["sem_seg"] for name, prediction in result.items()}
     for name, prediction in again.items():
         assert torch.equal(prediction.output["sem_seg"], scores[name])
         assert prediction.stats["fallback"] == 0
@@ -119,22 +140,22 @@ def test_every_ablation_segments_and_changes_the_answer(build):
 
 def test_every_ablation_classifies(classify):
     recipes = {word: ablation(name) for word, name in EXAMPLES.items()}
-    found = classify("mean", **recipes)
-    for word, probabilities in found.items():
+    result = classify("mean", **recipes)
+    for word, probabilities in result.items():
         assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
         changes = word not in ("none", "fit-per-image")  # an image is one window
-        assert torch.equal(probabilities, found["none"]) != changes, word
+        assert torch.equal(probabilities, result["none"]) != changes, word
 
 
 def test_an_answer_does_not_depend_on_company(build):
     methods = {name: ablation(name) for name in EXAMPLES.values() if name != "fit-per-image"}
     images = [CLEAN, NOISY, noise(5)]
     together = build(methods, batch=3)(images)
-    for image, found in zip(images, together):
+    for image, result in zip(images, together):
         (alone,) = build(methods, batch=3)([image])
         for name in methods:
             expected = alone[name].output["sem_seg"]
-            assert torch.equal(found[name].output["sem_seg"], expected), name
+            assert torch.equal(result[name].output["sem_seg"], expected), name
 
 
 # --- one by one
@@ -166,8 +187,8 @@ def segment_labels(segments: torch.Tensor, places: torch.Tensor) -> torch.Tensor
     return segments.flatten()[places % segments.numel()]
 
 
-def sampled(recipe: LQNConfig, eomt, segments: torch.Tensor) -> torch.Tensor:
-    """(3, N, n) places of one student by the segments sampler."""
+def sampled(recipe: LQNConfig, eomt, segments: torch.Tensor) -> list[torch.Tensor]:
+    """(3, N, n) places of one student, by the sampler of segments and by the uniform one."""
 
     class Task:
         def segments(self, seen):
@@ -179,19 +200,20 @@ def sampled(recipe: LQNConfig, eomt, segments: torch.Tensor) -> torch.Tensor:
     images = Images(eomt, NOISY[None].float() / 255, [image_key(0, NOISY)], task=Task())
     method = segmenter.adapters["lqn"]
     options = fit_options(method, images, images.encode(), 1)
-    return options["sampler"](0, images.keys[0]), method.fitter.uniform(0, images.keys[0])
+    samplers = options["sampler"], method.fitter.uniform
+    return [sampler(0, images.keys[0]) for sampler in samplers]
 
 
 def test_segments_keep_sources_and_destination_apart(eomt):
     recipe = ablation("segments", layers=(2, 4), positions_per_step=400)
     three = torch.tensor([[7, 7, 7, 2], [7, 5, 5, 2], [7, 5, 2, 2], [7, 5, 2, 2]])
-    found, uniform = sampled(recipe, eomt, three)
-    assert torch.equal(found[0], uniform[0])
-    assert torch.equal(found // 16, uniform // 16)  # a source keeps its layer
-    dest, first, second = (segment_labels(three, places) for places in found)
+    result, uniform = sampled(recipe, eomt, three)
+    assert torch.equal(result[0], uniform[0])
+    assert torch.equal(result // 16, uniform // 16)  # a source keeps its layer
+    dest, first, second = (segment_labels(three, places) for places in result)
     assert (dest != first).all() and (dest != second).all() and (first != second).all()
     # Uniform over what is left: of destination 7, segments 2 (6 tokens) and 5 (4).
-    counts = torch.bincount(found[1][dest == 7] % 16, minlength=16).double()
+    counts = torch.bincount(result[1][dest == 7] % 16, minlength=16).double()
     left, total = three.flatten() != 7, counts.sum()
     assert not counts[~left].any()
     chi_square = ((counts[left] - total / left.sum()) ** 2 / (total / left.sum())).sum()
@@ -211,15 +233,15 @@ def test_segments_are_the_queries_that_win_positions(build, eomt):
     segmenter = build({"lqn": RECIPE})
     images = Images(eomt, noise(0)[None].float() / 255, [])
     with torch.no_grad():
-        (found,) = segmenter.segments(images.encode())
+        (result,) = segmenter.segments(images.encode())
         field, context = encode(eomt, noise(0))
         masks, classes = segmenter.head(field[:, -1], context.last_queries)
     objects, size = classes[0].softmax(-1)[:, :-1].amax(-1), masks.shape[-1] // 4
     for i in range(4):
         for j in range(4):
             patch = masks[0, :, i * size : (i + 1) * size, j * size : (j + 1) * size]
-            assert found[i, j] == (objects * patch.sigmoid().mean((1, 2))).argmax()
-    assert len(found.unique()) > 1
+            assert result[i, j] == (objects * patch.sigmoid().mean((1, 2))).argmax()
+    assert len(result.unique()) > 1
 
 
 def test_entropy_of_what_the_head_says_falls(build, eomt, fits):
@@ -266,11 +288,11 @@ def test_added_positions_read_both_locations_by_one_block(build, eomt, fits):
     dest, source = torch.tensor([[1, 2, 4], [3, 4, 4]]), torch.tensor([[2, 2, 1], [1, 1, 3]])
     expected = plain(image, source, dest).detach()
     mean, deviation = added.view.mean[0, -1], added.view.deviation[0, -1]
-    found = added.query(dest[None], source[None].float())[0]
-    torch.testing.assert_close(found, (expected * deviation + mean).float(), atol=1e-3, rtol=1e-3)
+    result = added.query(dest[None], source[None].float())[0]
+    torch.testing.assert_close(result, (expected * deviation + mean).float(), atol=1e-3, rtol=1e-3)
 
 
-def test_a_fit_per_image_sees_its_windows_where_they_lie(build, eomt, heard):
+def test_a_fit_per_image_sees_its_windows_where_they_lie(build, eomt, head_inputs):
     pixels = noise(3, 32, 80)
     recipe = ablation("fit-per-image", adapted(align=False))
     (prediction,) = build({"lqn": recipe}, inference="windows")([pixels])
@@ -287,21 +309,21 @@ def test_a_fit_per_image_sees_its_windows_where_they_lie(build, eomt, heard):
         coordinates=(torch.arange(1.0, 5), columns),
     )
     expected = students.query_layer(4)[0].unflatten(1, (3, 4)).movedim(1, 0)
-    torch.testing.assert_close(heard[0][0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head_inputs[0][0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_fit_per_image_keeps_to_its_image(build):
     recipe = {"lqn": ablation("fit-per-image")}
     images = [noise(1, 32, 70), noise(2), noise(3, 90, 32)]
     together = build(recipe, inference="windows", batch=2)(images)
-    for image, found in zip(images, together):
+    for image, result in zip(images, together):
         (alone,) = build(recipe, inference="windows", batch=2)([image])
-        assert torch.equal(found["lqn"].output["sem_seg"], alone["lqn"].output["sem_seg"])
+        assert torch.equal(result["lqn"].output["sem_seg"], alone["lqn"].output["sem_seg"])
     (single,) = build({"lqn": RECIPE}, inference="windows")([noise(2)])  # one window: no other
     assert torch.equal(single["lqn"].output["sem_seg"], together[1]["lqn"].output["sem_seg"])
 
 
-def test_student_queries_come_from_rows_below_the_grid(build, eomt, heard):
+def test_student_queries_come_from_rows_below_the_grid(build, eomt, head_inputs):
     segmenter = build({"teacher": None, "lqn": ablation("student-queries")})
     field, context = encode(eomt, noise(0))
     extended = segmenter.adapters["lqn"].field(field, context)
@@ -310,7 +332,7 @@ def test_student_queries_come_from_rows_below_the_grid(build, eomt, heard):
         cells = extended[0, layer, 4:].flatten(0, 1)
         assert torch.equal(cells, torch.cat([queries, queries[:2]]))
     segmenter([noise(0)])
-    (_, queries), (tokens, answered) = heard
+    (_, queries), (tokens, answered) = head_inputs
     assert torch.equal(queries, context.last_queries)
     answer = StudentFitter(RECIPE, (4, 6, 4), 16).fit(
         normalise(noise(0)[None].float() / 255, IMAGENET_MEAN, IMAGENET_STD),
@@ -325,19 +347,19 @@ def test_student_queries_come_from_rows_below_the_grid(build, eomt, heard):
 
 
 def test_cls_in_field_gives_a_cls_token_to_fit(classify, fits):
-    """A read-out of patches alone does not fit it otherwise; that of the CLS token always does."""
+    """Patches alone do not fit it otherwise; the CLS token always does."""
     name = "cls-in-field"
     classify("mean", none=RECIPE, field=ablation(name))
     rows = [arguments[1].shape[2] for arguments, *_ in fits]
     assert rows == [4, 5]
-    found = classify("cls", none=RECIPE, field=ablation(name))
-    assert torch.equal(found["none"], found["field"])
+    result = classify("cls", none=RECIPE, field=ablation(name))
+    assert torch.equal(result["none"], result["field"])
 
 
 @pytest.mark.parametrize("name", ["source-2-3-1", "random-source"])
-def test_a_query_starts_at_the_source(build, heard, fits, name):
+def test_a_query_starts_at_the_source(build, head_inputs, fits, name):
     build({"none": RECIPE, "lqn": ablation(name)}, batch=2)([noise(0), noise(1)])
-    anchored, answered = (tokens for tokens, _ in heard)
+    anchored, answered = (tokens for tokens, _ in head_inputs)
     (*_, plain), (*_, fitted) = fits
     assert torch.equal(plain.loss_curve, fitted.loss_curve)  # the fit is the same
     assert torch.equal(anchored, fitted.query_layer(4)) and not torch.equal(anchored, answered)

@@ -72,9 +72,9 @@ def test_blur_is_a_gaussian_that_grows_with_the_image(side):
     expected = image[0].double().numpy()
     for axis in (1, 2):
         expected = np.apply_along_axis(np.convolve, axis, expected, weights, "same")
-    found = change_pixels("blur", image, None)[0].numpy()
+    result = change_pixels("blur", image, None)[0].numpy()
     inside = np.s_[:, reach:-reach, reach:-reach]
-    assert np.abs(found - expected)[inside].max() < 1.5 / 255
+    assert np.abs(result - expected)[inside].max() < 1.5 / 255
     noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
     left = change_pixels("blur", noise, None).std() / noise.std()
     # White noise keeps 1 / (2 sqrt(pi) sigma) of its deviation.
@@ -86,9 +86,9 @@ def test_denoise_takes_noise_and_leaves_the_edge():
     image[..., 24:] = 0.75
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     noisy = (image + 0.04 * noise).clamp(0, 1)
-    found = change_pixels("denoise", noisy, None)
-    assert (found - image).std() < 0.5 * (noisy - image).std()
-    assert (found[..., 26] - found[..., 21]).mean() > 0.45
+    result = change_pixels("denoise", noisy, None)
+    assert (result - image).std() < 0.5 * (noisy - image).std()
+    assert (result[..., 26] - result[..., 21]).mean() > 0.45
 
 
 @pytest.mark.parametrize("name", ["blur", "denoise", "standardise"])
@@ -121,15 +121,15 @@ def test_the_teacher_sees_changed_pixels_where_damage_calls_for_them(eomt, calib
     settings, close = replace(calibration, undamaged=0.05), torch.testing.assert_close
     teacher = answers("", eomt, pixels)
     for name in ("blur", "denoise"):
-        found = answers(name, eomt, pixels, settings)
-        close(found[0], teacher[0], atol=1e-4, rtol=1e-4)  # an image that is not damaged
+        result = answers(name, eomt, pixels, settings)
+        close(result[0], teacher[0], atol=1e-4, rtol=1e-4)  # an image that is not damaged
         changed = change_pixels(name, pixels[1:], None)
-        close(found[1:], answers("", eomt, changed), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(found[1], teacher[1], atol=1e-2)  # a blur of 32 pixels is too small
-    found = answers("standardise", eomt, pixels, settings)
+        close(result[1:], answers("", eomt, changed), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(result[1], teacher[1], atol=1e-2)  # a blur of 32 pixels is too small
+    result = answers("standardise", eomt, pixels, settings)
     changed = change_pixels("standardise", pixels, settings)
-    close(found, answers("", eomt, changed), atol=1e-4, rtol=1e-4)
-    assert [torch.allclose(a, b, atol=1e-4) for a, b in zip(found, teacher)] == [True, False]
+    close(result, answers("", eomt, changed), atol=1e-4, rtol=1e-4)
+    assert [torch.allclose(a, b, atol=1e-4) for a, b in zip(result, teacher)] == [True, False]
     mirrored = answers("", eomt, pixels.flip(-1)).flip(2)
     close(answers("flip", eomt, pixels), (teacher + mirrored) / 2, atol=1e-5, rtol=1e-5)
     for name in ("blur", "denoise", "standardise"):  # nothing says what damage is, or clean
@@ -143,11 +143,11 @@ def test_closed_forms_stand_in_for_the_student(eomt, calibration, variant):
     recipe = with_variant(adapted(), variant)
     method = make_method(recipe, eomt)
     with torch.no_grad():
-        found = adapt(method, Images(eomt, pixels, [], calibration))
-    assert method.precision == "float32" and found.weight.tolist() == [1.0]
-    assert found.seen.damage is not None  # aligned as a student's teacher is
-    assert torch.equal(found.tokens, smooth(found.seen.field, 0.5, variant))
-    assert not torch.allclose(found.tokens, found.seen.field[:, -1], atol=1e-2)
+        result = adapt(method, Images(eomt, pixels, [], calibration))
+    assert method.precision == "float32" and result.weight.tolist() == [1.0]
+    assert result.seen.damage is not None  # aligned as a student's teacher is
+    assert torch.equal(result.tokens, smooth(result.seen.field, 0.5, variant))
+    assert not torch.allclose(result.tokens, result.seen.field[:, -1], atol=1e-2)
 
 
 # --- closed forms

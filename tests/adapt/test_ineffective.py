@@ -50,11 +50,11 @@ UNGAUGED = adapting(mix_by_noise=False)
     ],
 )
 def test_what_a_recipe_leaves_undone(name, recipe, calibrated, words):
-    found = why_ineffective(name, recipe, calibrated)
-    assert words in found and bool(words) == bool(found)
-    if found:
-        assert f"method {name}" in found and "\n" not in found
-        assert "MODEL.LQN." in found
+    result = why_ineffective(name, recipe, calibrated)
+    assert words in result and bool(words) == bool(result)
+    if result:
+        assert f"method {name}" in result and "\n" not in result
+        assert "MODEL.LQN." in result
 
 
 def test_a_warning_comes_once_in_a_process_and_not_where_the_console_has_it():

@@ -79,16 +79,6 @@ def literal_zero(views, text, scale, keep):
     raise AssertionError
 
 
-@pytest.mark.parametrize("votes, winner", [("AABBA", "A"), ("ABABB", "B"), ("ABBAC", "A")])
-def test_zero_breaks_ties_by_the_next_views(votes, winner):
-    """Four views vote; the fifth, less confident, decides between two and two if it names one."""
-    text = torch.eye(3)
-    sharp = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6])
-    views = torch.stack([text["ABC".index(v)] for v in votes]) * sharp[:, None]
-    shares = Zero(keep=0.81)(Features(views[None], views[None], text, 10.0))
-    assert "ABC"[int(shares.argmax())] == winner
-
-
 def test_zero_against_many_random_votes():
     generator = torch.Generator().manual_seed(5)
     views = F.normalize(torch.randn(60, 10, 4, generator=generator), dim=-1)
@@ -259,12 +249,3 @@ def test_tpt_tunes_the_context_and_nothing_else(teacher):
         torch.testing.assert_close(answers[index], expected, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(answers[index], (10.0 * views[index, 0] @ text.T).softmax(-1))
     assert all(torch.equal(before[k], v) for k, v in teacher.model.state_dict().items())
-
-
-@pytest.mark.parametrize("method", [Zero(), Mta(), Tps(), GsBias(patches=4)])
-def test_company_does_not_matter(features, method):
-    together = method(features)
-    for index in range(3):
-        views, patches = (part[None] for part in one(features, index))
-        alone = method(Features(views, patches, features.text, features.scale))
-        torch.testing.assert_close(alone[0], together[index], atol=1e-6, rtol=1e-5)

@@ -116,11 +116,11 @@ def test_every_method_runs_with_a_teacher_in_half_precision(precision, teacher, 
         for one in (half, teacher)
     ]
     for name in methods:
-        low, full = (found[name].probabilities for found in by_precision)
+        low, full = (result[name].probabilities for result in by_precision)
         assert low.dtype == torch.float32 and low.sum().item() == pytest.approx(1, abs=1e-5)
         if name not in ("zero", "tpt"):  # a vote flips, and so does the sign of AdamW's first step
             torch.testing.assert_close(low, full, atol=0.08, rtol=0)
-    assert not torch.equal(*(found["zero-shot"].probabilities for found in by_precision))
+    assert not torch.equal(*(result["zero-shot"].probabilities for result in by_precision))
 
 
 def test_tda_depends_on_what_came_before_until_it_is_reset(build):
@@ -143,14 +143,14 @@ def adapted(adaptation, teacher, text, pixels, image, calibration=None, view=0):
     images = Images(teacher, pixels, [image_key(0, image, view)], calibration)
     method = method_for(adaptation, teacher)
     with torch.no_grad():
-        found = adapt(method, images)
-        pooled = image_features(found, adaptation.pooling, method.layer, teacher, text["text"])
-    return pooled[0], found
+        result = adapt(method, images)
+        pooled = image_features(result, adaptation.pooling, method.layer, teacher, text["text"])
+    return pooled[0], result
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "mean_cls", "text", "reentry"])
-def test_a_student_that_is_not_heard_leaves_the_teachers_answer(pooling, teacher, text):
-    """Nothing to gauge by: every pooling has a literal answer from the teacher's own tokens."""
+def test_with_weight_0_every_pooling_has_the_teachers_answer(pooling, teacher, text):
+    """A literal answer from the tokens of the teacher."""
     image = photo(3)
     silent = replace(LQN, adapt=AdaptConfig(mix_by_noise=True))
     pixels = centre_view(image, teacher)[None].float() / 255
@@ -169,7 +169,7 @@ def test_a_student_that_is_not_heard_leaves_the_teachers_answer(pooling, teacher
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_heard_student_answers_with_its_own_tokens(pooling, teacher, text):
+def test_with_weight_1_the_tokens_of_the_student_answer(pooling, teacher, text):
     image = photo(4)
     pixels, key = centre_view(image, teacher)[None].float() / 255, image_key(0, image)
     features, seen = adapted(Adaptation(LQN, pooling), teacher, text, pixels, image)
@@ -190,14 +190,17 @@ def test_a_heard_student_answers_with_its_own_tokens(pooling, teacher, text):
 def test_what_does_nothing_says_so_once_in_python(build, calibration):
     """Once in a process for each name."""
     mix_by_noise = replace(LQN, adapt=AdaptConfig(align=True, mix_by_noise=True))
-    mute = {"mute-lqn": Adaptation(mix_by_noise), "mute": Adaptation(with_variant(LQN, "restore"))}
+    mute = {
+        "clip-lqn": Adaptation(mix_by_noise),
+        "clip-restore": Adaptation(with_variant(LQN, "restore")),
+    }
     methods = {**mute, "own": Adaptation(LQN), "zero": None, "mta": None, "teacher CLS": None}
     classifier, images = build(methods), [photo(0), photo(1)]
     with pytest.warns(IneffectiveMethodWarning) as seen:
-        found = classifier(images)
+        result = classifier(images)
         classifier(images)
     assert [str(w.message).split()[1] for w in seen] == list(mute)
-    for answers in found:
+    for answers in result:
         for name in mute:
             assert torch.equal(answers[name].probabilities, answers["teacher CLS"].probabilities)
     assert not build(methods, calibration).ineffective
@@ -246,14 +249,14 @@ def test_a_gauged_recipe_has_one_student_and_any_other_one_for_each_view(
     for number in range(3):
         alone = recipe if not (mix_by_noise and number) else with_variant(recipe, "restore")
         view = corner_view(pixels, number)
-        answer, found = adapted(Adaptation(alone), teacher, text, view, image, calibration, number)
+        answer, result = adapted(Adaptation(alone), teacher, text, view, image, calibration, number)
         features.append(answer)
         if number == 0:
-            share = found.weight.item()
+            weight = result.weight.item()
     mean = F.normalize(torch.stack(features).mean(0), dim=-1)
     expected = (teacher.logit_scale * mean @ text["text"].T).softmax(-1)
     torch.testing.assert_close(got["lqn"].probabilities, expected, atol=1e-4, rtol=1e-3)
-    assert got["lqn"].stats["mixing_weight"] == pytest.approx(share, abs=1e-4) and share > 0.1
+    assert got["lqn"].stats["mixing_weight"] == pytest.approx(weight, abs=1e-4) and weight > 0.1
 
 
 def test_a_student_that_diverges_is_counted_and_the_teacher_answers(build):
@@ -334,5 +337,5 @@ def test_a_function_of_tokens_is_a_method_of_classification_too(build):
     cfg = load_classification_cfg("configs/classification/demo.yaml", device="cpu")
     methods = {"last-layer": adaptation(cfg, "last-layer"), "teacher patch mean": None}
     (got,) = build(methods)([photo(0)])
-    found, expected = (got[name].probabilities for name in methods)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    result, expected = (got[name].probabilities for name in methods)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)

@@ -68,14 +68,14 @@ def damaged_images(clean: torch.Tensor) -> torch.Tensor:
     )
 
 
-def slow_restore(found: LayerRange, image: torch.Tensor) -> tuple[np.ndarray, float]:
+def slow_restore(result: LayerRange, image: torch.Tensor) -> tuple[np.ndarray, float]:
     """One image, direction by direction."""
-    centre, basis = found.centre.double().numpy(), found.basis.double().numpy()
-    means, deviations = found.mean.double().numpy(), found.deviation.double().numpy()
+    centre, basis = result.centre.double().numpy(), result.basis.double().numpy()
+    means, deviations = result.mean.double().numpy(), result.deviation.double().numpy()
     parts = (image.double().numpy() - centre).reshape(-1, FEATURES) @ basis
     logs = [math.log(max(parts[:, k].std(), 1e-6)) for k in range(FEATURES)]
     size = 0.5 * math.log(sum(math.exp(2 * value) for value in logs))
-    common = min(max(size, found.gain[0].item()), found.gain[1].item()) - size
+    common = min(max(size, result.gain[0].item()), result.gain[1].item()) - size
     loudest = max(deviations[:, k].mean() for k in range(FEATURES))
     restored, changes = np.empty_like(parts), []
     for k in range(FEATURES):
@@ -96,30 +96,30 @@ def slow_restore(found: LayerRange, image: torch.Tensor) -> tuple[np.ndarray, fl
 
 @pytest.mark.parametrize("given", [False, True])
 def test_centre_and_basis_are_a_direct_decomposition(clean, blank, given):
-    found = build(clean, centre=blank if given else None, split=5)
+    result = build(clean, centre=blank if given else None, split=5)
     centre = (blank if given else clean.double().mean(0)).double()
-    torch.testing.assert_close(found.centre.double(), centre, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(result.centre.double(), centre, atol=1e-6, rtol=1e-6)
     shifted = (clean.double() - centre).reshape(-1, FEATURES).numpy()
     covariance = np.cov(shifted.T, bias=True)
     values = np.linalg.eigvalsh(covariance)  # ascending
-    basis = found.basis.double().numpy()
+    basis = result.basis.double().numpy()
     np.testing.assert_allclose(basis.T @ basis, np.eye(FEATURES), atol=1e-6)
     np.testing.assert_allclose(basis.T @ covariance @ basis, np.diag(values), atol=1e-4)
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.1])
 def test_ranges_are_quantiles_over_images(clean, quantile):
-    found = build(clean, quantile)
-    basis, centre = found.basis.double().numpy(), found.centre.double().numpy()
+    result = build(clean, quantile)
+    basis, centre = result.basis.double().numpy(), result.centre.double().numpy()
     parts = (clean.double().numpy() - centre).reshape(IMAGES, -1, FEATURES) @ basis
     ends = [quantile, 1 - quantile]
-    carries = found.signal.numpy()
+    carries = result.signal.numpy()
     assert carries.sum() == FEATURES - 1
-    np.testing.assert_allclose(found.mean, np.quantile(parts.mean(1), ends, 0), atol=1e-5)
+    np.testing.assert_allclose(result.mean, np.quantile(parts.mean(1), ends, 0), atol=1e-5)
     logs = np.log(parts.std(1))[:, carries]
-    np.testing.assert_allclose(found.deviation[:, carries], np.quantile(logs, ends, 0), atol=1e-5)
+    np.testing.assert_allclose(result.deviation[:, carries], np.quantile(logs, ends, 0), atol=1e-5)
     gain = 0.5 * np.log(parts.var(1).sum(1))
-    np.testing.assert_allclose(found.gain, np.quantile(gain, ends), atol=1e-5)
+    np.testing.assert_allclose(result.gain, np.quantile(gain, ends), atol=1e-5)
 
 
 @pytest.mark.parametrize("quantile", [0.5, -0.1, float("nan")])
@@ -138,12 +138,12 @@ def test_one_image_is_no_range(clean):
 @pytest.mark.parametrize("given", [False, True])
 def test_ranges_are_found_on_the_cpu_wherever_the_tokens_are(clean, blank, elsewhere, given):
     centre = blank if given else None
-    found = build(elsewhere(clean), 0.1, elsewhere(blank) if given else None, split=5)
+    result = build(elsewhere(clean), 0.1, elsewhere(blank) if given else None, split=5)
     for name, tensor in vars(build(clean, 0.1, centre, split=5)).items():
-        assert type(getattr(found, name)) is torch.Tensor
-        assert torch.equal(getattr(found, name), tensor), name
+        assert type(getattr(result, name)) is torch.Tensor
+        assert torch.equal(getattr(result, name), tensor), name
     with pytest.raises(RuntimeError, match="same device"):
-        found.align(elsewhere(clean))
+        result.align(elsewhere(clean))
     with pytest.raises(TypeError, match="float64"):
         elsewhere(clean).double()
 
@@ -170,18 +170,18 @@ def test_quantiles_of_more_values_than_older_torch_takes():
 def test_restoring_is_what_it_says_direction_by_direction(clean, blank):
     images = damaged_images(clean)
     for centre in (None, blank):
-        found = build(clean, 0.1, centre)
-        tokens, damage = found.align(images)
-        assert 0 < int(found.signal.sum()) < FEATURES
+        result = build(clean, 0.1, centre)
+        tokens, damage = result.align(images)
+        assert 0 < int(result.signal.sum()) < FEATURES
         for b, image in enumerate(images):
-            expected, expected_damage = slow_restore(found, image)
+            expected, expected_damage = slow_restore(result, image)
             np.testing.assert_allclose(tokens[b], expected, atol=2e-4, rtol=1e-4)
             assert damage[b].item() == pytest.approx(expected_damage, abs=1e-4)
 
 
 def test_inside_the_range_nothing_changes(clean, blank):
-    found = build(clean, 0.0, blank)
-    tokens, damage = found.align(clean)
+    result = build(clean, 0.0, blank)
+    tokens, damage = result.align(clean)
     torch.testing.assert_close(tokens, clean, atol=2e-5, rtol=1e-5)
     assert damage.max() < 1e-5
 
@@ -191,24 +191,24 @@ def test_a_loss_of_contrast_is_undone_up_to_the_ranges_end(blank, contrast):
     """Clean images that differ in contrast only: what they keep to is a range of contrasts."""
     pattern = torch.randn(*GRID, FEATURES, generator=torch.Generator().manual_seed(4))
     contrasts = torch.linspace(1, 2, IMAGES)[:, None, None, None]
-    found = build(blank + contrasts * pattern, 0.0, blank)
+    result = build(blank + contrasts * pattern, 0.0, blank)
     image = blank + contrast * (1.5 * pattern)
-    tokens, damage = found.align(image[None])
+    tokens, damage = result.align(image[None])
     nearest = 1 if contrast < 1 else 2
     torch.testing.assert_close(tokens[0], blank + nearest * pattern, atol=1e-4, rtol=1e-4)
     assert damage.item() < 1e-3  # a common gain is no damage
 
 
 def test_damage_grows_with_noise_and_with_blur(clean, blank):
-    found = build(clean, 0.0, blank)
+    result = build(clean, 0.0, blank)
     noise = torch.randn(*clean.shape[1:], generator=torch.Generator().manual_seed(5))
-    _, noisy = found.align(torch.stack([clean[0] + s * noise for s in (0, 1, 2, 4, 8)]))
+    _, noisy = result.align(torch.stack([clean[0] + s * noise for s in (0, 1, 2, 4, 8)]))
     assert noisy[0] < 1e-5 and (noisy.diff() > 0).all() and noisy[1] > 0.01
     # blur: the weak directions lose, the strong ones keep
-    parts = (clean[0] - blank) @ found.basis
+    parts = (clean[0] - blank) @ result.basis
     shares = torch.linspace(0, 1, FEATURES)
     weaker = [(parts * shares.lerp(torch.ones(FEATURES), keep)) for keep in (1.0, 0.3, 0.1)]
-    _, blurred = found.align(torch.stack([p @ found.basis.T + blank for p in weaker]))
+    _, blurred = result.align(torch.stack([p @ result.basis.T + blank for p in weaker]))
     assert blurred[0] < 1e-5 and (blurred[1:].diff() > 0).all() and blurred[1] > 0.01
 
 
@@ -237,16 +237,22 @@ def test_a_callers_autocast_changes_no_number(clean, blank):
     assert torch.equal(errors, residual(fields))
 
 
-def test_the_restorer_knows_its_layers_and_gauges_the_first(clean):
-    found, images = build(clean, 0.1), damaged_images(clean)
-    aligner = Aligner(calibration({1: found, 3: found}))
+def test_the_restorer_knows_its_layers_and_measures_damage_at_the_first(clean):
+    result, images = build(clean, 0.1), damaged_images(clean)
+    aligner = Aligner(calibration({1: result, 3: result}))
     assert aligner(0, images) is images and aligner(2, images) is images
     assert aligner.damage.numel() == 0
-    expected, damage = found.align(images)
+    expected, damage = result.align(images)
     assert torch.equal(aligner(1, images), expected)
     assert torch.equal(aligner.damage, damage)
-    assert torch.equal(aligner(3, 2 * images), found.align(2 * images)[0])
+    assert torch.equal(aligner(3, 2 * images), result.align(2 * images)[0])
     assert torch.equal(aligner.damage, damage)  # of the first layer still
+
+
+def test_damaged_is_beyond_what_clean_images_show():
+    aligner = Aligner(calibration({}, undamaged=0.1))
+    aligner.damage = torch.tensor([0.0, 0.05, 0.1, 0.11, 1.0])
+    assert aligner.damaged.tolist() == [False, False, False, True, True]
 
 
 def test_noise_on_a_structured_field_is_found_in_its_amount():
@@ -254,9 +260,9 @@ def test_noise_on_a_structured_field_is_found_in_its_amount():
     rows, columns, features = 16, 16, 24
     source = torch.Generator().manual_seed(0)
     classes = torch.randint(0, 6, (1, rows, columns), generator=source)
-    looks, tokens = (torch.randn(6, features, generator=source) for _ in range(2))
+    guides, tokens = (torch.randn(6, features, generator=source) for _ in range(2))
     own = 0.3 * torch.randn(1, rows, columns, features, generator=source)
-    clean = torch.stack([looks[classes], tokens[classes] + own], 1)
+    clean = torch.stack([guides[classes], tokens[classes] + own], 1)
     settings = replace(calibration({}), residual=residual(clean).item())
     assert settings.residual < 0.2  # alike positions predict each other
     assert noise_fraction(settings, clean).tolist() == pytest.approx([0.0], abs=1e-6)

@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
-from lqn_seg.adapt.methods import ABLATIONS, parse_ablation
 from lqn_seg.core.config import (
     PRESETS,
     VARIANTS,
@@ -19,6 +19,7 @@ from lqn_seg.core.config import (
     with_variant,
 )
 from lqn_seg.core.lqn import StudentFitter, Students
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.random import RandomKey
 from lqn_seg.errors import InputError
 
@@ -70,23 +71,9 @@ def test_axes_share_the_code_and_the_last_takes_the_remainder():
             axis_features(bad, 3)
 
 
-# --- ablations
-
-
-def test_ablations_parse():
-    assert parse_ablation("none") == ("none", ())
-    assert parse_ablation("views-8") == ("views", (8,))
-    assert parse_ablation("source-2-5-8") == ("source", (2, 5, 8))
-    assert parse_ablation("fit-per-image") == ("fit-per-image", ())
-    for word, numbers in ABLATIONS.items():
-        name = "-".join([word, *["3"] * numbers])
-        assert parse_ablation(name) == (word, (3,) * numbers)
-
-
-@pytest.mark.parametrize("name", ["views", "views-1-2", "source-1-2", "entropy-3", "views-"])
-def test_an_ablation_with_the_wrong_numbers_is_named(name):
-    with pytest.raises(InputError, match="ABLATION"):
-        parse_ablation(name)
+def test_auto_precision_is_one_of_the_two():
+    assert resolve_precision("auto", torch.device("cpu")) in ("bfloat16", "float32")
+    assert resolve_precision("float16", torch.device("cpu")) == "float16"
 
 
 # --- sizes
@@ -161,13 +148,13 @@ def test_initial_weights(change, deviations):
     [
         (lambda: with_variant(LQNConfig(), "lqn-scr"), "did you mean 'lqn-src'"),
         (lambda: preset("papper"), "did you mean 'paper'"),
+        (lambda: resolve_precision("float8", torch.device("cpu")), "not 'float8'"),
         (lambda: FitConfig(precision="bf16"), "did you mean 'bfloat16'"),
         (lambda: FitConfig(target_norm="layers"), "did you mean 'layer'"),
         (lambda: FitConfig(layers="lost"), "did you mean 'last'"),
         (lambda: FitConfig(steps=-1), "steps"),
         (lambda: FitConfig(positions_per_step=0), "positions_per_step"),
         (lambda: LQNConfig(fit=FitConfig("apm")), "with_variant"),
-        (lambda: parse_ablation("entropie"), "ABLATION.*did you mean 'entropy'"),
         (lambda: replace(BASE, input_size=13), "multiple of stride"),
         (lambda: replace(BASE, widths=()), "widths"),
         (lambda: replace(BASE, axes=4), "axes"),

@@ -28,13 +28,13 @@ def test_error_is_what_a_loop_finds(make_fields, shape):
 
 
 def test_twins_predict_each_other_and_strangers_do_not():
-    looks = 100 * torch.randn(1, 1, 6, 8, generator=torch.Generator().manual_seed(0))
-    twins = looks.repeat(1, 2, 1, 1)  # two rows, alike column by column, unlike otherwise
+    guide = 100 * torch.randn(1, 1, 6, 8, generator=torch.Generator().manual_seed(0))
+    twins = guide.repeat(1, 2, 1, 1)  # two rows, alike column by column, unlike otherwise
     tokens = torch.randn(1, 1, 6, 8, generator=torch.Generator().manual_seed(1)).repeat(1, 2, 1, 1)
     kernel = guided_kernel(twins)
     assert kernel.diagonal(dim1=1, dim2=2).allclose(torch.ones(1, 12))
     assert leave_one_out_error(kernel, tokens).item() < 1e-4
-    strangers = guided_kernel(looks)  # nobody is like anybody: predicted from the mean of all
+    strangers = guided_kernel(guide)  # nobody is like anybody: predicted from the mean of all
     assert leave_one_out_error(strangers, tokens[:, :1]).item() == pytest.approx(1, rel=1e-4)
 
 

@@ -20,12 +20,10 @@ from transformers import (
 )
 
 from lqn_seg.adapt.methods import BaselineModel
-from lqn_seg.config.nodes import load_cfg, method_config
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.run import evaluate
 from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.baselines import Preprocessing, load_universal
-from lqn_seg.segmentation.postprocess import panoptic_inference, semantic_inference
 from lqn_seg.segmentation.windows import resize_scores
 
 CLASSES = 13  # the scenes'
@@ -144,54 +142,6 @@ def test_logits_are_transformers_own(folders, kind):
     assert close(answers["panoptic"][1], output.class_queries_logits[0])
 
 
-def test_predictions_are_transformers_own_at_its_own_resolution(folders):
-    """transformers scores masks at 384 x 384; asked for that size, its rules and ours agree."""
-    image, size = random_image(64, 96), (384, 384)
-    processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 160})
-    with torch.no_grad():
-        output = build("mask2former")(**processor(image, return_tensors="pt"))
-    # Sure of its classes: transformers asks class score x mask for 0.5, Mask2Former the mask alone.
-    output.class_queries_logits *= 50
-    theirs = processor.post_process_panoptic_segmentation(
-        output,
-        **{"threshold": 0.2, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.0},
-        label_ids_to_fuse=set(),
-        target_sizes=[size],
-    )[0]
-    masks = resize_scores(output.masks_queries_logits[0], size)
-    classes = output.class_queries_logits[0]
-    ids, segments = panoptic_inference(masks, classes, set(range(CLASSES)), 0.2, 0.0)
-    label = {s["id"]: s["label_id"] for s in theirs["segments_info"]}
-    mine = {s["id"]: s["category_id"] for s in segments}
-    assert sorted(label.values()) == sorted(mine.values()) and len(set(mine.values())) > 1
-    want = theirs["segmentation"].to(torch.int64).apply_(lambda i: label.get(int(i), -1))
-    got = ids.to(torch.int64).apply_(lambda i: mine.get(int(i), -1))
-    # It gives a segment all it won, Mask2Former only what is inside its mask; the rest is void.
-    assert (want == got)[ids > 0].float().mean() > 0.999 and (ids > 0).float().mean() > 0.5
-    output.class_queries_logits /= 50
-    classes = output.class_queries_logits[0]
-    semantic = processor.post_process_semantic_segmentation(output, target_sizes=[size])[0]
-    assert torch.equal(semantic_inference(masks, classes).argmax(0), semantic)
-    # through our own input and output sizes borders move, regions stay
-    own = load(folders, "mask2former")(image, (64, 96), ["semantic"])[0]["semantic"]
-    small = processor.post_process_semantic_segmentation(output, target_sizes=[(64, 96)])[0]
-    assert (semantic_inference(*own).argmax(0) == small).float().mean() > 0.9
-
-
-def test_padding_is_not_part_of_the_answer(folders):
-    model = load(folders, "mask2former")
-    image = random_image(50, 70)  # to 64 x 90, padded to 64 x 96
-    pixels, inside = model.preprocessing(image)
-    assert pixels.shape == (1, 3, 64, 96) and inside == (64, 90)
-    assert (pixels[..., 90:] == 0).all() and (pixels[..., :90] != 0).any()
-    with torch.no_grad():
-        output = build("mask2former")(pixel_values=pixels)
-    whole = torch.nn.functional.interpolate(output.masks_queries_logits, (64, 96), mode="bilinear")
-    want = torch.nn.functional.interpolate(whole[..., :90], (50, 70), mode="bilinear")[0]
-    got = model(image, (50, 70), ["panoptic"])[0]["panoptic"][0]
-    assert close(got, want)
-
-
 @pytest.mark.parametrize(
     "content, image, size",
     [
@@ -238,13 +188,20 @@ def test_bad_comparators_are_named(folders, tmp_path, teacher_folder):
     for name in ("mask2former=", "=somewhere"):
         with pytest.raises(InputError, match=r"MODEL\.LQN\.METHODS"):
             BaselineModel.parse(name)
-
-
-def test_methods_are_parsed(small_config):
-    cfg = load_cfg(str(small_config))
-    method = method_config(cfg, "mask2former=facebook/mask2former@main=x")
-    assert method == BaselineModel("mask2former", "facebook/mask2former@main=x")
+    whole = BaselineModel.parse("mask2former=facebook/mask2former@main=x")
+    assert whole == BaselineModel("mask2former", "facebook/mask2former@main=x")
     assert title("mask2former=dir") == "Mask2Former" and title("mine=dir") == "mine"
+
+
+def test_padding_is_not_part_of_the_answer(folders):
+    model, image = load(folders, "mask2former"), random_image(50, 70)
+    pixels, inside = model.preprocessing(image)  # to 64 x 90, padded to 64 x 96
+    assert pixels.shape == (1, 3, 64, 96) and inside == (64, 90)
+    assert (pixels[..., 90:] == 0).all() and (pixels[..., :90] != 0).any()
+    with torch.no_grad():
+        masks = build("mask2former")(pixel_values=pixels).masks_queries_logits[0]
+    want = resize_scores(resize_scores(masks, (64, 96))[..., :90], (50, 70))
+    assert close(model(image, (50, 70), ["panoptic"])[0]["panoptic"][0], want)
 
 
 def test_one_command_gives_one_table(small_config, folders, capsys):
@@ -256,9 +213,9 @@ def test_one_command_gives_one_table(small_config, folders, capsys):
     assert "On these 2 images LQN" in report.sentence()
     results = json.loads((report.evaluation.folder / "results.json").read_text())
     for method in chosen[2:]:
-        found = results["metrics"]["clean"][method]
-        assert 0 <= found["panoptic_seg"]["PQ"] <= 100 and 0 <= found["sem_seg"]["mIoU"] <= 100
-        assert found["lqn"]["token_cos"] is None  # it has no teacher
+        result = results["metrics"]["clean"][method]
+        assert 0 <= result["panoptic_seg"]["PQ"] <= 100 and 0 <= result["sem_seg"]["mIoU"] <= 100
+        assert result["lqn"]["token_cos"] is None  # it has no teacher
         assert results["gmacs"][method]["gmacs_total"] > 0
         assert results["baselines"][method]
     oneformer, mask2former = (results["gmacs"][m]["gmacs_total"] for m in (chosen[4], chosen[2]))

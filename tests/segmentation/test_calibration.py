@@ -36,7 +36,7 @@ def crops() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def found(teacher, crops) -> Calibration:
+def calibration(teacher, crops) -> Calibration:
     return calibrate(teacher, lambda: crops.split(8), 0.1)
 
 
@@ -44,13 +44,13 @@ def inputs(teacher: EomtTeacher, crops: torch.Tensor) -> torch.Tensor:
     return normalise(crops, teacher.pixel_mean, teacher.pixel_std)
 
 
-def test_ranges_are_those_of_the_teachers_tokens(teacher, crops, found):
-    assert sorted(found.layers) == [0, 1, 2]  # the embedding and the first two of four layers
+def test_ranges_are_those_of_the_teachers_tokens(teacher, crops, calibration):
+    assert sorted(calibration.layers) == [0, 1, 2]  # the embedding and the first two of four layers
     images = inputs(teacher, crops)
     field, _ = teacher.encode(images)
     blank = teacher.embed(torch.zeros(1, 3, 32, 32))[0]
-    torch.testing.assert_close(found.layers[0].centre, blank)
-    for layer, clean in found.layers.items():
+    torch.testing.assert_close(calibration.layers[0].centre, blank)
+    for layer, clean in calibration.layers.items():
         tokens = teacher.embed(images) if layer == 0 else field[:, layer - 1]
         builder = RangeBuilder(blank if layer == 0 else None)
         builder.observe(tokens)
@@ -63,36 +63,38 @@ def test_ranges_are_those_of_the_teachers_tokens(teacher, crops, found):
             torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
-def test_what_the_gauges_read_of_clean_images(teacher, crops, found):
+def test_damage_and_residual_are_those_of_clean_images(teacher, crops, calibration):
     images = inputs(teacher, crops)
-    _, damage = found.layers[0].align(teacher.embed(images))
-    assert found.undamaged == pytest.approx(np.quantile(damage.numpy(), 0.95), rel=1e-3)
-    assert found.undamaged > 0
-    field, _ = teacher.encode(images, Aligner(found))
-    assert found.residual == pytest.approx(residual(field).sort().values[9].item(), rel=1e-3)
+    _, damage = calibration.layers[0].align(teacher.embed(images))
+    assert calibration.undamaged == pytest.approx(np.quantile(damage.numpy(), 0.95), rel=1e-3)
+    assert calibration.undamaged > 0
+    field, _ = teacher.encode(images, Aligner(calibration))
+    assert calibration.residual == pytest.approx(residual(field).sort().values[9].item(), rel=1e-3)
     flat, ends = crops.flatten(1).double().numpy(), [0.1, 0.9]
     expected = [np.quantile(flat.mean(1), ends), np.quantile(np.log(flat.std(1, ddof=1)), ends)]
-    np.testing.assert_allclose(found.pixels, np.transpose(expected), atol=1e-5)
+    np.testing.assert_allclose(calibration.pixels, np.transpose(expected), atol=1e-5)
 
 
-def test_order_and_batches_of_the_images_do_not_matter(teacher, crops, found):
+def test_order_and_batches_of_the_images_do_not_matter(teacher, crops, calibration):
     order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(1))
     noise = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     images = inputs(teacher, noise)
-    aligner = Aligner(found)
+    aligner = Aligner(calibration)
     field, _ = teacher.encode(images, aligner)
     for batches in (crops[order].split(8), crops.split(3)):
         other = Aligner(calibrate(teacher, lambda b=batches: b, 0.1))
         again, _ = teacher.encode(images, other)
         torch.testing.assert_close(again, field, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(other.damage, aligner.damage, atol=1e-4, rtol=1e-4)
-        assert other.calibration.undamaged == pytest.approx(found.undamaged, rel=1e-2)
+        assert other.calibration.undamaged == pytest.approx(calibration.undamaged, rel=1e-2)
 
 
-def test_images_may_lie_on_another_device_than_the_teacher(teacher, crops, found, elsewhere):
+def test_images_may_lie_on_another_device_than_the_teacher(teacher, crops, calibration, elsewhere):
     other = calibrate(teacher, lambda: [elsewhere(part) for part in crops.split(8)], 0.1)
-    assert torch.equal(other.pixels, found.pixels) and other.undamaged == found.undamaged
-    for layer, clean in found.layers.items():
+    assert (
+        torch.equal(other.pixels, calibration.pixels) and other.undamaged == calibration.undamaged
+    )
+    for layer, clean in calibration.layers.items():
         assert torch.equal(other.layers[layer].deviation, clean.deviation)
 
 
@@ -118,25 +120,25 @@ def test_too_few_images_are_named(teacher, crops, count):
 # --- files
 
 
-def test_a_calibration_comes_back_bit_for_bit(tmp_path, teacher, found):
+def test_a_calibration_comes_back_bit_for_bit(tmp_path, teacher, calibration):
     path = tmp_path / "calibration.safetensors"
-    save_calibration(path, found, {"images": 20, "from": "here"})
+    save_calibration(path, calibration, {"images": 20, "from": "here"})
     read = load_calibration(path, teacher)
-    assert (read.undamaged, read.residual) == (found.undamaged, found.residual)
-    assert torch.equal(read.pixels, found.pixels)
-    assert list(read.layers) == list(found.layers)
-    for layer, clean in found.layers.items():
+    assert (read.undamaged, read.residual) == (calibration.undamaged, calibration.residual)
+    assert torch.equal(read.pixels, calibration.pixels)
+    assert list(read.layers) == list(calibration.layers)
+    for layer, clean in calibration.layers.items():
         for name, tensor in vars(clean).items():
             assert torch.equal(getattr(read.layers[layer], name), tensor), name
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["calibration"])
-    readings = {"undamaged": found.undamaged, "residual": found.residual}
-    readings["distance"] = found.distance
-    assert read.distance == found.distance < math.inf
+    readings = {"undamaged": calibration.undamaged, "residual": calibration.residual}
+    readings["distance"] = calibration.distance
+    assert read.distance == calibration.distance < math.inf
     assert about == {"images": 20, "from": "here", **readings}
     teacher.encode(torch.zeros(1, 3, 32, 32), Aligner(read))
     # A file from before there was a distance: it is not known, and nothing is unlike it.
-    save_calibration(path, replace(found, distance=math.inf), {})
+    save_calibration(path, replace(calibration, distance=math.inf), {})
     assert load_calibration(path, teacher).distance == math.inf
 
 
@@ -159,9 +161,11 @@ def refusal(path: Path, teacher) -> str:
         (("layer1.basis",), ...),
     ],
 )
-def test_a_file_of_other_tensors_or_metadata_is_refused(tmp_path, teacher, found, gone, about):
+def test_a_file_of_other_tensors_or_metadata_is_refused(
+    tmp_path, teacher, calibration, gone, about
+):
     path = tmp_path / "bad.safetensors"
-    save_calibration(path, found, {})
+    save_calibration(path, calibration, {})
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata() if about is ... else about
@@ -169,14 +173,14 @@ def test_a_file_of_other_tensors_or_metadata_is_refused(tmp_path, teacher, found
     assert "is no calibration" in refusal(path, teacher)
 
 
-def test_a_file_that_is_missing_or_damaged_is_refused(tmp_path, teacher, found):
+def test_a_file_that_is_missing_or_damaged_is_refused(tmp_path, teacher, calibration):
     path = tmp_path / "bad.safetensors"
     assert "there is no file" in refusal(path, teacher)
     path.write_text("no calibration\n")
     assert "is no calibration" in refusal(path, teacher)
-    save_calibration(path, found, {})
+    save_calibration(path, calibration, {})
     path.write_bytes(path.read_bytes()[:-100])
     assert "is no calibration" in refusal(path, teacher)
-    centre = {**found.layers, 1: replace(found.layers[1], centre=torch.zeros(4, 5, 16))}
-    save_calibration(path, replace(found, layers=centre), {})
+    centre = {**calibration.layers, 1: replace(calibration.layers[1], centre=torch.zeros(4, 5, 16))}
+    save_calibration(path, replace(calibration, layers=centre), {})
     assert "another shape than 4x4x16" in refusal(path, teacher)

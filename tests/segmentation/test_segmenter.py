@@ -42,8 +42,8 @@ def build(teacher_folder):
 @pytest.fixture(scope="module")
 def calibration(teacher_folder):
     crops = torch.stack([smooth(seed) for seed in range(20)]).float() / 255
-    found = calibrate(load_eomt(str(teacher_folder)), lambda: crops.split(10), 0.0)
-    return replace(found, undamaged=0.05, residual=0.1)
+    result = calibrate(load_eomt(str(teacher_folder)), lambda: crops.split(10), 0.0)
+    return replace(result, undamaged=0.05, residual=0.1)
 
 
 def same(a, b) -> bool:
@@ -83,17 +83,17 @@ def test_larger_is_the_teacher_at_a_larger_input(build, inference):
     config = SegmentationConfig(inference=inference, panoptic=False)
     alone = Segmenter(teacher, EomtHead(teacher.model), {"teacher": None}, THINGS, config)
     methods = {"larger": PixelControl("larger"), "lqn": RECIPE, "teacher": None}
-    (found,) = build(methods, inference=inference, **protocol)([pixels])
+    (result,) = build(methods, inference=inference, **protocol)([pixels])
     (expected,) = alone([pixels])
-    assert list(found) == list(methods)
-    assert torch.equal(found["larger"].output["sem_seg"], expected["teacher"].output["sem_seg"])
-    assert found["larger"].output["sem_seg"].shape == (13, 50, 80)
-    assert found["larger"].stats["windows"] == expected["teacher"].stats["windows"]
-    assert not torch.equal(found["larger"].output["sem_seg"], found["teacher"].output["sem_seg"])
+    assert list(result) == list(methods)
+    assert torch.equal(result["larger"].output["sem_seg"], expected["teacher"].output["sem_seg"])
+    assert result["larger"].output["sem_seg"].shape == (13, 50, 80)
+    assert result["larger"].stats["windows"] == expected["teacher"].stats["windows"]
+    assert not torch.equal(result["larger"].output["sem_seg"], result["teacher"].output["sem_seg"])
     del methods["larger"]
     (without,) = build(methods, inference=inference, **protocol)([pixels])
     for name in methods:
-        assert torch.equal(without[name].output["sem_seg"], found[name].output["sem_seg"])
+        assert torch.equal(without[name].output["sem_seg"], result[name].output["sem_seg"])
 
 
 def test_bad_input_is_named(build):
@@ -169,8 +169,8 @@ def test_a_call_computes_with_its_own_threads_and_gives_them_back(build, monkeyp
         torch.set_num_threads(before)
     assert set(seen) == {1}
     again = build(threads=1)([noise(0)])[0]
-    for name, found in prediction.items():
-        assert mask_hash(found.output) == mask_hash(again[name].output)
+    for name, result in prediction.items():
+        assert mask_hash(result.output) == mask_hash(again[name].output)
 
 
 # --- statistics, costs and warnings

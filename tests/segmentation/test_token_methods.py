@@ -46,11 +46,11 @@ def two_views(teacher, images, field):
 
 def test_a_function_of_two_views_is_the_control_of_two_views(predict):
     register_method("mine", two_views)
-    found = predict("mine", "flip", "teacher")
-    hashes = {name: mask_hash(p.output) for name, p in found.items()}
+    result = predict("mine", "flip", "teacher")
+    hashes = {name: mask_hash(p.output) for name, p in result.items()}
     assert hashes["mine"] == hashes["flip"] != hashes["teacher"]
-    assert found["mine"].stats["fit_ms"] > 0 == found["flip"].stats["fit_ms"]
-    assert found["mine"].stats["token_cos"] == pytest.approx(found["flip"].stats["token_cos"])
+    assert result["mine"].stats["fit_ms"] > 0 == result["flip"].stats["fit_ms"]
+    assert result["mine"].stats["token_cos"] == pytest.approx(result["flip"].stats["token_cos"])
 
 
 def test_an_answer_that_fails_is_the_teachers_and_counted(predict):
@@ -59,10 +59,10 @@ def test_an_answer_that_fails_is_the_teachers_and_counted(predict):
 
     register_method("endless", lambda teacher, images, field: field[:, -1] / 0)
     register_method("exhausted", exhausted)
-    found = predict("endless", "exhausted", "teacher")
+    result = predict("endless", "exhausted", "teacher")
     for name in ("endless", "exhausted"):
-        assert mask_hash(found[name].output) == mask_hash(found["teacher"].output)
-        assert found[name].stats["fallback"] == 1 and found["teacher"].stats["fallback"] == 0
+        assert mask_hash(result[name].output) == mask_hash(result["teacher"].output)
+        assert result[name].stats["fallback"] == 1 and result["teacher"].stats["fallback"] == 0
 
     def broken(teacher, images, field):
         raise RuntimeError("shapes do not fit")
@@ -133,7 +133,7 @@ def test_the_digest_is_the_same_in_every_process(tmp_path):
         "    return field[:, -1] if mode in {'mean', 'max', 'sum', 'last'} else field[:, 0]\n"
         "print(TokenMethod('f', f).code)\n"
     )
-    found = {
+    result = {
         subprocess.run(
             [sys.executable, path],
             capture_output=True,
@@ -143,7 +143,7 @@ def test_the_digest_is_the_same_in_every_process(tmp_path):
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert len(found) == 1
+    assert len(result) == 1
 
 
 def test_a_wrong_answer_or_name_is_one_sentence(predict, small_config):

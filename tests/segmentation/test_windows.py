@@ -71,13 +71,6 @@ def test_overlaps_are_averaged():
     assert layout.average(scores, (4, 6))[0, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1]
 
 
-def test_portrait_images_slide_down():
-    layout = SlidingWindows.of((40, 16), (16, 16))
-    assert layout.axis == 0 and len(layout.starts) == 3
-    image = torch.arange(40).repeat(3, 16, 1).mT.to(torch.uint8).contiguous()
-    assert layout.crops(image)[1, 0, 0, 0] == layout.starts[1]
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_padding_keeps_the_aspect_ratio_and_fills_one_side(height, width):

@@ -164,3 +164,19 @@ OUTPUT_DIR: {tmp_path / "output"}
 """
     )
     return path
+
+
+@pytest.fixture
+def executed(monkeypatch) -> list:
+    """(condition, image) of every prediction that is made."""
+    from lqn_seg.engine.evaluate import Evaluation
+
+    done: list = []
+    original = Evaluation.predict
+
+    def counting(self, condition, samples):
+        done.extend((str(condition), sample.record["image_id"]) for sample in samples)
+        return original(self, condition, samples)
+
+    monkeypatch.setattr(Evaluation, "predict", counting)
+    return done

@@ -49,6 +49,7 @@ class ImageEvaluator(ABC):
         self._records = {record["image_id"]: record for record in records or ()}
 
     def reset(self) -> None:
+        """Forget all images."""
         self.images.clear()
 
     def process(

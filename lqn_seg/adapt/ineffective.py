@@ -79,6 +79,6 @@ def warn(sentences: Iterable[str]) -> None:
 
 def shown(sentences: Iterable[str]) -> list[str]:
     """The sentences, for the console of a run, which need no Python warning beside it."""
-    found = list(sentences)
-    _said.update(found)
-    return found
+    listed = list(sentences)
+    _said.update(listed)
+    return listed

@@ -69,7 +69,7 @@ class LQN(Method):
     def student_input(self, pixels: Tensor) -> Tensor:
         """(B, 3, h, w) pixels in 0..1 as the student's input (B, 3, s, s).
 
-        Its normalisation is its own, whatever the teacher's is (ambiguity 21).
+        ImageNet's normalisation, whatever the teacher's is (ambiguity 21).
         """
         side = self.recipe.student.input_size
         small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)

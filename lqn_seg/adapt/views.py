@@ -36,7 +36,7 @@ def centre_view(image: NDArray[np.uint8], teacher: ClipTeacher) -> Tensor:
         return _to_tensor(V.resize(picture, [height, width], mode))
     if teacher.resize_mode == "longest":
         picture = V.resize(picture, _scaled(picture, teacher.image_size, max), mode)
-        missing = [max(wanted - own, 0) for wanted, own in zip((width, height), picture.size)]
+        missing = [max(wanted - side, 0) for wanted, side in zip((width, height), picture.size)]
         before, after = [n // 2 for n in missing], [(n + 1) // 2 for n in missing]
         padded = V.pad(picture, [*before, *after], fill=teacher.fill_color)
         return _to_tensor(V.center_crop(padded, [height, width]))
@@ -53,7 +53,7 @@ def _scaled(
 ) -> list[int]:
     """[height, width] of a picture, by the larger or the smaller ratio of its sides to ``size``."""
     sides = picture.size[::-1]
-    ratio = which([own / wanted for own, wanted in zip(sides, size)])
+    ratio = which([side / wanted for side, wanted in zip(sides, size)])
     return [max(round(side / ratio), 1) for side in sides]
 
 

@@ -109,10 +109,10 @@ def convert(node: Mapping[str, Any], section: type[Section], where: str) -> Sect
     try:
         return msgspec.convert(values, section)
     except msgspec.ValidationError as error:
-        found = re.fullmatch(r"(.+) - at `\$\.(\w+).*", str(error))
-        if not found:  # of the dataclass itself
+        match = re.fullmatch(r"(.+) - at `\$\.(\w+).*", str(error))
+        if not match:  # of the dataclass itself
             raise InputError(str(error)) from error
-        reason, key = found.groups()
+        reason, key = match.groups()
         name, value = f"{where}.{key.upper()}", values[key]
         if get_origin(hint := get_type_hints(section)[key]) is Literal:
             nearest(str(value), get_args(hint), name)

@@ -70,11 +70,11 @@ class Table(NamedTuple):
 
     def names(self, addresses: Tensor) -> Tensor:
         """(B, n, 3) addresses to (B, n, R): 1 at the rows that add up to each one's code."""
-        found, first = [], 0
+        columns, first = [], 0
         for axis, values in enumerate(self.values):
-            found.append(first + torch.searchsorted(values, addresses[..., axis].contiguous()))
+            columns.append(first + torch.searchsorted(values, addresses[..., axis].contiguous()))
             first += len(values)
-        rows = torch.stack(found, -1)  # (B, n, axes)
+        rows = torch.stack(columns, -1)  # (B, n, axes)
         return self.rows.new_zeros(*rows.shape[:2], first).scatter_(2, rows, 1.0)
 
 

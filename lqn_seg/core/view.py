@@ -53,8 +53,8 @@ class View:
         with torch.no_grad():
             patches = F.unfold(images.to(device).float(), student.stride, stride=student.stride)
             guide = guiding_tokens(fields, student.guide).flatten(1, 2) if student.guide else None
-            chosen = fields if len(layers) == shape[1] else fields[:, [k - 1 for k in layers]]
-            tokens = chosen.flatten(2, 3).float()  # (B, m, H * W, D)
+            fitted = fields if len(layers) == shape[1] else fields[:, [k - 1 for k in layers]]
+            tokens = fitted.flatten(2, 3).float()  # (B, m, H * W, D)
             mean = deviation = None
             if config.fit.target_norm == "layer":
                 variance, mean = torch.var_mean(tokens, dim=2, correction=0, keepdim=True)

@@ -187,14 +187,14 @@ def load_universal(
     """
     weights = baseline.weights
     key = f"MODEL.LQN.METHODS: {baseline.label}={weights}"
-    found = find_file(weights, ("config.json",), key)
-    if found is None:
+    path = find_file(weights, ("config.json",), key)
+    if path is None:
         raise InputError(
             f"{key} could not be loaded: there is no config.json, or it is not in the model hub's "
             f"cache and could not be fetched; `hf download {weights}` gets it where there is "
             "internet"
         )
-    kind = read_json(found, key).get("model_type")
+    kind = read_json(path, key).get("model_type")
     if kind not in KINDS:
         hint = "; an EoMT is a teacher: MODEL.LQN.TEACHER.WEIGHTS" if "eomt" in str(kind) else ""
         raise InputError(f"{key} is a {kind}, not one of {', '.join(KINDS)}{hint}")

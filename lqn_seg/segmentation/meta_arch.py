@@ -61,10 +61,10 @@ class LQNTTTMetaArch(nn.Module):
             )
         images = [read_input(inputs, self.input_format) for inputs in batched_inputs]
         sizes = [_output_size(inputs, image) for inputs, image in zip(batched_inputs, images)]
-        found = [prediction[self.method] for prediction in self.segmenter(images, sizes)]
+        predictions = [prediction[self.method] for prediction in self.segmenter(images, sizes)]
         if torch.jit.is_tracing():  # which takes tensors alone
-            return [_tensors(one.output) for one in found]
-        return [{**one.output, "lqn": one.stats} for one in found]
+            return [_tensors(one.output) for one in predictions]
+        return [{**one.output, "lqn": one.stats} for one in predictions]
 
 
 def read_input(inputs: Mapping[str, Any], input_format: str) -> Tensor:

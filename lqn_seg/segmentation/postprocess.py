@@ -90,13 +90,13 @@ def panoptic_inference(
     # One transfer to the host for all areas rather than one per query.
     inside_area = inside.flatten(1).sum(1)
     won_area = torch.bincount(winner.flatten(), minlength=len(masks))
-    own = inside & (winner == torch.arange(len(masks), device=winner.device)[:, None, None])
-    areas = torch.stack([inside_area, won_area, own.flatten(1).sum(1)], 1).tolist()
+    kept = inside & (winner == torch.arange(len(masks), device=winner.device)[:, None, None])
+    areas = torch.stack([inside_area, won_area, kept.flatten(1).sum(1)], 1).tolist()
 
     stuff: dict[int, dict[str, Any]] = {}
     rows = zip(classes.tolist(), scores.tolist(), areas, strict=True)
-    for k, (category, score, (mask_area, area, own_area)) in enumerate(rows):
-        if own_area == 0 or area / mask_area < overlap_threshold:
+    for k, (category, score, (mask_area, area, kept_area)) in enumerate(rows):
+        if kept_area == 0 or area / mask_area < overlap_threshold:
             continue
         isthing = category in thing_classes
         if not isthing and category in stuff:
@@ -108,7 +108,7 @@ def panoptic_inference(
             segments.append(segment)
             if not isthing:
                 stuff[category] = segment
-        id_map[own[k]] = segment["id"]
+        id_map[kept[k]] = segment["id"]
     return id_map, segments
 
 
@@ -131,17 +131,17 @@ def instance_inference(
     _check(mask_logits, class_logits)
     probabilities = class_logits.softmax(-1)[:, :-1]
     num_classes = probabilities.shape[1]
-    chosen, index = probabilities.flatten().topk(min(top_k, probabilities.numel()))
+    scores, index = probabilities.flatten().topk(min(top_k, probabilities.numel()))
     query, category = index // num_classes, index % num_classes
     things = torch.tensor(sorted(thing_classes), dtype=category.dtype, device=category.device)
     is_thing = torch.isin(category, things)
-    chosen, query, category = chosen[is_thing], query[is_thing], category[is_thing]
+    scores, query, category = scores[is_thing], query[is_thing], category[is_thing]
 
     # Quality per query, once: several classes of one query share its mask.
     masks = mask_logits > 0
     inside = (mask_logits.sigmoid() * masks).flatten(1).sum(1)
     quality = inside / (masks.flatten(1).sum(1) + 1e-6)
-    scores, order = (chosen * quality[query]).sort(descending=True, stable=True)
+    scores, order = (scores * quality[query]).sort(descending=True, stable=True)
     height, width = mask_logits.shape[-2:]
     return Instances((height, width), masks[query[order]], scores, category[order])
 

@@ -160,9 +160,9 @@ class SlidingWindows:
             grid: (H, W) tokens of one window.
         """
         rows, columns = (torch.arange(1, size + 1, dtype=torch.float32) for size in grid)
-        own = (rows, columns)[self.axis]
+        within = (rows, columns)[self.axis]
         starts = torch.tensor(self.starts) * grid[self.axis] / self.window[self.axis]
-        along = (starts[:, None] + own).flatten()
+        along = (starts[:, None] + within).flatten()
         return (along, columns) if self.axis == 0 else (rows, along)
 
     def average(self, scores: Tensor, size: Size) -> Tensor:

@@ -80,8 +80,8 @@ def select_confident(logits: Tensor, share: float, rows: Tensor | None = None) -
     """
     rows = logits if rows is None else rows
     count = selected_views(logits.shape[-2], share)
-    chosen = confident_order(logits)[..., :count, None]
-    return rows.gather(-2, chosen.expand(*chosen.shape[:-1], rows.shape[-1]))
+    confident = confident_order(logits)[..., :count, None]
+    return rows.gather(-2, confident.expand(*confident.shape[:-1], rows.shape[-1]))
 
 
 def selected_views(views: int, share: float) -> int:

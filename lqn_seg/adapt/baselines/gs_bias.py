@@ -49,14 +49,14 @@ class GsBias(Baseline):
         first_loss = None
         for step in range(self.steps):
             current = self._mix(new, mixed)
-            chosen = select_confident(views + current[0][:, None], self.keep)
-            loss = marginal_entropy(chosen)[:, None]
+            confident = select_confident(views + current[0][:, None], self.keep)
+            loss = marginal_entropy(confident)[:, None]
             first_loss = loss if first_loss is None else first_loss
             moving = moving & ((loss - first_loss).abs() <= self.most_change * first_loss)
             biased = spatial + current[1][:, None]
             gradient = torch.stack(
                 [
-                    marginal_entropy_gradient(chosen),
+                    marginal_entropy_gradient(confident),
                     marginal_entropy_gradient(self._best_patches(biased)),
                 ]
             )

@@ -94,8 +94,8 @@ class Tda(Baseline):
 
     def _next(self, views: Tensor, logits: Tensor, features: Features) -> Tensor:
         feature = select_confident(logits, self.keep, views).mean(0)
-        chosen = select_confident(logits, self.keep)
-        mean_logits, log_p = chosen.mean(0), log_mean(chosen.log_softmax(-1))
+        confident = select_confident(logits, self.keep)
+        mean_logits, log_p = confident.mean(0), log_mean(confident.log_softmax(-1))
         loss, label = float(entropy(log_p)), int(mean_logits.argmax())
         p, classes = log_p.exp(), len(features.text)
         self.positive.add(label, loss, feature, p)

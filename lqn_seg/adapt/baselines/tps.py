@@ -34,10 +34,10 @@ class Tps(Baseline):
             shift = torch.zeros(count, *text.shape, device=text.device, requires_grad=True)
             optimizer = torch.optim.AdamW([shift], lr=self.learning_rate)
             # Which views are confident is settled before the first step.
-            chosen = select_confident(features.logits(), self.keep, features.views)
+            confident = select_confident(features.logits(), self.keep, features.views)
             for _ in range(self.steps):
                 prototypes = F.normalize(text + shift, dim=-1)
-                loss = marginal_entropy(scale * chosen @ prototypes.mT)
+                loss = marginal_entropy(scale * confident @ prototypes.mT)
                 (shift.grad,) = torch.autograd.grad(loss.sum(), shift)
                 optimizer.step()
         prototypes = F.normalize(text + shift.detach(), dim=-1)

@@ -65,11 +65,11 @@ class Tpt(Baseline):
         with torch.enable_grad():
             context = start.clone().requires_grad_()
             optimizer = torch.optim.AdamW([context], lr=self.learning_rate)
-            chosen = views
+            confident = views
             for step in range(self.steps):
-                logits = scale * chosen @ self.text(context).T
+                logits = scale * confident @ self.text(context).T
                 if step == 0:  # which views are confident is settled by the untuned prompt
-                    chosen = select_confident(logits.detach(), self.keep, views)
+                    confident = select_confident(logits.detach(), self.keep, views)
                     logits = select_confident(logits, self.keep)
                 loss = marginal_entropy(logits)
                 (gradient,) = torch.autograd.grad(_LOSS_SCALE * loss, context)

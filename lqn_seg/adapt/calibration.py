@@ -20,7 +20,6 @@ from lqn_seg.core.alignment import (
     UNDAMAGED,
     Calibration,
     LayerRange,
-    calibrated_layers,
     residual,
     total_deviation,
 )
@@ -233,3 +232,8 @@ def quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:
 def alarmed(calibration: Calibration) -> Calibration:
     """The same ranges, as if every image were nothing but damage: nothing is skipped."""
     return replace(calibration, undamaged=-math.inf, residual=0.0)
+
+
+def calibrated_layers(depth: int, query_layers: int) -> Sequence[int]:
+    """Layers to align at: the embedding and the first half, before the queries come in."""
+    return range(min(depth // 2, depth - query_layers) + 1)

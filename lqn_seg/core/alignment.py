@@ -14,7 +14,6 @@ Shapes: B images, H x W grid, D features; layer 0 is the patch embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,12 +54,8 @@ class LayerRange:
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
 
     def align(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Pull each image's statistics back into the clean range.
-
-        Returns:
-            (B, H, W, D) tokens and (B,) the damage: root mean square, over directions, of the
-            logarithm by which their deviations were changed after the common gain.
-        """
+        """Pull statistics back into the clean range: (B, H, W, D) tokens and (B,) the damage, the
+        root mean square over directions of the log change of deviation after the common gain."""
         parts, mean, deviation = self.components(tokens)
         size = total_deviation(deviation)
         common = size.clamp(*self.gain) - size
@@ -70,8 +65,8 @@ class LayerRange:
         parts += mean.clamp(*self.mean)[:, None, None]
         damage = (change - common)[:, self.signal].square().mean(1).sqrt()
         with own_precision(tokens.device):
-            restored = F.linear(parts, self.basis) + self.centre
-        return restored.to(tokens.dtype), damage
+            aligned = F.linear(parts, self.basis) + self.centre
+        return aligned.to(tokens.dtype), damage
 
     @property
     def signal(self) -> Tensor:
@@ -116,10 +111,10 @@ class Aligner:
         clean = self.calibration.layers.get(layer)
         if clean is None:
             return tokens
-        restored, damage = clean.align(tokens)
+        aligned, damage = clean.align(tokens)
         if layer == min(self.calibration.layers):
             self.damage = damage
-        return restored
+        return aligned
 
     @property
     def damaged(self) -> Tensor:
@@ -138,8 +133,8 @@ def residual(fields: Tensor) -> Tensor:
 def noise_fraction(calibration: Calibration, fields: Tensor) -> Tensor:
     """(B,) share in 0..1 of the residual that clean images do not have.
 
-    With a clean residual s and noise n on top of it, a prediction deserves the weight n / (s + n)
-    against the token itself (Wiener's, James and Stein's); s is the calibration's, s + n is seen.
+    With a clean residual s and noise n on top, a prediction deserves the weight n / (s + n) against
+    the token itself (Wiener's, James and Stein's).
     """
     return (1 - calibration.residual / residual(fields).clamp(min=1e-12)).clamp_(min=0)
 
@@ -155,12 +150,8 @@ def guided_kernel(guide: Tensor) -> Tensor:
 
 
 def leave_one_out_error(kernel: Tensor, tokens: Tensor) -> Tensor:
-    """(B,) error, over variance, of predicting a token as the kernel's mean of all *other* tokens.
-
-    Args:
-        kernel: (B, N, N).
-        tokens: (B, H, W, D).
-    """
+    """(B,) error, over variance, of predicting each of the (B, H, W, D) tokens as the (B, N, N)
+    kernel's mean of all *other* tokens."""
     flat = tokens.flatten(1, 2).float()
     others = kernel - torch.diag_embed(kernel.diagonal(dim1=1, dim2=2))
     # A position unlike all others is predicted by nobody: from the mean of all, then.
@@ -174,8 +165,3 @@ def leave_one_out_error(kernel: Tensor, tokens: Tensor) -> Tensor:
 def total_deviation(deviation: Tensor) -> Tensor:
     """(B, D) log deviations of the directions to (B, 1) that of all together."""
     return 0.5 * (2 * deviation).logsumexp(1, keepdim=True)
-
-
-def calibrated_layers(depth: int, query_layers: int) -> Sequence[int]:
-    """Layers to restore at: the embedding and the first half, before the queries come in."""
-    return range(min(depth // 2, depth - query_layers) + 1)

@@ -3,8 +3,6 @@
 Needs the standard library alone, so that a mistyped configuration is answered at once.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -22,12 +20,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:
-    """How the d_p - 2 features of the coordinate code fall to i, j (and l): whole sin-cos pairs,
-    the same number for every axis, the remainder to the last.
-
-    Raises:
-        InputError: `position_dim` is odd, or leaves an axis without a pair.
-    """
+    """How the d_p - 2 features of the code fall to i, j (and l): sin-cos pairs, the same number for
+    each, the remainder to the last. An `InputError` where an axis would have none."""
     if position_dim % 2:
         raise InputError(f"position_dim must be even (sin-cos pairs), got {position_dim}")
     pairs = (position_dim - FLAG_FEATURES) // 2
@@ -102,15 +96,6 @@ class StudentConfig:
             table[f"{name}.weight"] = (k, m), deviation(k, 0.1 if name == "output" else 1.0)
             table[f"{name}.bias"] = (m,), 0.0
         return table
-
-    def inputs(self, feature_dim: int) -> int:
-        """Features that the first layer reads."""
-        weights = self.weights(feature_dim)
-        return sum(s[0] for n, (s, _) in weights.items() if n.startswith("first.") and len(s) == 2)
-
-    def parameter_count(self, feature_dim: int) -> int:
-        """Of one student (Table 4's products, and the biases)."""
-        return sum(math.prod(shape) for shape, _ in self.weights(feature_dim).values())
 
 
 @dataclass(frozen=True)
@@ -204,11 +189,7 @@ class LQNConfig:
 
 
 def with_variant(config: LQNConfig, name: str) -> LQNConfig:
-    """The same recipe as another variant ("two-word" is "lqn").
-
-    Raises:
-        InputError: no variant has that name.
-    """
+    """The same recipe as another variant ("two-word" is "lqn"); an `InputError` of another name."""
     name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
     adapt = replace(config.adapt, align=True) if name == "restore" else config.adapt
@@ -240,9 +221,5 @@ PRESETS: dict[str, LQNConfig] = {
 
 
 def preset(name: str) -> LQNConfig:
-    """The preset of that name.
-
-    Raises:
-        InputError: there is none; the nearest is suggested.
-    """
+    """The preset of that name; an `InputError` suggests the nearest one."""
     return PRESETS[nearest(name, tuple(PRESETS), "preset")]

@@ -1,7 +1,5 @@
 """Precisions of matrix products: their names, and whose is in force."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,11 +11,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: bfloat16 where matrix products have hardware for it.
-
-    Raises:
-        InputError: it is none of `PRECISIONS`.
-    """
+    """What "auto" means on a device: bfloat16 where matrix products have hardware for it. An
+    `InputError` where it is none of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise InputError(f"a precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision != "auto":
@@ -27,12 +22,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     else:
         fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if fast else "float32"
-
-
-def products_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Products in one of `DTYPES`; float32 leaves a caller's autocast in force."""
-    dtype = DTYPES[precision]
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def own_precision(device: torch.device) -> AbstractContextManager[None]:

@@ -4,8 +4,6 @@ Every stream is a `torch.Generator` seeded with the CRC32 of (seed, CRC32 of the
 window, what the numbers are for).
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from enum import IntEnum
@@ -39,11 +37,7 @@ class RandomKey(NamedTuple):
 def image_key(seed: int, image: Any, window: int = 0) -> RandomKey:
     """The key of an image: `seed`, the CRC32 of its pixels in row-major order, and the window.
 
-    Args:
-        image: uint8 pixels of any shape, a torch tensor or an array with the buffer protocol.
-
-    Raises:
-        InputError: the pixels are not uint8.
+    Its pixels are uint8, else an `InputError`: a tensor or an array with the buffer protocol.
     """
     array: Any = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
     pixels = memoryview(array)
@@ -53,11 +47,7 @@ def image_key(seed: int, image: Any, window: int = 0) -> RandomKey:
 
 
 def image_seed(key: RandomKey, draw: Stream) -> int:
-    """32 bits, for a generator of one's own.
-
-    Raises:
-        InputError: a word of the key does not fit 32 bits.
-    """
+    """32 bits for a generator. An `InputError` where a word of the key does not fit 32."""
     for name, word in zip(key._fields, key):
         if not 0 <= word < 1 << 32:
             raise InputError(f"random key: {name} must be in 0..2^32-1, got {word}")

@@ -37,11 +37,8 @@ class View:
         layers: Sequence[int],
         shape: tuple[int, ...],
     ) -> View:
-        """Of (B, 3, s, s) images and their (B, L, H, W, D) fields.
-
-        Raises:
-            InputError: the fields have not this shape, or the images not the student's size.
-        """
+        """Of (B, 3, s, s) images and their (B, L, H, W, D) fields. An `InputError` where these have
+        not this shape, or the images not the student's size."""
         student, device = config.student, fields.device
         side = student.input_size
         wanted = {"images": (shape[0], 3, side, side), "fields": shape}
@@ -85,11 +82,8 @@ class View:
         return sampled.squeeze(2).mT
 
     def in_units(self, tokens: Tensor, layer: Tensor) -> Tensor:
-        """(B, Q, D) tokens at (B, Q) layers, in the teacher's units.
-
-        Statistics are linear between neighbouring fitted layers and constant beyond them: a layer
-        that was held out of the fit lends nothing, its statistics included.
-        """
+        """(B, Q, D) tokens at (B, Q) layers, in the teacher's units. Statistics are linear between
+        fitted layers and constant beyond them: a layer held out of the fit lends nothing."""
         if self.mean is None or self.deviation is None:
             return tokens
         known, last = self.layers, len(self.layers) - 1

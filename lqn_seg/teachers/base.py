@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lqn_seg.core.precision import products_in
 from lqn_seg.errors import InputError
+from lqn_seg.teachers.modules import products_in
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

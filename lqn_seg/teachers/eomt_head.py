@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lqn_seg.core.precision import products_in
+from lqn_seg.teachers.modules import products_in
 
 
 class EomtHead:

@@ -5,6 +5,7 @@ units (`dense`), weights that autocast lowers anew for every image, and an atten
 T, D) round and then copies its weights for every token.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ def dense(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(inputs, weight, bias)
     result: Tensor = ONE_DNN(inputs, weight, bias, "none", [], "")
     return result
+
+
+def products_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Products in one of `DTYPES`; float32 leaves a caller's autocast in force."""
+    dtype = DTYPES[precision]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 class _Linear(nn.Linear):

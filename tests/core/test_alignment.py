@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lqn_seg.adapt.calibration import RangeBuilder, quantiles
-from lqn_seg.core.alignment import (
-    Aligner,
-    Calibration,
-    LayerRange,
-    calibrated_layers,
-    noise_fraction,
-    residual,
-)
+from lqn_seg.adapt.calibration import RangeBuilder, calibrated_layers, quantiles
+from lqn_seg.core.alignment import Aligner, Calibration, LayerRange, noise_fraction, residual
 from lqn_seg.errors import InputError
 
 GRID = (5, 6)

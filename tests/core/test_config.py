@@ -22,6 +22,7 @@ from lqn_seg.core.lqn import StudentFitter, Students
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.core.random import RandomKey
 from lqn_seg.errors import InputError
+from lqn_seg.lab.cost.flops import first_inputs, parameter_count
 
 GRID = (5, 3, 4)  # L, H, W
 BASE = StudentConfig(12, 4, (24, 16, 20), 20, init="he")
@@ -94,7 +95,7 @@ def test_auto_precision_is_one_of_the_two():
     ],
 )
 def test_parameters_in_closed_form(name, variant, features, count):
-    assert with_variant(PRESETS[name], variant).student.parameter_count(features) == count
+    assert parameter_count(with_variant(PRESETS[name], variant).student, features) == count
 
 
 @pytest.mark.parametrize(
@@ -111,8 +112,8 @@ def test_parameters_in_closed_form(name, variant, features, count):
 def test_parameters_are_those_of_the_plain_student(reference, change):
     config = replace(BASE, **change)
     plain = reference.Student(config, 7)
-    assert config.parameter_count(7) == sum(p.numel() for p in plain.parameters())
-    assert config.inputs(7) == plain.linears[0].in_features
+    assert parameter_count(config, 7) == sum(p.numel() for p in plain.parameters())
+    assert first_inputs(config, 7) == plain.linears[0].in_features
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
 from lqn_seg.lab.benchmark.sweeps import depth, sweeps
 from lqn_seg.lab.benchmark.teachers import Scene, build_scene
 from lqn_seg.lab.benchmark.ways import ApmsWay, PlainWay, Run, drifts, with_fit
-from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, query_gmacs
+from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, parameter_count, query_gmacs
 from lqn_seg.lab.cost.speed import Roofline, device_name, interleaved
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.provenance import environment, write_json
@@ -191,7 +191,7 @@ class Benchmark:
         return {
             "method": variant,
             "precision": precision,
-            "parameters": config.student.parameter_count(width),
+            "parameters": parameter_count(config.student, width),
             "steps": config.fit.steps,
             "positions": config.fit.visited(grid),
             "gmacs": {stage: count(config, grid, width) for stage, count in _GMACS.items()},

@@ -13,8 +13,8 @@ from itertools import pairwise
 from math import ceil, prod
 from typing import Any
 
+from lqn_seg.adapt.calibration import calibrated_layers
 from lqn_seg.adapt.methods import parse_ablation
-from lqn_seg.core.alignment import calibrated_layers
 from lqn_seg.core.config import LQNConfig, StudentConfig
 from lqn_seg.core.lqn import Grid
 
@@ -144,6 +144,17 @@ def clip_gmacs(model: Any) -> dict[str, float]:
 # ---- the student ---------------------------------------------------------------------------------
 
 
+def first_inputs(config: StudentConfig, feature_dim: int) -> int:
+    """Features that a student's first layer reads."""
+    weights = config.weights(feature_dim).items()
+    return sum(s[0] for n, (s, _) in weights if n.startswith("first.") and len(s) == 2)
+
+
+def parameter_count(config: StudentConfig, feature_dim: int) -> int:
+    """Of one student (Table 4's products, and the biases)."""
+    return sum(prod(shape) for shape, _ in config.weights(feature_dim).values())
+
+
 @dataclass(frozen=True)
 class PassMacs:
     forward: int
@@ -166,7 +177,7 @@ def pass_macs(
     convolution = config.image_features * _CHANNELS * config.stride**2
     deep = queries * sum(n_in * n_out for n_in, n_out in pairwise((*config.widths, feature_dim)))
     if grid is None:
-        every_query = queries * config.inputs(feature_dim) * width + deep
+        every_query = queries * first_inputs(config, feature_dim) * width + deep
         return PassMacs(convolution + every_query, convolution + 2 * every_query)
     layers, rows, columns = grid
     table_rows = sum(size + 1 for size in (rows, columns, layers)[: config.axes])
@@ -215,7 +226,7 @@ def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int
     each step the weights forward and backward (8), the gradients (4), and Adam (28). With products
     in two bytes (`lowered`), both are converted (6 each), and read and written there (6)."""
     step = 28 + (12 + 6 if lowered else 12)
-    return (12 + config.fit.steps * step) * config.student.parameter_count(feature_dim)
+    return (12 + config.fit.steps * step) * parameter_count(config.student, feature_dim)
 
 
 # ---- methods on an EoMT --------------------------------------------------------------------------

@@ -176,8 +176,8 @@ def add_run_flags(parser: Parser) -> None:
 
 def all_overrides(arguments: Namespace, methods: str) -> list[str]:
     """The ``KEY VALUE`` pairs, with the key that ``--methods`` stands for."""
-    chosen = names(arguments.methods)
-    return [*arguments.overrides, *((methods, repr(tuple(chosen))) if chosen else ())]
+    listed = names(arguments.methods)
+    return [*arguments.overrides, *((methods, repr(tuple(listed))) if listed else ())]
 
 
 def check_config(arguments: Namespace, methods: str = "", classification: bool = False) -> Any:

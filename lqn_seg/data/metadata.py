@@ -82,8 +82,8 @@ class Metadata:
             raise InputError(f"{field} lists {missed}")
         for key, pixels in drawn.items():  # PQ believes the area, as panopticapi does
             if (area := listed[key].get("area", pixels)) != pixels:
-                said = f"{pixels} pixels in {path}, segments_info says area {area}"
-                raise InputError(f"segment {key} of image {image_id} has {said}")
+                areas = f"{pixels} pixels in {path}, segments_info says area {area}"
+                raise InputError(f"segment {key} of image {image_id} has {areas}")
         return ids
 
     def read_semantic(self, record: Mapping[str, Any]) -> NDArray[np.int32]:

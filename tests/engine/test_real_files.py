@@ -133,7 +133,7 @@ def test_a_published_config_runs_on_real_files(name, root, tmp_path, teacher_for
         "OUTPUT_DIR": tmp_path / "output",
     }
     overrides = [str(part) for pair in values.items() for part in pair]
-    report = evaluate(str(CONFIGS / f"{name}.yaml"), overrides, chosen=["teacher", "lqn"])
+    report = evaluate(str(CONFIGS / f"{name}.yaml"), overrides, methods=["teacher", "lqn"])
     assert report is not None
     results = json.loads((tmp_path / "output" / "inference" / "results.json").read_text())
     found = results["per_image"]["clean"]

@@ -206,7 +206,7 @@ def test_padding_is_not_part_of_the_answer(folders):
 
 def test_one_command_gives_one_table(small_config, folders, capsys):
     chosen = ["teacher", "lqn", *(f"{kind}={path}" for kind, path in folders.items())]
-    report = evaluate(str(small_config), QUICKLY, chosen=chosen)
+    report = evaluate(str(small_config), QUICKLY, methods=chosen)
     printed = capsys.readouterr().out
     for name in ("EoMT (teacher)", "LQN", "Mask2Former", "MaskFormer", "OneFormer"):
         assert name in printed
@@ -225,5 +225,5 @@ def test_one_command_gives_one_table(small_config, folders, capsys):
 def test_comparators_alone_run_no_teacher(small_config, folders):
     name = f"mask2former={folders['mask2former']}"
     overrides = [*QUICKLY, "MODEL.LQN.BASELINE_SIZES", "(96, 0)"]
-    report = evaluate(str(small_config), overrides, chosen=[name])
+    report = evaluate(str(small_config), overrides, methods=[name])
     assert report.sentence() == "" and report.metrics["clean"][name]["lqn"]["input_height"] == 96

@@ -167,12 +167,12 @@ def test_it_takes_part_in_tables_and_a_resume_knows_its_code(small_config, capsy
     overrides = ["MODEL.LQN.EVAL.MAX_IMAGES", "2"]
     chosen = ("teacher", "mine")
     register_method("mine", lambda teacher, images, field: field[:, -1])
-    report = evaluate(str(small_config), overrides=overrides, chosen=chosen)
+    report = evaluate(str(small_config), overrides=overrides, methods=chosen)
     assert "\nmine " in capsys.readouterr().out
     images = report.results()["per_image"]["clean"]
     hashes = {name: [image["mask_hash"] for image in images[name]] for name in chosen}
     assert hashes["mine"] == hashes["teacher"] and len(hashes["mine"]) == 2
-    evaluate(str(small_config), overrides=overrides, chosen=chosen, resume=True)
+    evaluate(str(small_config), overrides=overrides, methods=chosen, resume=True)
     register_method("mine", lambda teacher, images, field: field[:, -2])
     with pytest.raises(InputError, match="resume"):
-        evaluate(str(small_config), overrides=overrides, chosen=chosen, resume=True)
+        evaluate(str(small_config), overrides=overrides, methods=chosen, resume=True)

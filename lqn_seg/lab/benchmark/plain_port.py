@@ -112,11 +112,11 @@ def standardised(layer: Tensor) -> Tensor:
 
 
 def fit(
-    student: Student, looks, steps, config, guide: Tensor | None = None, classify=None
+    student: Student, views, steps, config, guide: Tensor | None = None, classify=None
 ) -> list[float]:
     """Algorithm 1 at (n, 3) positions: `steps` yields dest and, to recirculate, src1 and src2.
 
-    `looks` are (image, field) of each view, taken in turn. `guide` is (H, W, D), where the student
+    `views` are (image, field) of each view, taken in turn. `guide` is (H, W, D), where the student
     reads one. With `classify`, tokens (n, D) to logits, its entropy is in the binding loss's place.
     """
     adam = torch.optim.Adam(
@@ -124,7 +124,7 @@ def fit(
     )
     curve = []
     for step, (dest, *others) in enumerate(steps):
-        image, field = looks[step % len(looks)]
+        image, field = views[step % len(views)]
         i, j, layer = dest.unbind(1)
         sources = [torch.zeros_like(dest), *others]
         near = None if guide is None else guide[i - 1, j - 1].repeat(len(sources), 1)

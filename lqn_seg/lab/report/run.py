@@ -31,7 +31,7 @@ def evaluate(
     config_file: str,
     overrides: Sequence[str] = (),
     device: str = "",
-    chosen: Sequence[str] = (),
+    methods: Sequence[str] = (),
     resume: bool = False,
     strict: bool = False,
 ) -> SegmentationReport | None:
@@ -40,7 +40,7 @@ def evaluate(
     Every process that `launch.joined` has joined takes its share of the images.
 
     Args:
-        chosen: methods in place of the configuration's.
+        methods: methods in place of the configuration's.
         resume: go on from the results in the output folder.
         strict: stop at the first image that fails, or when the disk is full.
 
@@ -52,8 +52,8 @@ def evaluate(
     Raises:
         InputError: something from outside is missing or wrong, or there is no room for results.
     """
-    if chosen:
-        overrides = [*overrides, "MODEL.LQN.METHODS", repr(tuple(chosen))]
+    if methods:
+        overrides = [*overrides, "MODEL.LQN.METHODS", repr(tuple(methods))]
     with launch.together():
         cfg = load_cfg(config_file, overrides, device)
         if len(cfg.DATASETS.TEST) != 1:

@@ -241,11 +241,11 @@ def _read(raw: Any, kind: type[T], where: str = "") -> T:
             raise InputError(f"{prefix}{key} is missing")
     wrong = [key for key, value in given.items() if _is_wrong(key, value)]
     try:
-        found = msgspec.convert(given, kind)
+        value = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         wrong = re.findall(r"\$\.(\w+)", str(error))
     if not wrong:
-        return found
+        return value
     annotation = get_type_hints(kind, include_extras=True)[fields[wrong[0]].name]
     words = annotation.__metadata__[0].description
     raise InputError(f"{prefix}{wrong[0]} must be {words}, not {given[wrong[0]]!r}")

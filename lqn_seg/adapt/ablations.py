@@ -18,6 +18,7 @@ from lqn_seg.adapt.methods import parse_ablation
 from lqn_seg.core.lqn import Loss, Sampler, StudentFitter, Students
 from lqn_seg.core.random import RandomKey, Stream, generator, image_seed
 from lqn_seg.core.view import View
+from lqn_seg.errors import InputError
 
 if TYPE_CHECKING:
     from lqn_seg.adapt.lqn import LQN
@@ -36,12 +37,13 @@ def query_options(method: LQN, keys: Sequence[RandomKey], places: int) -> dict[s
         return {"source": numbers}
     if word != "random-source":
         return {}
-    depth, rows, columns = method.grid
-    streams = [generator(key, Stream.QUERY, method.fitter.device) for key in keys]
-    device = method.fitter.device
-    size = torch.tensor((rows, columns, depth), device=device)
+    device, (_, rows, columns) = method.fitter.device, method.grid
+    streams = [generator(key, Stream.QUERY, device) for key in keys]
+    layers = torch.tensor(method.fitter.layers, device=device)
+    size = torch.tensor((rows, columns, len(layers)), device=device)
     drawn = [torch.rand(places, 3, generator=g, device=device) for g in streams]
-    return {"source": (torch.stack(drawn) * size).floor() + 1}
+    i, j, layer = (torch.stack(drawn) * size).long().unbind(-1)
+    return {"source": torch.stack((i + 1, j + 1, layers[layer]), -1).float()}
 
 
 def _views(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any]:
@@ -81,6 +83,9 @@ def _entropy(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, A
     view = View.of(blank, field, method.recipe, fitter.layers, shape)
     depth = field.new_full((count, rows * columns), method.grid[0])
 
+    if fitter.layers[-1] != method.grid[0]:
+        raise InputError("MODEL.LQN.ABLATION entropy needs the last layer among FIT.LAYERS")
+
     def loss(tokens: Tensor, _: Tensor) -> Tensor:
         tokens = view.in_units(tokens, depth)[:, : patches * columns]
         log_p = task.log_scores(tokens, seen.context).float().log_softmax(-1)
@@ -115,10 +120,10 @@ def _segments(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, 
     def sampler(student: int, key: RandomKey) -> Tensor:
         drawn, segments = fitter.uniform(student, key), labels[student]  # (draws, N, n), (H W,)
         taken = [segments[drawn[0] % size]]
-        for index, draw in enumerate((Stream.SOURCE_1, Stream.SOURCE_2)[: len(drawn) - 1], start=1):
+        random = generator(key, Stream.SEGMENT, labels.device)
+        for index in range(1, len(drawn)):
             free = torch.stack([segments != other[..., None] for other in taken]).all(0)
             free |= ~free.any(-1, keepdim=True)  # (N, n, H W)
-            random = generator(key, draw, labels.device)
             place = free.flatten(0, 1).float().multinomial(1, generator=random).view(taken[0].shape)
             drawn[index] = drawn[index] // size * size + place
             taken.append(segments[place])

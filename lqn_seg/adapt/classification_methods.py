@@ -56,6 +56,11 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         nearest(self.pooling, POOLINGS, "pooling")
+        if isinstance(self.recipe, TokenMethod) and self.pooling not in ("mean", "text"):
+            raise InputError(
+                f"method {self.recipe.name} answers with patches: its pooling is mean or text, not "
+                f"{self.pooling}"
+            )
         if not 1 <= self.views <= CORNER_VIEWS:
             raise InputError(
                 f"CLASSIFICATION.STUDENT_VIEWS must be in 1..{CORNER_VIEWS}, not {self.views}"

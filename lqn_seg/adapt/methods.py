@@ -85,10 +85,10 @@ class PixelControl:
     """The teacher on other pixels.
 
     Attributes:
-        name: "blur" (Gaussian) or "denoise" (non-local means), where the gauge finds the image
+        name: "blur" (Gaussian) or "denoise" (non-local means), where the image looks
             damaged; "standardise" (contrast and brightness back into the clean range), "flip"
             (last-layer tokens averaged over the image and its mirror image, a second pass) or
-            "larger" (the teacher at `views.LARGER` times its input's side), always.
+            "larger" (the teacher at `controls.LARGER` times its input's side), always.
     """
 
     name: str

@@ -64,7 +64,7 @@ class Prediction:
         probabilities: (C,) float32 on the CPU.
         stats: milliseconds of this image's share: ``views_ms`` (making the views on the CPU),
             ``teacher_ms`` (the teacher on all that the method looks at), ``method_ms`` (the rest);
-            of a student ``blend`` (its mixing weight), ``fallback``, and ``damage`` where it was
+            of a student ``mixing_weight``, ``fallback``, and ``damage`` where it was
             measured.
     """
 
@@ -143,6 +143,9 @@ class _OnTokens:
         self.adaptation, self.teacher, self.text = adaptation, teacher, text
         self.method = method_for(adaptation, teacher)
         self.precision = self.method.precision
+        noise = torch.rand(1, 3, *teacher.image_size, device=teacher.device)
+        with torch.no_grad():
+            self.method.check(Images(teacher, noise, []))  # a wrong shape is named now
 
     def __call__(self, batch: _Batch, count: int) -> tuple[Tensor, Stats, list[Stats]]:
         images, views_ms = batch.corners(self.adaptation.views)

@@ -27,8 +27,7 @@ from lqn_seg.core.view import guiding_tokens
 _LEAST_VARIANCE = 1e-6
 # Share of the clean images' damage that counts as undamaged.
 UNDAMAGED = 0.95
-# Depth, as a share, of the layer whose tokens say which positions are alike: early, where noise has
-# not spread over positions yet.
+# Relative depth of the layer that says which positions are alike: before noise has spread.
 RESIDUAL_GUIDE = 0.125
 # Bandwidths: of the guide, in root-mean-square standard deviations per feature; of the position,
 # as a share of the grid's longer side.

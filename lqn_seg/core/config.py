@@ -1,7 +1,5 @@
-"""Every default of the method, in frozen dataclasses: student, fit, adaptation, presets, variants.
-
-Needs the standard library alone, so that a mistyped configuration is answered at once.
-"""
+"""Every default of the method: student, fit, adaptation, presets, variants. Standard library alone,
+so that a mistyped configuration is answered at once."""
 
 import math
 from dataclasses import dataclass, field, replace

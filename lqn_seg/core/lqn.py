@@ -186,13 +186,14 @@ class StudentFitter:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("a fit needs gradients, which torch.inference_mode forbids")
         shape, fit = (len(keys), *self.grid, self.feature_dim), self.config.fit
-        seen = [View.of(*v, self.config, self.layers, shape) for v in ((images, fields), *views)]
+        pairs = [(x.to(self.device), y.to(self.device)) for x, y in ((images, fields), *views)]
+        seen = [View.of(*pair, self.config, self.layers, shape) for pair in pairs]
         fitted = FittedStudents(self, students(self, keys), seen[0], coordinates)
         weights = list(dict.fromkeys(fitted.students.weights.values()))
         fused = self.device.type != "meta"  # which only counts
         adam = torch.optim.Adam(weights, fit.learning_rate, fit.betas, fit.eps, fused=fused)
         visits = [(sampler or self.uniform)(b, key) for b, key in enumerate(keys)]
-        losses = [fields.new_zeros(len(keys), 0)]
+        losses = [torch.zeros(len(keys), 0, device=self.device)]
         with torch.enable_grad(), own_precision(self.device):
             for step, places in enumerate(torch.stack(visits, 2).unbind(1)):  # (1 or 3, B, n)
                 loss = fitted.loss(seen[step % len(seen)], places, binding)
@@ -264,7 +265,8 @@ class FittedStudents:
         if shape[-1:] != (3,) or len(shape) < 2 or shape[:-2] not in ((), (batch,)):
             raise InputError(f"addresses must be (Q, 3) or ({batch}, Q, 3), got {tuple(shape)}")
         dest = addresses.to(self.fitter.device, torch.float32).expand(batch, -1, 3)
-        return self._query(dest, source, self.view.guide_between(dest))
+        guide = self.view.guide_between(dest, self.rows, self.columns)
+        return self._query(dest, source, guide, 1024)  # tables grow with scattered coordinates
 
     @torch.no_grad()
     def query_layer(self, layer: float, source: Tensor | Sequence[float] = ANCHOR) -> Tensor:
@@ -279,19 +281,17 @@ class FittedStudents:
         dest = self._layer(layer).expand(len(self.view.patches), -1, 3)
         return self._query(dest, source, self.view.guide).unflatten(1, self.fitter.grid[1:])
 
-    def _query(self, dest: Tensor, source: Any, guide: Tensor | None) -> Tensor:
-        """(B, Q, D) at (B, Q, 3) addresses, in pieces that memory can hold."""
-        config = self.students.config
+    def _query(self, dest: Tensor, source: Any, guide: Any, most: int = QUERY_FLOATS) -> Tensor:
+        """(B, Q, D) at (B, Q, 3) addresses, at most so many in a piece that memory can hold."""
+        config, pieces = self.students.config, []
         source = torch.as_tensor(source, device=dest.device, dtype=torch.float32).expand_as(dest)
-        both = torch.cat((source, dest))
-        tables = self.students.tables([both[..., k].unique() for k in range(config.axes)])
-        size = max(1, QUERY_FLOATS // (len(dest) * max(config.widths)))
+        size = max(1, min(most, QUERY_FLOATS // (len(dest) * max(config.widths))))
         guides = [None] * dest.shape[1] if guide is None else guide.split(size, 1)
         with own_precision(dest.device):
-            pieces = [
-                self.students(self.view.patches, tables, *piece)
-                for piece in zip(source.split(size, 1), dest.split(size, 1), guides)
-            ]
+            for src, to, near in zip(source.split(size, 1), dest.split(size, 1), guides):
+                both = torch.cat((src, to))
+                tables = self.students.tables([both[..., k].unique() for k in range(config.axes)])
+                pieces.append(self.students(self.view.patches, tables, src, to, near))
         return self.view.in_units(torch.cat(pieces, 1), dest[..., 2])
 
     def _layer(self, layer: float) -> Tensor:

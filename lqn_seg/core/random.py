@@ -24,6 +24,7 @@ class Stream(IntEnum):
     WEIGHTS = 3
     QUERY = 4
     VIEW = 5
+    SEGMENT = 6
 
 
 class RandomKey(NamedTuple):
@@ -46,18 +47,18 @@ def image_key(seed: int, image: Any, window: int = 0) -> RandomKey:
     return RandomKey(seed, zlib.crc32(pixels if pixels.c_contiguous else pixels.tobytes()), window)
 
 
-def image_seed(key: RandomKey, draw: Stream) -> int:
+def image_seed(key: RandomKey, stream: Stream) -> int:
     """32 bits for a generator. An `InputError` where a word of the key does not fit 32."""
     for name, word in zip(key._fields, key):
         if not 0 <= word < 1 << 32:
             raise InputError(f"random key: {name} must be in 0..2^32-1, got {word}")
-    return zlib.crc32(struct.pack("<4I", *key, draw))
+    return zlib.crc32(struct.pack("<4I", *key, stream))
 
 
 def generator(
-    key: RandomKey, draw: Stream, device: torch.device | str = "cpu"
+    key: RandomKey, stream: Stream, device: torch.device | str = "cpu"
 ) -> torch.Generator | None:
     """A fresh stream of random numbers on a device; None on the meta device, which has none."""
     if torch.device(device).type == "meta":
         return None
-    return torch.Generator(device).manual_seed(image_seed(key, draw))
+    return torch.Generator(device).manual_seed(image_seed(key, stream))

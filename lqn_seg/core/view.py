@@ -1,7 +1,6 @@
-"""What students see of their images: patches, the tokens that they are fitted to, and a guide.
+"""What students see: patches, the tokens that they are fitted to, and a guide.
 
-Shapes: B images, L x H x W grid, D features, m fitted layers.
-"""
+Shapes: B images, L x H x W grid, D features, m fitted layers."""
 
 from __future__ import annotations
 
@@ -71,10 +70,13 @@ class View:
         """(B, n, D) guide at the same places."""
         return None if self.guide is None else _at(self.guide, places % self.guide.shape[1])
 
-    def guide_between(self, addresses: Tensor) -> Tensor | None:
-        """(B, Q, D) guide at (B, Q, 3) addresses, bilinear between the grid's."""
+    def guide_between(self, addresses: Tensor, rows: Tensor, columns: Tensor) -> Tensor | None:
+        """(B, Q, D) guide at (B, Q, 3) addresses, bilinear; on rows 1..H and columns 1..W alone."""
         if self.guide is None:
             return None
+        for axis in (rows, columns):
+            if not axis.equal(torch.arange(1, len(axis) + 1.0, device=axis.device)):
+                raise InputError("a guide on coordinates of one's own: only query_layer knows it")
         size = addresses.new_tensor(self.size[::-1])
         where = (2 * addresses[..., :2].flip(-1) - 1) / size - 1  # grid_sample's x, y in -1..1
         grid = self.guide.mT.unflatten(2, self.size)  # (B, D, H, W)

@@ -101,12 +101,15 @@ class ResultStore:
 
     @property
     def entries(self) -> dict[str, dict[Key, Result]]:
-        """By group and image id, the last entry that counts, whichever process or run wrote it."""
+        """By group and image id, the last result that counts, whichever process or run wrote it;
+        a failure only where there is no result."""
         if self._entries is None:
             self._entries = {group: {} for group in self.groups}
             for group, entry in self._lines():
-                if (entry["image_id"], entry.get(STAMP, "")) not in self._stale:
-                    self._entries[group][entry["image_id"]] = entry
+                key, kept = entry["image_id"], self._entries[group]
+                made_good = "failed" in entry and "failed" not in kept.get(key, entry)
+                if (key, entry.get(STAMP, "")) not in self._stale and not made_good:
+                    kept[key] = entry
         return self._entries
 
     def _lines(self) -> Iterator[tuple[str, Result]]:

@@ -496,3 +496,19 @@ def test_bad_shapes_are_named():
             students.query(torch.zeros(shape))
     with pytest.raises(InputError, match="only layer 4, not layer 3"):
         fit(with_variant(SMALL, "apm")).query_layer(3)
+
+
+def test_scattered_addresses_are_asked_for_in_pieces_of_their_own(make_fields):
+    """Their tables would grow with their number: 3000 of them, each of its own coordinates."""
+    config = LQNConfig(
+        StudentConfig(16, 4, (24,), 20, init="he", guide=0.5),
+        FitConfig(steps=2, positions_per_step=8, precision="float32"),
+    )
+    fields = make_fields(1, (3, 4, 5), 8)
+    fitted = StudentFitter(config, (3, 4, 5), 8).fit(
+        torch.randn(1, 3, 16, 16), fields, [RandomKey(0)]
+    )
+    addresses = 1 + 2 * torch.rand(3000, 3)
+    whole = fitted.query(addresses)
+    some = fitted.query(addresses[1500:1510])
+    torch.testing.assert_close(whole[:, 1500:1510], some, atol=1e-5, rtol=1e-5)

@@ -194,6 +194,17 @@ def test_failures_are_tried_again(tmp_path):
     assert_whole(tmp_path)
 
 
+def test_a_failure_of_one_process_does_not_outlive_the_result_of_another(tmp_path):
+    """Files are read by name, whichever was written last."""
+    store = opened(tmp_path, resume=False)
+    failed = {"image_id": 7, "failed": "no memory"}
+    (tmp_path / "clean.1.jsonl").write_text(format_line([failed]))
+    (tmp_path / "clean.0.jsonl").write_text(format_line([result("clean", 7)]))
+    again = opened(tmp_path)
+    assert set(again.results("clean")) == {7} and not again.failures("clean")
+    assert store.groups == again.groups
+
+
 def test_another_fingerprint_is_refused_by_name(tmp_path):
     old = {"methods": "x", "teacher": "1", "seeds": (0, 1), "records": "1"}
 

@@ -28,6 +28,18 @@ AUGMENTATIONS = {
     "photographs": AugmentationConfig(
         crop=True, scale=(0.7, 1.6), brightness=0.6, contrast=0.5, saturation=0.5, hue=0.05
     ),
+    # EoMT's own, for Cityscapes and ADE20K.
+    "eomt": AugmentationConfig(
+        crop=True,
+        scale=(0.5, 2.0),
+        brightness=32 / 255,
+        contrast=0.5,
+        saturation=0.5,
+        hue=18 / 360,
+        each=0.5,
+    ),
+    # The same without colours: what comes in other light then is a shift.
+    "scale": AugmentationConfig(crop=True, scale=(0.5, 2.0)),
 }
 
 
@@ -48,7 +60,11 @@ class TeacherConfig:
 class TrainConfig:
     """``MODEL.LQN.TRAIN``, beside Detectron2's ``SOLVER``."""
 
-    backbone: str = ""  # DINOv2 that a new ViT starts from (timm's layout); empty: random
+    # DINOv2 that a new ViT starts from, in timm's, transformers' or Meta's layout; empty: random.
+    backbone: str = ""
+    layer_decay: Annotated[float, Meta(gt=0, le=1)] = 0.8  # of the rate, per block from the last
+    backbone_warmup: Amount = 1000  # steps, after WARMUP_ITERS in which the backbone stands still
+    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are kept
     augmentation: str = "flip"  # of `AUGMENTATIONS`
     pixel_loss_weight: Annotated[float, Meta(ge=0)] = 0.0  # cross-entropy on the last tokens
 

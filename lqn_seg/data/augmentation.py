@@ -14,6 +14,8 @@ class AugmentationConfig:
     flip: probability of mirroring left and right, 0 .. 1.
     brightness, contrast, saturation: x draws a factor from [max(1 - x, 0), 1 + x]; 0 is off.
     hue: x draws a shift from [-x, x] turns of the colour circle, at most 0.5; 0 is off.
+    each: probability of each of the four; below 1, they come as in EoMT's training: brightness
+        first, then contrast before or after saturation and hue.
     """
 
     crop: bool = False
@@ -23,3 +25,4 @@ class AugmentationConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    each: float = 1.0

@@ -13,6 +13,9 @@ from transformers import EomtConfig
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Size
 
+# What an EoMT's parameters of its ViT begin with; the rest is queries and heads.
+VIT_PARTS = ("embeddings.", "layers.", "layernorm.")
+
 
 def image_size_of(config: Any) -> Size:
     """(height, width) of an EoMT's images; an `InputError` where they are no whole numbers."""

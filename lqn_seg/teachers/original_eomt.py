@@ -24,8 +24,9 @@ _BACKBONE = "encoder.backbone."
 _PIXELS = ("encoder.pixel_mean", "encoder.pixel_std")  # of the input, no part of the model
 _DROPPED = (*_PIXELS, "criterion.empty_weight")
 _POSITIONS = "embeddings.position_embeddings.weight"
+_CLS, _REGISTERS = "embeddings.cls_token", "embeddings.register_tokens"
 _DOWN = ".mlp.down_proj."  # of a SwiGLU
-_HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
+HEAD_WIDTH = 64  # of an attention head, in every DINOv2 and DINOv3
 
 # timm's ViT -> transformers' EoMT
 TIMM_NAMES = (
@@ -139,7 +140,12 @@ def convert_timm(state: Mapping[str, Tensor], key: str) -> State:
         for piece, tensor in zip(pieces, value.chunk(len(pieces))):
             converted[name.replace(whole, piece)] = tensor
     if _POSITIONS in converted:
-        converted[_POSITIONS] = converted[_POSITIONS].squeeze(0)
+        positions = converted[_POSITIONS].squeeze(0)
+        if _REGISTERS not in converted:  # then the first position is the CLS token's
+            converted[_CLS] = converted[_CLS] + positions[0]
+            converted[_REGISTERS] = positions.new_zeros(1, 0, positions.shape[1])
+            positions = positions[1:]
+        converted[_POSITIONS] = positions
     return converted
 
 
@@ -202,7 +208,7 @@ def _config(
     shape: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": _count(state, r"layers\.(\d+)\."),
-        "num_attention_heads": max(width // _HEAD_WIDTH, 1),
+        "num_attention_heads": max(width // HEAD_WIDTH, 1),
         "patch_size": patch,
         "num_queries": state["query.weight"].shape[0],
         "num_labels": state["class_predictor.weight"].shape[0] - 1,

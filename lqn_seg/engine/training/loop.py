@@ -4,6 +4,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lqn_seg.engine.interruption import patient
 from lqn_seg.engine.store import make_writable
@@ -22,6 +24,20 @@ def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
     if iteration < warmup:
         return (iteration + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(total - warmup, 1)))
+
+
+class _NoScalars(nullcontext[None]):
+    def add_scalar(self, *_: object) -> None:
+        pass
+
+
+def scalar_writer(folder: Path) -> Any:
+    """TensorBoard's writer of loss and rates into a folder, where the package is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return _NoScalars()
+    return SummaryWriter(str(folder))
 
 
 class Trainer(ABC):
@@ -47,16 +63,25 @@ class Trainer(ABC):
     @abstractmethod
     def loss(self, batch: Any) -> Tensor: ...
 
+    def rate_factor(self, group: dict[str, Any]) -> float:
+        """What a group's first rate is multiplied by in this iteration."""
+        solver = self.solver
+        return learning_rate_factor(self.iteration, solver.WARMUP_ITERS, solver.MAX_ITER)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimisers' parameter groups."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
     def checkpoint(self) -> None:  # noqa: B027 (not every training can be resumed)
         """Keep the state of an unfinished training."""
 
     def step(self) -> float:
         """One iteration; returns its loss."""
-        solver = self.solver
-        factor = learning_rate_factor(self.iteration, solver.WARMUP_ITERS, solver.MAX_ITER)
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        solver, groups = self.solver, self.groups
         for group in groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            rate = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = rate * self.rate_factor(group)
         loss = self.loss(self.batch())
         loss.backward()
         if solver.CLIP_GRADIENTS.ENABLED:
@@ -73,9 +98,10 @@ class Trainer(ABC):
         `InputError` if the loss is not finite any more, or ``OUTPUT_DIR`` cannot be written to."""
         make_writable(self.output)
         self.model.train()
-        total, first, before = self.solver.MAX_ITER, self.iteration, self.seconds
-        start = time.perf_counter()
-        with patient() as stop:
+        total, before, start = self.solver.MAX_ITER, self.seconds, time.perf_counter()
+        scalars = scalar_writer(self.output)
+        bar = tqdm(total=total, initial=self.iteration, desc="training", unit="iteration")
+        with patient() as stop, bar, scalars:
             while self.iteration < total:
                 loss = self.step()
                 if not math.isfinite(loss):
@@ -83,17 +109,13 @@ class Trainer(ABC):
                         f"training diverged at iteration {self.iteration}: lower SOLVER.BASE_LR"
                     )
                 self.losses.append(round(loss, 4))
-                elapsed = time.perf_counter() - start
-                self.seconds = before + elapsed
-                if self.iteration % 20 == 0 or self.iteration == total:
-                    pace = elapsed / (self.iteration - first)  # seconds per iteration
-                    left = (total - self.iteration) * pace / 60
-                    print(
-                        f"iteration {self.iteration}/{total}  loss "
-                        f"{np.mean(self.losses[-20:]):.3f}  {pace:.2f} s/iteration  "
-                        f"eta {left:.0f} min",
-                        flush=True,
-                    )
+                self.seconds = before + time.perf_counter() - start
+                bar.set_postfix(loss=f"{np.mean(self.losses[-20:]):.3f}", refresh=False)
+                bar.update()
+                scalars.add_scalar("train/loss", loss, self.iteration)
+                for number, group in enumerate(self.groups):
+                    name = group.get("name", str(number))
+                    scalars.add_scalar(f"rate/{name}", group["lr"], self.iteration)
                 if self.iteration % self.solver.CHECKPOINT_PERIOD == 0:
                     self.checkpoint()
                 if stop():

@@ -7,30 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lqn_seg.config.nodes import augmentation_config
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.training.eomt_training import EomtLosses, anneal, untrained_eomt
 from lqn_seg.engine.training.loop import Trainer
+from lqn_seg.engine.training.optimizers import (
+    optimizer_from_backbone,
+    optimizers_from_scratch,
+    stand_still,
+    two_stage_factor,
+)
 from lqn_seg.engine.training.training_images import TrainingImages
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt_model import image_size_of
 from lqn_seg.teachers.files import named
 from lqn_seg.teachers.preprocessing import write_preprocessor
-
-
-def build_optimizers(learner: nn.Module, solver: CfgNode) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, at 20 times the rate (its step is orthogonal), AdamW
-    for the rest: the same loss in about half the steps, which on a CPU is what counts."""
-    named = dict(learner.named_parameters())
-    inside = [name for name, x in named.items() if "layers." in name and x.ndim == 2]
-    matrices = [named.pop(name) for name in inside]
-    rate, decay = solver.BASE_LR, solver.WEIGHT_DECAY
-    return [
-        torch.optim.Muon(matrices, lr=20 * rate, weight_decay=decay),
-        torch.optim.AdamW(named.values(), lr=rate, weight_decay=decay, betas=(0.9, 0.98)),
-    ]
 
 
 class TeacherTrainer(Trainer):
@@ -49,8 +43,27 @@ class TeacherTrainer(Trainer):
         self.learner.to(cfg.MODEL.DEVICE)
         size = image_size_of(self.model.config)
         self.images = TrainingImages(dataset, size, augmentation_config(cfg), self.preprocessing)
-        self.optimizers = build_optimizers(self.learner, self.solver)
+        self.backbone, decay = cfg.MODEL.LQN.TRAIN.BACKBONE, cfg.MODEL.LQN.TRAIN.EMA
+        if self.backbone:
+            self.optimizers = [optimizer_from_backbone(self.learner, cfg)]
+        else:
+            self.optimizers = optimizers_from_scratch(self.learner, self.solver)
+        average = get_ema_multi_avg_fn(decay)
+        self.average = AveragedModel(self.learner, multi_avg_fn=average) if decay else None
         self.checkpoint_path = self.output / "checkpoint.pt"
+
+    def announce(self) -> None:
+        """Say what is about to be done."""
+        solver, count = self.solver, len(self.images)
+        height, width = self.images.size
+        total = solver.MAX_ITER * solver.IMS_PER_BATCH
+        print(
+            f"training: an EoMT of {sum(x.numel() for x in self.model.parameters()) / 1e6:.1f} M "
+            f"parameters, from {self.backbone or 'a random start'}, on {count} images of "
+            f"{self.images.metadata.name} at {height}x{width} pixels: {solver.MAX_ITER} iterations "
+            f"of {solver.IMS_PER_BATCH}, {total / count:.1f} epochs; at iteration {self.iteration}",
+            flush=True,
+        )
 
     def recipe(self) -> str:
         """What two runs must share for one to go on from the other's checkpoint."""
@@ -65,6 +78,7 @@ class TeacherTrainer(Trainer):
             "iteration": self.iteration,
             "seconds": self.seconds,
             "losses": self.losses,
+            "average": self.average and self.average.state_dict(),
             "recipe": self.recipe(),
         }
         partial = self.checkpoint_path.with_suffix(".partial")
@@ -85,6 +99,8 @@ class TeacherTrainer(Trainer):
         self.learner.load_state_dict(state["learner"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.losses = state["losses"]
 
@@ -113,17 +129,29 @@ class TeacherTrainer(Trainer):
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=amp):
             return torch.stack(list(self.learner.losses_of(batch).values())).sum()
 
+    def rate_factor(self, group: dict[str, Any]) -> float:
+        if not self.backbone:
+            return super().rate_factor(group)
+        solver, start = self.solver, group["start"]
+        warmup = self.cfg.MODEL.LQN.TRAIN.BACKBONE_WARMUP if start else solver.WARMUP_ITERS
+        return two_stage_factor(self.iteration, start, warmup, solver.MAX_ITER)
+
     def step(self) -> float:
         anneal(self.model, self.iteration / self.solver.MAX_ITER)
+        stand_still(self.groups, self.iteration)
         # The matching and the point sampling draw random numbers: keyed, so a resume repeats them.
         torch.manual_seed(self.seed * 1_000_003 + self.iteration)
-        return super().step()
+        loss = super().step()
+        if self.average:
+            self.average.update_parameters(self.learner)
+        return loss
 
     def train(self, resume: bool = False) -> Path:
         """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher. At Ctrl-C a
         checkpoint is written after the last whole iteration, and a `KeyboardInterrupt` says so."""
         if resume:
             self.load_checkpoint()
+        self.announce()
         is_whole = self.run()
         self.checkpoint()
         if not is_whole:
@@ -136,11 +164,12 @@ class TeacherTrainer(Trainer):
     def export(self) -> Path:
         """Write the teacher as transformers does (safetensors) beside how it was made."""
         folder = self.output / "teacher"
-        self.model.eval()
-        self.model.attn_mask_probs.zero_()
-        self.model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
-        write_preprocessor(folder, self.preprocessing, image_size_of(self.model.config))
+        model: Any = self.average.module.model if self.average else self.model
+        model.eval().attn_mask_probs.zero_()
+        model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        write_preprocessor(folder, self.preprocessing, image_size_of(model.config))
         solver = self.solver
-        more = {"batch_size": solver.IMS_PER_BATCH, "learning_rate": solver.BASE_LR}
+        more: dict[str, Any] = {"batch_size": solver.IMS_PER_BATCH, "learning_rate": solver.BASE_LR}
+        more |= {"backbone": self.backbone} if self.backbone else {}
         self.write_about(folder, len(self.images) - len(self.images.left_out), **more)
         return folder

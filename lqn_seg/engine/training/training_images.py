@@ -21,6 +21,7 @@ from lqn_seg.teachers.base import Preprocessing, normalise
 
 MOST_LEFT_OUT = 0.1  # of the images, before training stops
 UNLABELLED = 0  # in an index map
+COLOURS = ("brightness", "contrast", "saturation", "hue")
 FEW = 10  # images that may be left out of any data set
 # Image (h, w, 3), segment indices (h, w) from 1 on, and each segment's class.
 Decoded = tuple[NDArray[np.uint8], NDArray[np.integer], list[int]]
@@ -138,10 +139,7 @@ def augment(
     ``seed`` alone. An image smaller than the crop's ``side`` lies at random inside it, on black."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).movedim(2, 0)
     labels = torch.from_numpy(index_map.astype(np.int32))[None]
-    colors = config.brightness, config.contrast, config.saturation, config.hue
-    steps: list[v2.Transform] = [v2.RandomHorizontalFlip(config.flip)]
-    if any(colors):
-        steps.append(v2.ColorJitter(*colors))
+    steps: list[v2.Transform] = [v2.RandomHorizontalFlip(config.flip), *colour_jitter(config)]
     with torch.random.fork_rng(devices=[]):
         key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(key)
@@ -154,3 +152,16 @@ def augment(
             steps.insert(0, v2.RandomCrop(side, pad_if_needed=True))
         varied = v2.Compose(steps)(tv_tensors.Image(pixels), tv_tensors.Mask(labels))
     return varied[0].as_subclass(Tensor), varied[1][0].as_subclass(Tensor)
+
+
+def colour_jitter(config: AugmentationConfig) -> list[v2.Transform]:
+    """Random colours of an augmentation, as torchvision's transforms."""
+    strengths = {name: getattr(config, name) for name in COLOURS}
+    if not any(strengths.values()):
+        return []
+    if config.each == 1:
+        return [v2.ColorJitter(**strengths)]
+    brightness, contrast, saturation, hue = (
+        v2.RandomApply([v2.ColorJitter(**{name: strengths[name]})], config.each) for name in COLOURS
+    )
+    return [brightness, v2.RandomOrder([contrast, v2.Compose([saturation, hue])])]

@@ -182,6 +182,7 @@ def eomt_from_dinov2(config: Any, weights: str) -> tuple[Any, Preprocessing]:
         raise InputError(
             f"{key}: {weights} has {heads} attention heads, the EoMT {config.num_attention_heads}"
         )
-    head = {name: x for name, x in model.state_dict().items() if not name.startswith(VIT_PARTS)}
+    kept = (*VIT_PARTS, "criterion.")  # of the loss, which no file holds
+    head = {name: x for name, x in model.state_dict().items() if not name.startswith(kept)}
     load_strictly(model, {**convert_timm(vit.state_dict(), key), **head}, f"{key}: {weights}")
     return model, preprocessing_of_timm(vit)

@@ -41,9 +41,9 @@ def cfg(tmp_path, small_config):
 def test_annealing_goes_block_by_block_from_one_to_zero():
     assert annealed_mask_probabilities(0, 2) == [1, 1]
     assert annealed_mask_probabilities(1, 2) == [0, 0]
-    half = annealed_mask_probabilities(0.45, 2)  # the first block is done, the second begins
+    half = annealed_mask_probabilities(1 / 2, 2)  # the first block is done, the second begins
     assert half[0] == pytest.approx(0) and half[1] == pytest.approx(1)
-    middle = annealed_mask_probabilities(0.30, 2)
+    middle = annealed_mask_probabilities(1 / 3, 2)
     assert middle == [pytest.approx(0.5**0.9), 1]
 
 

@@ -8,7 +8,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import EomtConfig
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    EomtConfig,
+)
 
 from lqn_seg.adapt.calibration import calibrate
 from lqn_seg.config.nodes import load_cfg
@@ -20,9 +26,8 @@ from lqn_seg.engine.training.train import TeacherTrainer
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.feature_maps import feature_maps
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from lqn_seg.teachers.dinov2 import Dinov2Teacher, load_dinov2, start_from_dinov2
+from lqn_seg.teachers.dinov2 import Dinov2Teacher, eomt_from_dinov2, load_dinov2
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
-from lqn_seg.teachers.eomt_model import build_eomt
 
 ARCHITECTURE = "vit_small_patch14_reg4_dinov2"
 IMAGENET = IMAGENET_MEAN, IMAGENET_STD
@@ -62,6 +67,65 @@ def test_the_field_is_timms_own(teacher):
             (context.prefix[:, layer + 1], prefix),
         ):  # but for rounding, in standard deviations of the tokens
             assert (got - want).abs().max() <= 1e-5 * want.std()
+
+
+@pytest.fixture(scope="module", params=[0, 4], ids=["no registers", "four registers"])
+def hugging_face(request, tmp_path_factory):
+    """A small DINOv2 of transformers' with 0 or 4 registers: the model and its folder."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 56}
+    torch.manual_seed(0)
+    if request.param:
+        config = Dinov2WithRegistersConfig(**shape, patch_size=14, num_register_tokens=4)
+        model = Dinov2WithRegistersModel(config).eval()
+    else:
+        model = Dinov2Model(Dinov2Config(**shape, patch_size=14)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("transformers")
+    model.save_pretrained(path)
+    return model, path
+
+
+@torch.no_grad()
+def test_transformers_own_folder_is_read_without_more(hugging_face):
+    model, path = hugging_face
+    images = torch.randn(2, 3, 56, 56)
+    states = model(images, output_hidden_states=True).hidden_states[1:]
+    field, context = load_dinov2(str(path)).encode(images)
+    for layer, state in enumerate(states):
+        count = state.shape[1] - 16
+        for got, want in (
+            (field[:, layer].flatten(1, 2), state[:, count:]),
+            (context.prefix[:, layer + 1], state[:, :count]),
+        ):  # but for rounding, in standard deviations of the tokens
+            assert (got - want).abs().max() <= 1e-5 * want.std()
+
+
+@torch.no_grad()
+def test_an_eomt_starts_from_transformers_dinov2(hugging_face):
+    model, path = hugging_face
+    eomt, _ = eomt_from_dinov2(eomt_config(num_attention_heads=4), str(path))
+    images = torch.randn(2, 3, 56, 56)
+    states = model(images, output_hidden_states=True).hidden_states[1:4]
+    field, _ = EomtTeacher(eomt).encode(images)
+    for layer, state in enumerate(states):  # until the queries come in
+        patches = state[:, -16:].unflatten(1, (4, 4))
+        assert (field[:, layer] - patches).abs().max() <= 1e-5 * patches.std()
+
+
+def test_metas_file_needs_no_config_where_heads_are_64_wide(tmp_path):
+    """Meta's released files stand alone: width, depth, patches, grid and registers are theirs."""
+    torch.manual_seed(0)
+    shape = {"embed_dim": 128, "depth": 2, "img_size": 28}
+    vit = timm.create_model("vit_small_patch14_dinov2", num_classes=0, num_heads=2, **shape)
+    torch.save({**vit.state_dict(), "mask_token": torch.zeros(1, 128)}, tmp_path / "meta.pth")
+    found = load_dinov2(str(tmp_path / "meta.pth"))
+    assert found.grid == (2, 2) and found.model.num_reg_tokens == 0
+    images = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        want = vit.eval().forward_features(images)[:, 1:]
+        got = found.model.norm(found.encode(images)[0][:, -1].flatten(1, 2))
+    assert (got - want).abs().max() <= 1e-5 * want.std()
 
 
 def test_another_size_is_timms_resampling(folder):
@@ -143,20 +207,21 @@ def eomt_config(**changes):
 
 
 def test_an_eomt_starts_as_its_dinov2(folder, teacher):
-    model = build_eomt(eomt_config())
-    queries = model.query.weight.clone()
-    start_from_dinov2(model, str(folder))
+    model, _ = eomt_from_dinov2(eomt_config(), str(folder))
     images = torch.randn(2, 3, 56, 56)
     field, _ = EomtTeacher(model).encode(images)
     expected, _ = teacher.encode(images)
     # Until the queries come in it is DINOv2: transformers and timm round attention alike here.
     assert torch.allclose(field[:, :3], expected[:, :3], atol=1e-5)
-    assert torch.equal(model.query.weight, queries)
+
+
+def test_the_eomt_has_the_registers_of_its_dinov2(folder):
+    model, _ = eomt_from_dinov2(eomt_config(num_register_tokens=0), str(folder))
+    assert model.embeddings.register_tokens.shape == (1, 4, 32)
 
 
 def test_patches_of_another_size_are_timms_resampling(folder):
-    model = build_eomt(eomt_config(patch_size=16, image_size=64))
-    start_from_dinov2(model, str(folder))
+    model, _ = eomt_from_dinov2(eomt_config(patch_size=16, image_size=64), str(folder))
     vit = load_dinov2(str(folder)).model
     vit.set_input_size((64, 64), (16, 16))
     images = torch.randn(1, 3, 64, 64)
@@ -170,7 +235,7 @@ def test_patches_of_another_size_are_timms_resampling(folder):
 )
 def test_another_shape_cannot_start_from_it(folder, changes):
     with pytest.raises(InputError, match=r"TRAIN\.BACKBONE"):
-        start_from_dinov2(build_eomt(eomt_config(**changes)), str(folder))
+        eomt_from_dinov2(eomt_config(**changes), str(folder))
 
 
 def test_training_starts_from_it(small_config, folder, tmp_path):
@@ -180,7 +245,8 @@ def test_training_starts_from_it(small_config, folder, tmp_path):
     overrides = [
         *("MODEL.LQN.TEACHER.CONFIG", str(path), "MODEL.LQN.TRAIN.BACKBONE", str(tmp_path)),
         *("DATASETS.TRAIN", '("demo_panoptic_train",)', "SOLVER.IMS_PER_BATCH", "2"),
-        *("SEED", "0", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1"),
+        *("SEED", "0", "SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "1"),
+        *("MODEL.LQN.TRAIN.BACKBONE_WARMUP", "1"),
         *("MODEL.LQN.TRAIN.AUGMENTATION", "crop", "MODEL.LQN.TEACHER.WEIGHTS", ""),
     ]
     about = json.loads((folder / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The built-in data sets for segmentation: the demo, COCO, ADE20K, Cityscapes and CamVid."""
+"""The built-in data sets for segmentation: the demo, COCO, ADE20K and street scenes."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -143,6 +143,24 @@ def _camvid(split: str, name: str, root: Path) -> Dataset:
     return load_label_folders(name, images, labels, CAMVID_CLASSES, CAMVID_IGNORE, drives)
 
 
+def _cityscapes256(split: str, name: str, root: Path) -> Dataset:
+    """Frames squeezed to 256 x 256, with label maps of train ids."""
+    images, labels = (root / "cityscapes256" / kind / split for kind in ("images", "labels"))
+    evaluated = tuple(k.name for k in CITYSCAPES_LABELS if not k.ignoreInEval)  # by train id
+    return load_label_folders(name, images, labels, evaluated, CITYSCAPES_IGNORE)
+
+
+IDD_LITE_CLASSES = (
+    *("drivable", "non-drivable", "living things", "vehicles", "roadside objects"),
+    *("far objects", "sky"),
+)
+
+
+def _idd_lite(split: str, name: str, root: Path) -> Dataset:
+    images, labels = (root / "idd_lite" / kind / split for kind in ("images", "labels"))
+    return load_label_folders(name, images, labels, IDD_LITE_CLASSES)
+
+
 SEGMENTATION = sources(
     "segmentation",
     {
@@ -152,6 +170,8 @@ SEGMENTATION = sources(
         "ade20k_sem_seg_<split>": _ade20k,
         "ade20k_panoptic_<split>": _ade20k_panoptic,
         "cityscapes_fine_sem_seg_<split>": _cityscapes,
+        "cityscapes256_sem_seg_<split>": _cityscapes256,
         "camvid_sem_seg_<split>": _camvid,
+        "idd_lite_sem_seg_<split>": _idd_lite,
     },
 )

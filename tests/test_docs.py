@@ -19,9 +19,11 @@ from lqn_seg.errors import InputError
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 API = sorted((ROOT / "docs" / "api").glob("*.md"))
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))  # tables, nothing to run
 LISTED = re.compile(r"^::: (\S+)$", re.MULTILINE)
 DOCUMENTS = [
     *(*ROOT.glob("*.md"), *PAGES, *ROOT.glob("tools/*.py"), *ROOT.glob("datasets/*.*")),
+    *RESULTS,
     *ROOT.glob("configs/**/*.yaml"),
 ]
 # What a tool reads its configuration with; all others read segmentation's.
@@ -72,7 +74,7 @@ def test_pages_link_to_what_is_there():
 
 def test_pages_and_pictures_are_all_reached():
     site = (ROOT / "mkdocs.yml").read_text()
-    for page in [*PAGES[:-1], *API]:
+    for page in [*PAGES[:-1], *API, *RESULTS]:
         assert str(page.relative_to(ROOT / "docs")) in site
     shown = "".join(page.read_text() for page in [*PAGES, *ROOT.glob("*.md")])
     for picture in (ROOT / "docs" / "images").iterdir():

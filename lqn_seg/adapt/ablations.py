@@ -1,4 +1,4 @@
-"""The paper's ablations, and ours, that gain nothing (docs/results/ablations.md): runnable, and out of the way.
+"""The paper's ablations, and ours, that gain nothing (docs/results): runnable, out of the way.
 
 Each hands something to the fit or the query: a sampler, a loss, further views, a source, tied
 weights. (``student-queries`` and ``cls-in-field`` fit the context tokens: `lqn.context_size`.)

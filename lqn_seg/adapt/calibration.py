@@ -16,19 +16,15 @@ from torch import Tensor
 
 from lqn_seg.adapt.controls import pixel_statistics
 from lqn_seg.adapt.familiarity import NEAR, Familiarity
-from lqn_seg.core.alignment import (
-    UNDAMAGED,
-    Calibration,
-    LayerRange,
-    residual,
-    total_deviation,
-)
+from lqn_seg.adapt.noise import residual
+from lqn_seg.adapt.style import LOOKS, augment, fit_style, quantiles
+from lqn_seg.core.alignment import UNDAMAGED, Calibration, LayerRange, Style, total_deviation
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Teacher, normalise
 
 FILE_NAME = "calibration.safetensors"
 QUANTILE = 0.02
-PASSES = 3  # over the images
+PASSES = 3 + LOOKS  # over the images
 _READINGS = ("undamaged", "residual")
 _DISTANCE = "distance"  # a reading that older files do not have
 _FIELDS = ("centre", "basis", "mean", "deviation", "gain")
@@ -37,7 +33,7 @@ Batches = Callable[[], Iterable[Tensor]]
 
 @torch.no_grad()
 def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTILE) -> Calibration:
-    """Find a teacher's clean ranges in three passes over clean images.
+    """Find a teacher's clean ranges, and their style, in `PASSES` passes over clean images.
 
     Args:
         batches: gives (B, 3, h, w) teacher inputs in 0..1, the same ones at every call, of
@@ -71,6 +67,9 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
         _run(teacher, crops, visitor(RangeBuilder.observe))
     for crops in batches():
         _run(teacher, crops, visitor(RangeBuilder.measure))
+    for look in range(LOOKS):
+        for crops in batches():
+            _run(teacher, augment(crops, look), visitor(RangeBuilder.measure_changed))
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
     pixel_range = quantiles(torch.cat(pixels), (quantile, 1 - quantile))
     ranges = Calibration(layers, 0.0, 0.0, pixel_range).to(teacher.device)
@@ -100,6 +99,10 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
         for layer, clean in calibration.layers.items()
         for name in _FIELDS
     }
+    for layer, clean in calibration.layers.items():
+        if clean.style is not None:
+            parts = {f"layer{layer}.style.{k}": x for k, x in vars(clean.style).items()}
+            tensors |= {name: x.contiguous().cpu() for name, x in parts.items()}
     tensors["pixels"] = calibration.pixels.contiguous().cpu()
     readings = {key: getattr(calibration, key) for key in _READINGS}
     if math.isfinite(calibration.distance):
@@ -121,7 +124,9 @@ def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         numbers = sorted({int(key[5:].split(".")[0]) for key in tensors if key != "pixels"})
         layers = {
-            number: LayerRange(*(tensors[f"layer{number}.{name}"] for name in _FIELDS))
+            number: LayerRange(
+                *(tensors[f"layer{number}.{name}"] for name in _FIELDS), _style_of(number, tensors)
+            )
             for number in numbers
         }
         readings = {key: float(about[key]) for key in _READINGS}
@@ -145,6 +150,13 @@ def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
     return calibration.to(teacher.device)
 
 
+def _style_of(layer: int, tensors: Mapping[str, Tensor]) -> Style | None:
+    """The style of a layer, which files from before there was one do not have."""
+    start = f"layer{layer}.style."
+    parts = {k.removeprefix(start): x for k, x in tensors.items() if k.startswith(start)}
+    return Style(**parts) if parts else None
+
+
 class RangeBuilder:
     """Finds one layer's clean range in two passes over clean images: `observe`, then `measure`.
 
@@ -160,7 +172,8 @@ class RangeBuilder:
         self._given = None if centre is None else centre.cpu()
         self._count = 0
         self._sum = self._outer = torch.zeros(())
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._statistics: list[Tensor] = []  # (B, 2 D) means and log deviations
+        self._changed: list[Tensor] = []  # of the same images augmented
         self._range: LayerRange | None = None
 
     def observe(self, tokens: Tensor) -> None:
@@ -175,8 +188,12 @@ class RangeBuilder:
         """Second pass: the same tokens again."""
         if self._range is None:
             self._range = self._directions()
-        _, mean, deviation = self._range.components(tokens.cpu())
-        self._statistics.append((mean, deviation))
+        self._statistics.append(torch.cat(self._range.components(tokens.cpu())[1:], 1))
+
+    def measure_changed(self, tokens: Tensor) -> None:
+        """Any number of passes more: the same images, augmented."""
+        if self._range is not None:
+            self._changed.append(torch.cat(self._range.components(tokens.cpu())[1:], 1))
 
     def _directions(self) -> LayerRange:
         """Centre and basis; the ranges are still empty."""
@@ -206,27 +223,21 @@ class RangeBuilder:
             raise InputError(f"calibration needs at least two images, not {self._count}")
         if not 0 <= quantile < 0.5:
             raise InputError(f"the quantile must be in [0, 0.5), not {quantile}")
-        mean, deviation = (torch.cat(parts) for parts in zip(*self._statistics))
+        statistics = torch.cat(self._statistics)
+        mean, deviation = statistics.chunk(2, 1)
         ends = (quantile, 1 - quantile)
+        style = None
+        if self._changed:
+            changed = torch.cat(self._changed).unflatten(0, (-1, len(statistics)))
+            style = fit_style(statistics, changed)
         return LayerRange(
             self._range.centre,
             self._range.basis,
             quantiles(mean, ends),
             quantiles(deviation, ends),
             quantiles(total_deviation(deviation), ends).squeeze(1),
+            style,
         )
-
-
-def quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:
-    """(n, ...) values to (len(shares), ...): `torch.quantile` over the first axis, of any size.
-
-    (Older versions of torch refuse more than 16 million values: 16,000 images x 1024 directions.)
-    """
-    places = torch.tensor(shares, device=values.device) * (len(values) - 1)
-    below = places.floor().long()
-    ordered = values.sort(0).values
-    weight = (places - below).view(-1, *(1,) * (values.dim() - 1))
-    return torch.lerp(ordered[below], ordered[(below + 1).clamp(max=len(values) - 1)], weight)
 
 
 def alarmed(calibration: Calibration) -> Calibration:

@@ -18,8 +18,9 @@ from lqn_seg.adapt.ineffective import CALIBRATE
 from lqn_seg.adapt.journey import Answer, Images, Method, Pass
 from lqn_seg.adapt.lqn import mixing_weight
 from lqn_seg.adapt.methods import PixelControl
+from lqn_seg.adapt.noise import guided_kernel
 from lqn_seg.adapt.timing import Clock
-from lqn_seg.core.alignment import Calibration, guided_kernel
+from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.view import guiding_tokens
 from lqn_seg.teachers.base import Teacher

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lqn_seg.adapt.ablations import fit_options, fit_whole_image, query_options
 from lqn_seg.adapt.journey import Answer, Images, Method, Pass
-from lqn_seg.core.alignment import noise_fraction
+from lqn_seg.adapt.noise import noise_fraction
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalise

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # (teacher, normalised images (B, 3, h, w), their token field (B, L, H, W, D)) -> (B, H, W, D).
 Answer = Callable[["Teacher[Any]", "Tensor", "Tensor"], "Tensor"]
 PIXEL_CONTROLS = ("blur", "denoise", "standardise", "flip", "larger")
-# The paper's ablations, and ours, that gained nothing (docs/results/ablations.md): runnable all the same
+# The paper's ablations, and ours, that gained nothing (docs/results): runnable all the same
 # (`ablations.py`). Some end in numbers: views-8, source-2-5-8.
 ABLATIONS = {
     **dict.fromkeys(("none", "entropy", "segments", "random-source", "added-positions"), 0),

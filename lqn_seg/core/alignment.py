@@ -3,8 +3,11 @@
 Along the principal directions of a layer's clean tokens, noise raises the deviations of the weak
 directions, blur lowers them, fog and contrast lower all. `Aligner` pulls them back to the nearest
 end of the clean range, layer by layer while the teacher runs; inside the range it changes nothing.
-How far layer 0 had to be pulled is the image's *damage*. What is left is noise in the last layer:
-tokens that the others do not predict (`noise_fraction`).
+How far layer 0 had to be pulled is the image's *damage*.
+
+A street in snow is no damaged street. Where a calibration knows a layer's `Style`, what other
+light, weather and cameras do to the statistics, an image of little damage loses its style alone,
+and what only another content explains stays.
 
 Related: re-centring of activations at test time (NEO), statistics per image (AdaBN).
 
@@ -21,18 +24,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lqn_seg.core.precision import own_precision
-from lqn_seg.core.view import guiding_tokens
 
 # Directions whose clean variance is below this share of the largest carry rounding, not signal.
 _LEAST_VARIANCE = 1e-6
 # Share of the clean images' damage that counts as undamaged.
 UNDAMAGED = 0.95
-# Relative depth of the layer that says which positions are alike: before noise has spread.
-RESIDUAL_GUIDE = 0.125
-# Bandwidths: of the guide, in root-mean-square standard deviations per feature; of the position,
-# as a share of the grid's longer side.
-GUIDE_BANDWIDTH = 0.5
-POSITION_BANDWIDTH = 1 / 6
+# Damage up to which an image loses its style alone, and from which on all is pulled into range.
+STYLED, DAMAGED = 0.8, 1.2
+
+
+@dataclass(frozen=True)
+class Style:
+    """A Wiener filter of a layer's (B, 2 D) means and log deviations: the part that augmentations
+    of clean images move, against the spread that clean images have anyway."""
+
+    middle: Tensor  # (2 D,) of clean images
+    spread: Tensor  # (2 D,) their deviation
+    read: Tensor  # (2 D, R) a statistic, less the middle and over the spread, to R directions
+    write: Tensor  # (2 D, R) back, weighted by what is style in them
+    least: Tensor  # () length of a style that `UNDAMAGED` of clean images keep to
+
+    def remove(self, statistics: Tensor) -> Tensor:
+        """(B, 2 D) statistics without the style, as far as it is longer than clean images'."""
+        style = (statistics - self.middle) / self.spread @ self.read @ self.write.mT
+        length = style.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        return statistics - style * (1 - self.least / length).clamp(min=0) * self.spread
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,7 @@ class LayerRange:
     mean: Tensor  # (2, D) of a direction's mean over positions
     deviation: Tensor  # (2, D) of the logarithm of its deviation over positions
     gain: Tensor  # (2,) of the logarithm of all directions' deviation together
+    style: Style | None = None
 
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
@@ -52,20 +69,32 @@ class LayerRange:
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
 
-    def align(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def align(self, tokens: Tensor, damage: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pull statistics back into the clean range: (B, H, W, D) tokens and (B,) the damage, the
-        root mean square over directions of the log change of deviation after the common gain."""
+        root mean square over directions of the log change of deviation after the common gain.
+
+        Args:
+            damage: (B,) of the image, where it was measured at another layer.
+        """
         parts, mean, deviation = self.components(tokens)
         size = total_deviation(deviation)
         common = size.clamp(*self.gain) - size
-        target = (deviation + common).clamp(*self.deviation)
-        change = torch.where(self.signal, target - deviation, 0.0)
+        change = (deviation + common).clamp(*self.deviation) - deviation
+        change = torch.where(self.signal, change, 0.0)
+        here = (change - common)[:, self.signal].square().mean(1).sqrt()
+        target = mean.clamp(*self.mean)
+        if self.style is not None:
+            damage = here if damage is None else damage
+            weight = ((damage - STYLED) / (DAMAGED - STYLED)).clamp(0, 1)[:, None]
+            plain = self.style.remove(torch.cat([mean, deviation], 1))
+            target = plain[:, : mean.shape[1]].lerp(target, weight)
+            removed = torch.where(self.signal, plain[:, mean.shape[1] :] - deviation, 0.0)
+            change = removed.lerp(change, weight)
         parts = (parts - mean[:, None, None]) * change.exp()[:, None, None]
-        parts += mean.clamp(*self.mean)[:, None, None]
-        damage = (change - common)[:, self.signal].square().mean(1).sqrt()
+        parts += target[:, None, None]
         with own_precision(tokens.device):
             aligned = F.linear(parts, self.basis) + self.centre
-        return aligned.to(tokens.dtype), damage
+        return aligned.to(tokens.dtype), here
 
     @property
     def signal(self) -> Tensor:
@@ -87,11 +116,14 @@ class Calibration:
 
     def to(self, device: torch.device | str) -> Calibration:
         """The same on a device."""
-        moved = {
-            layer: LayerRange(*(tensor.to(device) for tensor in vars(clean).values()))
-            for layer, clean in self.layers.items()
-        }
-        return replace(self, layers=moved, pixels=self.pixels.to(device))
+        layers = {layer: _moved(clean, device) for layer, clean in self.layers.items()}
+        return replace(self, layers=layers, pixels=self.pixels.to(device))
+
+
+def _moved(clean: LayerRange, device: torch.device | str) -> LayerRange:
+    tensors = {name: x.to(device) for name, x in vars(clean).items() if isinstance(x, Tensor)}
+    style = clean.style and Style(*(x.to(device) for x in vars(clean.style).values()))
+    return LayerRange(**tensors, style=style)
 
 
 class Aligner:
@@ -110,8 +142,9 @@ class Aligner:
         clean = self.calibration.layers.get(layer)
         if clean is None:
             return tokens
-        aligned, damage = clean.align(tokens)
-        if layer == min(self.calibration.layers):
+        first = layer == min(self.calibration.layers)
+        aligned, damage = clean.align(tokens, None if first else self.damage)
+        if first:
             self.damage = damage
         return aligned
 
@@ -119,46 +152,6 @@ class Aligner:
     def damaged(self) -> Tensor:
         """(B,) bool, more damage than `UNDAMAGED` of the clean images show."""
         return self.damage > self.calibration.undamaged
-
-
-def residual(fields: Tensor) -> Tensor:
-    """(B,) part, over variance, of the last layer of (B, L, H, W, D) fields that positions which
-    look alike at an early layer do not predict of each other."""
-    with own_precision(fields.device):
-        kernel = guided_kernel(guiding_tokens(fields, RESIDUAL_GUIDE))
-        return leave_one_out_error(kernel, fields[:, -1])
-
-
-def noise_fraction(calibration: Calibration, fields: Tensor) -> Tensor:
-    """(B,) share in 0..1 of the residual that clean images do not have.
-
-    With a clean residual s and noise n on top, a prediction deserves the weight n / (s + n) against
-    the token itself (Wiener's, James and Stein's).
-    """
-    return (1 - calibration.residual / residual(fields).clamp(min=1e-12)).clamp_(min=0)
-
-
-def guided_kernel(guide: Tensor) -> Tensor:
-    """(B, N, N) Gaussian kernel in (0, 1] of (B, H, W, D) guiding tokens and their positions."""
-    height, width = guide.shape[1:3]
-    rows, columns = (torch.arange(1.0, side + 1, device=guide.device) for side in (height, width))
-    places = torch.cartesian_prod(rows, columns) / (POSITION_BANDWIDTH * max(height, width))
-    tokens = guide.flatten(1, 2) / (GUIDE_BANDWIDTH * guide.shape[-1] ** 0.5)
-    distance = torch.cdist(tokens, tokens).square_() + torch.cdist(places, places).square_()
-    return distance.mul_(-0.5).exp_()
-
-
-def leave_one_out_error(kernel: Tensor, tokens: Tensor) -> Tensor:
-    """(B,) error, over variance, of predicting each of the (B, H, W, D) tokens as the (B, N, N)
-    kernel's mean of all *other* tokens."""
-    flat = tokens.flatten(1, 2).float()
-    others = kernel - torch.diag_embed(kernel.diagonal(dim1=1, dim2=2))
-    # A position unlike all others is predicted by nobody: from the mean of all, then.
-    total = others.sum(-1, keepdim=True)
-    mean = flat.mean(1, keepdim=True)
-    predicted = (others @ (flat - mean)) / total.clamp(min=1e-6) + mean
-    variance = (flat - mean).square().mean((1, 2))
-    return (flat - predicted).square().mean((1, 2)) / variance.clamp(min=1e-12)
 
 
 def total_deviation(deviation: Tensor) -> Tensor:

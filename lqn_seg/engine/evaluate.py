@@ -423,6 +423,8 @@ def calibration_hash(calibration: Calibration | None, digits: int = 16) -> str:
             for key in sorted(value):
                 add(f"{name}.{key}", value[key])
             return
+        if value is None:  # nothing, as in calibrations that know no style
+            return
         digest.update(name.encode())
         is_tensor = isinstance(value, torch.Tensor)
         digest.update(value.cpu().numpy().tobytes() if is_tensor else repr(value).encode())

@@ -10,8 +10,9 @@ import torch
 
 from lqn_seg.adapt.journey import Answer, Images, Method, adapt
 from lqn_seg.adapt.lqn import LQN, students
+from lqn_seg.adapt.noise import residual
 from lqn_seg.adapt.registry import make_method
-from lqn_seg.core.alignment import Aligner, residual
+from lqn_seg.core.alignment import Aligner
 from lqn_seg.core.config import AdaptConfig, with_variant
 from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.core.random import image_key

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lqn_seg.core.alignment import guided_kernel, leave_one_out_error
+from lqn_seg.adapt.noise import guided_kernel, leave_one_out_error
 from lqn_seg.core.view import guiding_tokens
 
 

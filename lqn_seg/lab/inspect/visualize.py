@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lqn_seg.adapt.noise import noise_fraction
 from lqn_seg.config.nodes import method_config
-from lqn_seg.core.alignment import Aligner, Calibration, noise_fraction
+from lqn_seg.core.alignment import Aligner, Calibration
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.engine.evaluate import CLEAN, Condition

@@ -125,7 +125,7 @@ def test_hashes_see_files_and_refuse(write, scenes_root, executed):
             run_study(write(FROZEN=found))
     finally:
         image.write_bytes(original)
-    report = run_study(write(FROZEN=found, CORRUPTIONS=[], MAX_IMAGES=1))
+    report = run_study(write(FROZEN=found, MAX_IMAGES=1))
     assert f"`{found['dataset']}` | yes" in report.markdown()
 
 

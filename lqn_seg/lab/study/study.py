@@ -50,7 +50,8 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
 
     ``dataset`` covers every record (ids, sizes, segments) and the bytes of its files, wherever they
     lie; ``teacher/<name>`` names and values of the weights; ``calibration/<name>`` its numbers
-    ("none" without one); ``corruptions`` the constants of all. An InputError if a file is missing.
+    ("none" without one); ``corruptions`` the constants of those in the study. An InputError if a
+    file is missing.
     """
     digest = hashlib.sha256()
     for record in dataset.records(strict=False):
@@ -58,7 +59,8 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
         files = [key for key in record if key.endswith("file_name")]
         facts = record | {key: _file_hash(record[key], where) for key in files}
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    constants = hashlib.sha256(json.dumps(STRENGTHS, sort_keys=True).encode())
+    used = {name: STRENGTHS[name] for run in study.runs for name in run.corruptions}
+    constants = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
     hashes = {"dataset": digest.hexdigest(), "corruptions": constants.hexdigest()}
     for name in study.teachers:
         cfg = study_cfg(study, name)

@@ -128,7 +128,7 @@ def snow(
 
 def frost(x: Float, random: Random, scale: float, kept: float, ice: float) -> Float:
     """Add frost."""
-    return kept * x + ice * frost_texture(*x.shape[:2], random)
+    return kept * x + ice * frost_texture(x.shape[0], x.shape[1], random)
 
 
 def frost_texture(height: int, width: int, random: Random) -> Float:
@@ -151,8 +151,10 @@ def frost_texture(height: int, width: int, random: Random) -> Float:
     turn = reach * np.exp(2j * math.pi * random.random(count))
     points = (roots[:, None] + turn[:, None] * bend * fern).ravel()
     light = np.repeat(reach * random.random(count) ** 2, fern.size)
-    box = ((0, height), (0, width))
-    ferns = np.histogram2d(points.imag, points.real, (height, width), box, weights=light)[0]
+    row, column = np.floor(points.imag).astype(int), np.floor(points.real).astype(int)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    cells = (row * width + column)[inside]
+    ferns = np.bincount(cells, light[inside], height * width).reshape(height, width)
     ferns = ndimage.gaussian_filter(ferns, 0.4 * side / REFERENCE_SIDE)
     ferns = 1 - np.exp(-ferns / max(2 * ferns.mean(), 1e-9))
     area = max(2, 1 << (max(height, width) - 1).bit_length())

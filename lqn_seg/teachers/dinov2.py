@@ -60,12 +60,11 @@ class Dinov2Teacher(Teacher[PrefixContext]):
         return isinstance(self.model.head, nn.Linear)
 
     def resized(self, size: Size) -> Dinov2Teacher:
-        """The same teacher for images of another (height, width), all but the positions shared; an
-        `InputError` where a side is no multiple of the patch size."""
+        """The same teacher for images of another (height, width), multiples of the patch size, all
+        but the positions shared."""
         shared = {id(x): x for x in (*self.model.parameters(), *self.model.buffers())}
         model = copy.deepcopy(self.model, shared)
-        with named(f"the DINOv2 teacher cannot take images of {size[0]}x{size[1]} pixels"):
-            model.set_input_size(size)
+        model.set_input_size(size)
         return Dinov2Teacher(model, self.precision)
 
     def start(self, images: Tensor) -> tuple[Tensor, PrefixContext]:
@@ -138,6 +137,9 @@ def build_dinov2(
         )
     if not isinstance(model, VisionTransformer) or model.cls_token is None:
         raise InputError(f"{key}: {content['architecture']} is no ViT with a CLS token")
+    (height, width), patch = model.patch_embed.img_size, model.patch_embed.patch_size
+    if height % patch[0] or width % patch[1]:
+        raise InputError(f"{where}: {height}x{width} pixels are no whole patches of {patch[0]}")
     if not weights:
         return model
     with named(f"{key}: {weights} does not fit the model"):

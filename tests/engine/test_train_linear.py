@@ -76,10 +76,11 @@ def test_what_it_cannot_do_is_said(cfg):
         LinearTrainer(cfg)
 
 
-@pytest.fixture
-def street(tmp_path, backbone, small_config):
+@pytest.fixture(scope="module")
+def street(tmp_path_factory, backbone):
     """Overrides: a linear teacher of Cityscapes' classes, and a data set of IDD Lite's."""
-    folder = tmp_path / "teacher"
+    root = tmp_path_factory.mktemp("street")
+    folder = root / "teacher"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((backbone / name).read_bytes())
@@ -88,12 +89,12 @@ def street(tmp_path, backbone, small_config):
     write_linear_head(folder, head)
     random = np.random.default_rng(0)
     for kind, shape in (("images", (60, 90, 3)), ("labels", (60, 90))):
-        (tmp_path / kind).mkdir()
+        (root / kind).mkdir()
         for number in range(3):
             pixels = random.integers(0, 7 if kind == "labels" else 256, shape, dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / kind / f"{number}.png")
+            Image.fromarray(pixels).save(root / kind / f"{number}.png")
     classes = list(IDD_LITE_CLASSES)
-    entry = {"IMAGE_DIR": str(tmp_path / "images"), "LABEL_DIR": str(tmp_path / "labels")}
+    entry = {"IMAGE_DIR": str(root / "images"), "LABEL_DIR": str(root / "labels")}
     sets = [{"NAME": "street_test", **entry, "CLASSES": classes}]
     return [
         *("MODEL.LQN.TEACHER.NAME", "dinov2", "MODEL.LQN.TEACHER.WEIGHTS", str(folder), *SEMANTIC),

@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def test_its_logits_are_transformers_normed_tokens_times_the_weights(folder):
-    teacher, head = load_dinov2(str(folder), image_size=(56, 56)), None
+    teacher = load_dinov2(str(folder), image_size=(56, 56))
     head = LinearHead(teacher.model)
     images = torch.randn(2, 3, 56, 56)
     field, context = teacher.encode(images)
@@ -51,8 +51,6 @@ def test_a_resized_teacher_shares_its_weights_and_keeps_its_head(folder):
     assert larger.grid == (4, 4) and teacher.grid == (2, 3)
     assert larger.model.head.weight is teacher.model.head.weight
     assert LinearHead(larger.model).class_names == NAMES
-    with pytest.raises(InputError, match="30x56"):
-        teacher.resized((30, 56))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,7 @@ def test_a_resized_teacher_shares_its_weights_and_keeps_its_head(folder):
         ({"class_names": "road"}, "class_names must be a list of names, not 'road'"),
         ({"image_size": [28]}, r"image_size must be \[height, width\], not \[28\]"),
         ({"image_size": [True, 28]}, "image_size must be"),
-        ({"image_size": [28, 30]}, "28x30|does not|cannot"),
+        ({"image_size": [28, 30]}, "28x30 pixels are no whole patches of 14"),
     ],
 )
 def test_a_head_that_does_not_fit_is_one_sentence(folder, changes, message):

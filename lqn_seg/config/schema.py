@@ -47,7 +47,7 @@ AUGMENTATIONS = {
 class TeacherConfig:
     """``MODEL.LQN.TEACHER``: directories, files or hub ids."""
 
-    name: str = "eomt"  # or clip; or dinov2, for features alone
+    name: str = "eomt"  # or clip; or dinov2, with a linear head or for features alone
     weights: str = ""
     config: str = ""  # what describes a model without weights
     base: str = ""  # what delta weights (EoMT on DINOv3) are the difference to

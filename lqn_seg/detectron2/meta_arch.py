@@ -49,7 +49,7 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
             logging.getLogger("detectron2.lqn_seg").warning(NOTHING_TO_TRAIN)
         things, names = class_table(cfg.DATASETS.TEST)
         method = {method_name(cfg): method_config(cfg, method_name(cfg))}
-        segmenter = build_segmenter(cfg, things, len(names), method)
+        segmenter = build_segmenter(cfg, things, len(names), method, names)
         return {"segmenter": segmenter, "input_format": cfg.INPUT.FORMAT}
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

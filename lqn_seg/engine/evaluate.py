@@ -34,7 +34,7 @@ from lqn_seg.data.images import read_bytes, untold_turn
 from lqn_seg.data.input_hash import input_hash
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine import launch
-from lqn_seg.engine.build import build_segmenter
+from lqn_seg.engine.build import build_segmenter, describe_class_map
 from lqn_seg.engine.store import STAMP, Batch, Key, Result, ResultStore, say
 from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
@@ -339,12 +339,15 @@ class Evaluation(DatasetRun):
         self.segmenter = build_segmenter(
             cfg, metadata.thing_ids, metadata.num_classes, class_names=metadata.class_names
         )
+        if note := describe_class_map(self.segmenter, metadata):
+            dataset = dataclasses.replace(dataset, notes=(*dataset.notes, note))
         evaluators = build_evaluators(cfg, metadata)
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         others = self.segmenter.baselines
         fingerprint = {
             "methods": {name: repr(method) for name, method in methods(cfg).items()},
             "segmentation": repr(self.segmenter.config),
+            "class map": self.segmenter.class_map,
             "baselines": {name: weights_hash(other.model) for name, other in others.items()},
         }
         super().__init__(

@@ -39,15 +39,6 @@ class ClipContext(PrefixContext):
         """(B, D) CLS token after the last layer, before ``ln_post``."""
         return self.prefix[:, -1, 0]
 
-    @property
-    def last(self) -> Tensor:
-        """(B, 1, D) CLS token after the last layer."""
-        return self.prefix[:, -1]
-
-    def by_layer(self, layers: int) -> Tensor:
-        """(B, L, 1, D) CLS token after each layer."""
-        return self.prefix[:, 1:]
-
 
 class ClipTeacher(Teacher[ClipContext]):
     """A frozen CLIP: a teacher, and the space that its images share with texts.

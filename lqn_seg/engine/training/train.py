@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
@@ -20,7 +19,7 @@ from lqn_seg.engine.training.optimizers import (
     stand_still,
     two_stage_factor,
 )
-from lqn_seg.engine.training.training_images import TrainingImages
+from lqn_seg.engine.training.training_images import TrainingImages, batch_indices
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt_model import image_size_of
 from lqn_seg.teachers.files import named
@@ -105,14 +104,8 @@ class TeacherTrainer(Trainer):
         self.losses = state["losses"]
 
     def batch_indices(self, iteration: int) -> list[int]:
-        """Images of one iteration: consecutive slices of one shuffle per epoch."""
         size, total = self.solver.IMS_PER_BATCH, len(self.images)
-        positions = [divmod(p, total) for p in range(iteration * size, (iteration + 1) * size)]
-        shuffles = {
-            epoch: np.random.default_rng([self.seed, 0, epoch]).permutation(total)
-            for epoch in {epoch for epoch, _ in positions}
-        }
-        return [int(shuffles[epoch][offset]) for epoch, offset in positions]
+        return batch_indices(self.seed, iteration, size, total)
 
     def batch(self) -> dict[str, Any]:
         seed = (self.seed, 2, self.iteration)

@@ -30,10 +30,11 @@ _QUALITY += [("segm", "AP"), ("sem_seg", "mIoU"), ("lqn", "token_cos")]
 
 
 class SegmentationReport(Report):
-    titles, baseline, stages = TITLES, "teacher", STAGES
+    baseline, stages = "teacher", STAGES
 
     def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation, self.segmenter = evaluation, evaluation.segmenter
+        self.titles = {**TITLES, "teacher": f"{self.segmenter.teacher.name} (teacher)"}
         self.task = next(task for task in HEADLINE if task in evaluation.evaluators)
         self.key = HEADLINE[self.task]
         super().__init__([evaluation], evaluation.segmenter.methods)

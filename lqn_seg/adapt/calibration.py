@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,10 @@ from lqn_seg.core.alignment import (
 )
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Teacher, normalise
+from lqn_seg.teachers.files import checkpoint_hash, weight_file
 
 FILE_NAME = "calibration.safetensors"
+CHECKPOINT = "checkpoint"  # in a file: `checkpoint_hash` of the teacher that it was made for
 QUANTILE = 0.02
 PASSES = 3  # over the images
 _READINGS = ("undamaged", "residual")
@@ -107,8 +110,11 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
     save_file(tensors, path, {"calibration": json.dumps({**about, **readings})})
 
 
-def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
-    """Read a calibration for a teacher.
+def load_calibration(
+    path: str | Path, teacher: Teacher[Any], weights: str | Path = ""
+) -> Calibration:
+    """Read a calibration for a teacher; a warning where the file says that it was made for another
+    checkpoint than ``weights``, the teacher's file or folder.
 
     Raises:
         InputError: the file is missing, is no calibration, or is one of another teacher's shape.
@@ -142,7 +148,21 @@ def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
             f"MODEL.LQN.CALIBRATION: {path} was made for a teacher of another shape than "
             f"{'x'.join(map(str, shape))}"
         )
+    _warn_of_other_weights(path, about.get(CHECKPOINT, ""), weights)
     return calibration.to(teacher.device)
+
+
+def _warn_of_other_weights(path: str | Path, made_for: str, weights: str | Path) -> None:
+    """Nothing is said of older files, which do not know theirs, of the hub's weights and of random
+    ones."""
+    found = checkpoint_hash(weights) if made_for else ""
+    if found and found != made_for:
+        warnings.warn(
+            f"MODEL.LQN.CALIBRATION: {path} was made for weights of SHA-256 {made_for}..., and "
+            f"those of {weight_file(weights)} are {found}...: calibrate this teacher anew "
+            "(tools/calibrate.py)",
+            stacklevel=3,
+        )
 
 
 class RangeBuilder:

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,27 +54,13 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
     blank = torch.zeros(1, 3, *teacher.image_size, device=teacher.device)  # the mean colour
     depths = calibrated_layers(teacher.num_layers, teacher.num_query_layers)
     builders = {layer: RangeBuilder() for layer in depths}
-
-    def first(layer: int, tokens: Tensor) -> Tensor:
-        if layer == 0:
-            builders[0] = RangeBuilder(tokens[0])
-        return tokens
-
-    def visitor(visit: Callable[[RangeBuilder, Tensor], None]) -> Callable[[int, Tensor], Tensor]:
-        def hook(layer: int, tokens: Tensor) -> Tensor:
-            if layer in builders:
-                visit(builders[layer], tokens)
-            return tokens
-
-        return hook
-
-    teacher.encode(blank, first)
+    builders[0] = RangeBuilder(teacher.embed(blank)[0])
     pixels = []
     for crops in batches():
         pixels.append(pixel_statistics(crops).cpu())
-        _run(teacher, crops, visitor(RangeBuilder.observe))
+        look(teacher, crops, lambda layer, tokens: builders[layer].observe(tokens), depths[-1])
     for crops in batches():
-        _run(teacher, crops, visitor(RangeBuilder.measure))
+        look(teacher, crops, lambda layer, tokens: builders[layer].measure(tokens), depths[-1])
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
     pixel_range = quantiles(torch.cat(pixels), (quantile, 1 - quantile))
     ranges = Calibration(layers, 0.0, 0.0, pixel_range).to(teacher.device)
@@ -89,6 +76,27 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
         residual=torch.cat(residuals).median().item(),
         distance=quantiles(torch.cat(distances), (NEAR,)).item(),
     )
+
+
+class _Enough(Exception):
+    """The last layer that is asked for was seen."""
+
+
+@torch.no_grad()
+def look(
+    teacher: Teacher[Any], crops: Tensor, visit: Callable[[int, Tensor], None], last: int
+) -> None:
+    """Show (B, H, W, D) tokens of (B, 3, h, w) inputs in 0..1 at layers 0 to ``last``; the teacher
+    runs no further."""
+
+    def hook(layer: int, tokens: Tensor) -> Tensor:
+        visit(layer, tokens)
+        if layer == last:
+            raise _Enough
+        return tokens
+
+    with suppress(_Enough):
+        _run(teacher, crops, hook)
 
 
 def _run(teacher: Teacher[Any], crops: Tensor, hook: Callable[[int, Tensor], Tensor]) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
 
-from lqn_seg.adapt.calibration import PASSES, calibrated_layers
+from lqn_seg.adapt.calibration import PASSES, calibrated_layers, look
 from lqn_seg.engine.calibrate import Calibrated
 from lqn_seg.lab.cost.cost import UncountedOperatorError, measure
 from lqn_seg.lab.cost.flops import EomtShape, eomt_gmacs
@@ -37,9 +38,10 @@ def input_gmacs(made: Calibrated) -> float:
     """GMACs of all passes on one input of the teacher that was calibrated."""
     teacher = made.teacher
     blank = torch.zeros(1, 3, *teacher.image_size, device=teacher.device)
-    one_pass = measure(lambda: teacher.encode(blank)).gmacs
-    layers = len(calibrated_layers(teacher.num_layers, teacher.num_query_layers))
-    return _passes_gmacs(one_pass, layers, prod(teacher.grid), teacher.width)
+    layers = calibrated_layers(teacher.num_layers, teacher.num_query_layers)
+    seen = measure(lambda: look(teacher, blank, lambda *_: None, layers[-1])).gmacs
+    whole = measure(lambda: teacher.encode(blank)).gmacs
+    return _passes_gmacs(seen, whole, len(layers), prod(teacher.grid), teacher.width)
 
 
 def large_input_gmacs() -> float:
@@ -47,11 +49,13 @@ def large_input_gmacs() -> float:
     config = load_eomt_config()
     config.image_size, config.num_queries = _SIDE, _QUERIES
     shape = EomtShape.from_config(config)
-    layers = len(calibrated_layers(shape.layers, shape.num_blocks))
-    return _passes_gmacs(eomt_gmacs(shape)["teacher"], layers, shape.patches, shape.width)
+    layers = calibrated_layers(shape.layers, shape.num_blocks)
+    seen, whole = replace(shape, layers=layers[-1]).gmacs, eomt_gmacs(shape)["teacher"]
+    return _passes_gmacs(seen, whole, len(layers), shape.patches, shape.width)
 
 
-def _passes_gmacs(one_pass: float, layers: int, patches: int, width: int) -> float:
-    """The encoder in every pass; and on the way the tokens of each calibrated layer in four square
-    products: their covariance, their components, and in the last pass there and back."""
-    return PASSES * one_pass + 4 * layers * patches * width**2 / 1e9
+def _passes_gmacs(seen: float, whole: float, layers: int, patches: int, width: int) -> float:
+    """All passes but the last end at the last calibrated layer. The tokens of each such layer go
+    through four square products: their covariance, their components, and in the last pass there and
+    back."""
+    return (PASSES - 1) * seen + whole + 4 * layers * patches * width**2 / 1e9

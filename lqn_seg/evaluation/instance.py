@@ -12,7 +12,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator, Statistics, check_shape, output_field, to_numpy
 
 # IoU thresholds (all, 0.5, 0.75) and area range of each published number in COCOeval's table.
-_STATS = {
+_STATS: dict[str, tuple[Any, int]] = {
     "AP": (slice(None), 0),
     "AP50": (0, 0),
     "AP75": (5, 0),

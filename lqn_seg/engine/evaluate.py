@@ -12,7 +12,7 @@ import json
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -321,7 +321,13 @@ class DatasetRun(ABC):
 
 class Evaluation(DatasetRun):
     """One run of segmentation: a data set, conditions and methods. ``OUTPUT_DIR/inference``
-    receives the results; the other arguments are `DatasetRun`'s."""
+    receives the results; the other arguments are `DatasetRun`'s.
+
+    Attributes:
+        watch: is shown each image's predictions before they are scored and forgotten.
+    """
+
+    watch: Callable[[Condition, Record, Mapping[str, Prediction]], None] | None = None
 
     def __init__(
         self,
@@ -363,7 +369,10 @@ class Evaluation(DatasetRun):
     ) -> list[dict[str, Prediction]]:
         images = [_tensor(sample.images[str(condition)]) for sample in samples]
         sizes = [(int(s.record["height"]), int(s.record["width"])) for s in samples]
-        return self.segmenter(images, sizes)
+        predictions = self.segmenter(images, sizes)
+        for sample, by_method in zip(samples, predictions) if self.watch else ():
+            self.watch(condition, sample.record, by_method)
+        return predictions
 
     def score(self, sample: Sample, prediction: Prediction) -> Result:
         scores = {

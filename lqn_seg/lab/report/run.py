@@ -21,6 +21,7 @@ from lqn_seg.engine.probe import known_classes
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.classification import ClassificationReport
+from lqn_seg.lab.report.pictures import Panels
 from lqn_seg.lab.report.report import Report
 from lqn_seg.lab.report.segmentation import SegmentationReport
 
@@ -60,7 +61,8 @@ def evaluate(
             raise InputError(f"{config_file}: DATASETS.TEST must name exactly one data set")
         dataset = get_dataset(cfg.DATASETS.TEST[0])
         evaluation = Evaluation(cfg, dataset, resume, strict=strict)
-    return _report([evaluation], lambda: SegmentationReport(evaluation))
+    panels = Panels(evaluation).watch()
+    return _report([evaluation], lambda: SegmentationReport(evaluation, panels))
 
 
 def classify(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time every stage of every method on one device, beside plain ways of doing the same.
+"""Time every stage of every method on one device, beside reference implementations.
 
 The teacher has random weights, so nothing is downloaded. Written to the output folder:
 benchmark.json, benchmark.txt and, with the sweeps, benchmark.png.
@@ -32,7 +32,10 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     parser.add("--threads", 1, "on a CPU")
     parser.add("--repeats", 3, "turns")
     parser.add("--steps", 0, "of fits (default: the preset's)")
-    for name, what in (("references", "the plain ways"), ("sweep", "cost against size")):
+    for name, what in (
+        ("references", "reference implementations"),
+        ("sweep", "cost against size"),
+    ):
         parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"without {what}")
     read = "tables and plot of a benchmark.json"
     parser.add_argument("--read", type=Path, metavar="FILE", help=read)

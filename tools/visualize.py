@@ -7,7 +7,7 @@ Figures (each shows its own options with --help):
     error        the student's error over variance by layer
     steps        the prediction after each step of the fit: a strip with its curve, and a GIF
     depth        measured time to a layer's tokens: teacher O(l), student O(1)
-    gauge        damage of an image under every corruption, and the mixing weight that follows
+    alignment    damage of an image under every corruption, and the mixing weight that follows
     reconstruct  RGB reconstruction by the students, against the input
     curves       curves of a study from its results.json
 
@@ -34,7 +34,7 @@ FIGURES = {
     "error": ("error over variance by layer", "lqn@paper,lqn@distill,lqn-src@distill"),
     "steps": ("the prediction after each step of the fit", "lqn@distill"),
     "depth": ("measured time to a layer's tokens", "lqn@distill"),
-    "gauge": ("damage and mixing weight by corruption", ""),
+    "alignment": ("damage and mixing weight by corruption", ""),
     "reconstruct": (
         "RGB reconstruction by the students",
         "apm@paper,lqn@paper,apm@distill,lqn@distill",
@@ -66,7 +66,7 @@ def add_options(parser: Parser, name: str, methods: str) -> None:
     parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help=files)
     parser.add("--images", 1, "where there is no --input, the first so many")
     parser.add("--corruption", "", "comma-separated, clean among them", metavar="NAMES")
-    if name != "gauge":
+    if name != "alignment":
         parser.add("--severity", 3, "of corruptions, 1..5")
         parser.add("--methods", "", f"comma-separated (default: {methods})", metavar="NAMES")
     if name == "tokens":

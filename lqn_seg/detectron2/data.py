@@ -58,7 +58,7 @@ def register_datasets() -> None:
             MetadataCatalog[name] = LazyMetadata(**vars(MetadataCatalog.get(name)))
 
 
-def give_way(name: str, func: Callable[[], list[Record]]) -> None:
+def yield_name(name: str, func: Callable[[], list[Record]]) -> None:
     """`DatasetCatalog.register`, but whoever comes later has a name that is ours: Mask2Former
     registers ADE20K's when it is imported, and would stop at a name that is taken."""
     if name in _registered:

@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from lqn_seg.config.methods import method_config
 from lqn_seg.data.catalog import listeners
 from lqn_seg.detectron2.backbone import build_teacher_backbone
-from lqn_seg.detectron2.data import check_cfg, class_table, give_way, register_datasets
+from lqn_seg.detectron2.data import check_cfg, class_table, register_datasets, yield_name
 from lqn_seg.engine.build import build_segmenter
 from lqn_seg.engine.training.eomt_training import mapped_targets
 from lqn_seg.engine.training.trainable_eomt import TrainableEomt, trainable_segmenter
@@ -119,6 +119,6 @@ def register() -> None:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)
         META_ARCH_REGISTRY.register(EomtMetaArch)
         BACKBONE_REGISTRY.register(build_teacher_backbone)
-        DatasetCatalog.register = give_way
+        DatasetCatalog.register = yield_name
         listeners.append(register_datasets)
         register_datasets()

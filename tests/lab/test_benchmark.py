@@ -16,9 +16,9 @@ import torch
 from lqn_seg.core.config import PRESETS, FitConfig, LQNConfig, StudentConfig, with_variant
 from lqn_seg.errors import InputError
 from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
+from lqn_seg.lab.benchmark.references import Run, drifts
 from lqn_seg.lab.benchmark.report import report_text, write_report
 from lqn_seg.lab.benchmark.teachers import CLIPS, build_scene
-from lqn_seg.lab.benchmark.ways import Run, drifts
 from lqn_seg.lab.cost import speed
 from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.cost.flops import fit_bytes
@@ -68,7 +68,7 @@ def everything(tool):
 
 def test_students_are_timed_and_held_against_the_roofline(everything):
     results, said = everything
-    assert len(said) == 8 + 4  # four variants in two precisions; the plain ways
+    assert len(said) == 8 + 4  # four variants in two precisions; the reference implementations
     variants = ("lqn", "lqn-src", "apm", "default")
     rows = {(row["method"], row["precision"]): row for row in results["methods"]}
     assert list(rows) == [(v, p) for v in variants for p in ("bfloat16", "float32")]
@@ -85,7 +85,7 @@ def test_students_are_timed_and_held_against_the_roofline(everything):
     assert rows["lqn", "float32"]["drift"] == 0 < rows["lqn", "bfloat16"]["drift"] < 1e-2
 
 
-def test_plain_ways_are_timed_beside_them(everything):
+def test_references_are_timed_beside_them(everything):
     results, _ = everything
     plain = [("lqn", "plain port"), ("lqn-src", "plain port"), ("apm", "plain port")]
     rows = {(row["method"], row["reference"]): row for row in results["references"]}

@@ -269,7 +269,7 @@ def test_our_student_pass_is_counted(change, queries):
         ("lqn-src", {"guide": 0.1}),
     ],
 )
-def test_fit_and_readout_are_what_the_fitter_runs(name, change):
+def test_fit_and_query_are_what_the_fitter_runs(name, change):
     fit = {"steps": 2, "positions_per_step": 60, **change}
     student = replace(DEEP, guide=fit.pop("guide", 0.0))
     config = with_variant(LQNConfig(student, FitConfig(**fit)), name)

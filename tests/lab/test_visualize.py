@@ -79,9 +79,9 @@ def test_any_teacher_gives_the_figures_of_its_tokens(teacher, layers, studio, tm
             list(FIGURES[name](studio(methods=methods, **request)))
 
 
-def test_a_clip_is_gauged_as_an_eomt_is(studio):
-    (*_, numbers) = FIGURES["gauge"](studio(config_file=CLIP, corruptions=["contrast"]))
-    damage = [d for d, _ in json.loads(numbers.read_text())["damage_and_share"]["contrast"]]
+def test_a_clip_has_damage_as_an_eomt_has(studio):
+    (*_, numbers) = FIGURES["alignment"](studio(config_file=CLIP, corruptions=["contrast"]))
+    damage = [d for d, _ in json.loads(numbers.read_text())["damage_and_weight"]["contrast"]]
     assert damage[0] < 0.5 * damage[5]
 
 
@@ -157,7 +157,7 @@ def test_a_figure_that_cannot_be_written_is_one_sentence(ending, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_gauge_of_the_demo_sees_noise_and_not_clean_scenes(tmp_path):
+def test_alignment_of_the_demo_sees_noise_and_not_clean_scenes(tmp_path):
     demo = Studio("configs/demo_lqn.yaml", tmp_path, corruptions=CORRUPTIONS[:1])
     image = next(demo.images())
     clean, noisy = (
@@ -166,8 +166,8 @@ def test_the_gauge_of_the_demo_sees_noise_and_not_clean_scenes(tmp_path):
     )
     assert clean[0] < demo.calibration.undamaged < noisy[0]
     assert clean[1] == 0 and 0.2 < noisy[1] < 1
-    (*_, written) = FIGURES["gauge"](demo)
-    numbers = json.loads(written.read_text())["damage_and_share"][CORRUPTIONS[0]]
+    (*_, written) = FIGURES["alignment"](demo)
+    numbers = json.loads(written.read_text())["damage_and_weight"][CORRUPTIONS[0]]
     assert len(numbers) == 6 and numbers[0] == list(clean)
     assert numbers[5][0] == pytest.approx(noisy[0])
 
@@ -182,7 +182,7 @@ def test_curves_are_drawn_from_a_file_or_refused_in_a_sentence(content, tmp_path
 @pytest.mark.parametrize(
     ("name", "request_", "message"),
     [
-        ("gauge", {}, "calibration"),
+        ("alignment", {}, "calibration"),
         ("panels", {"methods": ["lqn"]}, "at least two"),
         ("tokens", {"methods": ["apm"]}, "no student of all layers"),
         ("steps", {"methods": ["teacher"]}, "no student whose steps"),

@@ -176,11 +176,11 @@ def test_a_data_set_is_judged_by_the_images_that_were_read(
 def test_a_diagnosis_keeps_the_recipes_that_are_done(script, tmp_path, monkeypatch, capsys):
     from lqn_seg.lab.inspect import diagnose as module
 
-    def found(*_: object):
+    def result(*_: object):
         yield "lqn", module.FitDiagnosis([3.0, 2.0], [0.5] * 8, [0.5] * 8)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "diagnose", found)
+    monkeypatch.setattr(module, "diagnose", result)
     arguments = ["--config", DEMO, "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["diagnose_fit.py", *arguments])
     assert script("tools", "diagnose_fit").main() == 130

@@ -61,9 +61,9 @@ def test_only_the_edge_of_a_change_is_painted():
     changes = np.full((20, 20), SAME, np.uint8)
     changes[5:15, 5:15] = CATEGORY_DIFFERS
     grey = np.full((20, 20, 3), 100, np.uint8)
-    found = (outline_changes(grey, changes) == OUTLINE).all(-1)
-    assert found[5:15, 5:7].all() and found[5:7, 5:15].all()
-    assert not found[7:13, 7:13].any() and found.sum() == 100 - 36
+    result = (outline_changes(grey, changes) == OUTLINE).all(-1)
+    assert result[5:15, 5:7].all() and result[5:7, 5:15].all()
+    assert not result[7:13, 7:13].any() and result.sum() == 100 - 36
     twice = outline_changes(np.full((40, 40, 3), 100, np.uint8), changes)
     assert (twice == OUTLINE).all(-1).sum() == 400 - 256
     assert (outline_changes(grey, np.zeros_like(changes)) == grey).all()

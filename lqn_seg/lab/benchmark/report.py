@@ -106,7 +106,7 @@ def _references(results: Results) -> str:
     ]
     columns = [("ours", ""), ("against", ""), ("its fit\nms", ".1f"), ("ratio\n(wall)", ".2f")]
     columns += [("ratio\n(busy)", ".2f"), ("loss curves differ by\n(both in float32)", ".1e")]
-    title = "how much faster a fit is than the plain ways of doing the same (float32)"
+    title = "how much faster a fit is than the reference implementations (float32)"
     return _table(title, rows, columns)
 
 

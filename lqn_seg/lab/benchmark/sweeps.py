@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from lqn_seg.core.config import LQNConfig, with_variant
+from lqn_seg.lab.benchmark.references import Run, with_fit
 from lqn_seg.lab.benchmark.teachers import Scene
-from lqn_seg.lab.benchmark.ways import Run, with_fit
 from lqn_seg.lab.cost.flops import fit_gmacs, query_gmacs
 from lqn_seg.lab.cost.speed import exponent, interleaved, layer_times, query_times
 

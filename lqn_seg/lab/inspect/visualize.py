@@ -128,11 +128,11 @@ def draw_depth(studio: Studio) -> Iterator[Path]:
             yield write_json(with_ending(stem, ".json"), {**times, "fit_ms": probe.fit_ms})
 
 
-def draw_gauge(studio: Studio) -> Iterator[Path]:
+def draw_alignment(studio: Studio) -> Iterator[Path]:
     """Damage under every corruption, and the mixing weight that follows, by a calibration."""
     if studio.calibration is None:
         raise InputError(
-            "the gauge needs a calibration of the teacher (tools/calibrate.py makes one from clean "
+            "it needs a calibration of the teacher (tools/calibrate.py makes one from clean "
             "images): MODEL.LQN.CALIBRATION names none, and none lies beside the weights"
         )
     calibration = studio.calibration.to(studio.teacher.device)
@@ -140,14 +140,14 @@ def draw_gauge(studio: Studio) -> Iterator[Path]:
         clean = damage_and_weight(studio, calibration, image)
         readings = {}
         names = studio.corruptions or CORRUPTIONS
-        for name in tqdm(names, f"gauge, {image.name}", unit="corruption", leave=False):
+        for name in tqdm(names, f"alignment, {image.name}", unit="corruption", leave=False):
             sources = [image.under(Condition(name, k), studio.config.seed) for k in range(1, 6)]
             damaged = [damage_and_weight(studio, calibration, source) for source in sources]
             readings[name] = [clean, *damaged]
-        stem = studio.stem("gauge", image)
+        stem = studio.stem("alignment", image)
         heading = image.unlike if studio.unlike(image) else image.name
-        yield from figures.draw_gauge(readings, calibration.undamaged, stem, heading)
-        numbers = {"undamaged": calibration.undamaged, "damage_and_share": readings}
+        yield from figures.draw_alignment(readings, calibration.undamaged, stem, heading)
+        numbers = {"undamaged": calibration.undamaged, "damage_and_weight": readings}
         yield write_json(with_ending(stem, ".json"), numbers)
 
 
@@ -199,6 +199,6 @@ FIGURES: dict[str, Callable[..., Iterator[Path]]] = {
     "steps": draw_steps,
     "panels": draw_panels,
     "depth": draw_depth,
-    "gauge": draw_gauge,
+    "alignment": draw_alignment,
     "reconstruct": draw_reconstruct,
 }

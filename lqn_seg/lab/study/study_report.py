@@ -107,7 +107,7 @@ class StudyReport:
         if bare:
             head.append(
                 f"Without a calibration (teacher {', '.join(bare)}) nothing is restored, and a "
-                "method whose gauge decides answers as its teacher does (tools/calibrate.py makes "
+                "method mixed by noise answers as its teacher does (tools/calibrate.py makes "
                 "one)."
             )
         return head

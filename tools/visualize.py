@@ -70,9 +70,8 @@ def add_options(parser: Parser, name: str, methods: str) -> None:
         parser.add("--severity", 3, "of corruptions, 1..5")
         parser.add("--methods", "", f"comma-separated (default: {methods})", metavar="NAMES")
     if name == "tokens":
-        layers, projections = "default: six, evenly", ("pca", "tsne")
+        layers = "default: six, evenly"
         parser.add_argument("--layers", type=int, nargs="+", default=[], help=layers)
-        parser.add("--projection", "pca", "of tokens to colours", choices=projections)
     add_config_flags(parser, DEMO)
 
 
@@ -114,7 +113,7 @@ def draw(arguments: Namespace) -> int:
         arguments.device,
     )
     make_writable(arguments.output)
-    options = {key: given[key] for key in ("layers", "projection") if key in given}
+    options = {"layers": given["layers"]} if "layers" in given else {}
     for path in DRAW[arguments.figure](studio, **options):
         print(f"written: {path}")
     return 2 if studio.failed else 0

@@ -156,7 +156,7 @@ def test_a_subset_is_spread_over_the_classes_and_says_so(config):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "focus"),
+    ("selected", "focus"),
     [
         (("restore", "teacher"), "restore"),
         (("teacher", "restore", "zero"), "restore"),

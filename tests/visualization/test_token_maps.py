@@ -12,7 +12,6 @@ from lqn_seg.visualization.panels import CATEGORY_DIFFERS, SAME, outline_changes
 from lqn_seg.visualization.token_maps import (
     shared_basis,
     standardised,
-    tsne_maps,
 )
 
 
@@ -43,18 +42,6 @@ def test_units_are_the_teachers():
         units = standardised(teacher * scale + shift, teacher * scale + shift)
         assert np.allclose(units, standardised(teacher, teacher))
         assert np.square(units).mean() == pytest.approx(1)
-
-
-def test_tsne_keeps_groups_apart():
-    pytest.importorskip("sklearn", reason="t-SNE needs scikit-learn")
-    left, right = np.zeros((10, 10, 3)), np.full((10, 10, 3), 50.0)
-    noise = np.random.default_rng(0).normal(0, 0.1, (10, 20, 3))
-    (both,) = tsne_maps([np.concatenate([left, right], 1) + noise])
-    colors = both.astype(float).reshape(200, 3)
-    distances = np.linalg.norm(colors[:, None] - colors, axis=-1)
-    np.fill_diagonal(distances, np.inf)
-    group = np.tile(np.repeat((0, 1), 10), 10)
-    assert (group[distances.argmin(1)] == group).mean() > 0.9
 
 
 def test_only_the_edge_of_a_change_is_painted():

@@ -26,8 +26,7 @@ from lqn_seg.engine.store import make_writable
 from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
 from lqn_seg.lab.benchmark.references import ApmReference, PlainReference, Run, drifts, with_fit
-from lqn_seg.lab.benchmark.sweeps import depth, sweeps
-from lqn_seg.lab.benchmark.teachers import Scene, build_scene
+from lqn_seg.lab.benchmark.teachers import build_scene
 from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, parameter_count, query_gmacs
 from lqn_seg.lab.cost.speed import Roofline, device_name, interleaved
 from lqn_seg.lab.report.attempt import attempt
@@ -46,7 +45,7 @@ class BenchmarkConfig:
     classes: int = 0
     preset: str = "paper"  # of the variants, but for "default", which is a recipe itself
     variants: tuple[str, ...] = VARIANTS
-    precisions: tuple[str, ...] = ("auto", "float32")  # the first is the teacher's and sweeps' too
+    precisions: tuple[str, ...] = ("auto", "float32")  # the first is the teacher's too
     device: str = "cpu"
     threads: int = 1  # on a CPU
     repeats: int = 3  # turns of everything that is compared
@@ -54,7 +53,6 @@ class BenchmarkConfig:
     references: bool = True  # the plain port, and APM's way, beside the variants
     baselines: tuple[str, ...] = ()  # of `BASELINES`, with a CLIP teacher
     views: int = 64  # that they look at
-    sweep: bool = True  # cost against positions, steps, batch, image side and layer
 
     def __post_init__(self) -> None:
         for name in self.variants:
@@ -76,11 +74,8 @@ class Benchmark:
         self.device = torch.device(config.device)
         resolved = (resolve_precision(name, self.device) for name in config.precisions)
         self.precisions = tuple(dict.fromkeys(resolved))
-        self.scene = self._scene(config.image_size)
-
-    def _scene(self, image_size: int) -> Scene:
-        name, classes, precision = self.config.teacher, self.config.classes, self.precisions[0]
-        return build_scene(name, image_size, classes, precision, self.device)
+        size = config.image_size, config.classes
+        self.scene = build_scene(config.teacher, *size, self.precisions[0], self.device)
 
     def run(self) -> dict[str, Any]:
         """Everything that was asked for, as it is written to ``benchmark.json``."""
@@ -99,7 +94,6 @@ class Benchmark:
                 "methods": [],
                 "references": [],
                 "baselines": [],
-                "sweeps": {},
             }
             self.results = results
             try:
@@ -107,8 +101,6 @@ class Benchmark:
                     self._variant(variant)
                 if self.config.baselines:
                     results["baselines"] = self._baselines()
-                if self.config.sweep:
-                    results |= self._sweeps()
                 again = Roofline.measure(self.device, self.precisions)
                 self.roofline = self.roofline.best(again)
             finally:
@@ -219,12 +211,6 @@ class Benchmark:
         return time_classifiers(
             teacher, methods, config.classes, settings, config.repeats, self.say
         )
-
-    def _sweeps(self) -> dict[str, Any]:
-        precision, repeats = self.precisions[0], self.config.repeats
-        first, lqn = (self.recipe(v, precision) for v in (self.config.variants[0], "lqn"))
-        swept = sweeps(self.scene, self._scene, first, repeats)
-        return {"sweeps": swept, "depth": depth(self.scene, lqn, repeats)}
 
 
 def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:

@@ -27,15 +27,13 @@ from lqn_seg.visualization import figures
 from lqn_seg.visualization.curves import draw_study, draw_sweep
 from lqn_seg.visualization.files import save_gif, save_picture, with_ending
 from lqn_seg.visualization.panels import Cell, Row, cell_size, overlay, panel
-from lqn_seg.visualization.token_maps import shared_basis, standardised, tsne_maps
+from lqn_seg.visualization.token_maps import shared_basis, standardised
 
 _REPEATS = 20  # of a measured time
 
 
-def draw_tokens(
-    studio: Studio, layers: Sequence[int] = (), projection: str = "pca"
-) -> Iterator[Path]:
-    """Token maps of teacher, student and their error, by ``pca`` or ``tsne``; of no layers: six."""
+def draw_tokens(studio: Studio, layers: Sequence[int] = ()) -> Iterator[Path]:
+    """Token maps of teacher, student and their error; of no layers: six."""
     for name, recipe in studio.recipes(["lqn@distill"]).items():
         for source in studio.sources():
             probe = studio.probe(source)
@@ -47,14 +45,11 @@ def draw_tokens(
             teacher = [probe.visible(probe.at(layer)) for layer in layers]
             student = [probe.visible(students.query_layer(layer)) for layer in layers]
             maps = [standardised(s, t) for s, t in zip(teacher + student, teacher * 2)]
-            if projection == "tsne":
-                colors, kind = tsne_maps(maps), "t-SNE (three dimensions)"
-            else:
-                colors, kind = [*map(shared_basis(maps), maps)], "PCA basis (three components)"
+            colors = [*map(shared_basis(maps), maps)]
             count, stem = len(layers), studio.stem("tokens", source, source.condition, name)
             errors = [np.square(s - t).mean(-1) for t, s in zip(maps, maps[count:])]
             drawn = probe.picture(), layers, colors[:count], colors[count:], errors, stem
-            heading = f"{source.heading}: tokens in one shared {kind}"
+            heading = f"{source.heading}: tokens in one shared PCA basis (three components)"
             yield from figures.draw_token_maps(*drawn, name=title(name), heading=heading)
 
 

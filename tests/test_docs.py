@@ -27,7 +27,7 @@ DOCUMENTS = [
 # What a tool reads its configuration with; all others read segmentation's.
 LOADERS = {
     **dict.fromkeys(("classify", "train_clip"), load_classification_cfg),
-    **dict.fromkeys(("visualize", "explore", "diagnose_fit"), load_any_cfg),
+    **dict.fromkeys(("visualize", "explore"), load_any_cfg),
 }
 
 

@@ -4,7 +4,8 @@
 Figures (each shows its own options with --help):
     panels       EoMT, APM, LQN and ground truth side by side, what changed outlined, scores
     tokens       token maps of teacher and student by layer, and the error between them
-    error        the student's error over variance by layer
+    error        the student's error over variance by layer; its JSON has the loss of every step and
+                 how far an answer depends on the position too
     steps        the prediction after each step of the fit: a strip with its curve, and a GIF
     depth        measured time to a layer's tokens: teacher O(l), student O(1)
     alignment    damage of an image under every corruption, and the mixing weight that follows

@@ -52,7 +52,7 @@ def test_figures_that_need_no_head_are_drawn_for_any_layer_and_condition(studio)
         assert "fog-3" in written[0].name or name == "depth"
         assert np.asarray(Image.open(written[0]).convert("L")).std() > 10
     numbers = json.loads((shop.output / "error_scene-0_fog-3.json").read_text())
-    assert len(numbers["LQN"]) == 4 and min(numbers["LQN"]) > 0
+    assert len(numbers["LQN"]["error"]) == 4 and min(numbers["LQN"]["error"]) > 0
     times = json.loads((shop.output / "depth_scene-0_lqn.json").read_text())
     assert times["teacher_ms"] == sorted(times["teacher_ms"]) and times["teacher_ms"][0] > 0
     assert len(times["student_ms"]) == 4 and times["fit_ms"] > 0
@@ -73,10 +73,28 @@ def test_any_teacher_gives_the_figures_of_its_tokens(teacher, layers, studio, tm
         written = list(FIGURES[name](studio(methods=["lqn-src"], **request)))
         assert np.asarray(Image.open(written[0]).convert("L")).std() > 10
         if name == "error":
-            assert len(json.loads(written[-1].read_text())["LQN-[src]"]) == layers
+            assert len(json.loads(written[-1].read_text())["LQN-[src]"]["error"]) == layers
     for name, methods in (("panels", ["teacher", "lqn-src"]), ("steps", ["lqn-src"])):
         with pytest.raises(InputError, match=f"{teacher} has no mask head to segment with"):
             list(FIGURES[name](studio(methods=methods, **request)))
+
+
+def test_the_literal_recipe_does_not_see_positions_and_a_fitted_one_does(studio):
+    fitted = ("MODEL.LQN.STUDENT.WIDTHS", "(64,)", "MODEL.LQN.FIT.PRECISION", "float32")
+    demo = {"config_file": str(ROOT / "configs" / "demo_lqn.yaml")}
+    shop = studio(*fitted, methods=["lqn@paper", "lqn-src@distill"], **demo)
+    (*_, written) = FIGURES["error"](shop)
+    literal, distilled = json.loads(written.read_text()).values()
+    assert len(literal["error"]) == len(literal["variance"]) == 8
+    assert max(literal["variance"]) < 0.01 and min(literal["error"]) > 0.9
+    assert min(distilled["variance"]) > 0.1 and max(distilled["error"]) < 0.9
+    assert len(literal["loss"]) == 15 and len(distilled["loss"]) == 250
+    # Of random positions each, so single losses vary.
+    first, middle, last = (sum(distilled["loss"][k : k + 25]) for k in (0, 112, 225))
+    assert last < middle < first
+    # Error over variance of a least-squares fit is 1 less what it explains.
+    for error, variance in zip(distilled["error"], distilled["variance"]):
+        assert error == pytest.approx(1 - variance, abs=0.25)
 
 
 def test_a_clip_has_damage_as_an_eomt_has(studio):

@@ -18,7 +18,6 @@ TOOLS: dict[str, tuple[str, list[list[str]]]] = {
     "calibrate": ("calibrate", [CONFIG, ["--images", "photos"], ["--output", "OUT.ST"]]),
     "calibrate of a data set": ("calibrate", [CONFIG, ["--dataset", "MY.DATA"]]),
     "explore": ("explore", [["--teacher", "A=x", "B=y"], ["--port", "0"], ["--no-browser"]]),
-    "diagnose_fit": ("diagnose_fit", [CONFIG, ["--images", "1"], ["--output", "OUT"]]),
     "train_clip": ("train_clip", [CONFIG, ["--device", "cpu"]]),
     "study": ("study", [["a.yaml", "b.yml"], ["--resume"]]),
     **{
@@ -85,7 +84,7 @@ def test_what_is_no_pair_is_one_sentence(name, wrong, said, script, monkeypatch,
     assert status == 2 and error.startswith("error: ") and error.count("\n") == 1 and said in error
 
 
-@pytest.mark.parametrize("name", ["train_net", "visualize panels", "diagnose_fit"])
+@pytest.mark.parametrize("name", ["train_net", "visualize panels"])
 def test_names_that_are_not_joined_by_commas_are_said(name, parse, capsys):
     words = [w for group in TOOLS[name][1] if group[0] != "--methods" for w in group]
     for order in (["--methods", "teacher", "lqn", *words], [*words, "--methods", "teacher", "lqn"]):

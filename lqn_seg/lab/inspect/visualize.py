@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lqn_seg.adapt.journey import centred, over_variance
 from lqn_seg.config.nodes import method_config
 from lqn_seg.core.alignment import Aligner, Calibration, noise_fraction
+from lqn_seg.core.config import LQNConfig
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.engine.evaluate import CLEAN, Condition
@@ -54,14 +56,29 @@ def draw_tokens(studio: Studio, layers: Sequence[int] = ()) -> Iterator[Path]:
 
 
 def draw_error(studio: Studio) -> Iterator[Path]:
-    """Error over variance by layer, one line per method; and the numbers."""
+    """Error over variance by layer, one line per method; and the numbers of `diagnose`."""
     recipes = studio.recipes(["lqn@paper", "lqn@distill", "lqn-src@distill"])
     for source in studio.sources():
         probe = studio.probe(source)
-        curves = {title(name): probe.errors(probe.fit(recipe)) for name, recipe in recipes.items()}
+        numbers = {title(name): diagnose(probe, recipe) for name, recipe in recipes.items()}
+        curves = {name: values["error"] for name, values in numbers.items()}
         stem = studio.stem("error", source, source.condition)
         yield from figures.draw_by_layer(curves, stem, source.heading)
-        yield write_json(with_ending(stem, ".json"), curves)
+        yield write_json(with_ending(stem, ".json"), numbers)
+
+
+@torch.no_grad()
+def diagnose(probe: Probe, recipe: LQNConfig) -> dict[str, list[float]]:
+    """The loss before each step and, by layer, over the variance of the teacher's tokens: the
+    student's squared error (1: the mean token) and its variance over positions (0: it does not see
+    the address of its query)."""
+    students, layers = probe.fit(recipe), range(1, probe.depth + 1)
+    variances = (over_variance(centred(students.query_layer(k)), probe.at(k)) for k in layers)
+    return {
+        "loss": students.loss_curve.mean(0).tolist(),
+        "error": probe.errors(students),
+        "variance": list(variances),
+    }
 
 
 def draw_steps(studio: Studio) -> Iterator[Path]:

@@ -182,15 +182,15 @@ class DatasetRun(ABC):
         """One method's line: statistics by task, ``lqn``, the costs, and more."""
 
     def run(self, progress: bool = True) -> None:
-        """Predict and score what is not on disk yet; each process does its share of it."""
+        """Predict and score what is not on disk yet; each process does its part of it."""
         launch.keep_memory()
-        share = self.store.share(self.records, self.model.config.batch, apart=not self.resumable)
-        # Each image is read and its truth decoded once, ahead of time where that pays.
+        batches = self.store.shard(self.records, self.model.config.batch, apart=not self.resumable)
+        # Each image is read and its truth decoded once, prefetched where that pays.
         how: dict[str, Any] = {"collate_fn": self._read_batch, "num_workers": self.workers}
-        batches: Iterable[list[Sample]] = DataLoader(share, batch_size=None, **how)  # type: ignore[arg-type]
+        loader: Iterable[list[Sample]] = DataLoader(batches, batch_size=None, **how)  # type: ignore[arg-type]
         threads = self.cfg.MODEL.LQN.EVAL.THREADS
-        with fixed_threads(threads), _progress_bar(share, progress) as bar:
-            for samples in batches:
+        with fixed_threads(threads), _progress_bar(batches, progress) as bar:
+            for samples in loader:
                 for condition in self.conditions:
                     todo = [sample for sample in samples if str(condition) in sample.images]
                     if todo:
@@ -205,7 +205,7 @@ class DatasetRun(ABC):
 
     @property
     def workers(self) -> int:
-        """Processes that read images ahead: none on a CPU, where they would slow the methods."""
+        """Processes that prefetch images: none on a CPU, where they would slow the methods."""
         return int(self.model.teacher.device.type == "cuda")
 
     def _read_batch(self, batch: Batch) -> list[Sample]:
@@ -386,10 +386,10 @@ def _tensor(image: Pixels) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
-def _progress_bar(share: Sequence[Batch], progress: bool) -> Any:
-    """Images done, their rate and the time that is left; of the main process's share alone."""
+def _progress_bar(batches: Sequence[Batch], progress: bool) -> Any:
+    """Images done, their rate and the time that is left; of the main process alone."""
     return tqdm(
-        total=sum(len(names) for batch in share for _, names in batch),
+        total=sum(len(names) for batch in batches for _, names in batch),
         unit="image",
         disable=not (progress and launch.is_main()),
         smoothing=0.05,

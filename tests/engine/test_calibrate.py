@@ -46,17 +46,17 @@ def test_a_folder_is_calibrated_as_its_images_are_evaluated(small_config, folder
     assert (made.path, made.images, made.inputs, made.sizes) == (output, 8, 8, {(96, 96)})
     cfg = load_cfg(str(small_config), ["MODEL.LQN.CALIBRATION", str(output)])
     teacher = build_teacher(cfg)
-    found = build_calibration(cfg, teacher)
+    result = build_calibration(cfg, teacher)
     crops = []
     for path in sorted(folder.rglob("*.PNG")):
         image = torch.from_numpy(read_image(path)).movedim(2, 0)
         layout = PaddedWindow.of((image.shape[1], image.shape[2]), teacher.image_size)
         crops.append(layout.crops(image).float() / 255)
     direct = calibrate(teacher, lambda: [torch.cat(crops)], 0.1)
-    assert len(crops) == 8 and found.layers.keys() == direct.layers.keys()
-    assert found.undamaged == pytest.approx(direct.undamaged, rel=1e-3)
-    torch.testing.assert_close(found.pixels, direct.pixels)
-    for layer, clean in found.layers.items():
+    assert len(crops) == 8 and result.layers.keys() == direct.layers.keys()
+    assert result.undamaged == pytest.approx(direct.undamaged, rel=1e-3)
+    torch.testing.assert_close(result.pixels, direct.pixels)
+    for layer, clean in result.layers.items():
         torch.testing.assert_close(clean.gain, direct.layers[layer].gain)
     with safe_open(output, "pt") as file:
         about = json.loads(file.metadata()["calibration"])

@@ -103,7 +103,7 @@ def test_the_loss_by_hand(cfg):
     trainer = ClipTrainer(cfg)
     images, captions, place, present = batch = trainer.batch()
     with torch.no_grad():
-        found = trainer.loss(batch).item()
+        result = trainer.loss(batch).item()
         a = trainer.model.encode_image(images, normalize=True)
         b = trainer.model.encode_text(captions, normalize=True)
         logits = trainer.model.logit_scale.exp() * a @ b.T
@@ -113,7 +113,7 @@ def test_the_loss_by_hand(cfg):
             mine = [i for i in range(16) if place[i] == k]
             columns.append(sum(logits[:, k].softmax(0)[i].log() for i in mine) / len(mine))
     expected = -(sum(rows) / 16 + sum(columns) / len(present)) / 2
-    assert found == pytest.approx(expected.item(), rel=1e-5)
+    assert result == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_tower_starts_as_the_eomts_first_layers(tmp_path):

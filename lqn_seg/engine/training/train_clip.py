@@ -31,13 +31,14 @@ from lqn_seg.teachers.eomt import load_eomt
 from lqn_seg.teachers.files import read_json
 
 MAX_LOGIT_SCALE = 100.0
-INTERRUPTED = "interrupted"  # a folder for what was not trained to the end
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
 class ClipTrainer(Trainer):
     """Trains a CLIP of the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format). Its
     image tower starts from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named."""
+
+    kind = "a CLIP"
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
@@ -46,6 +47,7 @@ class ClipTrainer(Trainer):
         torch.manual_seed(self.seed)
         self.model = open_clip.model.CLIP(**self.model_cfg).to(self.device)
         self.preprocessing = Preprocessing()
+        self.start = cfg.MODEL.WEIGHTS or "a random start"
         if cfg.MODEL.WEIGHTS:
             self.preprocessing = start_from_eomt(self.model, find_local(cfg.MODEL.WEIGHTS))
         tokenize = open_clip.SimpleTokenizer(
@@ -56,25 +58,21 @@ class ClipTrainer(Trainer):
             tokenize([template(name) for name in dataset.metadata.class_names]).to(self.device)
             for template in templates("train")
         ]
-        self.images, self.labels = _load(usable_records(dataset), self.model.visual.image_size[0])
-        self.random = torch.Generator().manual_seed(self.seed)
+        self.size = self.model.visual.image_size
+        self.shape = json.dumps(self.model_cfg)
+        self.images, self.labels = _load(usable_records(dataset), self.size[0])
         self._centre()
         groups = _groups(self.model, self.solver)
-        self.optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)]
+        self.set_up(self.model, [torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)])
 
-    def train(self) -> Path:
-        """Run all iterations and write the model; returns its folder. After Ctrl-C the model as it
-        was then is in ``interrupted`` in ``OUTPUT_DIR``, and a `KeyboardInterrupt` says so."""
-        is_whole = self.run()
-        folder = self.output if is_whole else self.output / INTERRUPTED
-        self._forget_unseen_words()
-        save_clip(folder, self.model, self.model_cfg, self.preprocessing)
-        more = {"images_per_iteration": self.solver.IMS_PER_BATCH}
-        self.write_about(folder, len(self.labels), **more)
-        if not is_whole:
-            made = f"{self.iteration} of {self.solver.MAX_ITER} iterations"
-            raise KeyboardInterrupt(f"the model after {made} is in {folder}")
-        return folder
+    @property
+    def image_count(self) -> int:
+        return len(self.labels)
+
+    def export(self, learner: Any, folder: Path) -> None:
+        """Write a folder that open_clip reads."""
+        self._forget_unseen_words(learner)
+        save_clip(folder, learner, self.model_cfg, self.preprocessing)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images (B, 3, s, s), captions (K, T), which of the K each image belongs to (B,), and the
@@ -122,10 +120,10 @@ class ClipTrainer(Trainer):
         return normalise(images, self.preprocessing.mean, self.preprocessing.std)
 
     @torch.no_grad()
-    def _forget_unseen_words(self) -> None:
+    def _forget_unseen_words(self, model: Any) -> None:
         """Zero the embedding of tokens that no caption had: noise still, and zeros pack well."""
         seen = torch.cat(self.captions).unique()
-        weight = self.model.token_embedding.weight
+        weight = model.token_embedding.weight
         kept = weight[seen].clone()
         weight.zero_()[seen] = kept
 

@@ -370,8 +370,9 @@ class Evaluation(DatasetRun):
         images = [_tensor(sample.images[str(condition)]) for sample in samples]
         sizes = [(int(s.record["height"]), int(s.record["width"])) for s in samples]
         predictions = self.segmenter(images, sizes)
-        for sample, by_method in zip(samples, predictions) if self.watch else ():
-            self.watch(condition, sample.record, by_method)
+        if self.watch:
+            for sample, by_method in zip(samples, predictions):
+                self.watch(condition, sample.record, by_method)
         return predictions
 
     def score(self, sample: Sample, prediction: Prediction) -> Result:

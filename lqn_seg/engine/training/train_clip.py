@@ -288,7 +288,8 @@ def save_clip(
     state = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
     pixels = preprocessing or Preprocessing()
-    height, width = model.visual.image_size  # type: ignore[misc]
+    visual: Any = model.visual
+    height, width = visual.image_size
     size = height if height == width else [height, width]
     preprocess = {"size": size, "mean": pixels.mean, "std": pixels.std}
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}

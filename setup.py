@@ -53,7 +53,6 @@ setup(
     extras_require={
         "test": TEST,
         "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=0.26", "Pygments>=2.18"],  # mkdocs serve
-        "figures": ["scikit-learn>=1.5"],  # tools/visualize.py tokens --projection tsne
         "dev": [
             *TEST,
             "ruff==0.17.5",

@@ -297,8 +297,8 @@ def make_calibration(folder: Path) -> None:
     (folder / "teacher").mkdir()
     make_teacher(folder / "teacher")
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = calibrate(load_eomt(str(folder / "teacher")), lambda: iter([images]))
-    save_calibration(folder / "calibration.safetensors", found, {})
+    result = calibrate(load_eomt(str(folder / "teacher")), lambda: iter([images]))
+    save_calibration(folder / "calibration.safetensors", result, {})
 
 
 def read_calibration(folder: Path) -> None:
@@ -335,8 +335,8 @@ def read_results(folder: Path) -> None:
     from lqn_seg.engine.store import parse_line
 
     with (folder / "clean.0.jsonl").open(errors="replace") as file:
-        found = [parse_line(text) for text in file]
-    assert all(chunk in [*STORED, []] for chunk in found), found
+        result = [parse_line(text) for text in file]
+    assert all(chunk in [*STORED, []] for chunk in result), result
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ DOCUMENTS = [
 # What a tool reads its configuration with; all others read segmentation's.
 LOADERS = {
     **dict.fromkeys(("classify", "train_clip"), load_classification_cfg),
-    **dict.fromkeys(("visualize", "explore", "diagnose_fit"), load_any_cfg),
+    **dict.fromkeys(("visualize", "explore"), load_any_cfg),
 }
 
 
@@ -93,8 +93,8 @@ def commands_in(text: str) -> list[str]:
 
 def commands() -> list[str]:
     """`commands_in` every document."""
-    found = [line for document in DOCUMENTS for line in commands_in(document.read_text())]
-    return sorted({" ".join(line.split(" #")[0].split()) for line in found})
+    actual = [line for document in DOCUMENTS for line in commands_in(document.read_text())]
+    return sorted({" ".join(line.split(" #")[0].split()) for line in actual})
 
 
 def understand(command: str, script, monkeypatch) -> None:
@@ -102,12 +102,12 @@ def understand(command: str, script, monkeypatch) -> None:
     _, tool, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [tool, *arguments])
     module = script("tools", Path(tool).stem)
-    found = module.parse_arguments()  # ends the process where an option is unknown
-    path = getattr(found, "config_file", None)
+    actual = module.parse_arguments()  # ends the process where an option is unknown
+    path = getattr(actual, "config_file", None)
     if path not in (None, "my.yaml", "YOUR.yaml"):  # a reader's own
         load = LOADERS.get(module.__name__, load_cfg)
-        load(path, getattr(found, "overrides", ()))
-    for study in getattr(found, "studies", ()):
+        load(path, getattr(actual, "overrides", ()))
+    for study in getattr(actual, "studies", ()):
         assert "*" in study or Path(study).is_file()
 
 
@@ -152,15 +152,15 @@ def test_what_an_api_page_lists_exists_and_is_documented(page):
         if name.startswith("lqn_seg.detectron2."):
             assert is_documented(*name.rsplit(".", 1))  # tests/detectron2 imports it
             continue
-        found = resolve(name)
-        if not inspect.isclass(found):
-            assert inspect.getdoc(found), f"{name} has no docstring"
+        actual = resolve(name)
+        if not inspect.isclass(actual):
+            assert inspect.getdoc(actual), f"{name} has no docstring"
             continue
         # Its own words, as they are written: a dataclass makes some up, and a module inherits some.
-        assert is_documented(found.__module__, found.__qualname__), f"{name} has no docstring"
-        for key, member in vars(found).items():
+        assert is_documented(actual.__module__, actual.__qualname__), f"{name} has no docstring"
+        for key, member in vars(actual).items():
             public = not key.startswith("_") and inspect.isfunction(member)
-            assert not public or inspect.getdoc(getattr(found, key)), f"{name}.{key}"
+            assert not public or inspect.getdoc(getattr(actual, key)), f"{name}.{key}"
 
 
 def is_documented(module: str, name: str) -> bool:

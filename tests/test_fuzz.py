@@ -50,6 +50,6 @@ def test_what_must_not_happen_would_be_found(monkeypatch):
         raise InputError("two\nlines")
 
     monkeypatch.setitem(fuzz_readers.READERS, "broken", Reader(make, read))
-    found = "\n".join(fuzz("broken", inputs=40, seed=0, patience=0.3).findings)
+    result = "\n".join(fuzz("broken", inputs=40, seed=0, patience=0.3).findings)
     for text in ("more than 0.3 s", "the process died", "KeyError", "not one sentence"):
-        assert text in found
+        assert text in result

@@ -8,8 +8,8 @@ Examples:
 
 Columns: teacher, align, fit, query and head count everything that is run, forward and backward;
 "paper" counts as the paper does (teacher and head, and steps - 1 times one forward pass).
---count holds the closed forms against counters that watch the real modules run on the meta device,
-without weights: fvcore (a multiply-add is 1) and torch's FlopCounterMode (it is 2 there: halved).
+--count holds the closed forms against a counter that watches the real modules run on the meta
+device, without weights (torch.utils.flop_counter's rules, halved: a multiply-add is 2 there).
 """
 
 from lqn_seg.cli import Namespace, Parser, exit_status
@@ -28,7 +28,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--positions", type=int, help="positions per step, instead of the preset's")
     parser.add("--windows", 1.0, "windows per image")
     parser.add("--literal", False, "student as Table 4 states it")
-    parser.add("--count", False, "also count the real model, with two counters")
+    parser.add("--count", False, "also count the real model")
     return parser.parse_args(argv)
 
 

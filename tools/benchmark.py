@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Time every stage of every method on one device, beside plain ways of doing the same.
+"""Time every stage of every method on one device, beside reference implementations.
 
 The teacher has random weights, so nothing is downloaded. Written to the output folder:
-benchmark.json, benchmark.txt and, with the sweeps, benchmark.png.
+benchmark.json and benchmark.txt.
 
 Examples:
     python tools/benchmark.py                               # CLIP ViT-B/16, the paper's student
@@ -32,9 +32,9 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     parser.add("--threads", 1, "on a CPU")
     parser.add("--repeats", 3, "turns")
     parser.add("--steps", 0, "of fits (default: the preset's)")
-    for name, what in (("references", "the plain ways"), ("sweep", "cost against size")):
-        parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"without {what}")
-    read = "tables and plot of a benchmark.json"
+    without = "without reference implementations"
+    parser.add_argument("--no-references", dest="references", action="store_false", help=without)
+    read = "tables of a benchmark.json"
     parser.add_argument("--read", type=Path, metavar="FILE", help=read)
     parser.add("--output", Path("output/benchmark"), "for files", metavar="DIR")
     return parser.parse_args(argv)
@@ -70,14 +70,14 @@ def run(arguments: Namespace) -> None:
         report(numbers)
     except ModuleNotFoundError as missing:
         print(
-            f"no tables and no plot, for {missing.name} is not installed: where it is, "
+            f"no tables, for {missing.name} is not installed: where it is, "
             f"python tools/benchmark.py --read {numbers} makes them"
         )
 
 
 def report(numbers: Path) -> None:
-    """Tables, and with sweeps the plot, of a ``benchmark.json``."""
-    from lqn_seg.lab.benchmark.report import report_text, write_report
+    """Tables of a ``benchmark.json``."""
+    from lqn_seg.lab.benchmark.report import report_text
 
     try:
         results = json.loads(numbers.read_text())
@@ -85,8 +85,9 @@ def report(numbers: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{numbers} is no benchmark.json that is whole ({error!r})") from error
     print(f"\n{text}\n", flush=True)
-    for path in write_report(results, numbers.parent):
-        print(f"written: {path}")
+    tables = numbers.with_name("benchmark.txt")
+    tables.write_text(f"{text}\n")
+    print(f"written: {tables}")
 
 
 def main(argv: list[str] | None = None) -> int:

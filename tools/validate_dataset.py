@@ -30,11 +30,11 @@ def check(arguments: Namespace) -> int:
 
     if arguments.config_file:
         load_cfg(arguments.config_file)  # makes its data sets known
-    found = validate(get_dataset(arguments.name), arguments.max_images)
-    print(found.text())
-    if found.interrupted:
-        raise KeyboardInterrupt(f"{found.images} of {found.total} images were looked at")
-    return 1 if found.problems else 0
+    result = validate(get_dataset(arguments.name), arguments.max_images)
+    print(result.text())
+    if result.interrupted:
+        raise KeyboardInterrupt(f"{result.images} of {result.total} images were looked at")
+    return 1 if result.problems else 0
 
 
 def main() -> int:

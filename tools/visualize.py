@@ -4,10 +4,11 @@
 Figures (each shows its own options with --help):
     panels       EoMT, APM, LQN and ground truth side by side, what changed outlined, scores
     tokens       token maps of teacher and student by layer, and the error between them
-    error        the student's error over variance by layer
+    error        the student's error over variance by layer; its JSON has the loss of every step and
+                 how far an answer depends on the position too
     steps        the prediction after each step of the fit: a strip with its curve, and a GIF
     depth        measured time to a layer's tokens: teacher O(l), student O(1)
-    gauge        damage of an image under every corruption, and the mixing weight that follows
+    alignment    damage of an image under every corruption, and the mixing weight that follows
     reconstruct  RGB reconstruction by the students, against the input
     curves       curves of a study from its results.json
 
@@ -34,7 +35,7 @@ FIGURES = {
     "error": ("error over variance by layer", "lqn@paper,lqn@distill,lqn-src@distill"),
     "steps": ("the prediction after each step of the fit", "lqn@distill"),
     "depth": ("measured time to a layer's tokens", "lqn@distill"),
-    "gauge": ("damage and mixing weight by corruption", ""),
+    "alignment": ("damage and mixing weight by corruption", ""),
     "reconstruct": (
         "RGB reconstruction by the students",
         "apm@paper,lqn@paper,apm@distill,lqn@distill",
@@ -66,13 +67,12 @@ def add_options(parser: Parser, name: str, methods: str) -> None:
     parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help=files)
     parser.add("--images", 1, "where there is no --input, the first so many")
     parser.add("--corruption", "", "comma-separated, clean among them", metavar="NAMES")
-    if name != "gauge":
+    if name != "alignment":
         parser.add("--severity", 3, "of corruptions, 1..5")
         parser.add("--methods", "", f"comma-separated (default: {methods})", metavar="NAMES")
     if name == "tokens":
-        layers, projections = "default: six, evenly", ("pca", "tsne")
+        layers = "default: six, evenly"
         parser.add_argument("--layers", type=int, nargs="+", default=[], help=layers)
-        parser.add("--projection", "pca", "of tokens to colours", choices=projections)
     add_config_flags(parser, DEMO)
 
 
@@ -114,7 +114,7 @@ def draw(arguments: Namespace) -> int:
         arguments.device,
     )
     make_writable(arguments.output)
-    options = {key: given[key] for key in ("layers", "projection") if key in given}
+    options = {"layers": given["layers"]} if "layers" in given else {}
     for path in DRAW[arguments.figure](studio, **options):
         print(f"written: {path}")
     return 2 if studio.failed else 0

@@ -30,7 +30,7 @@ def fit_options(method: LQN, images: Images, seen: Pass, count: int) -> dict[str
     return make(method, images, seen, count) if make else {}
 
 
-def query_options(method: LQN, keys: Sequence[RandomKey], places: int) -> dict[str, Any]:
+def query_options(method: LQN, keys: Sequence[RandomKey], count: int) -> dict[str, Any]:
     """What a query of so many addresses is given."""
     word, numbers = parse_ablation(method.recipe.ablation)
     if word == "source":
@@ -41,7 +41,7 @@ def query_options(method: LQN, keys: Sequence[RandomKey], places: int) -> dict[s
     streams = [generator(key, Stream.QUERY, device) for key in keys]
     layers = torch.tensor(method.fitter.layers, device=device)
     size = torch.tensor((rows, columns, len(layers)), device=device)
-    drawn = [torch.rand(places, 3, generator=g, device=device) for g in streams]
+    drawn = [torch.rand(count, 3, generator=g, device=device) for g in streams]
     i, j, layer = (torch.stack(drawn) * size).long().unbind(-1)
     return {"source": torch.stack((i + 1, j + 1, layers[layer]), -1).float()}
 
@@ -109,7 +109,7 @@ def _entropy(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, A
 def _segments(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any]:
     """Source 1, source 2 and destination from three different segments (the paper's section 10).
 
-    Each source is uniform over the places outside the others' segments, or over all where none is
+    Each source is uniform over addresses outside the others' segments, or over all where none is
     left: an image of one segment has no other.
     """
     assert images.task is not None

@@ -90,8 +90,8 @@ class LQN(Method):
             return answer, None
         below = answer[:, self.rows :].flatten(1, 2)  # (B, cells, D)
         cells = self._cells(answer.device)
-        share = F.one_hot(cells, self.context_size).to(below.dtype)  # (cells, K)
-        return answer[:, : self.rows], (share / share.sum(0)).T @ below
+        assignment = F.one_hot(cells, self.context_size).to(below.dtype)  # (cells, K)
+        return answer[:, : self.rows], (assignment / assignment.sum(0)).T @ below
 
     def _cells(self, device: torch.device) -> Tensor:
         """Which context token each cell below the grid holds."""

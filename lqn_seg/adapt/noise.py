@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.core.precision import own_precision
+from lqn_seg.core.precision import operand_precision
 from lqn_seg.core.view import guiding_tokens
 
 # Relative depth of the layer that says which positions are alike: before noise has spread.
@@ -21,7 +21,7 @@ POSITION_BANDWIDTH = 1 / 6
 def residual(fields: Tensor) -> Tensor:
     """(B,) part, over variance, of the last layer of (B, L, H, W, D) fields that positions which
     look alike at an early layer do not predict of each other."""
-    with own_precision(fields.device):
+    with operand_precision(fields.device):
         kernel = guided_kernel(guiding_tokens(fields, RESIDUAL_GUIDE))
         return leave_one_out_error(kernel, fields[:, -1])
 
@@ -39,9 +39,9 @@ def guided_kernel(guide: Tensor) -> Tensor:
     """(B, N, N) Gaussian kernel in (0, 1] of (B, H, W, D) guiding tokens and their positions."""
     height, width = guide.shape[1:3]
     rows, columns = (torch.arange(1.0, side + 1, device=guide.device) for side in (height, width))
-    places = torch.cartesian_prod(rows, columns) / (POSITION_BANDWIDTH * max(height, width))
+    positions = torch.cartesian_prod(rows, columns) / (POSITION_BANDWIDTH * max(height, width))
     tokens = guide.flatten(1, 2) / (GUIDE_BANDWIDTH * guide.shape[-1] ** 0.5)
-    distance = torch.cdist(tokens, tokens).square_() + torch.cdist(places, places).square_()
+    distance = torch.cdist(tokens, tokens).square_() + torch.cdist(positions, positions).square_()
     return distance.mul_(-0.5).exp_()
 
 

@@ -112,8 +112,8 @@ def quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:
 
     (Older versions of torch refuse more than 16 million values: 16,000 images x 1024 directions.)
     """
-    places = torch.tensor(shares, device=values.device) * (len(values) - 1)
-    below = places.floor().long()
+    positions = torch.tensor(shares, device=values.device) * (len(values) - 1)
+    below = positions.floor().long()
     ordered = values.sort(0).values
-    weight = (places - below).view(-1, *(1,) * (values.dim() - 1))
+    weight = (positions - below).view(-1, *(1,) * (values.dim() - 1))
     return torch.lerp(ordered[below], ordered[(below + 1).clamp(max=len(values) - 1)], weight)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.core.precision import own_precision
+from lqn_seg.core.precision import operand_precision
 
 # Directions whose clean variance is below this share of the largest carry rounding, not signal.
 _LEAST_VARIANCE = 1e-6
@@ -64,7 +64,7 @@ class LayerRange:
 
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
-        with own_precision(tokens.device):  # the weak directions would drown in bfloat16's rounding
+        with operand_precision(tokens.device):  # bfloat16 would drown weak directions
             parts = F.linear(tokens.float() - self.centre, self.basis.mT)
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
@@ -92,7 +92,7 @@ class LayerRange:
             change = removed.lerp(change, weight)
         parts = (parts - mean[:, None, None]) * change.exp()[:, None, None]
         parts += target[:, None, None]
-        with own_precision(tokens.device):
+        with operand_precision(tokens.device):
             aligned = F.linear(parts, self.basis) + self.centre
         return aligned.to(tokens.dtype), here
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lqn_seg.core.config import LQNConfig, axis_features
-from lqn_seg.core.precision import DTYPES, own_precision, resolve_precision
+from lqn_seg.core.precision import DTYPES, operand_precision, resolve_precision
 from lqn_seg.core.random import RandomKey, Stream, generator
 from lqn_seg.core.view import View
 from lqn_seg.errors import InputError
@@ -194,9 +194,9 @@ class StudentFitter:
         adam = torch.optim.Adam(weights, fit.learning_rate, fit.betas, fit.eps, fused=fused)
         visits = [(sampler or self.uniform)(b, key) for b, key in enumerate(keys)]
         losses = [torch.zeros(len(keys), 0, device=self.device)]
-        with torch.enable_grad(), own_precision(self.device):
-            for step, places in enumerate(torch.stack(visits, 2).unbind(1)):  # (1 or 3, B, n)
-                loss = fitted.loss(seen[step % len(seen)], places, binding)
+        with torch.enable_grad(), operand_precision(self.device):
+            for step, indices in enumerate(torch.stack(visits, 2).unbind(1)):  # (1 or 3, B, n)
+                loss = fitted.loss(seen[step % len(seen)], indices, binding)
                 adam.zero_grad()
                 loss.sum().backward()
                 adam.step()
@@ -205,7 +205,7 @@ class StudentFitter:
         return fitted
 
     def uniform(self, student: int, key: RandomKey) -> Tensor:
-        """(1 or 3, N, n) places among the m H W fitted tokens, uniform, with replacement, fresh
+        """(1 or 3, N, n) indices among the m H W fitted tokens, uniform, with replacement, fresh
         each step: dest and, to recirculate, src1 and src2."""
         sources = (Stream.SOURCE_1, Stream.SOURCE_2) if self.recirculates else ()
         shape = (self.config.fit.steps, self.config.fit.visited(self.grid))
@@ -241,14 +241,14 @@ class FittedStudents:
         values = (self.loss_curve, *self.students.weights.values())
         return torch.stack([x.flatten(1).sum(1) for x in values]).isfinite().all(0).cpu()
 
-    def loss(self, view: View, places: Tensor, binding: Loss = mean_square) -> Tensor:
-        """(B,) L_B + alpha L_R (Eq. 5) at (1 or 3, B, n) places among the fitted tokens."""
-        dest, *sources = self.addresses[places].unbind(0)  # (B, n, 3) each
+    def loss(self, view: View, indices: Tensor, binding: Loss = mean_square) -> Tensor:
+        """(B,) L_B + alpha L_R (Eq. 5) at (1 or 3, B, n) indices among the fitted tokens."""
+        dest, *sources = self.addresses[indices].unbind(0)  # (B, n, 3) each
         source = torch.cat([torch.zeros_like(dest), *sources], 1)  # src0, src1, src2
-        where = (source, dest.repeat(1, len(places), 1))
-        tokens = self.students(view.patches, self.tables, *where, view.guide_at(places[0]))
-        from_anchor, *from_sources = tokens.unflatten(1, (len(places), -1)).unbind(1)
-        value = binding(from_anchor, view.targets_at(places[0]))
+        where = (source, dest.repeat(1, len(indices), 1))
+        tokens = self.students(view.patches, self.tables, *where, view.guide_at(indices[0]))
+        from_anchor, *from_sources = tokens.unflatten(1, (len(indices), -1)).unbind(1)
+        value = binding(from_anchor, view.targets_at(indices[0]))
         if from_sources:
             value = value + self.fitter.config.fit.alpha * mean_square(*from_sources)
         return value
@@ -287,7 +287,7 @@ class FittedStudents:
         source = torch.as_tensor(source, device=dest.device, dtype=torch.float32).expand_as(dest)
         size = max(1, min(most, QUERY_FLOATS // (len(dest) * max(config.widths))))
         guides = [None] * dest.shape[1] if guide is None else guide.split(size, 1)
-        with own_precision(dest.device):
+        with operand_precision(dest.device):
             for src, to, near in zip(source.split(size, 1), dest.split(size, 1), guides):
                 both = torch.cat((src, to))
                 tables = self.students.tables([both[..., k].unique() for k in range(config.axes)])

@@ -62,13 +62,13 @@ class View:
         size = (shape[2], shape[3])
         return cls(patches.mT.contiguous(), numbers, tokens.flatten(1, 2), *statistics, guide, size)
 
-    def targets_at(self, places: Tensor) -> Tensor:
-        """(B, n) places among the m H W fitted tokens to their (B, n, D)."""
-        return _at(self.targets, places)
+    def targets_at(self, indices: Tensor) -> Tensor:
+        """(B, n) indices among the m H W fitted tokens to their (B, n, D)."""
+        return _at(self.targets, indices)
 
-    def guide_at(self, places: Tensor) -> Tensor | None:
-        """(B, n, D) guide at the same places."""
-        return None if self.guide is None else _at(self.guide, places % self.guide.shape[1])
+    def guide_at(self, indices: Tensor) -> Tensor | None:
+        """(B, n, D) guide at the same indices."""
+        return None if self.guide is None else _at(self.guide, indices % self.guide.shape[1])
 
     def guide_between(self, addresses: Tensor, rows: Tensor, columns: Tensor) -> Tensor | None:
         """(B, Q, D) guide at (B, Q, 3) addresses, bilinear; on rows 1..H and columns 1..W alone."""
@@ -100,15 +100,15 @@ class View:
         return torch.addcmul(mean, tokens, deviation)
 
 
-def _at(rows: Tensor, places: Tensor) -> Tensor:
+def _at(rows: Tensor, indices: Tensor) -> Tensor:
     """(B, R, D) and (B, n) to (B, n, D)."""
-    return rows[torch.arange(len(rows), device=rows.device)[:, None], places]
+    return rows[torch.arange(len(rows), device=rows.device)[:, None], indices]
 
 
-def guiding_tokens(fields: Tensor, share: float) -> Tensor:
+def guiding_tokens(fields: Tensor, fraction: float) -> Tensor:
     """Tokens (B, H, W, D) of the layer at a share of the depth of (B, L, H, W, D) fields,
     standardised per feature over the positions."""
-    layer = max(1, round(share * fields.shape[1]))
+    layer = max(1, round(fraction * fields.shape[1]))
     tokens = fields[:, layer - 1].float()
     variance, mean = torch.var_mean(tokens, dim=(1, 2), correction=0, keepdim=True)
     return (tokens - mean) / variance.sqrt_().clamp_(min=1e-6)

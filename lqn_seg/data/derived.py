@@ -1,12 +1,15 @@
 """Facts and records of a data set as Detectron2 wants them."""
 
+import functools
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import write_label_map
 from lqn_seg.data.metadata import Dataset, Metadata, Record
@@ -60,6 +63,19 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
             write_label_map(path, metadata.read_semantic(record))
             record["sem_seg_file_name"] = str(path)
     return records
+
+
+def cached_records(name: str, metadata: Metadata, cache: str) -> list[Record]:
+    """`complete_records` of a known data set, once a process and whereabouts of its files; label
+    maps go to a folder of the data set's below `cache`."""
+    files = (metadata.image_root, metadata.sem_seg_root, metadata.panoptic_json)
+    return [dict(record) for record in _cached_records(name, files, cache)]
+
+
+@functools.cache
+def _cached_records(name: str, files: tuple[str | None, ...], cache: str) -> list[Record]:
+    where = zlib.crc32(os.fsencode(repr([file and os.path.abspath(file) for file in files])))
+    return complete_records(get_dataset(name), Path(cache, "lqn_seg", f"{name}-{where:08x}"))
 
 
 def write_label_maps(dataset: Dataset, target: Callable[[Record], str | Path]) -> int:

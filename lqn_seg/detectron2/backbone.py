@@ -4,8 +4,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 
-from lqn_seg.detectron2.data import check_cfg
 from lqn_seg.engine.build import build_teacher
+from lqn_seg.engine.plugin import check_cfg
 from lqn_seg.segmentation.feature_maps import FeatureMaps
 
 

@@ -1,20 +1,16 @@
 """Our data sets in Detectron2's catalogs, complete enough for its models and evaluators."""
 
-import functools
-import os
-import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from detectron2 import data
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from iopath.common.file_io import get_cache_dir
 
-from lqn_seg.config.nodes import resolve_device
-from lqn_seg.data.catalog import Record, dataset_names, get_dataset, register_entries
-from lqn_seg.data.derived import complete_records, detectron2_facts
+from lqn_seg.data.catalog import Record, dataset_names, get_dataset
+from lqn_seg.data.derived import cached_records, detectron2_facts
 from lqn_seg.errors import InputError
 
 _registered: set[str] = set()
@@ -38,27 +34,16 @@ class LazyMetadata(data.Metadata):
         return super().as_dict()
 
 
-def check_cfg(cfg: CfgNode) -> None:
-    """Refuse bad MODEL.LQN.DATASETS, and a MODEL.DEVICE that Detectron2 has not: ``auto``, say."""
-    register_entries(cfg.MODEL.LQN.DATASETS)
-    device = resolve_device(cfg.MODEL.DEVICE)
-    if device != cfg.MODEL.DEVICE:
-        raise InputError(
-            f"MODEL.DEVICE {cfg.MODEL.DEVICE}: Detectron2 wants a device by its name, and the best "
-            f"one here is MODEL.DEVICE {device}"
-        )
-
-
 def register_datasets() -> None:
     """Put our data sets for segmentation into Detectron2's catalogs, where no name is taken."""
     for name in dataset_names(labelled=False):
         if name not in DatasetCatalog:
-            DatasetCatalog[name] = functools.partial(load_records, name)
+            DatasetCatalog[name] = partial(load_records, name)
             _registered.add(name)
             MetadataCatalog[name] = LazyMetadata(**vars(MetadataCatalog.get(name)))
 
 
-def give_way(name: str, func: Callable[[], list[Record]]) -> None:
+def yield_name(name: str, func: Callable[[], list[Record]]) -> None:
     """`DatasetCatalog.register`, but whoever comes later has a name that is ours: Mask2Former
     registers ADE20K's when it is imported, and would stop at a name that is taken."""
     if name in _registered:
@@ -82,20 +67,12 @@ def class_table(datasets: Sequence[str]) -> tuple[frozenset[int], Sequence[str]]
 
 
 def load_records(name: str) -> list[Record]:
-    """`complete_records`, once a process; label maps go to Detectron2's cache ($FVCORE_CACHE)."""
+    """`cached_records`; label maps go to Detectron2's cache ($FVCORE_CACHE)."""
     metadata = get_dataset(name).metadata
     known, facts = vars(MetadataCatalog.get(name)), detectron2_facts(metadata)
     if any(known.get(key, value) != value for key, value in facts.items()):
         MetadataCatalog[name] = LazyMetadata(name=name)  # it was of other files of the same name
-    files = (metadata.image_root, metadata.sem_seg_root, metadata.panoptic_json)
-    return [dict(record) for record in _load(name, files)]
-
-
-@functools.cache
-def _load(name: str, files: tuple[str | None, ...]) -> list[Record]:
-    where = zlib.crc32(os.fsencode(repr([file and os.path.abspath(file) for file in files])))
-    folder = os.path.join(get_cache_dir(), "lqn_seg", f"{name}-{where:08x}")
-    records = complete_records(get_dataset(name), folder)
+    records = cached_records(name, metadata, get_cache_dir())
     for annotation in (thing for record in records for thing in record.get("annotations", ())):
         annotation["bbox_mode"] = BoxMode.XYWH_ABS
     return records

@@ -3,8 +3,7 @@ per call, on clean images, and cannot resume; the native one can."""
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -16,65 +15,30 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from lqn_seg.config.nodes import merge_cfg
-from lqn_seg.data.catalog import Record, get_dataset
+from lqn_seg.data.catalog import get_dataset
 from lqn_seg.detectron2.config import add_lqn_config
-from lqn_seg.detectron2.meta_arch import NOTHING_TO_TRAIN, LQNTTTMetaArch, method_name, register
+from lqn_seg.detectron2.meta_arch import LQNTTTMetaArch, register
 from lqn_seg.engine import launch
-from lqn_seg.engine.evaluate import build_evaluators, mean_stats
 from lqn_seg.engine.interruption import is_launched
+from lqn_seg.engine.plugin import NOTHING_TO_TRAIN, ImageScores, method_name, whole_batches
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.postprocess import mask_hash
 
 Metrics = dict[str, dict[str, float]]
 
 
-class LQNEvaluator(DatasetEvaluator):
+class LQNEvaluator(ImageScores, DatasetEvaluator):
     """Our evaluators for the outputs that MODEL.MASK_FORMER.TEST turns on, as one of Detectron2's.
 
-    ``images`` holds, by image id, each task's statistics, ``lqn`` (the model's own) and
-    ``mask_hash``; after :meth:`evaluate`, on the main process, those of all processes. ``prefix``
-    is of the tasks' names: ``DatasetEvaluators`` refuses one twice, and Detectron2's may stand
-    beside this.
+    ``images`` holds each image's statistics and hash; after :meth:`evaluate`, on the main process,
+    those of all processes. ``prefix`` is of the tasks' names: ``DatasetEvaluators`` refuses one
+    twice, and Detectron2's may stand beside this.
     """
-
-    def __init__(self, cfg: CfgNode, dataset_name: str, prefix: str = "lqn/") -> None:
-        dataset, self.prefix = get_dataset(dataset_name), prefix
-        self.evaluators = build_evaluators(cfg, dataset.metadata)
-        self.records = {record["image_id"]: record for record in dataset.records()}
-        self.by_file = {Path(r["file_name"]).name: r for r in self.records.values()}
-        self.images: dict[int | str, dict[str, Any]] = {}
-
-    def reset(self) -> None:
-        self.images = {}
-
-    def process(self, inputs: Sequence[Record], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Score a batch, before Detectron2's COCOPanopticEvaluator rewrites it in place."""
-        for given, output in zip(inputs, outputs, strict=True):
-            # The mapper takes fields away, and other readers of the same files number otherwise.
-            record = self.records.get(given.get("image_id", "")) or self.by_file.get(
-                Path(given["file_name"]).name
-            )
-            if record is None:
-                raise InputError(f"{given['file_name']} is no image of the evaluator's data set")
-            line: dict[str, Any] = {"lqn": output.get("lqn"), "mask_hash": mask_hash(output)}
-            line |= {task: e.statistics(record, output) for task, e in self.evaluators.items()}
-            self.images[record["image_id"]] = line
 
     def evaluate(self) -> Metrics | None:
         """Metrics 0 .. 100 by ``lqn/<task>``, and means under ``lqn``; None in other processes."""
         comm.synchronize()  # waits as long as it takes; a gather gives up after half an hour
         parts = comm.gather(self.images)
-        if not comm.is_main_process():
-            return None
-        gathered = {key: line for part in parts for key, line in part.items()}
-        self.images = {key: gathered[key] for key in self.records if key in gathered}
-        lines = list(self.images.values())
-        results = {
-            f"{self.prefix}{task}": evaluator.summarize([line[task] for line in lines])
-            for task, evaluator in self.evaluators.items()
-        }
-        stats = [line["lqn"] for line in lines if line["lqn"]]
-        return {**results, "lqn": mean_stats(stats)} if stats else results
+        return self.summarize(parts) if comm.is_main_process() else None
 
 
 class LQNTrainer(DefaultTrainer):
@@ -95,14 +59,11 @@ class LQNTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         records = get_dataset(dataset_name).records()[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
         # As many images as students side by side; a single image would be fitted BATCH times.
-        # Images keep their company, however many processes there are.
-        batch = cfg.MODEL.LQN.BATCH
-        starts = range(0, len(records), batch)[comm.get_rank() :: comm.get_world_size()]
-        mine = [k for start in starts for k in range(start, min(start + batch, len(records)))]
+        batch, processes = cfg.MODEL.LQN.BATCH, (comm.get_rank(), comm.get_world_size())
         return build_detection_test_loader(
             records,
             mapper=DatasetMapper(cfg, False),
-            sampler=mine,
+            sampler=whole_batches(len(records), batch, *processes),
             batch_size=batch,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

@@ -10,21 +10,14 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from lqn_seg.config.methods import method_config
 from lqn_seg.data.catalog import listeners
 from lqn_seg.detectron2.backbone import build_teacher_backbone
-from lqn_seg.detectron2.data import check_cfg, class_table, give_way, register_datasets
-from lqn_seg.engine.build import build_segmenter
+from lqn_seg.detectron2.data import class_table, register_datasets, yield_name
+from lqn_seg.engine.plugin import NOTHING_TO_TRAIN, check_cfg, one_method_segmenter
 from lqn_seg.engine.training.eomt_training import mapped_targets
 from lqn_seg.engine.training.trainable_eomt import TrainableEomt, trainable_segmenter
-from lqn_seg.errors import InputError
 from lqn_seg.segmentation import meta_arch
 from lqn_seg.segmentation.segmenter import Segmenter
-
-NOTHING_TO_TRAIN = (
-    "LQNTTTMetaArch has nothing to train, its teacher is frozen and its students are fitted to one "
-    "image each; MODEL.META_ARCHITECTURE EomtMetaArch trains the teacher"
-)
 
 
 class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
@@ -39,17 +32,10 @@ class LQNTTTMetaArch(meta_arch.LQNTTTMetaArch):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments of the constructor; the classes are those of DATASETS.TEST[0]."""
-        if cfg.MODEL.WEIGHTS:
-            raise InputError(
-                f"MODEL.WEIGHTS must be empty, not {cfg.MODEL.WEIGHTS!r}: LQNTTTMetaArch loads its "
-                "teacher itself, from the directory or hub id in MODEL.LQN.TEACHER.WEIGHTS"
-            )
         check_cfg(cfg)
         if cfg.DATASETS.TRAIN:  # a trainer says no more than that its list of parameters is empty
             logging.getLogger("detectron2.lqn_seg").warning(NOTHING_TO_TRAIN)
-        things, names = class_table(cfg.DATASETS.TEST)
-        method = {method_name(cfg): method_config(cfg, method_name(cfg))}
-        segmenter = build_segmenter(cfg, things, len(names), method, names)
+        segmenter = one_method_segmenter(cfg, *class_table(cfg.DATASETS.TEST))
         return {"segmenter": segmenter, "input_format": cfg.INPUT.FORMAT}
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -105,12 +91,6 @@ def _with_instances(output: dict[str, Any]) -> dict[str, Any]:
     return output
 
 
-def method_name(cfg: CfgNode) -> str:
-    """The one method this engine runs: MODEL.LQN.METHODS if it names one alone, else METHOD."""
-    names = cfg.MODEL.LQN.METHODS
-    return names[0] if len(names) == 1 else cfg.MODEL.LQN.METHOD
-
-
 def register() -> None:
     """Fill Detectron2's registries and catalogs; safe to call again. Data sets that are registered
     later follow by themselves. Names that Detectron2 knows or another package registers later are
@@ -119,6 +99,6 @@ def register() -> None:
         META_ARCH_REGISTRY.register(LQNTTTMetaArch)
         META_ARCH_REGISTRY.register(EomtMetaArch)
         BACKBONE_REGISTRY.register(build_teacher_backbone)
-        DatasetCatalog.register = give_way
+        DatasetCatalog.register = yield_name
         listeners.append(register_datasets)
         register_datasets()

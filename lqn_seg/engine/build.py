@@ -168,11 +168,11 @@ def check_class_order(
 
 def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None:
     """The calibration that is named, or else the one beside the teacher's local weights."""
-    weights = cfg.MODEL.LQN.TEACHER.WEIGHTS
+    weights = find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS)
     if cfg.MODEL.LQN.CALIBRATION:
-        return load_calibration(find_local(cfg.MODEL.LQN.CALIBRATION), teacher)
-    beside = Path(find_local(weights)) / FILE_NAME
-    return load_calibration(beside, teacher) if weights and beside.is_file() else None
+        return load_calibration(find_local(cfg.MODEL.LQN.CALIBRATION), teacher, weights)
+    beside = Path(weights) / FILE_NAME
+    return load_calibration(beside, teacher, weights) if weights and beside.is_file() else None
 
 
 def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:

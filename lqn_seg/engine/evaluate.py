@@ -12,7 +12,7 @@ import json
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,15 +182,15 @@ class DatasetRun(ABC):
         """One method's line: statistics by task, ``lqn``, the costs, and more."""
 
     def run(self, progress: bool = True) -> None:
-        """Predict and score what is not on disk yet; each process does its share of it."""
+        """Predict and score what is not on disk yet; each process does its part of it."""
         launch.keep_memory()
-        share = self.store.share(self.records, self.model.config.batch, apart=not self.resumable)
-        # Each image is read and its truth decoded once, ahead of time where that pays.
+        batches = self.store.shard(self.records, self.model.config.batch, apart=not self.resumable)
+        # Each image is read and its truth decoded once, prefetched where that pays.
         how: dict[str, Any] = {"collate_fn": self._read_batch, "num_workers": self.workers}
-        batches: Iterable[list[Sample]] = DataLoader(share, batch_size=None, **how)  # type: ignore[arg-type]
+        loader: Iterable[list[Sample]] = DataLoader(batches, batch_size=None, **how)  # type: ignore[arg-type]
         threads = self.cfg.MODEL.LQN.EVAL.THREADS
-        with fixed_threads(threads), _progress_bar(share, progress) as bar:
-            for samples in batches:
+        with fixed_threads(threads), _progress_bar(batches, progress) as bar:
+            for samples in loader:
                 for condition in self.conditions:
                     todo = [sample for sample in samples if str(condition) in sample.images]
                     if todo:
@@ -205,7 +205,7 @@ class DatasetRun(ABC):
 
     @property
     def workers(self) -> int:
-        """Processes that read images ahead: none on a CPU, where they would slow the methods."""
+        """Processes that prefetch images: none on a CPU, where they would slow the methods."""
         return int(self.model.teacher.device.type == "cuda")
 
     def _read_batch(self, batch: Batch) -> list[Sample]:
@@ -321,7 +321,13 @@ class DatasetRun(ABC):
 
 class Evaluation(DatasetRun):
     """One run of segmentation: a data set, conditions and methods. ``OUTPUT_DIR/inference``
-    receives the results; the other arguments are `DatasetRun`'s."""
+    receives the results; the other arguments are `DatasetRun`'s.
+
+    Attributes:
+        watch: is shown each image's predictions before they are scored and forgotten.
+    """
+
+    watch: Callable[[Condition, Record, Mapping[str, Prediction]], None] | None = None
 
     def __init__(
         self,
@@ -363,7 +369,11 @@ class Evaluation(DatasetRun):
     ) -> list[dict[str, Prediction]]:
         images = [_tensor(sample.images[str(condition)]) for sample in samples]
         sizes = [(int(s.record["height"]), int(s.record["width"])) for s in samples]
-        return self.segmenter(images, sizes)
+        predictions = self.segmenter(images, sizes)
+        if self.watch:
+            for sample, by_method in zip(samples, predictions):
+                self.watch(condition, sample.record, by_method)
+        return predictions
 
     def score(self, sample: Sample, prediction: Prediction) -> Result:
         scores = {
@@ -377,10 +387,10 @@ def _tensor(image: Pixels) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
-def _progress_bar(share: Sequence[Batch], progress: bool) -> Any:
-    """Images done, their rate and the time that is left; of the main process's share alone."""
+def _progress_bar(batches: Sequence[Batch], progress: bool) -> Any:
+    """Images done, their rate and the time that is left; of the main process alone."""
     return tqdm(
-        total=sum(len(names) for batch in share for _, names in batch),
+        total=sum(len(names) for batch in batches for _, names in batch),
         unit="image",
         disable=not (progress and launch.is_main()),
         smoothing=0.05,

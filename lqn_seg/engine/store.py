@@ -132,7 +132,7 @@ class ResultStore:
 
     def forget_changed(self, records: Sequence[Record], stamp: Callable[[Record], str]) -> None:
         """Let no result count whose ``STAMP`` is not its record's `stamp` now, and name the images.
-        Every process has to call it; each reads its share of the records."""
+        Every process has to call it; each reads its part of the records."""
         stamps: dict[Key, set[str]] = {}
         for _, entry in self._lines():
             if "failed" not in entry:
@@ -168,7 +168,7 @@ class ResultStore:
                 batches.append([(record, names) for record, names in lacking if names])
         return [batch for batch in batches if batch]
 
-    def share(self, records: Sequence[Record], batch: int, apart: bool = False) -> list[Batch]:
+    def shard(self, records: Sequence[Record], batch: int, apart: bool = False) -> list[Batch]:
         """This process's part of what is `left`; every process has to ask for its own."""
         self._entries = None
         todo = self.left(records, batch, apart)

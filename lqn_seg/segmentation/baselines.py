@@ -198,6 +198,24 @@ def load_universal(
     if kind not in KINDS:
         hint = "; an EoMT is a teacher: MODEL.LQN.TEACHER.WEIGHTS" if "eomt" in str(kind) else ""
         raise InputError(f"{key} is a {kind}, not one of {', '.join(KINDS)}{hint}")
+    config, model = _load_model(weights, key)
+    if num_classes is not None and config.num_labels != num_classes:
+        raise InputError(
+            f"{key} predicts {config.num_labels} classes, the data set has {num_classes}"
+        )
+    content, file = read_preprocessor(weights, key) or ({"size_divisor": 32}, FILE_NAME)
+    preprocessing = Preprocessing.of(content, f"{key}: {file}")
+    if short:
+        preprocessing = replace(preprocessing, short=short, longest=longest, fixed=None)
+    tokens = _task_tokens(weights, config, key) if kind == "oneformer" else {}
+    return UniversalModel(model.to(device), preprocessing, tokens)
+
+
+_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+def _load_model(weights: str, key: str) -> tuple[Any, Any]:
+    """transformers' configuration and model; an InputError where they do not fit each other."""
     try:
         config = AutoConfig.from_pretrained(weights)
         model, report = AutoModelForUniversalSegmentation.from_pretrained(
@@ -213,19 +231,7 @@ def load_universal(
         f"{kind}: {sorted(map(str, report[kind]))[0]}" for kind in _PROBLEMS if report[kind]
     ]:
         raise InputError(f"{key} does not fit its config.json ({'; '.join(bad)})")
-    if num_classes is not None and config.num_labels != num_classes:
-        raise InputError(
-            f"{key} predicts {config.num_labels} classes, the data set has {num_classes}"
-        )
-    content, file = read_preprocessor(weights, key) or ({"size_divisor": 32}, FILE_NAME)
-    preprocessing = Preprocessing.of(content, f"{key}: {file}")
-    if short:
-        preprocessing = replace(preprocessing, short=short, longest=longest, fixed=None)
-    tokens = _task_tokens(weights, config, key) if kind == "oneformer" else {}
-    return UniversalModel(model.to(device), preprocessing, tokens)
-
-
-_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return config, model
 
 
 def _task_tokens(weights: str, config: Any, key: str) -> dict[str, Tensor]:

@@ -96,34 +96,33 @@ def panoptic_inference(
     segments: list[dict[str, Any]] = []
     if not keep.any():
         return id_map, segments
-
     scores, classes = scores[keep], classes[keep]
-    masks = mask_logits[keep].sigmoid()  # (K, h, w)
-    winner = (scores[:, None, None] * masks).argmax(0)  # (h, w)
-    inside = masks >= 0.5
-    # One transfer to the host for all areas rather than one per query.
-    inside_area = inside.flatten(1).sum(1)
-    won_area = torch.bincount(winner.flatten(), minlength=len(masks))
-    kept = inside & (winner == torch.arange(len(masks), device=winner.device)[:, None, None])
-    areas = torch.stack([inside_area, won_area, kept.flatten(1).sum(1)], 1).tolist()
-
+    kept, areas = _compete(mask_logits[keep].sigmoid(), scores)
     stuff: dict[int, dict[str, Any]] = {}
     rows = zip(classes.tolist(), scores.tolist(), areas, strict=True)
     for k, (category, score, (mask_area, area, kept_area)) in enumerate(rows):
         if kept_area == 0 or area / mask_area < overlap_threshold:
             continue
-        isthing = category in thing_classes
-        if not isthing and category in stuff:
-            segment = stuff[category]
-            segment["score"] = max(segment["score"], score)
-        else:
+        if (segment := stuff.get(category)) is None:
+            isthing = category in thing_classes
             segment = {"id": len(segments) + 1, "isthing": isthing, "category_id": category}
-            segment["score"] = score
             segments.append(segment)
             if not isthing:
                 stuff[category] = segment
+        segment["score"] = max(segment.get("score", score), score)
         id_map[kept[k]] = segment["id"]
     return id_map, segments
+
+
+def _compete(masks: Tensor, scores: Tensor) -> tuple[Tensor, list[list[int]]]:
+    """What each of K masks (K, h, w) wins inside itself, (K, h, w), and its areas in pixels: of the
+    mask, of what it won, of what it won inside itself."""
+    winner = (scores[:, None, None] * masks).argmax(0)  # (h, w)
+    inside = masks >= 0.5
+    kept = inside & (winner == torch.arange(len(masks), device=winner.device)[:, None, None])
+    won_area = torch.bincount(winner.flatten(), minlength=len(masks))
+    areas = torch.stack([inside.flatten(1).sum(1), won_area, kept.flatten(1).sum(1)], 1)
+    return kept, areas.tolist()  # one transfer to the host rather than one per query
 
 
 def instance_inference(

@@ -59,8 +59,8 @@ def read_linear_head(weights: str, key: str) -> StoredHead | None:
     names, size = about.get("class_names"), about.get("image_size")
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise InputError(f"{key}: {path}: class_names must be a list of names, not {names!r}")
-    sides = isinstance(size, list) and [side for side in size if type(side) is int and side > 0]
-    if not sides or len(size) != 2 or len(sides) != 2:
+    sides = [side for side in size if type(side) is int] if isinstance(size, list) else []
+    if sides != size or len(sides) != 2 or min(sides) < 1:
         raise InputError(f"{key}: {path}: image_size must be [height, width], not {size!r}")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     width = shapes.get("weight", (0, 0))[-1]
@@ -69,7 +69,7 @@ def read_linear_head(weights: str, key: str) -> StoredHead | None:
             f"{key}: {folder / WEIGHTS} must hold a weight ({len(names)}, D) and a bias "
             f"({len(names)},) for the classes of {ABOUT}, not {shapes}"
         )
-    return StoredHead(state["weight"], state["bias"], tuple(names), (size[0], size[1]))
+    return StoredHead(state["weight"], state["bias"], tuple(names), (sides[0], sides[1]))
 
 
 def attach(head: StoredHead, model: Any) -> None:

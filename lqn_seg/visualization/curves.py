@@ -1,5 +1,4 @@
-"""Plots of a study's ``results.json``: differences with intervals, cost, and curves of a sweep;
-and of what a fit was like: its loss by step, its error by layer."""
+"""Plots of a study's ``results.json``: differences with intervals, cost, curves of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,30 +38,6 @@ def draw_sweep(results: Results, stem: Path) -> list[Path]:
         damage = "" if severity is None else f", severity {severity}"
         name = tables[0]["name"] or f"run {run}"
         left.set_title(f"teacher {teacher}, {name}{damage}, {tables[0]['images']} images")
-    return save_figure(figure, stem)
-
-
-def draw_fit(results: Results, stem: Path) -> list[Path]:
-    """One line per method of `results`: its "loss" by step, "error" and "sensitivity" by layer."""
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    losses, errors, sensitivities = figure.subplots(1, 3)
-    for k, (method, numbers) in enumerate(results.items()):
-        style = {**series_style(k), "label": method}
-        # Losses of raw and of standardised targets have different units: each in its own first.
-        loss = np.array(numbers["loss"]) / numbers["loss"][0]
-        losses.plot(np.arange(1, len(loss) + 1), loss, **{**style, "marker": ""})
-        for axes, values in ((errors, numbers["error"]), (sensitivities, numbers["sensitivity"])):
-            axes.plot(np.arange(1, len(values) + 1), values, **style)
-    losses.set(xscale="log", xlabel="Adam step (log scale)")
-    losses.set_ylabel("loss / loss before the first step")
-    losses.xaxis.set_major_formatter("{x:g}")
-    errors.axhline(1, color="black", linewidth=0.8, linestyle=":", label="the mean token")
-    errors.set_ylabel("squared error / variance of the teacher's tokens")
-    sensitivities.set_ylabel("variance over positions / the teacher's")
-    for axes in (errors, sensitivities):
-        axes.set_xlabel("layer")
-        axes.set_ylim(bottom=0)
-    errors.legend(fontsize="small")
     return save_figure(figure, stem)
 
 

@@ -112,7 +112,7 @@ def draw_steps(
     return save_figure(figure, stem)
 
 
-def draw_gauge(
+def draw_alignment(
     readings: Mapping[str, Sequence[tuple[float, float]]],
     undamaged: float,
     stem: Path,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lqn_seg.errors import InputError
 from lqn_seg.visualization.files import Pixels
 
 Float = NDArray[np.floating]
@@ -40,22 +39,3 @@ def shared_basis(maps: Sequence[Float]) -> Callable[[Float], Pixels]:
     low, high = np.quantile(tokens @ directions, (0.01, 0.99), axis=0)
     high = np.maximum(high, low + 1e-12)
     return lambda tokens: _colors(tokens @ directions, low, high)
-
-
-def tsne_maps(maps: Sequence[Float], seed: int = 0) -> list[Pixels]:
-    """The maps coloured by t-SNE of all their tokens together, in three dimensions; InputError
-    where scikit-learn is not installed, or there are too few tokens."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise InputError(
-            "--projection tsne needs scikit-learn: pip install 'lqn_seg[figures]'"
-        ) from error
-    tokens = _stacked(maps)
-    if len(tokens) < 8:
-        raise InputError(f"--projection tsne needs at least 8 tokens, not {len(tokens)}")
-    perplexity = min(30.0, (len(tokens) - 1) / 3)
-    embedded = TSNE(3, perplexity=perplexity, init="pca", random_state=seed).fit_transform(tokens)
-    colors = _colors(embedded, *np.quantile(embedded, (0.01, 0.99), axis=0))
-    ends = np.cumsum([m.shape[0] * m.shape[1] for m in maps])[:-1]
-    return [part.reshape(*m.shape[:2], 3) for part, m in zip(np.split(colors, ends), maps)]

@@ -182,9 +182,9 @@ def test_views_are_random_parts_each_with_a_pass_of_the_teacher(build, calibrati
     assert not torch.equal(options["views"][0][0], options["views"][1][0])
 
 
-def segment_labels(segments: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def segment_labels(segments: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Of places among the tokens of any layer."""
-    return segments.flatten()[places % segments.numel()]
+    return segments.flatten()[indices % segments.numel()]
 
 
 def sampled(recipe: LQNConfig, eomt, segments: torch.Tensor) -> list[torch.Tensor]:
@@ -210,7 +210,7 @@ def test_segments_keep_sources_and_destination_apart(eomt):
     result, uniform = sampled(recipe, eomt, three)
     assert torch.equal(result[0], uniform[0])
     assert torch.equal(result // 16, uniform // 16)  # a source keeps its layer
-    dest, first, second = (segment_labels(three, places) for places in result)
+    dest, first, second = (segment_labels(three, indices) for indices in result)
     assert (dest != first).all() and (dest != second).all() and (first != second).all()
     # Uniform over what is left: of destination 7, segments 2 (6 tokens) and 5 (4).
     counts = torch.bincount(result[1][dest == 7] % 16, minlength=16).double()
@@ -220,7 +220,9 @@ def test_segments_keep_sources_and_destination_apart(eomt):
     assert chi_square < 9 + 4 * 18**0.5
     # Two segments: the second source has none left, and may lie anywhere.
     two = torch.tensor([3, 1, 3, 1]).expand(4, 4)
-    dest, first, second = (segment_labels(two, places) for places in sampled(recipe, eomt, two)[0])
+    dest, first, second = (
+        segment_labels(two, indices) for indices in sampled(recipe, eomt, two)[0]
+    )
     assert (dest != first).all() and set((dest == second).flatten().tolist()) == {False, True}
     one, uniform = sampled(recipe, eomt, torch.zeros(4, 4, dtype=torch.int64))
     assert len(one[1].unique()) == len(uniform[1].unique()) == 32
@@ -261,17 +263,17 @@ def test_entropy_of_what_the_head_says_falls(build, eomt, fits):
     expected = -(shares * shares.log()).sum(1).mean().item()
     assert options["binding"](standardised, last).item() == pytest.approx(expected, rel=1e-3)
     # Of the whole last layer, at each step.
-    places = options["sampler"](0, image_key(0, noise(0)))
-    assert torch.equal(places, torch.arange(48, 64).expand(1, 20, 16))
+    indices = options["sampler"](0, image_key(0, noise(0)))
+    assert torch.equal(indices, torch.arange(48, 64).expand(1, 20, 16))
 
 
 def test_entropy_recirculates_at_random_sources(build, fits):
     build({"lqn": ablation("entropy", positions_per_step=6)})([noise(0)])
     ((_, options, fitted),) = fits
     uniform = fitted.fitter.uniform(0, image_key(0, noise(0)))
-    places = options["sampler"](0, image_key(0, noise(0)))
-    assert places.shape == (3, 4, 16)
-    assert torch.equal(places[1:, :, :12], torch.cat([uniform[1:], uniform[1:]], 2))
+    indices = options["sampler"](0, image_key(0, noise(0)))
+    assert indices.shape == (3, 4, 16)
+    assert torch.equal(indices[1:, :, :12], torch.cat([uniform[1:], uniform[1:]], 2))
 
 
 def test_added_positions_read_both_locations_by_one_block(build, eomt, fits):

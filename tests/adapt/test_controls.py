@@ -168,10 +168,10 @@ def slow_kernel(guide: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (6, 5)])
-@pytest.mark.parametrize("share, layer", [(0.5, 2), (1.0, 4), (0.0, 1)])
-def test_kernel_and_ridge_are_what_numpy_finds(shape, share, layer):
+@pytest.mark.parametrize("fraction, layer", [(0.5, 2), (1.0, 4), (0.0, 1)])
+def test_kernel_and_ridge_are_what_numpy_finds(shape, fraction, layer):
     fields = make_fields(2, (4, *shape), FEATURES)
-    kernel, ridge = (smooth(fields, share, form).flatten(1, 2) for form in ("kernel", "ridge"))
+    kernel, ridge = (smooth(fields, fraction, form).flatten(1, 2) for form in ("kernel", "ridge"))
     for b in range(2):
         weights = slow_kernel(fields[b, layer - 1].double().numpy())
         last = fields[b, -1].double().numpy().reshape(-1, FEATURES)

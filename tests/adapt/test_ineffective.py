@@ -28,7 +28,7 @@ def fitting(**changes):
     return replace(DEFAULT, fit=replace(DEFAULT.fit, **changes))
 
 
-UNGAUGED = adapting(mix_by_noise=False)
+ALWAYS = adapting(mix_by_noise=False)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ UNGAUGED = adapting(mix_by_noise=False)
         ("restore", with_variant(DEFAULT, "restore"), True, ""),
         ("lqn@distill", PRESETS["distill"], False, ""),
         ("teacher", with_variant(DEFAULT, "teacher"), False, ""),
-        ("lqn", UNGAUGED, False, "nothing is restored"),
+        ("lqn", ALWAYS, False, "nothing is restored"),
         ("lqn", adapting(align=False), False, "its student is never asked"),
         ("lqn", fitting(steps=0), True, "STEPS is 0"),
         ("apm", fitting(learning_rate=0.0), True, "LEARNING_RATE is 0"),
@@ -76,4 +76,4 @@ def test_the_recipe_that_was_paid():
     assert paid_recipe(distilled, False, True) == distilled
     assert paid_recipe(distilled, False, False).fit.variant == "teacher"
     assert paid_recipe(with_variant(DEFAULT, "restore"), False, False).fit.variant == "teacher"
-    assert not paid_recipe(UNGAUGED, False, True).adapt.align
+    assert not paid_recipe(ALWAYS, False, True).adapt.align

@@ -33,9 +33,9 @@ def entropies(p: torch.Tensor) -> list[float]:
     return [-sum(x * math.log(x) for x in row.tolist() if x > 0) for row in p]
 
 
-def literal_selection(logits: torch.Tensor, share: float) -> list[int]:
+def literal_selection(logits: torch.Tensor, fraction: float) -> list[int]:
     h = entropies(logits.softmax(-1))
-    return sorted(range(len(h)), key=lambda k: h[k])[: int(len(h) * share)]
+    return sorted(range(len(h)), key=lambda k: h[k])[: int(len(h) * fraction)]
 
 
 def literal_marginal(logits: torch.Tensor) -> torch.Tensor:
@@ -56,8 +56,8 @@ def test_the_marginal_entropy_and_its_gradient(features):
 def test_the_most_confident_views_are_taken(features):
     logits = features.logits()
     for index in range(3):
-        chosen = literal_selection(logits[index], 0.3)
-        assert torch.equal(select_confident(logits, 0.3)[index], logits[index][chosen])
+        selected = literal_selection(logits[index], 0.3)
+        assert torch.equal(select_confident(logits, 0.3)[index], logits[index][selected])
     rows = select_confident(logits, 0.0, features.views)
     assert rows.shape == (3, 1, 12)  # at least one
 
@@ -135,10 +135,10 @@ def test_tps_takes_one_step_of_adamw(features):
     answers = Tps()(features)
     for index in range(3):
         views, _ = one(features, index)
-        chosen = views[literal_selection(8.0 * views @ features.text.T, 0.1)]
+        selected = views[literal_selection(8.0 * views @ features.text.T, 0.1)]
         shift = torch.zeros_like(features.text, requires_grad=True)
         prototypes = F.normalize(features.text + shift, dim=-1)
-        literal_marginal(8.0 * chosen @ prototypes.T).backward()
+        literal_marginal(8.0 * selected @ prototypes.T).backward()
         step = -5e-3 * shift.grad / (shift.grad.abs() + 1e-8)
         moved = F.normalize(features.text + step, dim=-1)
         expected = (8.0 * views[0] @ moved.T).softmax(-1)
@@ -193,10 +193,10 @@ def literal_tda(stream, text, scale):
 
     for views in stream:
         logits = scale * views @ text.T
-        chosen = literal_selection(logits, 0.1)
-        f, mean = views[chosen].mean(0), logits[chosen].mean(0)
-        p = logits[chosen].softmax(-1).mean(0)
-        loss = float(literal_marginal(logits[chosen]))
+        selected = literal_selection(logits, 0.1)
+        f, mean = views[selected].mean(0), logits[selected].mean(0)
+        p = logits[selected].softmax(-1).mean(0)
+        loss = float(literal_marginal(logits[selected]))
         update(positive, int(mean.argmax()), (loss, f, p), 3)
         if 0.2 < loss / math.log2(len(text)) < 0.5:
             update(negative, int(mean.argmax()), (loss, f, p), 2)
@@ -239,8 +239,8 @@ def test_tpt_tunes_the_context_and_nothing_else(teacher):
     answers = method(Features(views, views, text, 10.0))
     for index in range(2):
         context = start[0, 1:5].detach().clone().requires_grad_()
-        chosen = literal_selection(10.0 * views[index] @ text.T, 0.1)
-        logits = 10.0 * views[index][chosen] @ method.text(context).T
+        selected = literal_selection(10.0 * views[index] @ text.T, 0.1)
+        logits = 10.0 * views[index][selected] @ method.text(context).T
         optimizer = torch.optim.AdamW([context], lr=5e-3)
         literal_marginal(logits).backward()
         optimizer.step()

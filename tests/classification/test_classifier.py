@@ -236,7 +236,7 @@ def test_the_answer_of_several_views_is_their_mean_direction(build, calibration,
 
 
 @pytest.mark.parametrize("mix_by_noise", [True, False])
-def test_a_gauged_recipe_has_one_student_and_any_other_one_for_each_view(
+def test_a_recipe_mixed_by_noise_has_one_student_and_any_other_one_for_each_view(
     build, calibration, teacher, text, mix_by_noise
 ):
     """Each view by itself, with a student or without."""

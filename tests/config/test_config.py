@@ -329,5 +329,5 @@ def test_a_whole_number_may_stand_for_a_fraction(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("MODEL: {LQN: {EVAL: {MAX_FAILED: 1}}}\n")
     assert load_cfg(str(path)).MODEL.LQN.EVAL.MAX_FAILED == 1.0
-    found = load_cfg(str(path), ["MODEL.LQN.EVAL.MAX_FAILED", "0", "MODEL.LQN.EVAL.SEVERITY", "2"])
-    assert repr(found.MODEL.LQN.EVAL.MAX_FAILED) == "0.0" and found.MODEL.LQN.EVAL.SEVERITY == 2
+    result = load_cfg(str(path), ["MODEL.LQN.EVAL.MAX_FAILED", "0", "MODEL.LQN.EVAL.SEVERITY", "2"])
+    assert repr(result.MODEL.LQN.EVAL.MAX_FAILED) == "0.0" and result.MODEL.LQN.EVAL.SEVERITY == 2

@@ -74,14 +74,14 @@ def plain_student(reference, students: FittedStudents, b: int):
     return reference.Student(students.students.config, FEATURES).load(weights, b)
 
 
-def places_of(config, b: int) -> torch.Tensor:
+def indices_of(config, b: int) -> torch.Tensor:
     """(1 or 3, N, n) places that student b visits."""
     return StudentFitter(config, GRID, FEATURES).uniform(b, KEYS[b])
 
 
-def addresses_of(config, places: torch.Tensor) -> torch.Tensor:
+def addresses_of(config, indices: torch.Tensor) -> torch.Tensor:
     """Places among the fitted tokens, layer by layer and row by row, to (..., 3) addresses."""
-    layer, cell = places // 30, places % 30
+    layer, cell = indices // 30, indices % 30
     layers = torch.tensor(config.fit.fitted_layers(GRID[0]))
     return torch.stack((cell // 6 + 1, cell % 6 + 1, layers[layer]), -1)
 
@@ -178,13 +178,13 @@ def test_the_gradient_of_the_loss_is_its_finite_difference(reference, config):
     """Along a random direction, of the plain port's float64 loss."""
     config = changed(config, target_norm="none")
     students = untrained(config)
-    places = torch.stack([places_of(config, b)[:, 0] for b in range(3)], 1)
-    loss = students.loss(students.view, places)
+    indices = torch.stack([indices_of(config, b)[:, 0] for b in range(3)], 1)
+    loss = students.loss(students.view, indices)
     loss.sum().backward()
     generator = torch.Generator().manual_seed(2)
     for b in range(3):
         plain, guide = plain_student(reference, students, b), guide_of(reference, config, b)
-        tensors, steps = plain.tensors(), [addresses_of(config, places[:, b])]
+        tensors, steps = plain.tensors(), [addresses_of(config, indices[:, b])]
         along = {n: torch.randn(t.shape, generator=generator).double() for n, t in tensors.items()}
         gradients = {name: w.grad[b].double() for name, w in students.students.weights.items()}
         slope = sum((along[name] * gradients[name]).sum() for name in tensors)
@@ -228,9 +228,9 @@ def test_a_fit_is_the_plain_ports(reference, variant, student, options):
             field.std((1, 2), keepdim=True, correction=0),
         )
         targets = (field - mean) / deviation if config.fit.target_norm == "layer" else field
-        places = places_of(config, b)
-        assert len(places) == (3 if variant == "lqn" and config.fit.alpha else 1)
-        steps = [addresses_of(config, step) for step in places.unbind(1)]
+        indices = indices_of(config, b)
+        assert len(indices) == (3 if variant == "lqn" and config.fit.alpha else 1)
+        steps = [addresses_of(config, step) for step in indices.unbind(1)]
         plain, guide = plain_student(reference, start, b), guide_of(reference, config, b)
         curve = reference.fit(plain, [(IMAGES[b].double(), targets)], steps, config.fit, guide)
         assert ours.loss_curve[b].tolist() == pytest.approx(curve, rel=2e-5)
@@ -253,7 +253,7 @@ def test_views_are_looked_at_in_turn_and_the_image_is_queried(reference):
     ours, start = fit(config, views=views), fit(changed(config, steps=0))
     for b in range(3):
         seen = [(x[b].double(), f[b].double()) for x, f in [(IMAGES, FIELDS), *views]]
-        steps = [addresses_of(config, step) for step in places_of(config, b).unbind(1)]
+        steps = [addresses_of(config, step) for step in indices_of(config, b).unbind(1)]
         curve = reference.fit(plain_student(reference, start, b), seen, steps, config.fit)
         assert ours.loss_curve[b].tolist() == pytest.approx(curve, rel=2e-5)
     # Targets in the units of each view, answers in those of the image.
@@ -262,15 +262,15 @@ def test_views_are_looked_at_in_turn_and_the_image_is_queried(reference):
     torch.testing.assert_close(*answers, **ROUNDING)
 
 
-def test_places_are_uniform_over_the_fitted_tokens_and_their_streams_differ():
+def test_indices_are_uniform_over_the_fitted_tokens_and_their_streams_differ():
     config = changed(SMALL, steps=100, positions_per_step=600, layers=(2, 4))
-    places = places_of(config, 0)
-    assert places.shape == (3, 100, 600)
-    cells = torch.bincount(places.flatten(), minlength=60).double()
+    indices = indices_of(config, 0)
+    assert indices.shape == (3, 100, 600)
+    cells = torch.bincount(indices.flatten(), minlength=60).double()
     assert len(cells) == 60  # two layers of 30
-    expected = places.numel() / 60
+    expected = indices.numel() / 60
     assert ((cells - expected) ** 2 / expected).sum() < 59 + 4 * (2 * 59) ** 0.5
-    draws = [places[k, step] for k in range(3) for step in (0, 1)] + [places_of(config, 1)[0, 0]]
+    draws = [indices[k, step] for k in range(3) for step in (0, 1)] + [indices_of(config, 1)[0, 0]]
     assert len({tuple(draw.tolist()) for draw in draws}) == len(draws)
 
 

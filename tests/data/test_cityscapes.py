@@ -67,9 +67,9 @@ def test_frames_of_all_cities(tmp_path: Path) -> None:
     assert metadata.evaluator_type == "cityscapes_sem_seg" and not metadata.thing_ids
     names = [id2label[i].name for i, train_id in enumerate(TRAIN_IDS) if train_id != IGNORE]
     assert list(metadata.class_names) == names and metadata.num_classes == 19
-    found = metadata.read_semantic(first)
-    assert set(np.unique(found)) == {names.index(n) for n in ("road", "car", "bicycle")} | {IGNORE}
-    assert found[5, 0] == 0 and (found[6:] == IGNORE).all()
+    result = metadata.read_semantic(first)
+    assert set(np.unique(result)) == {names.index(n) for n in ("road", "car", "bicycle")} | {IGNORE}
+    assert result[5, 0] == 0 and (result[6:] == IGNORE).all()
 
 
 def test_train_ids_are_what_cityscapesscripts_draws(tmp_path: Path, script) -> None:

@@ -55,9 +55,9 @@ def test_records_and_annotations_under_detectron2s_name(tmp_path: Path) -> None:
     assert [first[k] for k in ("image_id", "height", "width")] == [7, 4, 5]
     assert metadata.read_instances(first) == []
     runs, text, polygon = metadata.read_instances(second)
-    for found, category in ((runs, 0), (text, 1)):
-        np.testing.assert_array_equal(decode(found["segmentation"]), MASK)
-        assert found["category_id"] == category
+    for result, category in ((runs, 0), (text, 1)):
+        np.testing.assert_array_equal(decode(result["segmentation"]), MASK)
+        assert result["category_id"] == category
     assert decode(polygon["segmentation"]).tolist() == [[0, 1, 0], [0, 1, 0]]
     assert (polygon["area"], polygon["iscrowd"]) == (2, 0)
 

@@ -98,11 +98,11 @@ def test_instances_come_from_the_map_or_from_the_json_that_is_named(tmp_path: Pa
     dataset = load_coco_panoptic(
         "mine", *write(tmp_path, CONTENT), json_file=tmp_path / "instances.json"
     )
-    (found,) = dataset.metadata.read_instances(record)
-    assert (found["category_id"], found["iscrowd"], found["area"]) == (0, 0, 3.5)
+    (result,) = dataset.metadata.read_instances(record)
+    assert (result["category_id"], result["iscrowd"], result["area"]) == (0, 0, 3.5)
     expected = np.zeros((3, 4), bool)
     expected[:2, :2] = True
-    np.testing.assert_array_equal(decode(found["segmentation"]), expected)
+    np.testing.assert_array_equal(decode(result["segmentation"]), expected)
     with pytest.raises(InputError, match=r"instances\.json lists no image with id 12"):
         dataset.metadata.read_instances({**record, "image_id": 12})
 
@@ -117,8 +117,8 @@ def test_label_maps_go_before_the_panoptic_map(tmp_path: Path) -> None:
         label_dir=tmp_path / "labels",
         label_table=(255, 0, 1, 2),
     )
-    found = dataset.metadata.read_semantic(dataset.records()[0])
-    np.testing.assert_array_equal(found, [[255, 0, 1, 2]] * 3)
+    result = dataset.metadata.read_semantic(dataset.records()[0])
+    np.testing.assert_array_equal(result, [[255, 0, 1, 2]] * 3)
 
 
 def test_an_annotation_without_image_is_a_problem_that_a_caller_can_live_with(

@@ -26,9 +26,9 @@ AWKWARD = (
 @example(list(AWKWARD))
 @example(["x y", file_name("x y"), file_name(file_name("x y"))])  # names of names are others
 def test_names_are_different_whatever_the_file_system_takes_for_equal(texts):
-    found = file_names(texts)
-    assert list(found) == texts
-    assert len({name.casefold() for name in found.values()}) == len(texts)
+    result = file_names(texts)
+    assert list(result) == texts
+    assert len({name.casefold() for name in result.values()}) == len(texts)
     assert len({file_name(text) for text in texts}) == len(texts)
 
 

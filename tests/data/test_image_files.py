@@ -26,21 +26,21 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_images_of_a_folder(tree: Path) -> None:
-    found = find_images(tree)
-    names = [path.name for path in found.images]
+    result = find_images(tree)
+    names = [path.name for path in result.images]
     assert names == ["a.webp", "b.JPG", "c.Tiff", "d.gif", "folder.png", "gone.jpg"]
-    assert [path.name for path in found.hidden] == ["._a.webp", ".b.jpg"]
-    assert found.problems("here") == [
+    assert [path.name for path in result.hidden] == ["._a.webp", ".b.jpg"]
+    assert result.problems("here") == [
         "here holds hidden files, which are no images: ._a.webp, .b.jpg"
     ]
     assert find_images(tree / "nowhere").images == []
 
 
 def test_images_below_a_folder_once_each(tree: Path) -> None:
-    found = [path.relative_to(tree).as_posix() for path in find_images(tree, below=True).images]
+    result = [path.relative_to(tree).as_posix() for path in find_images(tree, below=True).images]
     deep = ["deep/e.png", "deep/er/f.bmp"]
     flat = ["a.webp", "b.JPG", "c.Tiff", "d.gif", "folder.png", "folder.png/g.jpg", "gone.jpg"]
-    assert sorted(found) == sorted([*deep, *flat])
+    assert sorted(result) == sorted([*deep, *flat])
 
 
 def test_many_names_in_one_sentence() -> None:

@@ -205,8 +205,8 @@ CASES = [
 
 def test_what_is_changed_below_is_right_before(root: Path) -> None:
     for contents in ((INSTANCES,), (INSTANCES, PANOPTIC), (None, PANOPTIC)):
-        found = validate(open_(root, *contents), progress=False)
-        assert found.problems == [] and found.images == 2
+        actual = validate(open_(root, *contents), progress=False)
+        assert actual.problems == [] and actual.images == 2
 
 
 @pytest.mark.timeout(20)
@@ -259,11 +259,11 @@ def test_instances_of_another_data_set(root: Path, place: str, value: Any, messa
 def test_null_and_missing_iscrowd_are_0(root: Path) -> None:
     for value in (None, False, ...):
         content = changed(INSTANCES, "annotations[0].iscrowd", value)
-        found = validate(open_(root, content), progress=False)
+        actual = validate(open_(root, content), progress=False)
         assert (
-            found.problems == [] and "the same by pycocotools" in found.scores["segm"]
+            actual.problems == [] and "the same by pycocotools" in actual.scores["segm"]
         )  # it reads the file too
-        assert found.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
+        assert actual.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
     panoptic = changed(PANOPTIC, "annotations[0].segments_info[0].iscrowd", None)
     assert open_(root, panoptic=panoptic).records()[0]["segments_info"][0]["iscrowd"] == 0
 
@@ -273,8 +273,8 @@ def test_a_mask_without_a_pixel_is_a_problem_of_validation(root: Path) -> None:
     with pytest.raises(InputError, match=r"annotations\[0\].segmentation\[0\] reaches 120 pixels"):
         open_(root, changed(INSTANCES, "annotations[0].segmentation", beside))
     beside = [[9, 9, 12, 9, 12, 12]]
-    found = validate(open_(root, changed(INSTANCES, "annotations[0].segmentation", beside)))
-    (problem,) = found.problems
+    actual = validate(open_(root, changed(INSTANCES, "annotations[0].segmentation", beside)))
+    (problem,) = actual.problems
     assert "annotations[0].segmentation has no pixel in image 1, and AP calls it" in problem
 
 
@@ -289,8 +289,8 @@ def test_text_ids_are_ids_where_all_are_text(root: Path) -> None:
         image["id"] = int(name)
     as_text = json.loads(re.sub(r'("image_id"|"id"): (1[12])\b', r'\1: "\2"', json.dumps(content)))
     assert {image["id"] for image in as_text["images"]} == {"11", "12"}
-    found = validate(open_(root, as_text), progress=False)
-    assert found.problems == [] and found.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
+    actual = validate(open_(root, as_text), progress=False)
+    assert actual.problems == [] and actual.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
 
 
 def test_the_order_of_the_categories_in_the_file_means_nothing(root: Path) -> None:
@@ -301,8 +301,8 @@ def test_the_order_of_the_categories_in_the_file_means_nothing(root: Path) -> No
         assert dataset.metadata.categories == expected.metadata.categories
         assert dataset.records() == expected.records()
         for record in dataset.records():
-            found = dataset.metadata.read_instances(record)
-            assert found == expected.metadata.read_instances(record)
+            actual = dataset.metadata.read_instances(record)
+            assert actual == expected.metadata.read_instances(record)
     names = open_(root, turned[0]).metadata.class_names
     assert names == ("dog", "cat")  # by id, as pycocotools' getCatIds and Detectron2 sort them
 
@@ -315,9 +315,9 @@ def test_an_annotation_without_image_is_a_problem(root: Path) -> None:
         with pytest.raises(InputError, match=sentence):
             dataset.records()
         assert len(dataset.records(strict=False)) == 2
-        found = validate(dataset, progress=False)
-        assert len(found.problems) == 1 and re.search(sentence, found.problems[0])
-        assert found.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
+        actual = validate(dataset, progress=False)
+        assert len(actual.problems) == 1 and re.search(sentence, actual.problems[0])
+        assert actual.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
 
 
 def test_an_area_that_is_not_the_maps_is_named(root: Path) -> None:

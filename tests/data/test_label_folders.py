@@ -136,9 +136,9 @@ def test_one_bad_file_among_many(folders: tuple[Path, Path]) -> None:
         "holds hidden files, which are no images: ._d.webp",
         f"no image of mine for the label map {labels / 'more.png'}",
     )
-    found = problems()
-    assert len(found) == len(expected)
-    for sentence, words in zip(found, expected):
+    result = problems()
+    assert len(result) == len(expected)
+    for sentence, words in zip(result, expected):
         assert words in sentence
     left = [record["image_id"] for record in get_dataset("mine").records(strict=False)]
     assert left == ["a_1", "b_1", "b_2", "c", "d", "e"]

@@ -286,9 +286,9 @@ def test_coop_lists_that_contradict_themselves(tmp_path):
 def test_a_class_folder_that_is_a_link_to_nowhere_is_a_problem(tmp_path):
     draw(tmp_path / "cat" / "a.png")
     (tmp_path / "dog").symlink_to(tmp_path / "elsewhere")
-    found = load_image_folder("mine", tmp_path).listed()
-    assert found.problems == (f"folder {tmp_path} of mine holds links to nowhere: dog",)
-    assert len(found.records(strict=False)) == 1
+    result = load_image_folder("mine", tmp_path).listed()
+    assert result.problems == (f"folder {tmp_path} of mine holds links to nowhere: dog",)
+    assert len(result.records(strict=False)) == 1
 
 
 def test_a_class_without_a_name_is_refused(tmp_path):

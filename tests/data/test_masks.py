@@ -111,10 +111,10 @@ def test_damaged_text_is_a_mask_or_a_sentence() -> None:
             place = int(random.integers(len(text)))
             text[place : place + int(random.integers(2))] = random.choice(letters)
         try:
-            found = compress(RunLengths((H, W), "".join(text)), H, W)
+            result = compress(RunLengths((H, W), "".join(text)), H, W)
         except ValueError:
             seen[0] += 1
         else:
             seen[1] += 1
-            assert decode(found).shape == (H, W)
+            assert decode(result).shape == (H, W)
     assert all(seen)

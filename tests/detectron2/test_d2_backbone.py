@@ -152,6 +152,6 @@ def test_a_teacher_that_is_not_square_stands_under_a_stock_head(fpn_cfg):
 def test_a_traced_backbone_gives_the_same_maps(fpn_cfg):
     backbone, images = build_backbone(fpn_cfg), torch.randn(1, 3, 50, 64)
     traced = torch.jit.trace(backbone, images, strict=False, check_trace=False)
-    for name, found in traced(images).items():
-        torch.testing.assert_close(found, backbone(images)[name], atol=1e-4, rtol=1e-4)
+    for name, result in traced(images).items():
+        torch.testing.assert_close(result, backbone(images)[name], atol=1e-4, rtol=1e-4)
     assert FlopCountAnalysis(backbone, images).by_operator()["linear"] > 0

@@ -204,8 +204,8 @@ def test_a_data_set_of_another_root_is_read_anew(tmp_path, monkeypatch):
         monkeypatch.delenv("LQN_SEG_REAL_DATA", raising=False)
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / root))
         assert len(DatasetCatalog.get("camvid_sem_seg_val")) == count
-        found = MetadataCatalog.get("camvid_sem_seg_val").image_root
-        assert found == str(tmp_path / root / "camvid" / "images" / "val")
+        actual = MetadataCatalog.get("camvid_sem_seg_val").image_root
+        assert actual == str(tmp_path / root / "camvid" / "images" / "val")
 
 
 def test_what_another_package_registers_later_is_its_own():

@@ -30,12 +30,12 @@ TASKS = {
 def as_detectron2_wants(prediction, things):
     """A stored prediction with Detectron2's own structures."""
     ids, segments = prediction.segments
-    size, found = ids.shape, prediction.instances
+    size, result = ids.shape, prediction.instances
     instances = Instances(size)
-    instances.pred_masks = torch.tensor(np.array([m for m, _, _ in found]).reshape(-1, *size))
-    instances.pred_classes = torch.tensor([c for _, c, _ in found], dtype=torch.long)
-    instances.scores = torch.tensor([s for _, _, s in found], dtype=torch.float64)
-    instances.pred_boxes = Boxes(torch.zeros(len(found), 4))
+    instances.pred_masks = torch.tensor(np.array([m for m, _, _ in result]).reshape(-1, *size))
+    instances.pred_classes = torch.tensor([c for _, c, _ in result], dtype=torch.long)
+    instances.scores = torch.tensor([s for _, _, s in result], dtype=torch.float64)
+    instances.pred_boxes = Boxes(torch.zeros(len(result), 4))
     labels = torch.from_numpy(prediction.labels).long()
     return {
         "panoptic_seg": (
@@ -62,10 +62,10 @@ def reference_scores(folder):
         for record, prediction in stored_predictions():
             output = as_detectron2_wants(copy.deepcopy(prediction), shipped.thing_ids)
             evaluator.process([record], [output])
-    found = {}
+    result = {}
     for evaluator in evaluators:
-        found |= evaluator.evaluate()
-    return {t: {k: float(found[t][k]) for k in keys} for t, keys in TASKS.items()}
+        result |= evaluator.evaluate()
+    return {t: {k: float(result[t][k]) for k in keys} for t, keys in TASKS.items()}
 
 
 def test_the_stored_figures_are_theirs(data_root, tmp_path):

@@ -76,8 +76,8 @@ def test_eomt_trains_through_the_default_trainer_and_is_a_teacher_then(training_
     state = torch.load(saved, weights_only=True)
     state["model"]["pixel_mean"] += 0.1  # as of a teacher that was trained on other pixels
     torch.save(state, saved)
-    found = build_model(cfg).segmenter.teacher.pixel_mean
-    assert found == pytest.approx([mean + 0.1 for mean in IMAGENET_MEAN])
+    result = build_model(cfg).segmenter.teacher.pixel_mean
+    assert result == pytest.approx([mean + 0.1 for mean in IMAGENET_MEAN])
 
 
 def square(size, rows, columns):

@@ -36,8 +36,8 @@ def test_precision_reaches_teacher_head_and_every_layer(small_config, teacher_fo
     assert teacher.precision == head.precision == "bfloat16"
     assert teacher.model.layers[0].mlp.fc1.weight.dtype == torch.bfloat16
     lowered, lowered_context = teacher.encode(images)
-    for layer, (found, wanted) in enumerate(zip(lowered[0], field[0])):
-        error = ((found.float() - wanted).square().mean() / wanted.var()).item()
+    for layer, (result, wanted) in enumerate(zip(lowered[0], field[0])):
+        error = ((result.float() - wanted).square().mean() / wanted.var()).item()
         assert 0 < error < 1e-3, layer  # as far off as three digits are, and not further
     masks, classes = head(lowered[:, -1], lowered_context.last_queries)
     assert masks.dtype == classes.dtype == torch.float32
@@ -66,8 +66,8 @@ def test_a_dinov2_has_a_precision_too():
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=2)
     images = torch.randn(1, 3, 32, 32)
     exact = Dinov2Teacher(model).encode(images)[0]
-    found = Dinov2Teacher(model, "bfloat16").encode(images)[0]
-    assert 0 < (found.float() - exact).square().mean() < 1e-3 * exact.var()
+    result = Dinov2Teacher(model, "bfloat16").encode(images)[0]
+    assert 0 < (result.float() - exact).square().mean() < 1e-3 * exact.var()
 
 
 def test_a_compiled_teacher_answers_the_same(small_config, monkeypatch):

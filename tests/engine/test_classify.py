@@ -113,8 +113,8 @@ def test_every_method_runs_and_leaves_its_figures(config, capsys):
     assert results["focus"] == "lqn" and "lqn" not in results["focus_minus"]
     fog = results["metrics"]["fog-3"]
     lead = fog["lqn"]["classification"]["acc1"] - fog["mta"]["classification"]["acc1"]
-    found = results["focus_minus"]["mta"]["mean of corruptions"]
-    assert found["difference"] == pytest.approx(lead) and found["low"] <= lead <= found["high"]
+    result = results["focus_minus"]["mta"]["mean of corruptions"]
+    assert result["difference"] == pytest.approx(lead) and result["low"] <= lead <= result["high"]
     assert "top-1 accuracy of LQN minus that of each other method" in printed
 
 
@@ -130,19 +130,19 @@ def test_the_default_recipe_adapts_to_six_views_and_the_papers_to_one(config, me
 def run(config: Path, *overrides: str) -> list[Classification]:
     options = ["CLASSIFICATION.METHODS", "('lqn', 'zero')", "CLASSIFICATION.HISTORY", "False"]
     cfg = load_classification_cfg(str(config), [*options, *overrides])
-    found = list(classifications(cfg).values())
-    for one in found:
+    result = list(classifications(cfg).values())
+    for one in result:
         one.run(progress=False)
-    return found
+    return result
 
 
 def text(runs: list[Classification]) -> str:
     return "\n\n".join(ClassificationReport(runs).parts())
 
 
-def answers(found: list[Classification]) -> dict:
+def answers(result: list[Classification]) -> dict:
     """By image and method, on clean images."""
-    (one,) = found
+    (one,) = result
     return {
         record["image_id"]: [one.lines("clean", m)[k]["classification"] for m in ("lqn", "zero")]
         for k, record in enumerate(one.scored)
@@ -150,13 +150,13 @@ def answers(found: list[Classification]) -> dict:
 
 
 def test_a_subset_is_spread_over_the_classes_and_says_so(config):
-    found = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "8")
-    assert sorted(record["label"] for record in found[0].records) == list(range(8))
-    assert "SUBSET of 16: 8 images" in text(found)
+    result = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "8")
+    assert sorted(record["label"] for record in result[0].records) == list(range(8))
+    assert "SUBSET of 16: 8 images" in text(result)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "focus"),
+    ("selected", "focus"),
     [
         (("restore", "teacher"), "restore"),
         (("teacher", "restore", "zero"), "restore"),
@@ -167,12 +167,12 @@ def test_a_subset_is_spread_over_the_classes_and_says_so(config):
         (("zero",), ""),
     ],
 )
-def test_the_sentence_is_about_what_adapts(config, monkeypatch, chosen, focus):
+def test_the_sentence_is_about_what_adapts(config, monkeypatch, selected, focus):
     monkeypatch.setattr(classification, "classification_cost", _no_cost)
     quick = ("MODEL.LQN.EVAL.MAX_IMAGES", "2", "MODEL.LQN.EVAL.CORRUPTIONS", "()")
-    report = ClassificationReport(run(config, "CLASSIFICATION.METHODS", repr(chosen), *quick))
+    report = ClassificationReport(run(config, "CLASSIFICATION.METHODS", repr(selected), *quick))
     assert report.focus == focus
-    assert focus not in report.lead and bool(report.lead) == (bool(focus) and len(chosen) > 1)
+    assert focus not in report.lead and bool(report.lead) == (bool(focus) and len(selected) > 1)
     assert (
         report.sentence().startswith(title(focus, CLASSIFICATION_TITLES))
         if focus
@@ -215,19 +215,19 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
 
 def test_a_few_images_are_no_evidence(config, monkeypatch):
     monkeypatch.setattr(classification, "classification_cost", _no_cost)
-    found = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "9")
-    printed = text(found)
+    result = run(config, "MODEL.LQN.EVAL.MAX_IMAGES", "9")
+    printed = text(result)
     assert "9 images are too few for one (10 are needed)" in printed and "[" not in printed
     assert "is better than" not in printed and "told apart" not in printed
     assert "[" in text(run(config))
 
 
 def test_several_data_sets_are_averaged(config):
-    found = run(
+    result = run(
         config, "DATASETS.TEST", "('objects', 'others')", "MODEL.LQN.EVAL.CORRUPTIONS", "()"
     )
-    assert [one.folder.name for one in found] == ["objects", "others"]
-    report = ClassificationReport(found)
+    assert [one.folder.name for one in result] == ["objects", "others"]
+    report = ClassificationReport(result)
     assert list(report.groups) == ["objects clean", "others clean", "mean of data sets"]
     single = [report.value(f"{name} clean", "zero", "acc1") for name in ("objects", "others")]
     assert report.value("mean of data sets", "zero", "acc1") == pytest.approx(np.mean(single))
@@ -290,20 +290,20 @@ def test_ctrl_c_promises_a_resume_only_where_there_is_one(config, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Classification, "predict", interrupt)
-    for chosen, promised in (("('zero',)", True), ("('zero', 'tda')", False)):
+    for selected, promised in (("('zero',)", True), ("('zero', 'tda')", False)):
         with pytest.raises(KeyboardInterrupt, match="0 of 32 images done") as stop:
-            classify(str(config), ["CLASSIFICATION.METHODS", chosen])
+            classify(str(config), ["CLASSIFICATION.METHODS", selected])
         assert ("--resume" in str(stop.value)) == promised
 
 
 def testpublished_rows_stand_beside_the_teacher_they_belong_to(config):
-    found = run(config, "MODEL.LQN.EVAL.CORRUPTIONS", "()")
-    report = ClassificationReport(found)
+    result = run(config, "MODEL.LQN.EVAL.CORRUPTIONS", "()")
+    report = ClassificationReport(result)
     assert not report.published_rows()
     report.cfg.MODEL.LQN.TEACHER.CONFIG = "ViT-B-16-quickgelu"
     assert not report.published_rows()  # not on this data set
-    published_on = dataclasses.replace(found[0].dataset.metadata, name="imagenet_r")
-    found[0].dataset = dataclasses.replace(found[0].dataset, metadata=published_on)
+    published_on = dataclasses.replace(result[0].dataset.metadata, name="imagenet_r")
+    result[0].dataset = dataclasses.replace(result[0].dataset, metadata=published_on)
     rows = {row[0]: row[1] for row in report.published_rows()}
     assert rows["ZERO, published"] == 77.22 and rows["DiffTPT, published"] == 75.0
     assert rows["LQN, published"] == 80.4 and "TPT, published" not in rows
@@ -355,7 +355,7 @@ def test_two_processes_find_what_one_finds_and_resume_what_is_lost(config, tmp_p
         *("DATASETS.TEST", "('demo_objects_val',)"),
     ]
     classify(str(config), [*options, "OUTPUT_DIR", str(tmp_path / "one")])
-    expected = found_in(tmp_path / "one")
+    expected = result_in(tmp_path / "one")
     folder = tmp_path / "two" / "inference"
     # As a kill leaves it: of three chunks the first is there, and the second torn.
     shutil.copytree(tmp_path / "one" / "inference", folder)
@@ -378,11 +378,11 @@ def test_two_processes_find_what_one_finds_and_resume_what_is_lost(config, tmp_p
     )
     assert two.returncode == 0, two.stderr
     assert "3 of 16 images done" in two.stdout and two.stdout.count("top-1 accuracy\n") == 1
-    assert found_in(tmp_path / "two") == expected
+    assert result_in(tmp_path / "two") == expected
     assert {path.name for path in folder.glob("clean.*")} == {"clean.0.jsonl", "clean.1.jsonl"}
 
 
-def found_in(folder: Path) -> dict:
+def result_in(folder: Path) -> dict:
     """All scores of a run, without times."""
     results = json.loads((folder / "inference" / "results.json").read_text())
     return {

@@ -36,6 +36,7 @@ from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.run import check_failed, evaluate
 from lqn_seg.lab.report.segmentation import SegmentationReport
 from lqn_seg.lab.report.wording import title
+from lqn_seg.segmentation.segmenter import Segmenter
 
 
 @pytest.fixture
@@ -55,14 +56,14 @@ def text(report: SegmentationReport) -> str:
 
 def quality(evaluation: Evaluation) -> dict:
     """Everything but the times, which differ from run to run."""
-    found = {}
+    result = {}
     for condition in evaluation.conditions:
         for method in evaluation.segmenter.methods:
             metrics = evaluation.metrics(condition, method)
             metrics["lqn"] = {k: v for k, v in metrics["lqn"].items() if not k.endswith("_ms")}
             hashes = [line["mask_hash"] for line in evaluation.lines(condition, method)]
-            found[f"{condition}/{method}"] = [repr(metrics), hashes]
-    return found
+            result[f"{condition}/{method}"] = [repr(metrics), hashes]
+    return result
 
 
 def test_the_whole_run(small_config, capsys):
@@ -129,8 +130,8 @@ def cost_table(printed: str) -> list[str]:
     return printed[printed.index("cost per image") :].splitlines()
 
 
-def test_prefetching_changes_no_result(cfg, monkeypatch, own_root):
-    image = own_root / "val" / "000001.png"
+def test_prefetching_changes_no_result(cfg, monkeypatch, machine_root):
+    image = machine_root / "val" / "000001.png"
     image.write_bytes(image.read_bytes()[:200])
     expected = run(cfg)
     assert expected.workers == 0 and len(expected.failures) == 2
@@ -192,7 +193,7 @@ def test_a_killed_run_goes_on_where_it_stopped(cfg, executed):
 
 
 @pytest.fixture
-def own_root(scenes_root, tmp_path, monkeypatch) -> Path:
+def machine_root(scenes_root, tmp_path, monkeypatch) -> Path:
     """The five scenes, for a test to change."""
     root = tmp_path / "own"
     shutil.copytree(scenes_root, root)
@@ -200,7 +201,9 @@ def own_root(scenes_root, tmp_path, monkeypatch) -> Path:
     return root / "demo"
 
 
-def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, capsys, monkeypatch):
+def test_a_resume_evaluates_what_has_changed_since(
+    cfg, machine_root, executed, capsys, monkeypatch
+):
     run(cfg)
     names = [f"{k:06d}.png" for k in range(5)]
     executed.clear()
@@ -216,7 +219,7 @@ def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, caps
     capsys.readouterr()
     assert resumed() == [] and "changed" not in capsys.readouterr().err
     # The image, with its size and time kept, as some tools of copying do.
-    image = own_root / "val" / names[1]
+    image = machine_root / "val" / names[1]
     was = image.stat()
     pixels = np.asarray(Image.open(image)).copy()
     content = image.read_bytes()
@@ -224,9 +227,9 @@ def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, caps
     image.write_bytes(image.read_bytes().ljust(was.st_size, b"\0"))
     os.utime(image, ns=(was.st_atime_ns, was.st_mtime_ns))
     # The label, and the annotation.
-    label = own_root / "panoptic_val" / names[2]
+    label = machine_root / "panoptic_val" / names[2]
     label.write_bytes(label.read_bytes() + b"\0")
-    path = own_root / "annotations" / "panoptic_val.json"
+    path = machine_root / "annotations" / "panoptic_val.json"
     annotations = json.loads(path.read_text())
     annotations["annotations"][4]["segments_info"][0]["iscrowd"] = 1
     path.write_text(json.dumps(annotations))
@@ -236,11 +239,11 @@ def test_a_resume_evaluates_what_has_changed_since(cfg, own_root, executed, caps
     assert resumed() == []
     image.write_bytes(content)
     assert resumed() == []  # what was found of it first is there
-    found = quality(run(cfg, resume=True))
-    assert found == quality(run(cfg))
+    result = quality(run(cfg, resume=True))
+    assert result == quality(run(cfg))
     # A copy of the data set is the same data set.
-    copy = own_root.parent.parent / "copy"
-    shutil.copytree(own_root.parent, copy)
+    copy = machine_root.parent.parent / "copy"
+    shutil.copytree(machine_root.parent, copy)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(copy))
     executed.clear()
     assert resumed() == []
@@ -277,18 +280,18 @@ def test_resuming_another_configuration_is_refused(cfg):
 
 
 @pytest.fixture
-def damaged_root(own_root) -> Path:
+def damaged_root(machine_root) -> Path:
     """The five scenes with four of them spoilt, each in its own way."""
-    path = own_root / "annotations" / "panoptic_val.json"
+    path = machine_root / "annotations" / "panoptic_val.json"
     content = json.loads(path.read_text())
     scenes = content["annotations"]
-    image = own_root / "val" / content["images"][1]["file_name"]
+    image = machine_root / "val" / content["images"][1]["file_name"]
     image.write_bytes(image.read_bytes()[:200])
-    (own_root / "panoptic_val" / scenes[2]["file_name"]).write_bytes(b"")
+    (machine_root / "panoptic_val" / scenes[2]["file_name"]).write_bytes(b"")
     scenes[3]["segments_info"].append({**scenes[3]["segments_info"][0], "id": 77777})
     scenes.append({**scenes[4], "image_id": 4444})
     path.write_text(json.dumps(content))
-    return own_root
+    return machine_root
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -366,12 +369,12 @@ def test_results_hold_every_image_and_its_own_figures(cfg, small_config):
     assert results["fallbacks"] == {"teacher": 0, "lqn": 0} and results["failed"] == []
     assert len(results["teacher"]) == 16 and results["seed"] == 0
     assert any(key.startswith("PQ-") for key in results["metrics"]["clean"]["lqn"]["panoptic_seg"])
-    found = results["per_image"]["contrast-3"]["lqn"]
+    result = results["per_image"]["contrast-3"]["lqn"]
     lines = report.evaluation.lines("contrast-3", "lqn")
-    assert [image["mask_hash"] for image in found] == [line["mask_hash"] for line in lines]
+    assert [image["mask_hash"] for image in result] == [line["mask_hash"] for line in lines]
     for key, task in (("PQ", "panoptic_seg"), ("mIoU", "sem_seg")):
         evaluator = report.evaluation.evaluators[task]
-        for image, line in zip(found, lines):
+        for image, line in zip(result, lines):
             expected = evaluator.summarize([line[task]])[key]
             assert image[key] == (pytest.approx(expected) if math.isfinite(expected) else None)
 
@@ -424,15 +427,15 @@ def test_the_intervals_are_those_of_the_paired_bootstrap(cfg):
 
     groups = {**{name: [name] for name in report.streams}, "mean of corruptions": report.corrupted}
     assert list(report.differences) == ["larger", "flip"]
-    for method, found in report.differences.items():
-        assert list(found) == list(groups)
+    for method, result in report.differences.items():
+        assert list(result) == list(groups)
         for group, names in groups.items():
             expected = paired_bootstrap(
                 lambda images: evaluator.metric(np.sum(images, axis=0)).mean(-1),
                 *(stacked(method, names), stacked("teacher", names)),
                 samples=50,
             )
-            assert found[group] == pytest.approx(expected) and expected.low < expected.high
+            assert result[group] == pytest.approx(expected) and expected.low < expected.high
 
 
 @pytest.mark.parametrize(
@@ -494,7 +497,7 @@ def test_a_teacher_of_other_classes_is_refused(cfg, tmp_path):
 
 
 def test_a_fit_that_was_paid_is_counted(small_config, capsys):
-    """The recipe without a gauge fits a student to every image, and its cost is there."""
+    """The recipe without alignment fits a student to every image, and its cost is there."""
     report = evaluate(str(small_config), ["MODEL.LQN.METHODS", '("teacher", "lqn@distill")'])
     printed = capsys.readouterr().out
     assert "students fitted, of 10 images: LQN, recipe: distill 10" in printed
@@ -522,12 +525,39 @@ def test_panels_of_any_id_stay_in_their_folder_and_apart(cfg, tmp_path):
         record["image_id"] = key
     evaluation.run(progress=False)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    written = pictures.draw_panels(evaluation, failed := [])
+    written = pictures.Panels(evaluation).draw(failed := [])
     assert not failed and len({path.name.casefold() for path in written}) == 5
     new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
     assert {path.resolve() for path in written} == new
     assert {path.parent for path in new} == {tmp_path / "output" / "panels"}
     assert "IMG.1.png" in {path.name for path in new}
+
+
+def test_panels_show_the_evaluations_own_predictions(cfg, monkeypatch):
+    """Without a prediction more, and the same picture as one that is predicted again."""
+    cfg.MODEL.LQN.METHODS = ("teacher", "untrained", "lqn")
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
+    panels = pictures.Panels(evaluation).watch()
+    evaluation.run(progress=False)
+    assert len(panels.kept) == len(evaluation.conditions) * cfg.MODEL.LQN.EVAL.PANEL_IMAGES
+    for made in panels.kept.values():
+        assert list(made) == ["teacher", "lqn"]
+        assert all(list(prediction.output) == ["panoptic_seg"] for prediction in made.values())
+    pictured = []
+
+    def predict(*arguments):
+        pictured.append(arguments)
+        return predict_again(*arguments)
+
+    predict_again = Segmenter.__call__
+    monkeypatch.setattr(Segmenter, "__call__", predict)
+    (path,) = panels.draw(failed := [])
+    own = path.read_bytes()
+    assert not failed and not pictured
+    resumed = pictures.Panels(Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True))
+    resumed.watch().evaluation.run(progress=False)
+    assert not resumed.kept and resumed.draw(failed) == [path]
+    assert len(pictured) == 1 and path.read_bytes() == own
 
 
 def test_turned_photographs_are_scored_upright_or_left_out(
@@ -581,7 +611,7 @@ def test_turned_photographs_are_scored_upright_or_left_out(
         evaluated("stored", strict=True)
 
 
-def test_an_image_of_another_size_than_its_record_has_no_score(small_config, own_root):
+def test_an_image_of_another_size_than_its_record_has_no_score(small_config, machine_root):
     record = get_dataset("demo_panoptic_val").records()[1]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -595,7 +625,7 @@ def test_an_image_of_another_size_than_its_record_has_no_score(small_config, own
         evaluate(str(small_config), strict=True)
 
 
-def test_turned_images_whose_size_tells_nothing_are_named_once(small_config, own_root, capsys):
+def test_turned_images_whose_size_tells_nothing_are_named_once(small_config, machine_root, capsys):
     exif = Image.Exif()
     exif[0x0112] = 3
     for record in get_dataset("demo_panoptic_val").records()[1:3]:

@@ -40,9 +40,9 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def results(folder: Path) -> dict:
     """``results.json`` without what differs from run to run."""
-    found = json.loads((folder / "inference" / "results.json").read_text())
-    assert found.pop("environment")["threads"] == "1"
-    return _without_times(found)
+    result = json.loads((folder / "inference" / "results.json").read_text())
+    assert result.pop("environment")["threads"] == "1"
+    return _without_times(result)
 
 
 def _without_times(value):
@@ -118,11 +118,11 @@ def in_processes(count: int, function) -> list:
     ]
     for child in children:
         child.start()
-    found = [receiver.recv() if receiver.poll(60) else None for receiver, _ in pipes]
+    result = [receiver.recv() if receiver.poll(60) else None for receiver, _ in pipes]
     for child in children:
         child.join(10)
         child.kill()
-    return found
+    return result
 
 
 def test_processes_hear_each_other():
@@ -135,27 +135,29 @@ def test_bad_input_of_one_process_ends_all_and_the_main_one_says_it():
             if launch.rank() > 0:
                 raise InputError(f"process {launch.rank()} has no data")
 
-    found = in_processes(3, failing)
-    assert [str(error) for error in found] == ["process 1 has no data"] * 3
-    assert [type(error) for error in found] == [InputError, PeerError, PeerError]
+    result = in_processes(3, failing)
+    assert [str(error) for error in result] == ["process 1 has no data"] * 3
+    assert [type(error) for error in result] == [InputError, PeerError, PeerError]
 
 
 def test_a_process_that_has_ended_is_said(capfd):
     def leaving():
         return launch.rank() == 1 or launch.gather(None)
 
-    found = in_processes(2, leaving)
-    assert found[1] is True
-    assert isinstance(found[0], PeerError) and "ended early" in str(found[0])
+    result = in_processes(2, leaving)
+    assert result[1] is True
+    assert isinstance(result[0], PeerError) and "ended early" in str(result[0])
 
 
 def test_processes_refuse_another_run_together(tmp_path):
     ResultStore(tmp_path, {"methods": "x"}, ["clean"])
-    found = in_processes(2, lambda: ResultStore(tmp_path, {"methods": "y"}, ["clean"], resume=True))
-    assert [type(error) for error in found] == [InputError, PeerError]
-    assert all("another configuration" in str(error) for error in found)
-    found = in_processes(2, lambda: ResultStore(tmp_path, {"rank": launch.rank()}, ["clean"]))
-    assert all("process 1 does not find its own run" in str(error) for error in found)
+    result = in_processes(
+        2, lambda: ResultStore(tmp_path, {"methods": "y"}, ["clean"], resume=True)
+    )
+    assert [type(error) for error in result] == [InputError, PeerError]
+    assert all("another configuration" in str(error) for error in result)
+    result = in_processes(2, lambda: ResultStore(tmp_path, {"rank": launch.rank()}, ["clean"]))
+    assert all("process 1 does not find its own run" in str(error) for error in result)
 
 
 def test_a_disk_that_is_full_for_one_process_leaves_the_main_one_all_results(tmp_path):
@@ -165,17 +167,17 @@ def test_a_disk_that_is_full_for_one_process_leaves_the_main_one_all_results(tmp
         store = ResultStore(tmp_path, {}, ["clean"])
         if launch.rank() == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        share = store.share(records, 2)
-        for batch in share:
+        batches = store.shard(records, 2)
+        for batch in batches:
             store.append("clean", [{**r, "value": [r["image_id"]] * 50} for r, _ in batch])
         store.finish(records)
-        done = [record["image_id"] for batch in share for record, _ in batch]
+        done = [record["image_id"] for batch in batches for record, _ in batch]
         return done, sorted(store.results("clean")), store.complaint
 
-    found = in_processes(3, filling)
-    assert sorted(key for done, _, _ in found for key in done) == list(range(31))
-    assert [kept for _, kept, _ in found] == [list(range(31))] * 3
-    assert all("File too large" in complaint for _, _, complaint in found)
+    result = in_processes(3, filling)
+    assert sorted(key for done, _, _ in result for key in done) == list(range(31))
+    assert [kept for _, kept, _ in result] == [list(range(31))] * 3
+    assert all("File too large" in complaint for _, _, complaint in result)
     assert 6 < len(ResultStore(tmp_path, {}, ["clean"], resume=True).results("clean")) < 31
 
 

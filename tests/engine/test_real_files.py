@@ -136,14 +136,14 @@ def test_a_published_config_runs_on_real_files(name, root, tmp_path, teacher_for
     report = evaluate(str(CONFIGS / f"{name}.yaml"), overrides, methods=["teacher", "lqn"])
     assert report is not None
     results = json.loads((tmp_path / "output" / "inference" / "results.json").read_text())
-    found = results["per_image"]["clean"]
+    result = results["per_image"]["clean"]
     # Students answer, with masks of their own.
-    hashes = {method: [line["mask_hash"] for line in lines] for method, lines in found.items()}
+    hashes = {method: [line["mask_hash"] for line in lines] for method, lines in result.items()}
     assert hashes["lqn"] != hashes["teacher"]
     (task,) = set(results["metrics"]["clean"]["teacher"]) - {"lqn"}
     dataset = get_dataset(report.cfg.DATASETS.TEST[0])
     model = EomtForUniversalSegmentation.from_pretrained(teacher).eval()
-    assert [line["image_id"] for line in found["teacher"]] == [
+    assert [line["image_id"] for line in result["teacher"]] == [
         record["image_id"] for record in dataset.records()[:2]
     ]
     for record, hash_ in zip(dataset.records(), hashes["teacher"]):

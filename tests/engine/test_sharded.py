@@ -33,7 +33,7 @@ def opened(folder, resume=True, groups=GROUPS, **options) -> ResultStore:
 def fill(store: ResultStore, batches=None, visit=lambda group, key: None, more=None) -> list:
     """Write what is left, with what `more` says of an image; (group, image) of it."""
     done = []
-    for batch in store.share(RECORDS, 3) if batches is None else batches:
+    for batch in store.shard(RECORDS, 3) if batches is None else batches:
         for group in store.groups:
             keys = [record["image_id"] for record, names in batch if group in names]
             for key in keys:
@@ -112,20 +112,20 @@ def test_batches_keep_their_company_and_processes_find_what_others_wrote(tmp_pat
     assert all(names == GROUPS for batch in whole for _, names in batch)
     monkeypatch.setattr(launch, "size", lambda: 4)
     monkeypatch.setattr(launch, "gather", lambda value: [value])
-    shares = []
+    shards = []
     for rank in range(4):
         monkeypatch.setattr(launch, "rank", lambda rank=rank: rank)
-        shares.append(store.share(RECORDS, 3))
-    assert sorted(map(len, shares)) == [3, 3, 4, 4]
-    assert sorted(b[0][0]["image_id"] for share in shares for b in share) == [*range(0, 40, 3)]
+        shards.append(store.shard(RECORDS, 3))
+    assert sorted(map(len, shards)) == [3, 3, 4, 4]
+    assert sorted(b[0][0]["image_id"] for share in shards for b in share) == [*range(0, 40, 3)]
     for rank in (1, 2, 3):
         monkeypatch.setattr(launch, "rank", lambda rank=rank: rank)
-        fill(store, shares[rank])  # whose completeness the main process checks
+        fill(store, shards[rank])  # whose completeness the main process checks
     monkeypatch.undo()
     assert {path.name for path in tmp_path.glob("clean.*")} == {
         f"clean.{k}.jsonl" for k in (1, 2, 3)
     }
-    assert opened(tmp_path).left(RECORDS, 3) == shares[0]
+    assert opened(tmp_path).left(RECORDS, 3) == shards[0]
     fill(opened(tmp_path))
     assert_whole(tmp_path)
 

@@ -119,6 +119,6 @@ def test_intervals_of_too_few_images_are_too_narrow(images, least, most):
     for _ in range(400):
         stats = random.normal(size=(images, 1))
         means = resampled_totals(stats, samples=100)[:, 0] / images
-        found = paired_interval(means, np.zeros_like(means))
-        held.append(found.low <= 0 <= found.high)
+        actual = paired_interval(means, np.zeros_like(means))
+        held.append(actual.low <= 0 <= actual.high)
     assert least < np.mean(held) < most

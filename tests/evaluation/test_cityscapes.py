@@ -52,13 +52,13 @@ def root(tmp_path: Path) -> Path:
 
 def predictions(dataset) -> list[np.ndarray]:
     """Train ids (40, 60), partly wrong; people and riders are mixed up."""
-    found = []
+    actual = []
     for k, record in enumerate(dataset.records()):
         labels = np.roll(dataset.metadata.read_semantic(record), (k + 1, 2), (0, 1))
         labels = np.where(labels == 255, ROAD, labels)
         labels[:, 40:] = np.where(labels[:, 40:] == PERSON, RIDER, labels[:, 40:])
-        found.append(labels)
-    return found
+        actual.append(labels)
+    return actual
 
 
 def one_hot(labels: np.ndarray) -> dict[str, torch.Tensor]:

@@ -33,12 +33,12 @@ def test_four_images_by_hand(evaluator):
         score(evaluator, 1, [0.1, 0.6, 0.3, *tail]),  # right
         score(evaluator, 6, [0.3, 0.2, 0.1, 0.1, 0.1, 0.2, 0.0]),  # last of seven
     ]
-    found = evaluator.summarize(lines)
-    assert found["acc1"] == 50 and found["acc5"] == 75
-    assert (found["ACC-a"], found["ACC-b"], found["ACC-g"]) == (50, 100, 0)
-    assert np.isnan(found["ACC-c"]) and found["mACC"] == 50
+    result = evaluator.summarize(lines)
+    assert result["acc1"] == 50 and result["acc5"] == 75
+    assert (result["ACC-a"], result["ACC-b"], result["ACC-g"]) == (50, 100, 0)
+    assert np.isnan(result["ACC-c"]) and result["mACC"] == 50
     # One image a bin: the distances between accuracy and probability, averaged.
-    assert found["ECE"] == pytest.approx(100 * (0.3 + 0.5 + 0.4 + 0.3) / 4)
+    assert result["ECE"] == pytest.approx(100 * (0.3 + 0.5 + 0.4 + 0.3) / 4)
     assert lines[3]["above"] == 6
 
 
@@ -87,7 +87,7 @@ def test_classes_of_one_name_have_an_entry_each():
     categories = [Category(i, name, False) for i, name in enumerate(("missile", "cat", "missile"))]
     evaluator = ClassificationEvaluator(Metadata("x", tuple(categories), "classification"))
     lines = [{"label": label, "predicted": 0, "above": 0, "confidence": 1.0} for label in (0, 2, 2)]
-    found = evaluator.summarize(lines)
-    by_class = {key: value for key, value in found.items() if key.startswith("ACC-")}
+    result = evaluator.summarize(lines)
+    by_class = {key: value for key, value in result.items() if key.startswith("ACC-")}
     assert list(by_class) == ["ACC-missile (0)", "ACC-cat", "ACC-missile (2)"]
     assert by_class["ACC-missile (0)"] == 100 and by_class["ACC-missile (2)"] == 0

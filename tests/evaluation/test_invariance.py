@@ -110,14 +110,14 @@ def whole(tmp_path: Path) -> Dataset:
 @pytest.fixture
 def expected(whole: Dataset) -> list[dict[str, float]]:
     scores = score(whole, whole.records())
-    for found, key in zip(scores, ("PQ", "AP", "mIoU")):
-        assert 5 < found[key] < 95  # neither nothing nor everything
+    for result, key in zip(scores, ("PQ", "AP", "mIoU")):
+        assert 5 < result[key] < 95  # neither nothing nor everything
     return scores
 
 
-def same(found: Any, expected: Any) -> None:
+def same(result: Any, expected: Any) -> None:
     """Equal to the last bit; NaN is equal to NaN."""
-    assert json.dumps(found) == json.dumps(expected)
+    assert json.dumps(result) == json.dumps(expected)
 
 
 @few

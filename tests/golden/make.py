@@ -52,7 +52,7 @@ SEGMENTATION: dict[str, list[str]] = {
 }
 CLASSIFICATION = {
     "classification": [EVAL + "MAX_IMAGES", "8"],
-    "readouts": [
+    "poolings": [
         *(EVAL + "MAX_IMAGES", "4", EVAL + "CORRUPTIONS", "('gaussian_noise',)"),
         "CLASSIFICATION.METHODS",
         "('lqn@distill:mean_cls','lqn@paper:text','lqn@paper:reentry','apm:cls')",
@@ -86,21 +86,21 @@ def _evaluated(tool: str, config: str, overrides: list[str]) -> dict[str, Any]:
             condition = path.name.rsplit(".", 2)[0]
             for line in path.read_text().splitlines():
                 for image in json.loads(line)["images"]:
-                    for method, found in image["methods"].items():
+                    for method, result in image["methods"].items():
                         by_image = answers.setdefault(f"{condition}/{method}", {})
-                        by_image[str(image["image_id"])] = _answer(found)
+                        by_image[str(image["image_id"])] = _answer(result)
     return answers
 
 
-def _answer(found: dict[str, Any]) -> dict[str, Any]:
+def _answer(result: dict[str, Any]) -> dict[str, Any]:
     """What an image's line says of the answer, apart from times."""
     scores = {
         task: f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
-        for task, value in found.items()
+        for task, value in result.items()
         if task in ("panoptic_seg", "segm", "sem_seg")
     }
-    kept = {key: found[key] for key in ("mask_hash", "classification") if key in found}
-    stats = found.get("lqn", {})
+    kept = {key: result[key] for key in ("mask_hash", "classification") if key in result}
+    stats = result.get("lqn", {})
     numbers = ("token_cos", "error_over_variance", "fallback", "damage")
     kept |= {key: round(stats[key], 6) for key in numbers if key in stats}
     return {**kept, "scores": scores} if scores else kept
@@ -116,8 +116,8 @@ def _logits() -> dict[str, Any]:
     images = torch.randn(1, 3, *teacher.image_size, generator=generator)
     tokens, context = teacher.encode(images)
     masks, classes = EomtHead(teacher.model)(tokens[:, -1], context.last_queries)
-    found = {"tokens": tokens, "masks": masks, "classes": classes}
-    return {name: _summary(tensor) for name, tensor in found.items()}
+    result = {"tokens": tokens, "masks": masks, "classes": classes}
+    return {name: _summary(tensor) for name, tensor in result.items()}
 
 
 def _summary(tensor: torch.Tensor) -> dict[str, Any]:
@@ -177,24 +177,24 @@ def make(names: list[str]) -> Iterator[tuple[str, Any]]:
         yield name, makers[name]()
 
 
-def differences(stored: Any, found: Any, where: str = "") -> list[str]:
+def differences(stored: Any, result: Any, where: str = "") -> list[str]:
     """Where two golden values differ; numbers may by 2e-4 of their size."""
-    if isinstance(stored, dict) and isinstance(found, dict):
-        keys = [*stored, *(key for key in found if key not in stored)]
+    if isinstance(stored, dict) and isinstance(result, dict):
+        keys = [*stored, *(key for key in result if key not in stored)]
         return [
             line
             for key in keys
-            for line in differences(stored.get(key), found.get(key), f"{where}/{key}")
+            for line in differences(stored.get(key), result.get(key), f"{where}/{key}")
         ]
-    if isinstance(stored, list) and isinstance(found, list) and len(stored) == len(found):
-        pairs = zip(stored, found)
+    if isinstance(stored, list) and isinstance(result, list) and len(stored) == len(result):
+        pairs = zip(stored, result)
         return [
             line for k, pair in enumerate(pairs) for line in differences(*pair, f"{where}[{k}]")
         ]
-    numbers = isinstance(stored, float | int) and isinstance(found, float | int)
-    if numbers and abs(stored - found) <= 2e-4 * max(1, abs(stored)):
+    numbers = isinstance(stored, float | int) and isinstance(result, float | int)
+    if numbers and abs(stored - result) <= 2e-4 * max(1, abs(stored)):
         return []
-    return [] if stored == found else [f"{where}: {stored} -> {found}"]
+    return [] if stored == result else [f"{where}: {stored} -> {result}"]
 
 
 def main() -> int:

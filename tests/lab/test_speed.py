@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import time
 
-import pytest
 import torch
 
 from lqn_seg.lab.cost import speed
-from lqn_seg.lab.cost.speed import Roofline, Timing, exponent, interleaved, peak_gmacs_per_ms
+from lqn_seg.lab.cost.speed import Roofline, Timing, interleaved, peak_gmacs_per_ms
 
 CPU = torch.device("cpu")
 
@@ -28,12 +27,6 @@ def test_median_and_95th_percentile_of_known_samples():
 def test_sleep_takes_time_but_no_processor():
     (timing,) = interleaved({"sleep": lambda: time.sleep(0.02)}, 3, CPU).values()
     assert timing.median_ms >= 20 and timing.busy_ms < 15
-
-
-def test_exponents_of_powers():
-    sizes = [1, 2, 4, 8]
-    assert exponent(sizes, [7 * size**1.5 for size in sizes]) == pytest.approx(1.5)
-    assert exponent(sizes, [3.0] * 4) == pytest.approx(0, abs=1e-12)
 
 
 def test_roofline_is_arithmetic_and_memory_one_after_the_other():

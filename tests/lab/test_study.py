@@ -41,9 +41,9 @@ def write(content, tmp_path):
     """The study's file, with changes; None removes a key."""
 
     def written(**changes) -> str:
-        found = {k: v for k, v in {**content, **changes}.items() if v is not None}
+        result = {k: v for k, v in {**content, **changes}.items() if v is not None}
         path = tmp_path / "small_study.yaml"
-        path.write_text(yaml.safe_dump(found))
+        path.write_text(yaml.safe_dump(result))
         return str(path)
 
     return written
@@ -110,23 +110,23 @@ def test_overrides_of_the_study_and_of_the_configuration(write):
 
 
 def test_hashes_see_files_and_refuse(write, scenes_root, executed):
-    found = study_hashes(load_study(write()), get_dataset("demo_panoptic_val"))
-    assert all(len(found[key]) == 64 for key in ("dataset", "corruptions", "teacher/tiny"))
-    assert found["calibration/tiny"] == "none"
-    for key in found:
+    result = study_hashes(load_study(write()), get_dataset("demo_panoptic_val"))
+    assert all(len(result[key]) == 64 for key in ("dataset", "corruptions", "teacher/tiny"))
+    assert result["calibration/tiny"] == "none"
+    for key in result:
         with pytest.raises(InputError, match=f"FROZEN says that {key} has SHA-256 0bad"):
-            run_study(write(FROZEN={**found, key: "0bad"}))
+            run_study(write(FROZEN={**result, key: "0bad"}))
     assert not executed
     image = next((scenes_root / "demo" / "val").glob("*.png"))
     original = image.read_bytes()
     try:
         image.write_bytes(original + b"\0")
         with pytest.raises(InputError, match="FROZEN says that dataset"):
-            run_study(write(FROZEN=found))
+            run_study(write(FROZEN=result))
     finally:
         image.write_bytes(original)
-    report = run_study(write(FROZEN=found, MAX_IMAGES=1))
-    assert f"`{found['dataset']}` | yes" in report.markdown()
+    report = run_study(write(FROZEN=result, MAX_IMAGES=1))
+    assert f"`{result['dataset']}` | yes" in report.markdown()
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -145,23 +145,23 @@ def test_paired_differences_are_those_of_the_json_lines(write, tmp_path, block):
         by_id = {line["image_id"]: line["methods"][method]["sem_seg"] for line in lines}
         return [by_id[k] for k in range(5)]
 
-    def score(method: str, name: str, chosen) -> float:
-        found = [statistics(method, seed, name) for seed in (0, 7)]
-        return np.mean([evaluator.summarize([s[i] for i in chosen])["mIoU"] for s in found])
+    def score(method: str, name: str, selected) -> float:
+        result = [statistics(method, seed, name) for seed in (0, 7)]
+        return np.mean([evaluator.summarize([s[i] for i in selected])["mIoU"] for s in result])
 
-    def mean(method: str, chosen) -> float:
-        return np.mean([score(method, name, chosen) for name in names[1:]])
+    def mean(method: str, selected) -> float:
+        return np.mean([score(method, name, selected) for name in names[1:]])
 
     random, samples = np.random.default_rng(0), []
     for _ in range(20):
         starts = random.integers(0, 5 - block + 1, size=-(-5 // block))
-        chosen = (starts[:, None] + np.arange(block)).reshape(-1)[:5]
-        samples.append(mean("lqn", chosen) - mean("teacher", chosen))
-    found = table["methods"]["lqn"]["minus_baseline"]["mean of corruptions"]
+        selected = (starts[:, None] + np.arange(block)).reshape(-1)[:5]
+        samples.append(mean("lqn", selected) - mean("teacher", selected))
+    result = table["methods"]["lqn"]["minus_baseline"]["mean of corruptions"]
     expected = mean("lqn", range(5)) - mean("teacher", range(5))
     assert expected != 0
-    assert found["difference"] == pytest.approx(expected)
-    assert [found["low"], found["high"]] == pytest.approx(np.quantile(samples, [0.025, 0.975]))
+    assert result["difference"] == pytest.approx(expected)
+    assert [result["low"], result["high"]] == pytest.approx(np.quantile(samples, [0.025, 0.975]))
     scores = table["methods"]["lqn"]
     assert scores["scores"]["clean"] == pytest.approx(score("lqn", "clean", range(5)))
     by_seed = [scores["scores_by_seed"][seed]["fog-3"] for seed in ("0", "7")]

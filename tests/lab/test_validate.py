@@ -63,13 +63,13 @@ def change(scenes: Path, edit) -> None:
 
 
 def test_a_whole_data_set_scores_100_everywhere(scenes: Path) -> None:
-    found = check()
-    assert found.problems == found.notes == []
-    assert found.scores.keys() == {"panoptic_seg", "segm", "sem_seg"}
+    result = check()
+    assert result.problems == result.notes == []
+    assert result.scores.keys() == {"panoptic_seg", "segm", "sem_seg"}
     for task, key in (("panoptic_seg", "PQ"), ("segm", "AP"), ("sem_seg", "mIoU")):
-        assert found.scores[task][TRUTH][key] == pytest.approx(100, abs=1e-9)
-        assert 5 < found.scores[task][DAMAGED][key] < 90
-    text = found.text()
+        assert result.scores[task][TRUTH][key] == pytest.approx(100, abs=1e-9)
+        assert 5 < result.scores[task][DAMAGED][key] < 90
+    text = result.text()
     assert text.startswith("mine: 5 images, 0 problems") and text.count("100.000000") >= 8
 
 
@@ -84,7 +84,7 @@ def test_what_is_wrong_with_files_is_named_and_the_rest_is_scored(scenes: Path) 
         content["annotations"][4]["segments_info"][0]["area"] += 1
 
     change(scenes, wrong_area)
-    found = check()
+    result = check()
     expected = (
         r"000000.png does not exist",
         "000001.png is 96 x 50 (height x width), its annotation says 96 x 96",
@@ -92,10 +92,10 @@ def test_what_is_wrong_with_files_is_named_and_the_rest_is_scored(scenes: Path) 
         "000003.png",
         "segments_info says area",
     )
-    assert len(found.problems) == len(expected)
-    for sentence, words in zip(found.problems, expected):
+    assert len(result.problems) == len(expected)
+    for sentence, words in zip(result.problems, expected):
         assert words in sentence
-    assert found.scores == {}  # no image is left
+    assert result.scores == {}  # no image is left
     change(scenes, lambda c: c["annotations"][4]["segments_info"][0].pop("area"))
     assert check().scores["panoptic_seg"][TRUTH]["PQ"] == 100
 
@@ -110,12 +110,12 @@ def test_label_folders_have_miou_alone(scenes: Path, tmp_path: Path) -> None:
         Image.fromarray(labels).save(tmp_path / "labels" / f"{k}.png")
     classes = ["road", "car", "sky"]
     register_label_folders("plain", tmp_path / "images", tmp_path / "labels", classes, 3)
-    found = check("plain")
-    assert found.problems == [] and found.scores.keys() == {"sem_seg"}
+    result = check("plain")
+    assert result.problems == [] and result.scores.keys() == {"sem_seg"}
     assert (
-        found.scores["sem_seg"][TRUTH]["mIoU"]
+        result.scores["sem_seg"][TRUTH]["mIoU"]
         == 100
-        > found.scores["sem_seg"][DAMAGED]["mIoU"]
+        > result.scores["sem_seg"][DAMAGED]["mIoU"]
         > 20
     )
 
@@ -153,10 +153,10 @@ def test_a_broken_evaluator_is_found(scenes: Path, monkeypatch) -> None:
 def test_a_difference_to_a_reference_is_a_problem() -> None:
     nan, row = float("nan"), "the same by pycocotools"
     rows = {TRUTH: {"AP": 100.0, "APl": nan}, DAMAGED: {"AP": 40.0, "APl": nan}}
-    found = Validation("x", 1, 1, scores={"segm": {**rows, row: {"AP": 40.0000001, "APl": nan}}})
-    assert found.disagreements() == []
-    found.scores["segm"][row] = {"AP": 40.00001, "APl": 3.0}
-    first, second = found.disagreements()
+    result = Validation("x", 1, 1, scores={"segm": {**rows, row: {"AP": 40.0000001, "APl": nan}}})
+    assert result.disagreements() == []
+    result.scores["segm"][row] = {"AP": 40.00001, "APl": 3.0}
+    first, second = result.disagreements()
     assert (
         "scores AP 40.000000000 here and 40.000010000 by pycocotools" in first and "APl" in second
     )
@@ -165,9 +165,9 @@ def test_a_difference_to_a_reference_is_a_problem() -> None:
 @pytest.mark.skipif("LQN_SEG_REAL_DATA" not in os.environ, reason="LQN_SEG_REAL_DATA is not set")
 def test_real_coco_scores_what_panopticapi_gave() -> None:
     dataset = get_dataset("coco_2017_train_panoptic", root=os.environ["LQN_SEG_REAL_DATA"])
-    found = validate(dataset, max_images=12, progress=False)
-    assert found.problems == []  # pycocotools was asked for AP
-    scores = {key: found.scores["panoptic_seg"][DAMAGED][key] for key in PANOPTICAPI_ON_COCO}
+    result = validate(dataset, max_images=12, progress=False)
+    assert result.problems == []  # pycocotools was asked for AP
+    scores = {key: result.scores["panoptic_seg"][DAMAGED][key] for key in PANOPTICAPI_ON_COCO}
     assert scores == pytest.approx(PANOPTICAPI_ON_COCO, abs=1e-6)
 
 
@@ -177,9 +177,9 @@ def test_real_coco_scores_what_panopticapi_gave() -> None:
 )
 def test_real_samples_are_whole(name: str, notes: int) -> None:
     dataset = get_dataset(name, root=os.environ["LQN_SEG_REAL_DATA"])
-    found = validate(dataset, progress=False)
-    assert found.problems == [] and len(found.notes) == notes
-    assert found.scores["sem_seg"][TRUTH]["mIoU"] == 100
+    result = validate(dataset, progress=False)
+    assert result.problems == [] and len(result.notes) == notes
+    assert result.scores["sem_seg"][TRUTH]["mIoU"] == 100
 
 
 def test_folders_that_evaluation_would_trip_over(scenes: Path, tmp_path: Path) -> None:
@@ -197,18 +197,18 @@ def test_folders_that_evaluation_would_trip_over(scenes: Path, tmp_path: Path) -
     register_label_folders(
         "plain", tmp_path / "images", tmp_path / "labels", ["road", "car", "sky"]
     )
-    found = check("plain")
+    result = check("plain")
     expected = ("sideways.png is 30 x 20", "._fine.png", "wrong.png holds label 77")
-    assert len(found.problems) == len(expected)
-    for sentence, words in zip(found.problems, expected):
+    assert len(result.problems) == len(expected)
+    for sentence, words in zip(result.problems, expected):
         assert words in sentence
-    assert found.scores["sem_seg"][TRUTH]["mIoU"] == 100
-    for note, (name, orientation) in zip(found.notes, (("mirrored", 2), ("square", 6))):
+    assert result.scores["sem_seg"][TRUTH]["mIoU"] == 100
+    for note, (name, orientation) in zip(result.notes, (("mirrored", 2), ("square", 6))):
         assert f"{name}.png has the EXIF orientation {orientation}: its labels must" in note
     for path in (tmp_path / "labels").iterdir():
         path.unlink()
-    found = check("plain")
-    assert len(found.problems) == 6 and found.scores == {} and found.images == 0
+    result = check("plain")
+    assert len(result.problems) == 6 and result.scores == {} and result.images == 0
 
 
 def test_class_folders_are_looked_at_too(scenes: Path, tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_class_folders_are_looked_at_too(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "empty").mkdir()
     (tmp_path / "mine" / "cat" / "b.png").write_bytes(b"\x89PNG")
     register_image_folder("pets", tmp_path / "mine")
-    found = check("pets")
-    assert len(found.problems) == 1 and "b.png" in found.problems[0] and found.images == 3
-    assert len(found.notes) == 1 and "without an image: empty" in found.notes[0]
+    result = check("pets")
+    assert len(result.problems) == 1 and "b.png" in result.problems[0] and result.images == 3
+    assert len(result.notes) == 1 and "without an image: empty" in result.notes[0]
 
 
 @pytest.mark.parametrize("count", [100, 101])
@@ -238,10 +238,10 @@ def test_more_instances_than_ap_looks_at_are_no_problem(scenes: Path, count: int
         content["annotations"][0]["segments_info"] = segments
 
     change(scenes, crowded)
-    found = check(max_images=1)
-    assert found.problems == [] and found.scores["panoptic_seg"][TRUTH]["PQ"] == 100
+    result = check(max_images=1)
+    assert result.problems == [] and result.scores["panoptic_seg"][TRUTH]["PQ"] == 100
     if count == 100:
-        assert found.notes == [] and found.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
+        assert result.notes == [] and result.scores["segm"][TRUTH]["AP"] == pytest.approx(100)
     else:
-        assert found.scores["segm"][TRUTH]["AP"] < 99.5
-        assert "has more than 100 instances of" in found.notes[0]
+        assert result.scores["segm"][TRUTH]["AP"] < 99.5
+        assert "has more than 100 instances of" in result.notes[0]

@@ -52,7 +52,7 @@ def test_figures_that_need_no_head_are_drawn_for_any_layer_and_condition(studio)
         assert "fog-3" in written[0].name or name == "depth"
         assert np.asarray(Image.open(written[0]).convert("L")).std() > 10
     numbers = json.loads((shop.output / "error_scene-0_fog-3.json").read_text())
-    assert len(numbers["LQN"]) == 4 and min(numbers["LQN"]) > 0
+    assert len(numbers["LQN"]["error"]) == 4 and min(numbers["LQN"]["error"]) > 0
     times = json.loads((shop.output / "depth_scene-0_lqn.json").read_text())
     assert times["teacher_ms"] == sorted(times["teacher_ms"]) and times["teacher_ms"][0] > 0
     assert len(times["student_ms"]) == 4 and times["fit_ms"] > 0
@@ -73,15 +73,33 @@ def test_any_teacher_gives_the_figures_of_its_tokens(teacher, layers, studio, tm
         written = list(FIGURES[name](studio(methods=["lqn-src"], **request)))
         assert np.asarray(Image.open(written[0]).convert("L")).std() > 10
         if name == "error":
-            assert len(json.loads(written[-1].read_text())["LQN-[src]"]) == layers
+            assert len(json.loads(written[-1].read_text())["LQN-[src]"]["error"]) == layers
     for name, methods in (("panels", ["teacher", "lqn-src"]), ("steps", ["lqn-src"])):
         with pytest.raises(InputError, match=f"{teacher} has no mask head to segment with"):
             list(FIGURES[name](studio(methods=methods, **request)))
 
 
-def test_a_clip_is_gauged_as_an_eomt_is(studio):
-    (*_, numbers) = FIGURES["gauge"](studio(config_file=CLIP, corruptions=["contrast"]))
-    damage = [d for d, _ in json.loads(numbers.read_text())["damage_and_share"]["contrast"]]
+def test_the_literal_recipe_does_not_see_positions_and_a_fitted_one_does(studio):
+    fitted = ("MODEL.LQN.STUDENT.WIDTHS", "(64,)", "MODEL.LQN.FIT.PRECISION", "float32")
+    demo = {"config_file": str(ROOT / "configs" / "demo_lqn.yaml")}
+    shop = studio(*fitted, methods=["lqn@paper", "lqn-src@distill"], **demo)
+    (*_, written) = FIGURES["error"](shop)
+    literal, distilled = json.loads(written.read_text()).values()
+    assert len(literal["error"]) == len(literal["variance"]) == 8
+    assert max(literal["variance"]) < 0.01 and min(literal["error"]) > 0.9
+    assert min(distilled["variance"]) > 0.1 and max(distilled["error"]) < 0.9
+    assert len(literal["loss"]) == 15 and len(distilled["loss"]) == 250
+    # Of random positions each, so single losses vary.
+    first, middle, last = (sum(distilled["loss"][k : k + 25]) for k in (0, 112, 225))
+    assert last < middle < first
+    # Error over variance of a least-squares fit is 1 less what it explains.
+    for error, variance in zip(distilled["error"], distilled["variance"]):
+        assert error == pytest.approx(1 - variance, abs=0.25)
+
+
+def test_a_clip_has_damage_as_an_eomt_has(studio):
+    (*_, numbers) = FIGURES["alignment"](studio(config_file=CLIP, corruptions=["contrast"]))
+    damage = [d for d, _ in json.loads(numbers.read_text())["damage_and_weight"]["contrast"]]
     assert damage[0] < 0.5 * damage[5]
 
 
@@ -157,7 +175,7 @@ def test_a_figure_that_cannot_be_written_is_one_sentence(ending, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_gauge_of_the_demo_sees_noise_and_not_clean_scenes(tmp_path):
+def test_alignment_of_the_demo_sees_noise_and_not_clean_scenes(tmp_path):
     demo = Studio("configs/demo_lqn.yaml", tmp_path, corruptions=CORRUPTIONS[:1])
     image = next(demo.images())
     clean, noisy = (
@@ -166,8 +184,8 @@ def test_the_gauge_of_the_demo_sees_noise_and_not_clean_scenes(tmp_path):
     )
     assert clean[0] < demo.calibration.undamaged < noisy[0]
     assert clean[1] == 0 and 0.2 < noisy[1] < 1
-    (*_, written) = FIGURES["gauge"](demo)
-    numbers = json.loads(written.read_text())["damage_and_share"][CORRUPTIONS[0]]
+    (*_, written) = FIGURES["alignment"](demo)
+    numbers = json.loads(written.read_text())["damage_and_weight"][CORRUPTIONS[0]]
     assert len(numbers) == 6 and numbers[0] == list(clean)
     assert numbers[5][0] == pytest.approx(noisy[0])
 
@@ -182,7 +200,7 @@ def test_curves_are_drawn_from_a_file_or_refused_in_a_sentence(content, tmp_path
 @pytest.mark.parametrize(
     ("name", "request_", "message"),
     [
-        ("gauge", {}, "calibration"),
+        ("alignment", {}, "calibration"),
         ("panels", {"methods": ["lqn"]}, "at least two"),
         ("tokens", {"methods": ["apm"]}, "no student of all layers"),
         ("steps", {"methods": ["teacher"]}, "no student whose steps"),

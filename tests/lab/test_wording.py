@@ -35,14 +35,14 @@ def test_a_table_looks_as_one_of_plain_numbers():
 
 @pytest.mark.parametrize("images", [1, FEWEST_IMAGES - 1, FEWEST_IMAGES, 5000])
 def test_too_few_images_have_no_interval_and_no_verdict(images):
-    found = PairedDifference(0.24, 0.2, 0.3)
+    result = PairedDifference(0.24, 0.2, 0.3)
     enough = images >= FEWEST_IMAGES
-    text = comparison(found, images, "its teacher", "here", " PQ")
+    text = comparison(result, images, "its teacher", "here", " PQ")
     if enough:
         assert text == "is better than its teacher here (+0.2 [+0.2, +0.3] PQ)"
     else:
         assert text == "differs from its teacher here by +0.2 PQ"
-    assert ("[" in interval_text(found, images)) == enough
+    assert ("[" in interval_text(result, images)) == enough
     assert ("too few" in interval_heading(images)) != enough
 
 

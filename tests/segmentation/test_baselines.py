@@ -176,7 +176,7 @@ def test_oneformer_without_its_tokenizer_is_one_sentence(folders, tmp_path):
         load_universal(BaselineModel("oneformer", str(tmp_path)), "cpu", CLASSES)
 
 
-def test_bad_comparators_are_named(folders, tmp_path, teacher_folder):
+def test_bad_baselines_are_named(folders, tmp_path, teacher_folder):
     with pytest.raises(InputError, match="13 classes, the data set has 150"):
         load_universal(BaselineModel("m", str(folders["mask2former"])), "cpu", 150)
     with pytest.raises(InputError, match="an EoMT is a teacher"):
@@ -205,24 +205,26 @@ def test_padding_is_not_part_of_the_answer(folders):
 
 
 def test_one_command_gives_one_table(small_config, folders, capsys):
-    chosen = ["teacher", "lqn", *(f"{kind}={path}" for kind, path in folders.items())]
-    report = evaluate(str(small_config), QUICKLY, methods=chosen)
+    selected = ["teacher", "lqn", *(f"{kind}={path}" for kind, path in folders.items())]
+    report = evaluate(str(small_config), QUICKLY, methods=selected)
     printed = capsys.readouterr().out
     for name in ("EoMT (teacher)", "LQN", "Mask2Former", "MaskFormer", "OneFormer"):
         assert name in printed
     assert "On these 2 images LQN" in report.sentence()
     results = json.loads((report.evaluation.folder / "results.json").read_text())
-    for method in chosen[2:]:
+    for method in selected[2:]:
         result = results["metrics"]["clean"][method]
         assert 0 <= result["panoptic_seg"]["PQ"] <= 100 and 0 <= result["sem_seg"]["mIoU"] <= 100
         assert result["lqn"]["token_cos"] is None  # it has no teacher
         assert results["gmacs"][method]["gmacs_total"] > 0
         assert results["baselines"][method]
-    oneformer, mask2former = (results["gmacs"][m]["gmacs_total"] for m in (chosen[4], chosen[2]))
+    oneformer, mask2former = (
+        results["gmacs"][m]["gmacs_total"] for m in (selected[4], selected[2])
+    )
     assert math.isfinite(oneformer) and math.isfinite(mask2former)
 
 
-def test_comparators_alone_run_no_teacher(small_config, folders):
+def test_baselines_alone_run_no_teacher(small_config, folders):
     name = f"mask2former={folders['mask2former']}"
     overrides = [*QUICKLY, "MODEL.LQN.BASELINE_SIZES", "(96, 0)"]
     report = evaluate(str(small_config), overrides, methods=[name])

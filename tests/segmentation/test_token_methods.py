@@ -31,8 +31,8 @@ def predict(small_config):
 
     def run(*names: str):
         cfg = load_cfg(str(small_config))
-        chosen = {name: method_config(cfg, name) for name in names}
-        segmenter = build_segmenter(cfg, frozenset(range(8)), recipes=chosen)
+        selected = {name: method_config(cfg, name) for name in names}
+        segmenter = build_segmenter(cfg, frozenset(range(8)), recipes=selected)
         image = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(1))
         return segmenter([image.byte()])[0]
 
@@ -165,14 +165,14 @@ def test_a_wrong_answer_or_name_is_one_sentence(predict, small_config):
 
 def test_it_takes_part_in_tables_and_a_resume_knows_its_code(small_config, capsys):
     overrides = ["MODEL.LQN.EVAL.MAX_IMAGES", "2"]
-    chosen = ("teacher", "mine")
+    selected = ("teacher", "mine")
     register_method("mine", lambda teacher, images, field: field[:, -1])
-    report = evaluate(str(small_config), overrides=overrides, methods=chosen)
+    report = evaluate(str(small_config), overrides=overrides, methods=selected)
     assert "\nmine " in capsys.readouterr().out
     images = report.results()["per_image"]["clean"]
-    hashes = {name: [image["mask_hash"] for image in images[name]] for name in chosen}
+    hashes = {name: [image["mask_hash"] for image in images[name]] for name in selected}
     assert hashes["mine"] == hashes["teacher"] and len(hashes["mine"]) == 2
-    evaluate(str(small_config), overrides=overrides, methods=chosen, resume=True)
+    evaluate(str(small_config), overrides=overrides, methods=selected, resume=True)
     register_method("mine", lambda teacher, images, field: field[:, -2])
     with pytest.raises(InputError, match="resume"):
-        evaluate(str(small_config), overrides=overrides, methods=chosen, resume=True)
+        evaluate(str(small_config), overrides=overrides, methods=selected, resume=True)

@@ -46,14 +46,14 @@ def test_features_are_open_clips_own(model):
 def test_every_layer_is_that_layers_output(model):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        found = model.visual.forward_intermediates(
+        result = model.visual.forward_intermediates(
             images, output_fmt="NLC", output_extra_tokens=True
         )
     field, context = ClipTeacher(model, TOKENIZER).encode(images)
-    for layer, tokens in enumerate(found["image_intermediates"]):
+    for layer, tokens in enumerate(result["image_intermediates"]):
         # To rounding: open_clip's own order of axes is another (see below).
         torch.testing.assert_close(field[:, layer].flatten(1, 2), tokens)
-        cls = found["image_intermediates_prefix"][layer]
+        cls = result["image_intermediates_prefix"][layer]
         torch.testing.assert_close(context.prefix[:, layer + 1], cls)
 
 

@@ -119,12 +119,12 @@ def test_metas_file_needs_no_config_where_heads_are_64_wide(tmp_path):
     shape = {"embed_dim": 128, "depth": 2, "img_size": 28}
     vit = timm.create_model("vit_small_patch14_dinov2", num_classes=0, num_heads=2, **shape)
     torch.save({**vit.state_dict(), "mask_token": torch.zeros(1, 128)}, tmp_path / "meta.pth")
-    found = load_dinov2(str(tmp_path / "meta.pth"))
-    assert found.grid == (2, 2) and found.model.num_reg_tokens == 0
+    result = load_dinov2(str(tmp_path / "meta.pth"))
+    assert result.grid == (2, 2) and result.model.num_reg_tokens == 0
     images = torch.randn(1, 3, 28, 28)
     with torch.no_grad():
         want = vit.eval().forward_features(images)[:, 1:]
-        got = found.model.norm(found.encode(images)[0][:, -1].flatten(1, 2))
+        got = result.model.norm(result.encode(images)[0][:, -1].flatten(1, 2))
     assert (got - want).abs().max() <= 1e-5 * want.std()
 
 
@@ -146,8 +146,8 @@ def test_meta_s_own_file_is_read_too(folder, tmp_path):
     meta["mask_token"] = torch.zeros(1, 32)
     torch.save(meta, tmp_path / "dinov2_reg4.pth")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    found = load_dinov2(str(tmp_path / "dinov2_reg4.pth")).model.state_dict()
-    assert all(torch.allclose(found[name], state[name], atol=1e-6) for name in state)
+    result = load_dinov2(str(tmp_path / "dinov2_reg4.pth")).model.state_dict()
+    assert all(torch.allclose(result[name], state[name], atol=1e-6) for name in state)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_layer_queries_on_dinov2(teacher):
 
 
 def test_it_calibrates_and_gives_feature_maps(teacher):
-    found = calibrate(teacher, lambda: iter([torch.rand(3, 3, 56, 56)]))
-    assert sorted(found.layers) == [0, 1, 2]
+    result = calibrate(teacher, lambda: iter([torch.rand(3, 3, 56, 56)]))
+    assert sorted(result.layers) == [0, 1, 2]
     maps = feature_maps(teacher, torch.rand(1, 3, 56, 112) * 255)
     assert maps.shape == (4, 1, 32, 4, 8)
 
@@ -261,14 +261,14 @@ def test_training_starts_from_it(small_config, folder, tmp_path):
     # Pixels are prepared as the DINOv2 had them, and the finished teacher says so.
     teacher = trainer.train()
     assert (teacher / "model.safetensors").is_file()
-    found = load_eomt(str(teacher))
-    assert found.pixel_mean == (0.5, 0.4, 0.3) and found.pixel_std == (0.2, 0.3, 0.4)
+    result = load_eomt(str(teacher))
+    assert result.pixel_mean == (0.5, 0.4, 0.3) and result.pixel_std == (0.2, 0.3, 0.4)
     batch = trainer.images.batch([0], (0,))["pixel_values"]
     trainer.images.preprocessing = Preprocessing()
     usual = trainer.images.batch([0], (0,))["pixel_values"]
     pixels = [
         x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-        for x, mean, std in ((batch, found.pixel_mean, found.pixel_std), (usual, *IMAGENET))
+        for x, mean, std in ((batch, result.pixel_mean, result.pixel_std), (usual, *IMAGENET))
     ]
     torch.testing.assert_close(*pixels)
     assert not torch.equal(weight, state["blocks.3.mlp.fc1.weight"])

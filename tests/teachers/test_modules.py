@@ -65,10 +65,10 @@ def test_self_attention_is_pytorchs_own(mask):
     ours = exchanged(plain)
     for inputs in (x, x.clone().requires_grad_()):
         expected = plain(inputs, inputs, inputs, need_weights=False, attn_mask=masks[mask])[0]
-        found = ours(inputs, inputs, inputs, need_weights=False, attn_mask=masks[mask])[0]
-        torch.testing.assert_close(found, expected)
+        result = ours(inputs, inputs, inputs, need_weights=False, attn_mask=masks[mask])[0]
+        torch.testing.assert_close(result, expected)
     (theirs,) = torch.autograd.grad(expected.square().sum(), inputs)
-    (gradient,) = torch.autograd.grad(found.square().sum(), inputs)
+    (gradient,) = torch.autograd.grad(result.square().sum(), inputs)
     torch.testing.assert_close(gradient, theirs)
 
 

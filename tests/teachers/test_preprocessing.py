@@ -21,7 +21,7 @@ from lqn_seg.adapt.views import centre_view
 from lqn_seg.config.nodes import get_cfg, load_cfg
 from lqn_seg.engine.build import describe_input, describe_teacher
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.baselines import Preprocessing as ComparatorPreprocessing
+from lqn_seg.segmentation.baselines import Preprocessing as BaselinePreprocessing
 from lqn_seg.segmentation.segmenter import SegmentationConfig, Segmenter
 from lqn_seg.segmentation.windows import layout_of
 from lqn_seg.teachers.base import IMAGENET_STD, Preprocessing, normalise
@@ -119,8 +119,10 @@ def test_windows_are_transformers_own(folder):
     teacher, image = load_eomt(weights), photo(48, 96)
     crops = layout_of(as_tensor(image), teacher, "windows").crops(as_tensor(image))
     ours = normalise(crops.float() / 255, teacher.pixel_mean, teacher.pixel_std)
-    found = AutoImageProcessor.from_pretrained(weights)(Image.fromarray(image), return_tensors="pt")
-    assert (ours - found["pixel_values"]).abs().max() <= rounding(teacher.pixel_std)
+    result = AutoImageProcessor.from_pretrained(weights)(
+        Image.fromarray(image), return_tensors="pt"
+    )
+    assert (ours - result["pixel_values"]).abs().max() <= rounding(teacher.pixel_std)
 
 
 @pytest.mark.parametrize("said", [HALF, SATELLITE])
@@ -227,10 +229,10 @@ def test_the_log_says_it(folder, small_config):
 @pytest.mark.parametrize(
     "said", [HALF, {"do_normalize": False}, {"do_rescale": False}, {"resample": 3, **SATELLITE}]
 )
-def test_a_comparators_input_is_transformers_own(said):
+def test_a_baselines_input_is_transformers_own(said):
     content = {"size": {"shortest_edge": 64, "longest_edge": 160}, "size_divisor": 32, **said}
     image = photo(96, 144)
-    ours, _ = ComparatorPreprocessing.of(content)(as_tensor(image))
+    ours, _ = BaselinePreprocessing.of(content)(as_tensor(image))
     theirs = Mask2FormerImageProcessor(**content)(Image.fromarray(image), return_tensors="pt")
     difference = (ours - theirs["pixel_values"]).abs()
     assert ours.shape == theirs["pixel_values"].shape
@@ -239,9 +241,9 @@ def test_a_comparators_input_is_transformers_own(said):
 
 
 @pytest.mark.parametrize("said", [{"image_std": [0, 1, 1]}, {"size": [1]}, {"size_divisor": "a"}])
-def test_a_comparators_malformed_file_is_one_sentence(said):
+def test_a_baselines_malformed_file_is_one_sentence(said):
     with pytest.raises(InputError, match=f"folder/file.json: {next(iter(said))}"):
-        ComparatorPreprocessing.of(said, "folder/file.json")
+        BaselinePreprocessing.of(said, "folder/file.json")
 
 
 # --- timm

@@ -26,7 +26,7 @@ from lqn_seg.teachers.eomt_head import EomtHead
 from tests.classification.conftest import build_clip
 from tests.conftest import save_teacher
 from tests.segmentation.test_baselines import CLASSES
-from tests.segmentation.test_baselines import build as build_comparator
+from tests.segmentation.test_baselines import build as build_baseline
 from tests.teachers.test_original_eomt import Original
 from tests.teachers.test_preprocessing import save_clip_folder, save_dinov2
 
@@ -63,14 +63,14 @@ def test_eomt_in_transformers_layout(half, tmp_path, small_config):
     exact = load_eomt(str(tmp_path / "full"))
     exact.model.to(half).save_pretrained(tmp_path / "half")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == str(half)[6:]
-    found = load_eomt(str(tmp_path / "half"))
-    assert all_float32(found.model)
+    result = load_eomt(str(tmp_path / "half"))
+    assert all_float32(result.model)
     exact = load_eomt(str(tmp_path / "full"))
     images = [torch.randint(0, 256, (3, 32, 40), dtype=torch.uint8)]
     config = SegmentationConfig()
     predictions = [
         Segmenter(t, EomtHead(t.model), {"teacher": None, "lqn": recipe()}, frozenset(), config)
-        for t in (found, exact)
+        for t in (result, exact)
     ]
     (a,), (b,) = (segmenter(images) for segmenter in predictions)
     for name in ("teacher", "lqn"):
@@ -78,7 +78,7 @@ def test_eomt_in_transformers_layout(half, tmp_path, small_config):
         assert torch.equal(a[name].output["panoptic_seg"][0], b[name].output["panoptic_seg"][0])
         assert a[name].stats["fallback"] == 0
     cfg = load_cfg(str(small_config), ["MODEL.LQN.TEACHER.WEIGHTS", str(tmp_path / "half")])
-    assert "in float32" in describe_teacher(cfg, found)
+    assert "in float32" in describe_teacher(cfg, result)
 
 
 @HALVES
@@ -150,17 +150,17 @@ def test_clip(half, tmp_path):
 
 @HALVES
 def test_comparators(half, tmp_path):
-    model = build_comparator("mask2former")
+    model = build_baseline("mask2former")
     rounded(model, half).save_pretrained(tmp_path / "full")
     model.to(half).save_pretrained(tmp_path / "half")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == str(half)[6:]
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-    found = {
+    result = {
         name: load_universal(BaselineModel("m", str(tmp_path / name)), "cpu", CLASSES, 64, 64)
         for name in ("full", "half")
     }
-    assert all_float32(found["half"].model)
-    (full, _), (half_, _) = (model(image, (64, 64), ["semantic"]) for model in found.values())
+    assert all_float32(result["half"].model)
+    (full, _), (half_, _) = (model(image, (64, 64), ["semantic"]) for model in result.values())
     for a, b in zip(full["semantic"], half_["semantic"]):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
@@ -173,6 +173,6 @@ def test_a_file_of_weights_alone(half, tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
     torch.save(tensors, tmp_path / "x.bin")
     for name in ("x.safetensors", "x.bin"):
-        found = read_weights(tmp_path / name, "key")
-        assert found["a"].dtype == torch.float32 and found["b"].dtype == torch.int64
-        assert torch.equal(found["a"], tensors["a"].float())
+        result = read_weights(tmp_path / name, "key")
+        assert result["a"].dtype == torch.float32 and result["b"].dtype == torch.int64
+        assert torch.equal(result["a"], tensors["a"].float())

@@ -147,16 +147,23 @@ def test_a_wrong_study_is_one_sentence(tmp_path, typed):
 
 
 def test_calibrate_writes_a_file_or_one_sentence(small_config, scenes_root, tmp_path, typed):
-    found, empty = tmp_path / "found.safetensors", tmp_path / "empty"
+    actual, empty = tmp_path / "found.safetensors", tmp_path / "empty"
     empty.mkdir()
-    common = ("tools/calibrate.py", "--config", small_config, "--output", found, "--images")
+    common = ("tools/calibrate.py", "--config", small_config, "--output", actual, "--images")
     result = typed(*common, empty)
     assert result.returncode == 2
     assert result.stderr == f"error: --images: there is no image below {empty}\n"
     result = typed(*common, scenes_root / "demo" / "train", "--max", 6)
-    assert result.returncode == 0 and "3 passes" in result.stderr and found.is_file()
+    assert result.returncode == 0 and "3 passes" in result.stderr and actual.is_file()
     assert result.stdout.startswith("teacher: eomt from ")
-    assert result.stdout.endswith(f"\ncalibration: {found}\n")
+    *_, path, cost = result.stdout.splitlines()
+    assert path == f"calibration: {actual}"
+    number = r"[\d.]+"
+    assert re.fullmatch(
+        rf"6 images in {number} s, {number} images/s, {number} GMACs/s; "
+        rf"about \d+ s for an EoMT-L at 512 px on this machine",
+        cost,
+    )
 
 
 def test_validate_dataset_prints_100_and_names_what_is_wrong(

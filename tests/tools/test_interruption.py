@@ -40,7 +40,6 @@ INTERRUPTED = [
     ("explore", [], "lqn_seg.lab.explorer.server.open_explorer"),
     ("convert_checkpoint", ["in", "out"], "lqn_seg.teachers.eomt.load_eomt"),
     ("validate_dataset", ["demo_panoptic_val"], "lqn_seg.lab.validate.validate.validate"),
-    ("diagnose_fit", ["--config", DEMO], "lqn_seg.lab.inspect.diagnose.diagnose"),
 ]
 
 
@@ -171,18 +170,3 @@ def test_a_data_set_is_judged_by_the_images_that_were_read(
     said = capsys.readouterr()
     assert "SUBSET of 5: 2 images, 0 problems" in said.out and said.out.count("100.000000") >= 8
     assert said.err.endswith("interrupted: 2 of 5 images were looked at\n")
-
-
-def test_a_diagnosis_keeps_the_recipes_that_are_done(script, tmp_path, monkeypatch, capsys):
-    from lqn_seg.lab.inspect import diagnose as module
-
-    def found(*_: object):
-        yield "lqn", module.FitDiagnosis([3.0, 2.0], [0.5] * 8, [0.5] * 8)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "diagnose", found)
-    arguments = ["--config", DEMO, "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["diagnose_fit.py", *arguments])
-    assert script("tools", "diagnose_fit").main() == 130
-    assert list(json.loads((tmp_path / "fit.json").read_text())) == ["lqn"]
-    assert "interrupted: lqn done" in capsys.readouterr().err

@@ -18,12 +18,11 @@ TOOLS: dict[str, tuple[str, list[list[str]]]] = {
     "calibrate": ("calibrate", [CONFIG, ["--images", "photos"], ["--output", "OUT.ST"]]),
     "calibrate of a data set": ("calibrate", [CONFIG, ["--dataset", "MY.DATA"]]),
     "explore": ("explore", [["--teacher", "A=x", "B=y"], ["--port", "0"], ["--no-browser"]]),
-    "diagnose_fit": ("diagnose_fit", [CONFIG, ["--images", "1"], ["--output", "OUT"]]),
     "train_clip": ("train_clip", [CONFIG, ["--device", "cpu"]]),
     "study": ("study", [["a.yaml", "b.yml"], ["--resume"]]),
     **{
         f"visualize {figure}": ("visualize", [["--output", "out"], ["--input", "a.jpg", "b/"]])
-        for figure in ("panels", "error", "steps", "depth", "gauge", "reconstruct")
+        for figure in ("panels", "error", "steps", "depth", "alignment", "reconstruct")
     },
     "visualize tokens": (
         "visualize",
@@ -50,9 +49,9 @@ def test_pairs_may_stand_anywhere(name, parse):
     assert not alone.pop("overrides")
     for place in range(len(words) + 1):
         groups = [*words[:place], PAIRS, *words[place:]]
-        found = vars(parse(name, [w for group in groups for w in group]))
-        assert found.pop("overrides") == PAIRS, place
-        assert found == alone, place
+        result = vars(parse(name, [w for group in groups for w in group]))
+        assert result.pop("overrides") == PAIRS, place
+        assert result == alone, place
     spread = [w for k, group in enumerate(words[:2]) for w in (*group, *PAIRS[2 * k : 2 * k + 2])]
     spread += [w for group in words[2:] for w in group]
     assert parse(name, spread).overrides == PAIRS[:4]
@@ -85,7 +84,7 @@ def test_what_is_no_pair_is_one_sentence(name, wrong, said, script, monkeypatch,
     assert status == 2 and error.startswith("error: ") and error.count("\n") == 1 and said in error
 
 
-@pytest.mark.parametrize("name", ["train_net", "visualize panels", "diagnose_fit"])
+@pytest.mark.parametrize("name", ["train_net", "visualize panels"])
 def test_names_that_are_not_joined_by_commas_are_said(name, parse, capsys):
     words = [w for group in TOOLS[name][1] if group[0] != "--methods" for w in group]
     for order in (["--methods", "teacher", "lqn", *words], [*words, "--methods", "teacher", "lqn"]):
@@ -97,9 +96,9 @@ def test_names_that_are_not_joined_by_commas_are_said(name, parse, capsys):
 
 def test_a_file_in_capitals_is_a_file(parse):
     files = ["IMG.1", "DATA", "a.JPG", "IMG_2.PNG"]
-    found = parse("visualize panels", ["--output", "MODEL.X", "--input", *files, "SEED", "1"])
-    assert found.input == files and found.overrides == ["SEED", "1"]
-    assert found.output == Path("MODEL.X")
+    result = parse("visualize panels", ["--output", "MODEL.X", "--input", *files, "SEED", "1"])
+    assert result.input == files and result.overrides == ["SEED", "1"]
+    assert result.output == Path("MODEL.X")
 
 
 def test_tools_without_a_configuration_say_so(script, monkeypatch, capsys):

@@ -12,7 +12,6 @@ from lqn_seg.visualization.panels import CATEGORY_DIFFERS, SAME, outline_changes
 from lqn_seg.visualization.token_maps import (
     shared_basis,
     standardised,
-    tsne_maps,
 )
 
 
@@ -45,25 +44,13 @@ def test_units_are_the_teachers():
         assert np.square(units).mean() == pytest.approx(1)
 
 
-def test_tsne_keeps_groups_apart():
-    pytest.importorskip("sklearn", reason="t-SNE needs scikit-learn")
-    left, right = np.zeros((10, 10, 3)), np.full((10, 10, 3), 50.0)
-    noise = np.random.default_rng(0).normal(0, 0.1, (10, 20, 3))
-    (both,) = tsne_maps([np.concatenate([left, right], 1) + noise])
-    colors = both.astype(float).reshape(200, 3)
-    distances = np.linalg.norm(colors[:, None] - colors, axis=-1)
-    np.fill_diagonal(distances, np.inf)
-    group = np.tile(np.repeat((0, 1), 10), 10)
-    assert (group[distances.argmin(1)] == group).mean() > 0.9
-
-
 def test_only_the_edge_of_a_change_is_painted():
     changes = np.full((20, 20), SAME, np.uint8)
     changes[5:15, 5:15] = CATEGORY_DIFFERS
     grey = np.full((20, 20, 3), 100, np.uint8)
-    found = (outline_changes(grey, changes) == OUTLINE).all(-1)
-    assert found[5:15, 5:7].all() and found[5:7, 5:15].all()
-    assert not found[7:13, 7:13].any() and found.sum() == 100 - 36
+    result = (outline_changes(grey, changes) == OUTLINE).all(-1)
+    assert result[5:15, 5:7].all() and result[5:7, 5:15].all()
+    assert not result[7:13, 7:13].any() and result.sum() == 100 - 36
     twice = outline_changes(np.full((40, 40, 3), 100, np.uint8), changes)
     assert (twice == OUTLINE).all(-1).sum() == 400 - 256
     assert (outline_changes(grey, np.zeros_like(changes)) == grey).all()

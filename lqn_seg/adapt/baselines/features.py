@@ -71,7 +71,7 @@ def confident_order(logits: Tensor) -> Tensor:
     return entropy(logits.log_softmax(-1)).argsort(dim=-1, stable=True)
 
 
-def select_confident(logits: Tensor, share: float, rows: Tensor | None = None) -> Tensor:
+def select_confident(logits: Tensor, fraction: float, rows: Tensor | None = None) -> Tensor:
     """Rows (..., V, .) of the int(share V) most confident views, at least one.
 
     Args:
@@ -79,14 +79,14 @@ def select_confident(logits: Tensor, share: float, rows: Tensor | None = None) -
         rows: what is selected; the logits themselves by default.
     """
     rows = logits if rows is None else rows
-    count = selected_views(logits.shape[-2], share)
+    count = selected_views(logits.shape[-2], fraction)
     confident = confident_order(logits)[..., :count, None]
     return rows.gather(-2, confident.expand(*confident.shape[:-1], rows.shape[-1]))
 
 
-def selected_views(views: int, share: float) -> int:
+def selected_views(views: int, fraction: float) -> int:
     """How many of so many views a share is: rounded down, at least one."""
-    return max(1, int(views * share))
+    return max(1, int(views * fraction))
 
 
 def marginal_entropy_gradient(logits: Tensor) -> Tensor:

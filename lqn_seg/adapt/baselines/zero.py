@@ -41,5 +41,5 @@ class Zero(Baseline):
         first = named.argmax(1).where(named.any(1), views)  # (B, C) when a class is first named
         scores = ballots + _TIE_BREAK * (1 - first.float() / views) * (ballots > 0)
         # The tie-break is a thousandth of itself, so that shares of votes stay what they are.
-        shares = ballots + 1e-3 * (scores - ballots)
-        return shares / shares.sum(-1, keepdim=True)
+        fractions = ballots + 1e-3 * (scores - ballots)
+        return fractions / fractions.sum(-1, keepdim=True)

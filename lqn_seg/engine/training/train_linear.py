@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ class LinearTrainer(Trainer):
     """Trains a classifier of the last layer's tokens of the DINOv2 in ``MODEL.LQN.TRAIN.BACKBONE``,
     at ``MODEL.LQN.TEACHER.IMAGE_SIZE``, by a cross-entropy per pixel. The ViT stays as it is."""
 
+    kind = "a linear head on a frozen ViT,"
+
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
         teacher, device = cfg.MODEL.LQN.TEACHER, torch.device(cfg.MODEL.DEVICE)
@@ -35,19 +37,25 @@ class LinearTrainer(Trainer):
             raise InputError(f"{_KEY} is empty: name the DINOv2 that the head is trained on")
         size = tuple(teacher.IMAGE_SIZE) or None
         self.teacher = load_dinov2(self.backbone, "", device, size, teacher.PRECISION)
+        self.start, self.size = self.backbone, self.teacher.image_size
         dataset = get_dataset(cfg.DATASETS.TRAIN[0])
         self.images = TrainingImages(
-            *(dataset, self.teacher.image_size, augmentation_config(cfg)),
-            self.teacher.preprocessing,
+            *(dataset, self.size, augmentation_config(cfg)), self.teacher.preprocessing
         )
         self.class_names = dataset.metadata.class_names
+        self.shape = repr((self.teacher.width, self.class_names))
         torch.manual_seed(self.seed)
         model = self.teacher.model
         model.head = nn.Linear(self.teacher.width, len(self.class_names)).to(device)
         model.class_names = self.class_names
-        self.model, self.head = model.head, LinearHead(model, self.teacher.precision)
+        self.head = LinearHead(model, self.teacher.precision)
         rate, decay = self.solver.BASE_LR, self.solver.WEIGHT_DECAY
-        self.optimizers = [torch.optim.AdamW(self.model.parameters(), rate, weight_decay=decay)]
+        optimizer = torch.optim.AdamW(model.head.parameters(), rate, weight_decay=decay)
+        self.set_up(model.head, [optimizer])
+
+    @property
+    def image_count(self) -> int:
+        return len(self.images) - len(self.images.left_out)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Normalised images (B, 3, h, w) and their labels (B, h, w), which follow from (seed,
@@ -67,26 +75,8 @@ class LinearTrainer(Trainer):
         total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
         return total / (labels != IGNORE).sum().clamp(min=1)
 
-    def train(self, resume: bool = False) -> Path:
-        """Run all iterations; returns the directory of the finished teacher."""
-        if resume:
-            raise InputError("a linear head takes minutes and is trained anew: leave --resume out")
-        height, width = self.images.size
-        print(
-            f"training: a linear head for {len(self.class_names)} classes on {self.backbone}, "
-            f"which stays as it is, on {len(self.images)} images of {self.images.metadata.name} "
-            f"at {height}x{width} pixels: {self.solver.MAX_ITER} iterations of "
-            f"{self.solver.IMS_PER_BATCH}",
-            flush=True,
-        )
-        if not self.run():
-            done = f"{self.iteration} of {self.solver.MAX_ITER} iterations"
-            raise KeyboardInterrupt(f"{done} were made; nothing was written")
-        return self.export()
-
-    def export(self) -> Path:
-        """Write the teacher: the DINOv2's own files, the head, and how it was made."""
-        folder = self.output / "teacher"
+    def export(self, learner: Any, folder: Path) -> None:
+        """Write the DINOv2's own files and the head."""
         folder.mkdir(parents=True, exist_ok=True)
         path = Path(self.backbone)
         found = path if path.is_file() else find_file(self.backbone, WEIGHT_FILES, _KEY)
@@ -95,11 +85,5 @@ class LinearTrainer(Trainer):
         beside = str(path.parent) if path.is_file() else self.backbone
         if config := find_file(beside, ("config.json",), _KEY):
             shutil.copyfile(config, folder / "config.json")
-        size = self.teacher.image_size
-        head = StoredHead(self.model.weight, self.model.bias, self.class_names, size)
+        head = StoredHead(learner.weight, learner.bias, self.class_names, self.size)
         write_linear_head(folder, head)
-        solver = self.solver
-        more = {"batch_size": solver.IMS_PER_BATCH, "learning_rate": solver.BASE_LR}
-        count = len(self.images) - len(self.images.left_out)
-        self.write_about(folder, count, **more, backbone=self.backbone)
-        return folder

@@ -1,4 +1,4 @@
-"""What every stage of every method costs on one device, against plain ways of doing the same.
+"""What every stage of every method costs on one device, against reference implementations.
 
 Everything that is compared runs in turns in one process, on one image of random pixels and a
 teacher of random weights: speed does not look at values. Fits include fresh weights, sampling and
@@ -25,9 +25,8 @@ from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.store import make_writable
 from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
-from lqn_seg.lab.benchmark.sweeps import depth, sweeps
-from lqn_seg.lab.benchmark.teachers import Scene, build_scene
-from lqn_seg.lab.benchmark.ways import ApmsWay, PlainWay, Run, drifts, with_fit
+from lqn_seg.lab.benchmark.references import ApmReference, PlainReference, Run, drifts, with_fit
+from lqn_seg.lab.benchmark.teachers import build_scene
 from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, parameter_count, query_gmacs
 from lqn_seg.lab.cost.speed import Roofline, device_name, interleaved
 from lqn_seg.lab.report.attempt import attempt
@@ -46,7 +45,7 @@ class BenchmarkConfig:
     classes: int = 0
     preset: str = "paper"  # of the variants, but for "default", which is a recipe itself
     variants: tuple[str, ...] = VARIANTS
-    precisions: tuple[str, ...] = ("auto", "float32")  # the first is the teacher's and sweeps' too
+    precisions: tuple[str, ...] = ("auto", "float32")  # the first is the teacher's too
     device: str = "cpu"
     threads: int = 1  # on a CPU
     repeats: int = 3  # turns of everything that is compared
@@ -54,7 +53,6 @@ class BenchmarkConfig:
     references: bool = True  # the plain port, and APM's way, beside the variants
     baselines: tuple[str, ...] = ()  # of `BASELINES`, with a CLIP teacher
     views: int = 64  # that they look at
-    sweep: bool = True  # cost against positions, steps, batch, image side and layer
 
     def __post_init__(self) -> None:
         for name in self.variants:
@@ -76,11 +74,8 @@ class Benchmark:
         self.device = torch.device(config.device)
         resolved = (resolve_precision(name, self.device) for name in config.precisions)
         self.precisions = tuple(dict.fromkeys(resolved))
-        self.scene = self._scene(config.image_size)
-
-    def _scene(self, image_size: int) -> Scene:
-        name, classes, precision = self.config.teacher, self.config.classes, self.precisions[0]
-        return build_scene(name, image_size, classes, precision, self.device)
+        size = config.image_size, config.classes
+        self.scene = build_scene(config.teacher, *size, self.precisions[0], self.device)
 
     def run(self) -> dict[str, Any]:
         """Everything that was asked for, as it is written to ``benchmark.json``."""
@@ -99,7 +94,6 @@ class Benchmark:
                 "methods": [],
                 "references": [],
                 "baselines": [],
-                "sweeps": {},
             }
             self.results = results
             try:
@@ -107,8 +101,6 @@ class Benchmark:
                     self._variant(variant)
                 if self.config.baselines:
                     results["baselines"] = self._baselines()
-                if self.config.sweep:
-                    results |= self._sweeps()
                 again = Roofline.measure(self.device, self.precisions)
                 self.roofline = self.roofline.best(again)
             finally:
@@ -145,10 +137,10 @@ class Benchmark:
             "gmacs": scene.gmacs,
         }
 
-    # ---- students, beside plain ways of doing the same -------------------------------------------
+    # ---- students, beside reference implementations ----------------------------------------------
 
     def recipe(self, variant: str, precision: str) -> LQNConfig:
-        """The student and fit of a variant; alignment and gauge are timed with the baselines."""
+        """The student and fit of a variant; alignment is timed with the baselines."""
         recipe, is_default = self.config.preset, variant == "default"
         base = preset("default") if is_default else with_variant(preset(recipe), variant)
         steps = self.config.steps or base.fit.steps
@@ -159,8 +151,8 @@ class Benchmark:
         functions: dict[str, Callable[[], Any]] = {}
         for precision, run in runs.items():
             functions |= {f"fit {precision}": run.fit, f"query {precision}": run.query}
-        plain = self._plain_ways(variant, runs[self.precisions[-1]].config)
-        functions |= {name: way.run for name, way in plain.items()}
+        plain = self._references(variant, runs[self.precisions[-1]].config)
+        functions |= {name: reference.run for name, reference in plain.items()}
         times = interleaved(functions, self.config.repeats, self.device, cold=plain)
         fits = {precision: times[f"fit {precision}"] for precision in runs}
         drift = drifts(runs, self.scene.field[:, -1].float())
@@ -171,14 +163,14 @@ class Benchmark:
             self.results["methods"].append({**row, "drift": drift.get(precision)})
             stages = ", ".join(f"{stage} {t.median_ms:.1f} ms" for stage, t in both.items())
             self.say(f"{variant} {precision}: {stages}")
-        for name, way in plain.items():
+        for name, reference in plain.items():
             row = {
                 "method": variant,
                 "reference": name,
                 "times": {"fit": asdict(times[name])},
                 "ratio": {p: times[name].median_ms / t.median_ms for p, t in fits.items()},
                 "ratio_busy": {p: times[name].busy_ms / t.busy_ms for p, t in fits.items()},
-                "loss_difference": way.loss_difference(runs.get("float32")),
+                "loss_difference": reference.loss_difference(runs.get("float32")),
             }
             self.results["references"].append(row)
             ratios = ", ".join(f"{faster:.2f}x {p}" for p, faster in row["ratio"].items())
@@ -199,15 +191,15 @@ class Benchmark:
             "bytes": fit_bytes(config, width, lowered=precision != "float32"),
         }
 
-    def _plain_ways(self, variant: str, config: LQNConfig) -> dict[str, PlainWay]:
+    def _references(self, variant: str, config: LQNConfig) -> dict[str, PlainReference]:
         # The port knows the paper's recipe: no guide, targets in the teacher's units.
         literal = not config.student.guide and config.fit.target_norm == "none"
         if not self.config.references or not literal:
             return {}
-        ways = {"plain port": PlainWay(self.scene, config)}
+        references = {"plain port": PlainReference(self.scene, config)}
         if variant == "apm":
-            ways["APM's release"] = ApmsWay(self.scene, config)
-        return ways
+            references["APM's release"] = ApmReference(self.scene, config)
+        return references
 
     def _baselines(self) -> list[dict[str, Any]]:
         config, teacher = self.config, self.scene.teacher
@@ -219,12 +211,6 @@ class Benchmark:
         return time_classifiers(
             teacher, methods, config.classes, settings, config.repeats, self.say
         )
-
-    def _sweeps(self) -> dict[str, Any]:
-        precision, repeats = self.precisions[0], self.config.repeats
-        first, lqn = (self.recipe(v, precision) for v in (self.config.variants[0], "lqn"))
-        swept = sweeps(self.scene, self._scene, first, repeats)
-        return {"sweeps": swept, "depth": depth(self.scene, lqn, repeats)}
 
 
 def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:

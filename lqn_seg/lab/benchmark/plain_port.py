@@ -143,7 +143,7 @@ def fit(
     return curve
 
 
-def fit_as_apm_does(
+def fit_as_apm(
     student: Student,
     adam: torch.optim.Adam,
     image: Tensor,

@@ -1,15 +1,11 @@
-"""A benchmark's results as tables and as ``benchmark.png`` (and ``.svg``)."""
+"""A benchmark's results as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
-
-from lqn_seg.lab.report.wording import number
-from lqn_seg.visualization.benchmark import draw_benchmark
 
 Results = Mapping[str, Any]
 # A column: its head, the format of its numbers.
@@ -18,16 +14,9 @@ _TIMES = (("ms", ".1f"), ("p95 ms", ".1f"), ("busy ms", ".1f"))
 
 
 def report_text(results: Results) -> str:
-    further = {"references": _references, "baselines": _baselines, "sweeps": _sweeps}
+    further = {"references": _references, "baselines": _baselines}
     makers = [section for key, section in further.items() if results.get(key)]
     return "\n\n".join(make(results) for make in (_heading, _teacher, _methods, *makers))
-
-
-def write_report(results: Results, folder: Path) -> list[Path]:
-    """``benchmark.txt``; with sweeps, ``benchmark.png``."""
-    text = folder / "benchmark.txt"
-    text.write_text(f"{report_text(results)}\n")
-    return [text, *(draw_benchmark(results, folder / "benchmark") if results["sweeps"] else [])]
 
 
 def _heading(results: Results) -> str:
@@ -106,7 +95,7 @@ def _references(results: Results) -> str:
     ]
     columns = [("ours", ""), ("against", ""), ("its fit\nms", ".1f"), ("ratio\n(wall)", ".2f")]
     columns += [("ratio\n(busy)", ".2f"), ("loss curves differ by\n(both in float32)", ".1e")]
-    title = "how much faster a fit is than the plain ways of doing the same (float32)"
+    title = "how much faster a fit is than the reference implementations (float32)"
     return _table(title, rows, columns)
 
 
@@ -129,21 +118,6 @@ def _baselines(results: Results) -> str:
         f"{settings['classes'] or 1000} classes, all in {results['teacher']['precision']}"
     )
     return _table(title, rows, [(head, ".1f") for head in heads])
-
-
-def _sweeps(results: Results) -> str:
-    rows = [
-        [
-            sweep["stage"],
-            name.removesuffix(f"_{sweep['stage']}").replace("_", " "),
-            ", ".join(f"{size:g}" for size in sweep["sizes"]),
-            ", ".join(f"{ms:.1f}" for ms in sweep["ms"]),
-            *(number(sweep[key], ".2f") for key in ("exponent", "exponent_gmacs")),
-        ]
-        for name, sweep in results["sweeps"].items()
-    ]
-    heads = ["stage", "against", "sizes", "ms", "exponent\nof time", "exponent\nof GMACs"]
-    return _table("cost against size: cost ~ size^exponent", rows, [(x, ".2f") for x in heads])
 
 
 def _times(times: Mapping[str, float]) -> list[float]:

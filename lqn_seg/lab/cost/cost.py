@@ -1,26 +1,23 @@
 """What a call costs, counted while it runs: multiply-adds each way, and memory at its peak.
 
-Unit: GMACs, as in `lqn_seg.lab.cost.flops`; PyTorch's rules count a multiply-add as two and are
-halved. fvcore counts the forward passes of teachers once more. A matrix product, convolution or
-attention without a rule is an error, not a zero.
+Unit: GMACs, as in `lqn_seg.lab.cost.flops`; the rules are those of `torch.utils.flop_counter`,
+which count a multiply-add as two and are halved. A matrix product, convolution or attention without
+a rule is an error, not a zero.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.library import _scoped_library
+from torch import Tensor
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -156,24 +153,11 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-# ---- teachers without weights, by both counters --------------------------------------------------
+# ---- teachers without weights -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FlopCount:
-    """fvcore's count: GMACs per operator, and the operators that were not counted."""
-
-    by_operator: dict[str, float]
-    uncounted: tuple[str, ...]
-
-    @property
-    def gmacs(self) -> float:
-        return sum(self.by_operator.values())
-
-
-def count_eomt(config: Any) -> dict[str, Cost | FlopCount]:
-    """transformers' EoMT of a configuration, masked attention off, on the meta device, by
-    counter."""
+def count_eomt(config: Any) -> Cost:
+    """transformers' EoMT of a configuration, masked attention off, on the meta device."""
     from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmentation
 
     with torch.device("meta"):
@@ -182,12 +166,8 @@ def count_eomt(config: Any) -> dict[str, Cost | FlopCount]:
     model.attn_mask_probs = torch.zeros(config.num_blocks)
     sides = EomtShape.from_config(config).image_size
     image = torch.empty(1, config.num_channels, *sides, device="meta")
-
-    def logits(image: Tensor) -> tuple[Tensor, Tensor]:
-        output = model(pixel_values=image)
-        return output.masks_queries_logits, output.class_queries_logits
-
-    return _count(_Traceable(model, logits), image)
+    with torch.no_grad():
+        return measure(lambda: model(pixel_values=image))
 
 
 def clip_on_meta(name: str, image_size: int = 0) -> Any:
@@ -206,85 +186,12 @@ def clip_on_meta(name: str, image_size: int = 0) -> Any:
         logging.disable(before)
 
 
-def count_clip(model: Any) -> dict[str, dict[str, Cost | FlopCount]]:
-    """One image's ("teacher") and one "prompt"'s pass through a `clip_on_meta`, by counter."""
+def count_clip(model: Any) -> dict[str, Cost]:
+    """One image's ("teacher") and one "prompt"'s pass through a `clip_on_meta`."""
     image = torch.empty(1, 3, *model.visual.image_size, device="meta")
     prompt = torch.zeros(1, model.context_length, dtype=torch.int64, device="meta")
-    return {
-        "teacher": _count(_Traceable(model, model.encode_image), image),
-        "prompt": _count(_Traceable(model, model.encode_text), prompt),
-    }
-
-
-def _count(module: nn.Module, given: Tensor) -> dict[str, Cost | FlopCount]:
-    with torch.no_grad(), plain_attention():
-        return {"fvcore": count_fvcore(module, (given,)), "torch": measure(lambda: module(given))}
-
-
-class _Traceable(nn.Module):
-    def __init__(self, model: nn.Module, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, given: Tensor) -> Any:
-        return self.function(given)
-
-
-def count_fvcore(model: nn.Module, inputs: tuple[Any, ...]) -> FlopCount:
-    """`model(*inputs)` by fvcore, norms, attention and two-factor einsums included."""
-    with warnings.catch_warnings():
-        # fvcore scripts a loss of its own when imported, which PyTorch has deprecated.
-        warnings.simplefilter("ignore", FutureWarning)
-        from fvcore.nn import FlopCountAnalysis
-
-    analysis = FlopCountAnalysis(model, inputs)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.tracer_warnings("none")
-    analysis.set_op_handle("aten::scaled_dot_product_attention", _sdpa_handle)
-    analysis.set_op_handle("aten::einsum", _einsum_handle)
-    on_meta = any(isinstance(x, Tensor) and x.is_meta for x in inputs)
-    with torch.no_grad(), _traceable_meta_convolutions() if on_meta else nullcontext():
-        by_operator = {name: count / 1e9 for name, count in analysis.by_operator().items()}
-        uncounted = set(analysis.unsupported_ops())
-    return FlopCount(by_operator, _without_products(uncounted))
-
-
-def _sdpa_handle(inputs: list[Any], outputs: list[Any]) -> int:
-    """softmax(q k^T) v: (..., N, E), (..., S, E), (..., S, V); the softmax is not counted."""
-    query, key, value = (v.type().sizes() for v in inputs[:3])
-    return prod(query) * key[-2] + prod(query[:-1]) * value[-2] * value[-1]
-
-
-def _einsum_handle(inputs: list[Any], outputs: list[Any]) -> int:
-    """Two factors: the product of all index sizes. (fvcore's own rule rounds to four digits.)"""
-    equation = inputs[0].toIValue().replace(" ", "")
-    factors = equation.split("->")[0].split(",")
-    if len(factors) != 2 or "." in equation:
-        raise UncountedOperatorError(f"No rule to count einsum '{equation}'.")
-    shapes = [v.type().sizes() for v in inputs[1].node().inputs()]
-    sizes = {i: n for letters, shape in zip(factors, shapes) for i, n in zip(letters, shape)}
-    return prod(sizes.values())
-
-
-@contextmanager
-def _traceable_meta_convolutions() -> Iterator[None]:
-    """Lets `torch.jit` trace convolutions of meta tensors: PyTorch's meta kernel checks shapes in
-    Python, and bypasses `aten::_convolution`, the only convolution fvcore knows."""
-
-    def convolution(*arguments: Any) -> Any:
-        return torch.ops.aten._convolution(*arguments, False, False, False, False)
-
-    def empty_convolution(x: Tensor, weight: Tensor, _: Any, *geometry: Any) -> Tensor:
-        stride, padding, dilation, transposed, output_padding, groups = geometry[:6]
-        size, kernel = [int(n) for n in x.shape], [int(n) for n in weight.shape]
-        axes = zip(size[2:], kernel[2:], stride, padding, dilation, output_padding)
-        if transposed:
-            out = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in axes]
-            return x.new_empty(size[0], kernel[1] * groups, *out)
-        out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes]
-        return x.new_empty(size[0], kernel[0], *out)
-
-    with _scoped_library("aten", "IMPL") as library:
-        library.impl("convolution", convolution, "Meta", allow_override=True)
-        library.impl("_convolution", empty_convolution, "Meta", allow_override=True)
-        yield
+    with torch.no_grad():
+        return {
+            "teacher": measure(lambda: model.encode_image(image)),
+            "prompt": measure(lambda: model.encode_text(prompt)),
+        }

@@ -335,7 +335,7 @@ def align_gmacs(teacher: EomtShape) -> float:
 
 def kernel_gmacs(grid: Grid, feature_dim: int, solve: bool = False) -> float:
     """The kernel matrix over a grid's positions and its product with their tokens, which is what
-    the gauge and "kernel" cost; with `solve` an LU solve too, which is "ridge"."""
+    the alignment and "kernel" cost; with `solve` an LU solve too, which is "ridge"."""
     n = grid[1] * grid[2]
     macs = 2 * n**2 * feature_dim + (n**3 // 3 + n**2 * feature_dim if solve else 0)
     return macs / 1e9

@@ -132,12 +132,6 @@ def query_times(
     return [timing.median_ms for timing in interleaved(queries, repeats, device).values()]
 
 
-def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """p in cost ~ size^p: the slope of the least-squares line through the logarithms."""
-    x, y = ([math.log(value) for value in values] for values in (sizes, costs))
-    return statistics.linear_regression(x, y).slope
-
-
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -104,7 +104,7 @@ class Job:
             "title": title(name),
             "segments": self._segments(drawn),
             "score": self.studio.score(self.source, prediction),
-            "gauge": {key: stats[key] for key in _READINGS if key in stats},
+            "alignment": {key: stats[key] for key in _READINGS if key in stats},
             "milliseconds": {key: stats[key] for key in _TIMES},
             "gmacs": attempt(f"the cost of {title(name)} could not be counted", count, uncounted),
             "token_cos": stats["token_cos"],

@@ -1,1 +1,1 @@
-"""Figures of one image and diagnoses of a fit."""
+"""Figures of one image."""

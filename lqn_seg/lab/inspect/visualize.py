@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lqn_seg.adapt.journey import centred, over_variance
 from lqn_seg.adapt.noise import noise_fraction
 from lqn_seg.config.nodes import method_config
 from lqn_seg.core.alignment import Aligner, Calibration
+from lqn_seg.core.config import LQNConfig
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.engine.evaluate import CLEAN, Condition
@@ -28,15 +30,13 @@ from lqn_seg.visualization import figures
 from lqn_seg.visualization.curves import draw_study, draw_sweep
 from lqn_seg.visualization.files import save_gif, save_picture, with_ending
 from lqn_seg.visualization.panels import Cell, Row, cell_size, overlay, panel
-from lqn_seg.visualization.token_maps import shared_basis, standardised, tsne_maps
+from lqn_seg.visualization.token_maps import shared_basis, standardised
 
 _REPEATS = 20  # of a measured time
 
 
-def draw_tokens(
-    studio: Studio, layers: Sequence[int] = (), projection: str = "pca"
-) -> Iterator[Path]:
-    """Token maps of teacher, student and their error, by ``pca`` or ``tsne``; of no layers: six."""
+def draw_tokens(studio: Studio, layers: Sequence[int] = ()) -> Iterator[Path]:
+    """Token maps of teacher, student and their error; of no layers: six."""
     for name, recipe in studio.recipes(["lqn@distill"]).items():
         for source in studio.sources():
             probe = studio.probe(source)
@@ -48,26 +48,38 @@ def draw_tokens(
             teacher = [probe.visible(probe.at(layer)) for layer in layers]
             student = [probe.visible(students.query_layer(layer)) for layer in layers]
             maps = [standardised(s, t) for s, t in zip(teacher + student, teacher * 2)]
-            if projection == "tsne":
-                colors, kind = tsne_maps(maps), "t-SNE (three dimensions)"
-            else:
-                colors, kind = [*map(shared_basis(maps), maps)], "PCA basis (three components)"
+            colors = [*map(shared_basis(maps), maps)]
             count, stem = len(layers), studio.stem("tokens", source, source.condition, name)
             errors = [np.square(s - t).mean(-1) for t, s in zip(maps, maps[count:])]
             drawn = probe.picture(), layers, colors[:count], colors[count:], errors, stem
-            heading = f"{source.heading}: tokens in one shared {kind}"
+            heading = f"{source.heading}: tokens in one shared PCA basis (three components)"
             yield from figures.draw_token_maps(*drawn, name=title(name), heading=heading)
 
 
 def draw_error(studio: Studio) -> Iterator[Path]:
-    """Error over variance by layer, one line per method; and the numbers."""
+    """Error over variance by layer, one line per method; and the numbers of `diagnose`."""
     recipes = studio.recipes(["lqn@paper", "lqn@distill", "lqn-src@distill"])
     for source in studio.sources():
         probe = studio.probe(source)
-        curves = {title(name): probe.errors(probe.fit(recipe)) for name, recipe in recipes.items()}
+        numbers = {title(name): diagnose(probe, recipe) for name, recipe in recipes.items()}
+        curves = {name: values["error"] for name, values in numbers.items()}
         stem = studio.stem("error", source, source.condition)
         yield from figures.draw_by_layer(curves, stem, source.heading)
-        yield write_json(with_ending(stem, ".json"), curves)
+        yield write_json(with_ending(stem, ".json"), numbers)
+
+
+@torch.no_grad()
+def diagnose(probe: Probe, recipe: LQNConfig) -> dict[str, list[float]]:
+    """The loss before each step and, by layer, over the variance of the teacher's tokens: the
+    student's squared error (1: the mean token) and its variance over positions (0: it does not see
+    the address of its query)."""
+    students, layers = probe.fit(recipe), range(1, probe.depth + 1)
+    variances = (over_variance(centred(students.query_layer(k)), probe.at(k)) for k in layers)
+    return {
+        "loss": students.loss_curve.mean(0).tolist(),
+        "error": probe.errors(students),
+        "variance": list(variances),
+    }
 
 
 def draw_steps(studio: Studio) -> Iterator[Path]:
@@ -129,11 +141,11 @@ def draw_depth(studio: Studio) -> Iterator[Path]:
             yield write_json(with_ending(stem, ".json"), {**times, "fit_ms": probe.fit_ms})
 
 
-def draw_gauge(studio: Studio) -> Iterator[Path]:
+def draw_alignment(studio: Studio) -> Iterator[Path]:
     """Damage under every corruption, and the mixing weight that follows, by a calibration."""
     if studio.calibration is None:
         raise InputError(
-            "the gauge needs a calibration of the teacher (tools/calibrate.py makes one from clean "
+            "it needs a calibration of the teacher (tools/calibrate.py makes one from clean "
             "images): MODEL.LQN.CALIBRATION names none, and none lies beside the weights"
         )
     calibration = studio.calibration.to(studio.teacher.device)
@@ -141,14 +153,14 @@ def draw_gauge(studio: Studio) -> Iterator[Path]:
         clean = damage_and_weight(studio, calibration, image)
         readings = {}
         names = studio.corruptions or CORRUPTIONS
-        for name in tqdm(names, f"gauge, {image.name}", unit="corruption", leave=False):
+        for name in tqdm(names, f"alignment, {image.name}", unit="corruption", leave=False):
             sources = [image.under(Condition(name, k), studio.config.seed) for k in range(1, 6)]
             damaged = [damage_and_weight(studio, calibration, source) for source in sources]
             readings[name] = [clean, *damaged]
-        stem = studio.stem("gauge", image)
+        stem = studio.stem("alignment", image)
         heading = image.unlike if studio.unlike(image) else image.name
-        yield from figures.draw_gauge(readings, calibration.undamaged, stem, heading)
-        numbers = {"undamaged": calibration.undamaged, "damage_and_share": readings}
+        yield from figures.draw_alignment(readings, calibration.undamaged, stem, heading)
+        numbers = {"undamaged": calibration.undamaged, "damage_and_weight": readings}
         yield write_json(with_ending(stem, ".json"), numbers)
 
 
@@ -200,6 +212,6 @@ FIGURES: dict[str, Callable[..., Iterator[Path]]] = {
     "steps": draw_steps,
     "panels": draw_panels,
     "depth": draw_depth,
-    "gauge": draw_gauge,
+    "alignment": draw_alignment,
     "reconstruct": draw_reconstruct,
 }

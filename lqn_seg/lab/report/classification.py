@@ -144,7 +144,7 @@ class ClassificationReport(Report):
             f"{self.environment['threads']} threads, teacher in "
             f"{self.classifier.teacher.precision}, students in {self.precisions};\nGMACs "
             "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
-            "ran alone, a student included\nif the gauge asked for one in any image; % is that "
+            "ran alone, a student included\nif alignment asked for one in any image; % is that "
             "image's share, views left out, of the speed of a large matrix product in the\nfastest "
             f"precision in use ({number(self.peak, '.3g')} GMACs/ms)\n{shown}"
         )

@@ -44,7 +44,7 @@ def title(method: str, titles: Mapping[str, str] = TITLES) -> str:
     """A method's name as people write it.
 
     >>> title("lqn@paper:mean"), title("mask2former=a/folder")
-    ('LQN, recipe: paper, read-out: mean', 'Mask2Former')
+    ('LQN, recipe: paper, pooling: mean', 'Mask2Former')
     """
     label, is_other_model, _ = method.partition("=")
     if is_other_model:
@@ -52,7 +52,7 @@ def title(method: str, titles: Mapping[str, str] = TITLES) -> str:
     rest, _, query = method.partition(":")
     variant, _, recipe = rest.partition("@")
     name = titles.get(variant, variant) + (f", recipe: {recipe}" if recipe else "")
-    return name + (f", read-out: {query}" if query else "")
+    return name + (f", pooling: {query}" if query else "")
 
 
 def short_name(name: str) -> str:

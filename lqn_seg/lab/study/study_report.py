@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import structs
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from lqn_seg.data.catalog import get_dataset
@@ -107,7 +108,7 @@ class StudyReport:
         if bare:
             head.append(
                 f"Without a calibration (teacher {', '.join(bare)}) nothing is restored, and a "
-                "method whose gauge decides answers as its teacher does (tools/calibrate.py makes "
+                "method mixed by noise answers as its teacher does (tools/calibrate.py makes "
                 "one)."
             )
         return head
@@ -213,13 +214,7 @@ def table_numbers(study: Study, jobs: Sequence[Finished], severity: int | None) 
     groups = {name: [k] for k, name in enumerate(names)}
     if len(names) > 1:
         groups[CORRUPTED] = list(range(1, len(names)))
-    # Method -> (1 + samples, seeds, conditions) scores: of all images, then of each resample.
-    quality = {}
-    for method in job.methods:
-        stacks = [[f.lines[name][method].stack for name in names] for f in jobs]
-        images_first = np.stack([np.stack(by_name, axis=1) for by_name in stacks], axis=1)
-        totals = resampled_totals(images_first, study.bootstrap_samples, block=study.block)
-        quality[method] = jobs[0].metric(totals)
+    quality = {method: _quality(study, jobs, names, method) for method in job.methods}
     scores: Scores = {
         method: {group: values[:, :, columns].mean((1, 2)) for group, columns in groups.items()}
         for method, values in quality.items()
@@ -260,6 +255,16 @@ def table_numbers(study: Study, jobs: Sequence[Finished], severity: int | None) 
         "methods": methods,
         "focus_minus": as_dicts({m: minus(scores, FOCUS, m) for m in rivals}),
     }
+
+
+def _quality(
+    study: Study, jobs: Sequence[Finished], names: Sequence[str], method: str
+) -> NDArray[np.float64]:
+    """(1 + samples, seeds, conditions) scores: of all images, then of each resample."""
+    stacks = [[f.lines[name][method].stack for name in names] for f in jobs]
+    images_first = np.stack([np.stack(by_name, axis=1) for by_name in stacks], axis=1)
+    totals = resampled_totals(images_first, study.bootstrap_samples, block=study.block)
+    return jobs[0].metric(totals)
 
 
 def _costs(

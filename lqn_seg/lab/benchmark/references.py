@@ -66,7 +66,7 @@ def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
     return {name: over_variance(run.query() - exact, tokens) for name, run in runs.items()}
 
 
-class PlainWay:
+class PlainReference:
     """The plain port, from our students' weights, at our students' positions."""
 
     def __init__(self, scene: Scene, config: LQNConfig) -> None:
@@ -77,8 +77,8 @@ class PlainWay:
         weights = fitted.students.weights
         self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
         # (n, 3) destinations and both sources of every step.
-        places = self.ours.fitter.uniform(0, self.ours.keys[0])
-        self.positions = [list(fitted.addresses[step].long()) for step in places.unbind(1)]
+        indices = self.ours.fitter.uniform(0, self.ours.keys[0])
+        self.positions = [list(fitted.addresses[step].long()) for step in indices.unbind(1)]
         self.curve: list[float] = []
 
     def student(self) -> Any:
@@ -88,8 +88,8 @@ class PlainWay:
         return student.load(self.weights)
 
     def run(self) -> None:
-        look = [(self.ours.images[0], self.scene.field[0].float())]
-        self.curve = plain_port.fit(self.student(), look, self.positions, self.config.fit)
+        view = [(self.ours.images[0], self.scene.field[0].float())]
+        self.curve = plain_port.fit(self.student(), view, self.positions, self.config.fit)
 
     def loss_difference(self, ours: Run | None) -> float | None:
         """The largest relative difference to the loss curve of our students in float32."""
@@ -100,13 +100,13 @@ class PlainWay:
         return float(((fitted.loss_curve[0].cpu() - plain) / plain).abs().max())
 
 
-class ApmsWay(PlainWay):
+class ApmReference(PlainReference):
     """The loop of APM's release, with the teacher in it, for as many steps."""
 
     def run(self) -> None:
         student, fit = self.student(), self.config.fit
         adam = torch.optim.Adam(student.parameters(), fit.learning_rate, fit.betas, fit.eps)
-        plain_port.fit_as_apm_does(
+        plain_port.fit_as_apm(
             student,
             adam,
             self.ours.images[0],

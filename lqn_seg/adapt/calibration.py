@@ -142,7 +142,7 @@ def load_calibration(
         numbers = sorted({int(key[5:].split(".")[0]) for key in tensors if key != "pixels"})
         layers = {
             number: LayerRange(
-                *(tensors[f"layer{number}.{name}"] for name in _FIELDS),
+                **{name: tensors[f"layer{number}.{name}"] for name in _FIELDS},
                 style=_style_of(number, tensors),
             )
             for number in numbers

@@ -279,7 +279,7 @@ def _groups(model: torch.nn.Module, solver: CfgNode) -> list[dict[str, Any]]:
 
 def save_clip(
     folder: Path,
-    model: torch.nn.Module,
+    model: Any,
     model_cfg: dict[str, Any],
     preprocessing: Preprocessing | None = None,
 ) -> None:
@@ -288,8 +288,7 @@ def save_clip(
     state = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
     pixels = preprocessing or Preprocessing()
-    visual: Any = model.visual
-    height, width = visual.image_size
+    height, width = model.visual.image_size
     size = height if height == width else [height, width]
     preprocess = {"size": size, "mean": pixels.mean, "std": pixels.std}
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}

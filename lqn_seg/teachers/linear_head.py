@@ -59,8 +59,9 @@ def read_linear_head(weights: str, key: str) -> StoredHead | None:
     names, size = about.get("class_names"), about.get("image_size")
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise InputError(f"{key}: {path}: class_names must be a list of names, not {names!r}")
-    sides = isinstance(size, list) and [side for side in size if type(side) is int and side > 0]
-    if not sides or len(size) != 2 or len(sides) != 2:
+    if not (isinstance(size, list) and len(size) == 2) or not all(
+        type(side) is int and side > 0 for side in size
+    ):
         raise InputError(f"{key}: {path}: image_size must be [height, width], not {size!r}")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     width = shapes.get("weight", (0, 0))[-1]

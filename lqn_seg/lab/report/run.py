@@ -115,8 +115,9 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
     for run in runs:
         metadata = run.dataset.metadata
         who = "this run" if run.model.teacher.name == "CLIP" else "this teacher"
-        is_merged = isinstance(run, Evaluation) and run.segmenter.class_map
-        names = run.segmenter.head.class_names if is_merged else metadata.class_names
+        names = metadata.class_names
+        if isinstance(run, Evaluation) and run.segmenter.class_map:
+            names = run.segmenter.head.class_names
         lines = [known_classes(names, who)]
         lines += [f"SUBSET: {len(run.records)} of {run.total} images"] if run.is_subset else []
         lines += [f"left out: {problem}" for problem in run.dataset.problems]

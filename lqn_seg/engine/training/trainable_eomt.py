@@ -81,7 +81,8 @@ class TrainableEomt(EomtLosses):
 
     def predict(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """`LQNTTTMetaArch.forward` of the teacher, with the weights as they are now."""
-        self.segmenter.teacher.refresh()
+        teacher: Any = self.segmenter.teacher  # an EoMT
+        teacher.refresh()
         return LQNTTTMetaArch(self.segmenter, self.input_format)(batched_inputs)
 
 

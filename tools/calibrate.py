@@ -32,8 +32,9 @@ def parse_arguments() -> Namespace:
 def calibrate(arguments: Namespace) -> None:
     check_config(arguments)
     from lqn_seg.engine.calibrate import calibrate_teacher
+    from lqn_seg.lab.cost.calibration import calibration_line
 
-    path = calibrate_teacher(
+    made = calibrate_teacher(
         arguments.config_file,
         arguments.images or arguments.dataset,
         overrides=arguments.overrides,
@@ -43,7 +44,8 @@ def calibrate(arguments: Namespace) -> None:
         output=arguments.output,
         strict=arguments.strict,
     )
-    print(f"calibration: {path}")
+    print(f"calibration: {made.path}")
+    print(calibration_line(made))
 
 
 def main() -> int:

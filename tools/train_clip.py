@@ -3,7 +3,7 @@
 
 Examples:
     python tools/train_clip.py --config configs/classification/demo_teacher.yaml
-    python tools/train_clip.py --config configs/classification/demo_teacher.yaml SOLVER.MAX_ITER 20
+    python tools/train_clip.py --config configs/classification/demo_teacher.yaml --resume
 """
 
 from lqn_seg.cli import Namespace, Parser, add_config_flags, check_config, exit_status
@@ -12,6 +12,7 @@ from lqn_seg.cli import Namespace, Parser, add_config_flags, check_config, exit_
 def parse_arguments() -> Namespace:
     parser = Parser(description=__doc__)
     add_config_flags(parser)
+    parser.add("--resume", False, "go on from the checkpoint in OUTPUT_DIR")
     return parser.parse_args()
 
 
@@ -21,11 +22,11 @@ def train(arguments: Namespace) -> None:
     from lqn_seg.engine.training.train_clip import ClipTrainer
 
     cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)
-    print(f"teacher: {ClipTrainer(cfg).train()}")
+    print(f"teacher: {ClipTrainer(cfg).train(arguments.resume)}")
 
 
 def main() -> int:
-    return exit_status(lambda: train(parse_arguments()), "nothing was written")
+    return exit_status(lambda: train(parse_arguments()))
 
 
 if __name__ == "__main__":

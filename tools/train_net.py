@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Evaluate test-time training on a data set, or train an EoMT teacher.
+"""Evaluate test-time training on a data set, or train a teacher: an EoMT, or with
+MODEL.LQN.TEACHER.NAME dinov2 a linear head on a frozen DINOv2.
 
 Examples:
     python tools/train_net.py --eval-only --config configs/demo_lqn.yaml
@@ -91,9 +92,12 @@ def train(arguments: Namespace) -> None:
         raise InputError("a teacher is trained in one process: --num-gpus is for --eval-only")
     from lqn_seg.config.nodes import load_cfg
     from lqn_seg.engine.training.train import TeacherTrainer
+    from lqn_seg.engine.training.train_linear import LinearTrainer
 
     cfg = load_cfg(arguments.config_file, arguments.overrides, arguments.device)
-    print(f"teacher: {TeacherTrainer(cfg).train(arguments.resume)}")
+    is_linear = cfg.MODEL.LQN.TEACHER.NAME == "dinov2"
+    trainer = (LinearTrainer if is_linear else TeacherTrainer)(cfg)
+    print(f"teacher: {trainer.train(arguments.resume)}")
 
 
 def evaluate(arguments: Namespace) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ from lqn_seg.core.alignment import (
 )
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Teacher, normalise
+from lqn_seg.teachers.files import checkpoint_hash, weight_file
 
 FILE_NAME = "calibration.safetensors"
+CHECKPOINT = "checkpoint"  # in a file: `checkpoint_hash` of the teacher that it was made for
 QUANTILE = 0.02
 PASSES = 3  # over the images
 _READINGS = ("undamaged", "residual")
@@ -50,27 +54,13 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
     blank = torch.zeros(1, 3, *teacher.image_size, device=teacher.device)  # the mean colour
     depths = calibrated_layers(teacher.num_layers, teacher.num_query_layers)
     builders = {layer: RangeBuilder() for layer in depths}
-
-    def first(layer: int, tokens: Tensor) -> Tensor:
-        if layer == 0:
-            builders[0] = RangeBuilder(tokens[0])
-        return tokens
-
-    def visitor(visit: Callable[[RangeBuilder, Tensor], None]) -> Callable[[int, Tensor], Tensor]:
-        def hook(layer: int, tokens: Tensor) -> Tensor:
-            if layer in builders:
-                visit(builders[layer], tokens)
-            return tokens
-
-        return hook
-
-    teacher.encode(blank, first)
+    builders[0] = RangeBuilder(teacher.embed(blank)[0])
     pixels = []
     for crops in batches():
         pixels.append(pixel_statistics(crops).cpu())
-        _run(teacher, crops, visitor(RangeBuilder.observe))
+        look(teacher, crops, lambda layer, tokens: builders[layer].observe(tokens), depths[-1])
     for crops in batches():
-        _run(teacher, crops, visitor(RangeBuilder.measure))
+        look(teacher, crops, lambda layer, tokens: builders[layer].measure(tokens), depths[-1])
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
     pixel_range = quantiles(torch.cat(pixels), (quantile, 1 - quantile))
     ranges = Calibration(layers, 0.0, 0.0, pixel_range).to(teacher.device)
@@ -86,6 +76,27 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
         residual=torch.cat(residuals).median().item(),
         distance=quantiles(torch.cat(distances), (NEAR,)).item(),
     )
+
+
+class _Enough(Exception):
+    """The last layer that is asked for was seen."""
+
+
+@torch.no_grad()
+def look(
+    teacher: Teacher[Any], crops: Tensor, visit: Callable[[int, Tensor], None], last: int
+) -> None:
+    """Show (B, H, W, D) tokens of (B, 3, h, w) inputs in 0..1 at layers 0 to ``last``; the teacher
+    runs no further."""
+
+    def hook(layer: int, tokens: Tensor) -> Tensor:
+        visit(layer, tokens)
+        if layer == last:
+            raise _Enough
+        return tokens
+
+    with suppress(_Enough):
+        _run(teacher, crops, hook)
 
 
 def _run(teacher: Teacher[Any], crops: Tensor, hook: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -107,8 +118,11 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
     save_file(tensors, path, {"calibration": json.dumps({**about, **readings})})
 
 
-def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
-    """Read a calibration for a teacher.
+def load_calibration(
+    path: str | Path, teacher: Teacher[Any], weights: str | Path = ""
+) -> Calibration:
+    """Read a calibration for a teacher; a warning where the file says that it was made for another
+    checkpoint than ``weights``, the teacher's file or folder.
 
     Raises:
         InputError: the file is missing, is no calibration, or is one of another teacher's shape.
@@ -142,7 +156,21 @@ def load_calibration(path: str | Path, teacher: Teacher[Any]) -> Calibration:
             f"MODEL.LQN.CALIBRATION: {path} was made for a teacher of another shape than "
             f"{'x'.join(map(str, shape))}"
         )
+    _warn_of_other_weights(path, about.get(CHECKPOINT, ""), weights)
     return calibration.to(teacher.device)
+
+
+def _warn_of_other_weights(path: str | Path, made_for: str, weights: str | Path) -> None:
+    """Nothing is said of older files, which do not know theirs, of the hub's weights and of random
+    ones."""
+    found = checkpoint_hash(weights) if made_for else ""
+    if found and found != made_for:
+        warnings.warn(
+            f"MODEL.LQN.CALIBRATION: {path} was made for weights of SHA-256 {made_for}..., and "
+            f"those of {weight_file(weights)} are {found}...: calibrate this teacher anew "
+            "(tools/calibrate.py)",
+            stacklevel=3,
+        )
 
 
 class RangeBuilder:

@@ -47,7 +47,7 @@ AUGMENTATIONS = {
 class TeacherConfig:
     """``MODEL.LQN.TEACHER``: directories, files or hub ids."""
 
-    name: str = "eomt"  # or clip; or dinov2, for features alone
+    name: str = "eomt"  # or clip; or dinov2, with a linear head or for features alone
     weights: str = ""
     config: str = ""  # what describes a model without weights
     base: str = ""  # what delta weights (EoMT on DINOv3) are the difference to
@@ -60,10 +60,11 @@ class TeacherConfig:
 class TrainConfig:
     """``MODEL.LQN.TRAIN``, beside Detectron2's ``SOLVER``."""
 
-    # DINOv2 that a new ViT starts from, in timm's, transformers' or Meta's layout; empty: random.
+    # What the training starts from; empty: random. For an EoMT the DINOv2 of its ViT, in timm's,
+    # transformers' or Meta's layout; for a CLIP a whole one, as open_clip's folder, file or tag.
     backbone: str = ""
     layer_decay: Annotated[float, Meta(gt=0, le=1)] = 0.8  # of the rate, per block from the last
-    backbone_warmup: Amount = 1000  # steps, after WARMUP_ITERS in which the backbone stands still
+    backbone_warmup: Amount = 1000  # steps, after WARMUP_ITERS in which the backbone's rate is 0
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are kept
     augmentation: str = "flip"  # of `AUGMENTATIONS`
     pixel_loss_weight: Annotated[float, Meta(ge=0)] = 0.0  # cross-entropy on the last tokens

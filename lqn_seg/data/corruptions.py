@@ -1,21 +1,22 @@
-"""The seven everyday corruptions of ImageNet-C, five severities, seeded.
+"""The fifteen corruptions of ImageNet-C, five severities, seeded.
 
 Formulas and constants: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
-Corruptions and Perturbations" (ICLR 2019), and its published code. Four departures, all because
-images here have any size and must not depend on the order of calls:
+Corruptions and Perturbations" (ICLR 2019), and its published code. Departures:
 
-- lengths in pixels (blur radius, its anti-aliasing) are multiplied by min(height, width) / 224, the
-  side the constants were chosen for; the fog map is the next power of two that covers the image;
+- lengths in pixels (of blurs, flakes, displacements) are multiplied by min(height, width) / 224,
+  the side the constants were chosen for; the fog map's side is the next power of two that covers
+  the image;
 - random numbers come from a generator keyed on (seed, CRC32 of the pixels, name, severity);
 - results are rounded to nearest, not truncated, to 8 bits;
-- the blur kernel is normalised to sum exactly 1.
+- the kernel of defocus blur is normalised to sum exactly 1;
+- frost is drawn (`distortions.frost_texture`), not cut from photographs.
 """
 
 import difflib
 import io
 import math
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,33 @@ Random = np.random.Generator
 REFERENCE_SIDE = 224  # side in pixels of the images ImageNet-C's lengths were chosen for
 STRENGTHS: dict[str, tuple[Any, ...]] = {  # severities 1 .. 5
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation
+    "shot_noise": (60, 25, 12, 5, 3),  # photons that make white
+    "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),  # fraction of values
     "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),  # radius, alias blur sigma
-    "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
+    # sigma, reach, rounds
+    "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+    "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),  # radius, sigma
+    # last zoom, step
+    "zoom_blur": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
+    "snow": (  # mean, deviation, zoom and threshold of flakes; their radius and sigma; image kept
+        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+    ),
+    "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),  # weight of image, ice
     "fog": ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),  # strength, wibble decay
-    "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
+    "elastic_transform": (  # push, sigma of its smoothing, move of corners; 244 as published
+        (244 * 2, 244 * 0.7, 244 * 0.1),
+        (244 * 2, 244 * 0.08, 244 * 0.2),
+        (244 * 0.05, 244 * 0.01, 244 * 0.02),
+        (244 * 0.07, 244 * 0.01, 244 * 0.02),
+        (244 * 0.12, 244 * 0.01, 244 * 0.02),
+    ),
+    "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
     "jpeg_compression": (25, 18, 15, 10, 7),  # quality
 }
 CORRUPTIONS: tuple[str, ...] = tuple(STRENGTHS)
@@ -46,7 +69,7 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
     Args:
         name: one of `CORRUPTIONS`.
         severity: 1 (mild) .. 5 (strong).
-        seed: non-negative; another seed draws other noise and other fog.
+        seed: non-negative; another seed draws other noise and weather.
 
     Raises:
         InputError: an argument is not of this form; an unknown name gets the nearest known one.
@@ -75,14 +98,18 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
         y = x + random.normal(0, strength, x.shape)
     elif name == "defocus_blur":
         radius, alias_blur = strength
-        y = _filter(x, disk_kernel(radius, alias_blur, min(x.shape[:2]) / REFERENCE_SIDE))
+        y = convolve(x, disk_kernel(radius, alias_blur, min(x.shape[:2]) / REFERENCE_SIDE))
     elif name == "contrast":
         mean = x.mean(axis=(0, 1), keepdims=True)
         y = (x - mean) * strength + mean
     elif name == "fog":
         y = _fog(x, random, *strength)
-    else:
+    elif name == "brightness":
         y = _brighten(x, strength)
+    else:
+        from lqn_seg.data.distortions import distort  # which needs scipy, slow to import
+
+        y = distort(x, name, strength, random)
     return np.rint(np.clip(y, 0, 1) * 255).astype(np.uint8)
 
 
@@ -124,15 +151,15 @@ def disk_kernel(radius: float, alias_blur: float, scale: float = 1.0) -> Float:
     disk = (axis[:, None] ** 2 + axis[None, :] ** 2 <= (radius * scale) ** 2).astype(np.float64)
     offsets = np.arange(-taps, taps + 1)
     gaussian = np.exp(-(offsets**2) / (2 * (alias_blur * scale) ** 2))
-    kernel = _filter(disk[..., None], np.outer(gaussian, gaussian))[..., 0]
+    kernel = convolve(disk[..., None], np.outer(gaussian, gaussian))[..., 0]
     return kernel / kernel.sum()
 
 
-def _filter(x: Float, kernel: Float) -> Float:
-    """Convolve (H, W, C) with a symmetric (K, K) kernel, mirrored at the edge (edge pixel once)."""
+def convolve(x: Float, kernel: Float, mode: Literal["reflect", "edge"] = "reflect") -> Float:
+    """Convolve (H, W, C) with a (K, K) kernel, K odd; `mode` continues the image as in np.pad."""
     half = kernel.shape[0] // 2
     height, width = x.shape[:2]
-    padded = np.pad(x, ((half, half), (half, half), (0, 0)), mode="reflect")
+    padded = np.pad(x, ((half, half), (half, half), (0, 0)), mode=mode)
     shape = (padded.shape[0] + 2 * half, padded.shape[1] + 2 * half)  # linear, not circular
     product = np.fft.rfft2(padded, shape, axes=(0, 1)) * np.fft.rfft2(kernel, shape)[..., None]
     full = np.fft.irfft2(product, shape, axes=(0, 1))

@@ -7,11 +7,12 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.metadata import Dataset
 
 SETS = json.loads((files("lqn_seg.data") / "sets.json").read_text())
 # Of ImageNet-C and CIFAR-10-C: Hendrycks and Dietterich's 15 and their four extra ones.
-C_CORRUPTIONS: tuple[str, ...] = tuple(SETS["corruptions"])
+C_CORRUPTIONS: tuple[str, ...] = (*CORRUPTIONS, *SETS["extra_corruptions"])
 
 
 @dataclass(frozen=True)

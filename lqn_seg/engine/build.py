@@ -14,14 +14,17 @@ from lqn_seg.adapt.calibration import FILE_NAME, load_calibration
 from lqn_seg.adapt.methods import BaselineModel, Method
 from lqn_seg.config.nodes import methods, segmentation_config
 from lqn_seg.core.alignment import Calibration
+from lqn_seg.data.class_maps import class_map, plain_name
+from lqn_seg.data.metadata import Metadata
 from lqn_seg.errors import InputError, nearest
 from lqn_seg.segmentation.baselines import load_universal
 from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.teachers.base import Teacher
-from lqn_seg.teachers.dinov2 import load_dinov2
+from lqn_seg.teachers.dinov2 import Dinov2Teacher, load_dinov2
 from lqn_seg.teachers.eomt import EomtTeacher, load_eomt
 from lqn_seg.teachers.eomt_checkpoints import ABSOLUTE
-from lqn_seg.teachers.eomt_head import EomtHead
+from lqn_seg.teachers.eomt_head import EomtHead, class_names_of
+from lqn_seg.teachers.linear_head import LinearHead
 from lqn_seg.teachers.preprocessing import described
 
 TEACHERS = ("eomt", "dinov2", "clip")
@@ -75,25 +78,25 @@ def build_segmenter(
 
     Args:
         thing_ids: contiguous ids of the data set's things.
-        num_classes: of the data set; the teacher must have as many.
+        num_classes: of the data set; the teacher must have as many, or others that
+            `data.class_maps` knows how to merge.
         recipes: methods by name; by default all that the configuration names.
         class_names: of the data set by contiguous id; a model that names its classes must have them
             in the same order (`check_class_order`).
     """
-    teacher, data_set = build_teacher(cfg), f"the data set {', '.join(cfg.DATASETS.TEST)}"
-    if not isinstance(teacher, EomtTeacher):
-        raise InputError(
-            f"MODEL.LQN.TEACHER.NAME: {cfg.MODEL.LQN.TEACHER.NAME} has no mask head to segment "
-            "with; an EoMT has one (MODEL.LQN.TRAIN.BACKBONE trains it on a DINOv2)"
-        )
-    head = EomtHead(teacher.model, teacher.precision)
-    if num_classes is not None and head.num_classes != num_classes:
-        raise InputError(
-            f"MODEL.LQN.TEACHER.WEIGHTS: the teacher predicts {head.num_classes} classes, the data "
-            f"set {', '.join(cfg.DATASETS.TEST) or '(none)'} has {num_classes}"
-        )
+    data_set = f"the data set {', '.join(cfg.DATASETS.TEST) or '(none)'}"
+    teacher: Any = build_teacher(cfg)
+    head = build_head(cfg, teacher)
     who = "MODEL.LQN.TEACHER.WEIGHTS: the teacher"
-    check_class_order(teacher.model, class_names, who, data_set)
+    merged = class_map(head.class_names, class_names) or ()
+    if not merged:
+        if num_classes not in (None, len(head.class_names)):
+            raise InputError(
+                f"{who} predicts {len(head.class_names)} classes{_first(head.class_names)}, "
+                f"{data_set} has {num_classes}{_first(class_names)}, and "
+                "lqn_seg/data/class_maps.py has no map between them"
+            )
+        check_class_order(head.class_names, class_names, who, data_set)
     recipes = methods(cfg) if recipes is None else recipes
     sizes = cfg.MODEL.LQN.BASELINE_SIZES or (0, 0)
     baselines = {}
@@ -102,20 +105,52 @@ def build_segmenter(
             local = replace(method, weights=find_local(method.weights))
             baselines[name] = load_universal(local, teacher.device, num_classes, *sizes)
             who = f"MODEL.LQN.METHODS: {name}"
-            check_class_order(baselines[name].model, class_names, who, data_set)
+            theirs = class_names_of(baselines[name].model.config)
+            check_class_order(theirs, class_names, who, data_set)
     config, calibration = segmentation_config(cfg), build_calibration(cfg, teacher)
-    return Segmenter(teacher, head, recipes, thing_ids, config, calibration, baselines)
+    parts = teacher, head, recipes, thing_ids, config, calibration, baselines
+    return Segmenter(*parts, merged)
 
 
-def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str) -> None:
-    """Compare a model's `config.id2label` with the data set's names by contiguous id.
+def build_head(cfg: CfgNode, teacher: Teacher[Any]) -> EomtHead | LinearHead:
+    """The head that a teacher was loaded with; an `InputError` where it has none."""
+    if isinstance(teacher, EomtTeacher):
+        return EomtHead(teacher.model, teacher.precision)
+    if isinstance(teacher, Dinov2Teacher) and teacher.has_head:
+        return LinearHead(teacher.model, teacher.precision)
+    raise InputError(
+        f"MODEL.LQN.TEACHER.NAME: {cfg.MODEL.LQN.TEACHER.NAME} has no head to segment with; "
+        "MODEL.LQN.TRAIN.BACKBONE trains one on a DINOv2: an EoMT's, or with NAME dinov2 a linear "
+        "one (configs/cityscapes256_linear.yaml)"
+    )
+
+
+def describe_class_map(segmenter: Segmenter, metadata: Metadata) -> str:
+    """What a teacher of other classes than the data set's is scored as; empty for the same."""
+    if not segmenter.class_map:
+        return ""
+    return (
+        f"the teacher's {len(segmenter.class_map)} classes are scored as the "
+        f"{metadata.num_classes} of {metadata.name}: scores of those that are one there are added"
+    )
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    """The first few of a set's class names, in brackets, to tell it from others."""
+    return f" ({', '.join(names[:count])} ...)" if names else ""
+
+
+def check_class_order(
+    predicted: Sequence[str], names: Sequence[str], who: str, data_set: str
+) -> None:
+    """Compare a model's class names with the data set's, both by contiguous id.
 
     Spelling differs from file to file ("tv", "television receiver"), so only the names that both
     have are compared. Where a few have other numbers, one name may mean two classes: a warning.
     Where most have, every score would be wrong: an `InputError`.
     """
-    theirs = {_plain(name): int(index) for index, name in model.config.id2label.items()}
-    ours = {_plain(name): index for index, name in enumerate(names)}
+    theirs = {plain_name(name): index for index, name in enumerate(predicted)}
+    ours = {plain_name(name): index for index, name in enumerate(names)}
     common = ours.keys() & theirs.keys()
     moved = sorted((ours[name], name) for name in common if ours[name] != theirs[name])
     if not moved:
@@ -131,17 +166,13 @@ def check_class_order(model: Any, names: Sequence[str], who: str, data_set: str)
     warnings.warn(sentence, stacklevel=2)
 
 
-def _plain(name: str) -> str:
-    return str(name).strip().casefold().replace("_", " ")
-
-
 def build_calibration(cfg: CfgNode, teacher: Teacher[Any]) -> Calibration | None:
     """The calibration that is named, or else the one beside the teacher's local weights."""
-    weights = cfg.MODEL.LQN.TEACHER.WEIGHTS
+    weights = find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS)
     if cfg.MODEL.LQN.CALIBRATION:
-        return load_calibration(find_local(cfg.MODEL.LQN.CALIBRATION), teacher)
-    beside = Path(find_local(weights)) / FILE_NAME
-    return load_calibration(beside, teacher) if weights and beside.is_file() else None
+        return load_calibration(find_local(cfg.MODEL.LQN.CALIBRATION), teacher, weights)
+    beside = Path(weights) / FILE_NAME
+    return load_calibration(beside, teacher, weights) if weights and beside.is_file() else None
 
 
 def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:

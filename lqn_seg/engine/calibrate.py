@@ -1,17 +1,29 @@
 """Calibrate the teacher of a configuration on a folder of images."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lqn_seg.adapt.calibration import FILE_NAME, PASSES, QUANTILE, calibrate, save_calibration
+from lqn_seg import __version__
+from lqn_seg.adapt.calibration import (
+    CHECKPOINT,
+    FILE_NAME,
+    PASSES,
+    QUANTILE,
+    calibrate,
+    save_calibration,
+)
 from lqn_seg.config.nodes import load_cfg, segmentation_config
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.data.catalog import Dataset, get_dataset
+from lqn_seg.data.corruptions import Pixels
 from lqn_seg.data.images import find_images
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.metadata import Record
@@ -21,9 +33,43 @@ from lqn_seg.engine.usable import name_problems, usable_records
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import layout_of
 from lqn_seg.teachers.base import Teacher
+from lqn_seg.teachers.files import checkpoint_hash
 
 BATCH = 8
-T = TypeVar("T")
+
+
+@dataclass
+class Calibrated:
+    """A calibration, what it was made of, and what it took.
+
+    Attributes:
+        images: how many.
+        sizes: (height, width) in pixels of the images.
+        inputs: windows that the teacher saw in each of its passes.
+        seconds: for everything, reading included.
+    """
+
+    teacher: Teacher[Any]
+    images: int = 0
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    inputs: int = 0
+    seconds: float = 0.0
+    path: Path = Path()
+
+    def about(self, weights: str, source: str, quantile: float) -> dict[str, Any]:
+        """What its file says of it; height and width are those of the smallest and the largest
+        image, the date is UTC's."""
+        height, width = ([min(sides), max(sides)] for sides in zip(*self.sizes))
+        return {
+            "images": self.images,
+            "from": source,
+            "quantile": quantile,
+            "height": height,
+            "width": width,
+            CHECKPOINT: checkpoint_hash(find_local(weights)) if weights else "",
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "version": __version__,
+        }
 
 
 def calibrate_teacher(
@@ -35,8 +81,8 @@ def calibrate_teacher(
     quantile: float | None = None,
     output: Path | None = None,
     strict: bool = False,
-) -> Path:
-    """Calibrate on clean images, cut into windows as the configuration evaluates; returns the file.
+) -> Calibrated:
+    """Calibrate on clean images, cut into windows as the configuration evaluates, and save it.
 
     Args:
         images: a folder, searched below, or the name of a registered data set.
@@ -67,42 +113,50 @@ def calibrate_teacher(
     print(describe_teacher(cfg, teacher), flush=True)
     inference = segmentation_config(cfg).inference
 
-    def windows(record: Record) -> Tensor:
-        image = torch.from_numpy(read_labelled_image(record)).movedim(2, 0)
+    def windows(pixels: Pixels) -> Tensor:
+        image = torch.from_numpy(pixels).movedim(2, 0)
         return layout_of(image, teacher, inference).crops(image)
 
-    calibration, count = calibrate_on(teacher, records, windows, BATCH, quantile, strict)
-    about = {"images": count, "from": Path(images).name, "quantile": quantile}
+    calibration, made = calibrate_on(teacher, records, windows, BATCH, quantile, strict)
+    about = made.about(cfg.MODEL.LQN.TEACHER.WEIGHTS, Path(images).name, quantile)
     save_calibration(output, calibration, {**about, "inference": inference})
-    return output
+    made.path = output
+    return made
 
 
 def calibrate_on(
     teacher: Teacher[Any],
-    sources: Sequence[T],
-    windows: Callable[[T], Tensor],
+    records: Sequence[Record],
+    windows: Callable[[Pixels], Tensor],
     batch: int,
     quantile: float,
     strict: bool = False,
-) -> tuple[Calibration, int]:
-    """`calibrate`, with a bar, and how many sources it was made from. ``windows`` gives the (N, 3,
-    h, w) uint8 teacher inputs of a source; what cannot be read is named and left out, or with
-    `strict` an `InputError`. The teacher gets ``batch`` windows at a time."""
+) -> tuple[Calibration, Calibrated]:
+    """`calibrate`, with a bar, and what it was made of. ``windows`` gives the (N, 3, h, w) uint8
+    teacher inputs of an image; what cannot be read is named and left out, or with `strict` an
+    `InputError`. The teacher gets ``batch`` windows at a time."""
     left_out: set[int] = set()
+    made, start = Calibrated(teacher), perf_counter()
 
     def batches() -> Iterator[Tensor]:
         waiting: list[Tensor] = []
-        for number, source in enumerate(sources):
+        made.inputs = 0
+        for number, record in enumerate(records):
             bar.update()
             if number in left_out:  # in every pass the same ones
                 continue
             try:
-                waiting.extend(windows(source))
+                pixels = read_labelled_image(record)
+                crops = windows(pixels)
             except InputError as error:
                 if strict:
                     raise
                 left_out.add(number)
                 say(f"left out: {error}")
+                continue
+            made.sizes.add(pixels.shape[:2])
+            made.inputs += len(crops)
+            waiting.extend(crops)
             while len(waiting) >= batch:
                 yield inputs(waiting[:batch])
                 del waiting[:batch]
@@ -112,11 +166,12 @@ def calibrate_on(
     def inputs(crops: list[Tensor]) -> Tensor:
         return torch.stack(crops).to(teacher.device).float() / 255
 
-    with tqdm(total=PASSES * len(sources), desc=f"{PASSES} passes", unit="image") as bar:
+    with tqdm(total=PASSES * len(records), desc=f"{PASSES} passes", unit="image") as bar:
         calibration = calibrate(teacher, batches, quantile)
     if left_out:
-        say(f"{len(left_out)} of {len(sources)} images LEFT OUT")
-    return calibration, len(sources) - len(left_out)
+        say(f"{len(left_out)} of {len(records)} images LEFT OUT")
+    made.images, made.seconds = len(records) - len(left_out), perf_counter() - start
+    return calibration, made
 
 
 def calibration_records(source: Path | Dataset, strict: bool = False) -> list[Record]:

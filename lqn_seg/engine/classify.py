@@ -16,8 +16,9 @@ from lqn_seg.classification.prompts import cache_folder, templates, text_feature
 from lqn_seg.config.methods import adaptation
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.data.catalog import Dataset, Record, get_dataset
+from lqn_seg.data.corruptions import Pixels
 from lqn_seg.data.file_names import file_names
-from lqn_seg.data.labelled_images import EVALUATOR_TYPE, read_labelled_image
+from lqn_seg.data.labelled_images import EVALUATOR_TYPE
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
 from lqn_seg.engine.calibrate import calibrate_on, calibration_records
@@ -161,11 +162,10 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0, strict: bool = Fal
     records = _spread(calibration_records(_labelled(dataset), strict), most)
     teacher = build_clip(cfg)
 
-    def windows(record: Record) -> Tensor:
-        return centre_view(read_labelled_image(record), teacher)[None]
+    def windows(pixels: Pixels) -> Tensor:
+        return centre_view(pixels, teacher)[None]
 
     print(describe_teacher(cfg, teacher), flush=True)
-    ranges, count = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE, strict)
-    about = {"images": count, "from": dataset, "quantile": QUANTILE}
-    save_calibration(folder / FILE_NAME, ranges, about)
+    ranges, made = calibrate_on(teacher, records, windows, _CALIBRATION_BATCH, QUANTILE, strict)
+    save_calibration(folder / FILE_NAME, ranges, made.about(str(folder), dataset, QUANTILE))
     return folder / FILE_NAME

@@ -12,7 +12,7 @@ import json
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from lqn_seg.data.images import read_bytes, untold_turn
 from lqn_seg.data.input_hash import input_hash
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine import launch
-from lqn_seg.engine.build import build_segmenter
+from lqn_seg.engine.build import build_segmenter, describe_class_map
 from lqn_seg.engine.store import STAMP, Batch, Key, Result, ResultStore, say
 from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
@@ -321,7 +321,13 @@ class DatasetRun(ABC):
 
 class Evaluation(DatasetRun):
     """One run of segmentation: a data set, conditions and methods. ``OUTPUT_DIR/inference``
-    receives the results; the other arguments are `DatasetRun`'s."""
+    receives the results; the other arguments are `DatasetRun`'s.
+
+    Attributes:
+        watch: is shown each image's predictions before they are scored and forgotten.
+    """
+
+    watch: Callable[[Condition, Record, Mapping[str, Prediction]], None] | None = None
 
     def __init__(
         self,
@@ -339,12 +345,15 @@ class Evaluation(DatasetRun):
         self.segmenter = build_segmenter(
             cfg, metadata.thing_ids, metadata.num_classes, class_names=metadata.class_names
         )
+        if note := describe_class_map(self.segmenter, metadata):
+            dataset = dataclasses.replace(dataset, notes=(*dataset.notes, note))
         evaluators = build_evaluators(cfg, metadata)
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         others = self.segmenter.baselines
         fingerprint = {
             "methods": {name: repr(method) for name, method in methods(cfg).items()},
             "segmentation": repr(self.segmenter.config),
+            "class map": self.segmenter.class_map,
             "baselines": {name: weights_hash(other.model) for name, other in others.items()},
         }
         super().__init__(
@@ -360,7 +369,11 @@ class Evaluation(DatasetRun):
     ) -> list[dict[str, Prediction]]:
         images = [_tensor(sample.images[str(condition)]) for sample in samples]
         sizes = [(int(s.record["height"]), int(s.record["width"])) for s in samples]
-        return self.segmenter(images, sizes)
+        predictions = self.segmenter(images, sizes)
+        if self.watch:
+            for sample, by_method in zip(samples, predictions):
+                self.watch(condition, sample.record, by_method)
+        return predictions
 
     def score(self, sample: Sample, prediction: Prediction) -> Result:
         scores = {

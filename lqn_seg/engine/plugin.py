@@ -48,7 +48,7 @@ def one_method_segmenter(cfg: CfgNode, things: frozenset[int], names: Sequence[s
             "teacher itself, from the directory or hub id in MODEL.LQN.TEACHER.WEIGHTS"
         )
     name = method_name(cfg)
-    return build_segmenter(cfg, things, len(names), {name: method_config(cfg, name)})
+    return build_segmenter(cfg, things, len(names), {name: method_config(cfg, name)}, names)
 
 
 def whole_batches(count: int, batch: int, rank: int, size: int) -> list[int]:

@@ -31,6 +31,7 @@ from lqn_seg.engine.build import (
     build_segmenter,
     build_teacher,
     describe_calibration,
+    describe_class_map,
     describe_teacher,
 )
 from lqn_seg.engine.evaluate import CLEAN, Condition, build_evaluators
@@ -183,6 +184,8 @@ class Studio:
         print(f"{describe_teacher(self.cfg, built.teacher)}; {calibration}", flush=True)
         for sentence in shown(built.ineffective.values()):
             print(f"warning: {sentence}", flush=True)
+        if table and (note := describe_class_map(built, table)):
+            print(f"note: {note}", flush=True)
         if self.inputs:  # a user's: anything may be on them
             print(self.known, flush=True)
         return built
@@ -190,17 +193,16 @@ class Studio:
     def segmenter_of(self, methods: dict[str, Method]) -> Segmenter:
         """The segmenter with other methods, on the same teacher."""
         base = self.segmenter
-        return Segmenter(
-            base.teacher, base.head, methods, base.thing_ids, base.config, base.calibration
-        )
+        parts = base.teacher, base.head, methods, base.thing_ids, base.config, base.calibration
+        return Segmenter(*parts, class_map=base.class_map)
 
     @cached_property
     def categories(self) -> tuple[Category, ...]:
         """Of the data set, or else the teacher's own."""
         if self.metadata is not None:
             return self.metadata.categories
-        names = self.segmenter.teacher.model.config.id2label
-        return tuple(Category(index, names[index], False) for index in sorted(names))
+        names = self.segmenter.head.class_names
+        return tuple(Category(index, name, False) for index, name in enumerate(names))
 
     @property
     def known(self) -> str:

@@ -11,8 +11,16 @@ from numpy.typing import NDArray
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator, Statistics, check_shape, output_field, to_numpy
 
-# Positions of the published numbers in COCOeval.stats.
-_STATS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5}
+# IoU thresholds (all, 0.5, 0.75) and area range of each published number in COCOeval's table.
+_STATS: dict[str, tuple[Any, int]] = {
+    "AP": (slice(None), 0),
+    "AP50": (0, 0),
+    "AP75": (5, 0),
+    "APs": (slice(None), 1),
+    "APm": (slice(None), 2),
+    "APl": (slice(None), 3),
+}
+_DETECTIONS = 100  # of an image and a class, at most
 
 
 class InstanceEvaluator(ImageEvaluator):
@@ -58,19 +66,15 @@ class InstanceEvaluator(ImageEvaluator):
         names = {f"AP-{self.classes[i]}": k for k, i in enumerate(things)}
         if not any(image["ground_truth"] for image in statistics):
             return dict.fromkeys([*_STATS, *names], float("nan"))
-        with contextlib.redirect_stdout(io.StringIO()):
-            stats, precision = _coco_eval(statistics, things)
-        result = {key: _percent(stats[i]) for key, i in _STATS.items()}
+        precision = _precision(statistics, things)
+        result = {key: _mean(precision[ious, ..., area]) for key, (ious, area) in _STATS.items()}
         for name, k in names.items():
-            values = precision[:, :, k, 0, -1]  # IoU x recall; all areas, 100 detections
-            result[name] = _percent(values[values > -1].mean() if (values > -1).any() else -1)
+            result[name] = _mean(precision[:, :, k, 0])
         return result
 
 
-def _coco_eval(
-    statistics: Sequence[Statistics], things: list[int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """COCOeval's twelve numbers and its precision table (T, R, K, A, M)."""
+def _precision(statistics: Sequence[Statistics], things: list[int]) -> NDArray[np.float64]:
+    """COCOeval's table (10 IoUs, 101 recalls, classes, 4 areas); -1 where undefined."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -92,12 +96,14 @@ def _coco_eval(
         coco.createIndex()
         return coco
 
-    evaluation = COCOeval(side("ground_truth"), side("detections"), iouType="segm")
-    evaluation.params.catIds = things
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return evaluation.stats, evaluation.eval["precision"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(side("ground_truth"), side("detections"), iouType="segm")
+        evaluation.params.catIds = things
+        # Its tables of at most 1 and 10 detections are recall's alone, two thirds of `accumulate`.
+        evaluation.params.maxDets = [_DETECTIONS]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][..., 0]
 
 
 def _encode(masks: NDArray[Any]) -> list[dict[str, Any]]:
@@ -117,6 +123,7 @@ def _encode(masks: NDArray[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _percent(value: float) -> float:
-    """COCOeval's -1 means undefined."""
-    return float("nan") if value == -1 else 100 * float(value)
+def _mean(precision: NDArray[np.float64]) -> float:
+    """Of what is defined, in per cent."""
+    defined = precision[precision > -1]
+    return float(100 * defined.mean()) if defined.size else float("nan")

@@ -8,7 +8,7 @@ ViT is Secretly an Image Segmentation Model", CVPR 2025, and its code), which ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,20 @@ def semantic_inference(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
     """
     _check(mask_logits, class_logits)
     return torch.einsum("qc,qhw->chw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
+
+
+def class_scores(logits: Tensor, class_logits: Tensor | None) -> Tensor:
+    """(C, h, w) scores of what a head says: `semantic_inference`, or of a head without queries,
+    whose logits are (C, h, w) themselves, each pixel's probabilities."""
+    return logits.softmax(0) if class_logits is None else semantic_inference(logits, class_logits)
+
+
+def merged_scores(scores: Tensor, class_map: Sequence[int]) -> Tensor:
+    """(C, h, w) scores to (max(class_map) + 1, h, w): class k's are added to those of class_map[k].
+    (An argmax before that would lose a class whose probability is shared among its parts.)"""
+    index = torch.tensor(class_map, device=scores.device)
+    total = scores.new_zeros(max(class_map) + 1, *scores.shape[1:])
+    return total.index_add_(0, index, scores)
 
 
 def panoptic_inference(

@@ -30,9 +30,10 @@ from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.baselines import UniversalModel
 from lqn_seg.segmentation.postprocess import (
+    class_scores,
     instance_inference,
+    merged_scores,
     panoptic_inference,
-    semantic_inference,
 )
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
@@ -41,8 +42,11 @@ from lqn_seg.segmentation.windows import (
     layout_of,
     resize_scores,
 )
-from lqn_seg.teachers.eomt import EomtContext, EomtTeacher
+from lqn_seg.teachers.base import PrefixContext
+from lqn_seg.teachers.dinov2 import Dinov2Teacher
+from lqn_seg.teachers.eomt import EomtTeacher
 from lqn_seg.teachers.eomt_head import EomtHead
+from lqn_seg.teachers.linear_head import LinearHead
 
 _TIMES = ("teacher_ms", "fit_ms", "query_ms", "head_ms")
 
@@ -91,24 +95,36 @@ class Segmenter:
             mixes by noise answers as the teacher does: `ineffective` says so, and the first call
             warns.
         baselines: the models of those methods that are other models altogether.
+        class_map: for each of the head's classes the data set's that it counts as; empty where the
+            classes are the same.
 
     Raises:
-        InputError: a function of the user's does not answer with tokens.
+        InputError: a function of the user's does not answer with tokens, or the head or the map
+            cannot make the outputs that are wanted.
     """
 
     def __init__(
         self,
-        teacher: EomtTeacher,
-        head: EomtHead,
+        teacher: EomtTeacher | Dinov2Teacher,
+        head: EomtHead | LinearHead,
         methods: Mapping[str, Method],
         thing_ids: frozenset[int],
         config: SegmentationConfig,
         calibration: Calibration | None = None,
         baselines: Mapping[str, UniversalModel] | None = None,
+        class_map: Sequence[int] = (),
     ) -> None:
         self.teacher, self.head, self.methods = teacher, head, dict(methods)
+        self.class_map = tuple(class_map)
         self.baselines = dict(baselines or {})
         self.thing_ids, self.config, self.calibration = thing_ids, config, calibration
+        if (self.class_map or isinstance(head, LinearHead)) and self.tasks != ["semantic"]:
+            why = "a linear head has no segments"
+            why = "merged classes have no segments" if self.class_map else why
+            raise InputError(
+                f"MODEL.MASK_FORMER.TEST: {why}, so SEMANTIC_ON alone can be True, not PANOPTIC_ON "
+                "or INSTANCE_ON"
+            )
         larger = [name for name, m in self.methods.items() if m == PixelControl("larger")]
         self.larger = self._larger(larger) if larger else None
         self.adapters = {
@@ -130,10 +146,11 @@ class Segmenter:
 
     def _larger(self, names: Sequence[str]) -> Segmenter:
         """The teacher alone at a larger input: images meet it in windows of its own."""
-        patch = self.teacher.model.config.patch_size
+        patch = self.teacher.image_size[0] // self.teacher.grid[0]
         teacher = self.teacher.resized(larger_size(self.teacher.image_size, patch))
-        head = EomtHead(teacher.model, teacher.precision)
-        return Segmenter(teacher, head, dict.fromkeys(names), self.thing_ids, self.config)
+        head, methods = type(self.head)(teacher.model, teacher.precision), dict.fromkeys(names)
+        parts = teacher, head, methods, self.thing_ids, self.config
+        return Segmenter(*parts, class_map=self.class_map)
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -235,29 +252,27 @@ class Segmenter:
         results = {}
         for name, adapter in self.adapters.items():
             adapted, clock = adapt(adapter, images), Clock(self.teacher.device)
-            mask_logits, class_logits = self.head(adapted.tokens, adapted.context)
+            said = _split(*self.head(adapted.tokens, adapted.context))
             stats = window_stats(adapted, adapter.student, clock.lap(), len(chunk))
-            results[name] = [
-                _Part(masks.float(), classes.float(), stats[b])
-                for b, (masks, classes) in enumerate(zip(mask_logits, class_logits))
-                if b < len(chunk)
-            ]
+            results[name] = [_Part(*logits, own) for logits, own in zip(said, stats)]
         return results
 
     # ---- what the head says of tokens: `adapt.journey.Task` --------------------------------------
 
-    def log_scores(self, tokens: Tensor, context: EomtContext) -> Tensor:
+    def log_scores(self, tokens: Tensor, context: PrefixContext) -> Tensor:
         """(B, H * W, D) last-layer tokens to (B, pixels, C) logarithms of semantic scores.
 
         They are not normalised over classes; their shares are a distribution per pixel.
         """
-        masks, classes = self.head(tokens.unflatten(1, self.teacher.grid), context.last_queries)
-        scores = torch.stack([semantic_inference(m, c) for m, c in zip(masks, classes)])
+        said = _split(*self.head(tokens.unflatten(1, self.teacher.grid), context.last))
+        scores = torch.stack([class_scores(*logits) for logits in said])
         return scores.flatten(2).mT.clamp(min=1e-30).log()
 
     def segments(self, seen: Pass) -> Tensor:
-        """(B, H, W) the query that the teacher gives each position to."""
-        masks, classes = self.head(seen.field[:, -1], seen.context.last_queries)
+        """(B, H, W) the query, or else the class, that the teacher gives each position to."""
+        masks, classes = self.head(seen.field[:, -1], seen.context.last)
+        if classes is None:
+            return masks.argmax(1)
         inside = F.interpolate(masks.sigmoid(), self.teacher.grid, mode="area")
         objects = classes.softmax(-1)[..., :-1].amax(-1)
         return (objects[:, :, None, None] * inside).argmax(1)
@@ -287,21 +302,28 @@ class Segmenter:
         stats["windows"] = float(len(parts))
         if isinstance(layout, SlidingWindows):
             scores = [
-                semantic_inference(resize_scores(part.masks, layout.window), part.classes)
+                class_scores(resize_scores(part.masks, layout.window), part.classes)
                 for part in parts
             ]
-            return Prediction({"sem_seg": layout.average(torch.stack(scores), size)}, stats)
-        masks = layout.logits(parts[0].masks, size)
-        return Prediction(self._outputs(masks, parts[0].classes, self.tasks), stats)
+            output = {"sem_seg": layout.average(torch.stack(scores), size)}
+        else:
+            masks = layout.logits(parts[0].masks, size)
+            output = self._outputs(masks, parts[0].classes, self.tasks)
+        if self.class_map:
+            output["sem_seg"] = merged_scores(output["sem_seg"], self.class_map)
+        return Prediction(output, stats)
 
     def _outputs(
-        self, mask_logits: Tensor, class_logits: Tensor, tasks: Sequence[str]
+        self, mask_logits: Tensor, class_logits: Tensor | None, tasks: Sequence[str]
     ) -> dict[str, Any]:
         """What is predicted for an image of one window, from logits at the output's size."""
-        config, logits = self.config, (mask_logits, class_logits)
+        config = self.config
         output: dict[str, Any] = {}
         if "semantic" in tasks:
-            output["sem_seg"] = semantic_inference(*logits)
+            output["sem_seg"] = class_scores(mask_logits, class_logits)
+        if class_logits is None:
+            return output
+        logits = mask_logits, class_logits
         if "panoptic" in tasks:
             thresholds = config.object_mask_threshold, config.overlap_threshold
             output["panoptic_seg"] = panoptic_inference(*logits, self.thing_ids, *thresholds)
@@ -312,11 +334,17 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class _Part:
-    """One window's mask logits (Q, h, w), class logits (Q, C + 1) and statistics."""
+    """One window's mask logits (Q, h, w), class logits (Q, C + 1) and statistics; of a head without
+    queries logits (C, h, w) and None."""
 
     masks: Tensor
-    classes: Tensor
+    classes: Tensor | None
     stats: dict[str, float]
+
+
+def _split(masks: Tensor, classes: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """What a head says of B windows, window by window."""
+    return list(zip(masks, [None] * len(masks) if classes is None else classes))
 
 
 def window_stats(

@@ -48,6 +48,15 @@ class PrefixContext:
 
     prefix: Tensor
 
+    @property
+    def last(self) -> Tensor:
+        """(B, P, D) prefix tokens after the last layer."""
+        return self.prefix[:, -1]
+
+    def by_layer(self, layers: int) -> Tensor:
+        """(B, L, P, D) prefix tokens after each layer."""
+        return self.prefix[:, 1:]
+
 
 ContextT = TypeVar("ContextT", bound=PrefixContext)
 

@@ -27,6 +27,7 @@ from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.preprocessing import clip_values
 
 _KEY = "MODEL.LQN.TEACHER"
+FOLDER_CONFIG = "open_clip_config.json"
 _USUAL = ["ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-H-14"]
 
 
@@ -38,15 +39,6 @@ class ClipContext(PrefixContext):
     def cls(self) -> Tensor:
         """(B, D) CLS token after the last layer, before ``ln_post``."""
         return self.prefix[:, -1, 0]
-
-    @property
-    def last(self) -> Tensor:
-        """(B, 1, D) CLS token after the last layer."""
-        return self.prefix[:, -1]
-
-    def by_layer(self, layers: int) -> Tensor:
-        """(B, L, 1, D) CLS token after each layer."""
-        return self.prefix[:, 1:]
 
 
 class ClipTeacher(Teacher[ClipContext]):
@@ -73,13 +65,7 @@ class ClipTeacher(Teacher[ClipContext]):
         precision: str = "float32",
         source: str = "open_clip's preprocess_cfg",
     ) -> None:
-        visual: Any = getattr(model, "visual", None)
-        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
-            kind = type(visual).__name__ if visual is not None else type(model).__name__
-            raise InputError(
-                f"a CLIP teacher needs open_clip's own ViT without attention pooling, not a {kind}:"
-                f" choose a model such as {', '.join(_USUAL)}"
-            )
+        visual = image_tower(model)
         values = clip_values(getattr(visual, "preprocess_cfg", {}), source)
         short = Path(source).name if os.path.sep in source else source
         super().__init__(
@@ -162,28 +148,57 @@ class ClipTeacher(Teacher[ClipContext]):
         return tower.token_embedding
 
 
+def image_tower(model: nn.Module) -> Any:
+    """The ViT of an open_clip model; an `InputError` where it is not open_clip's own."""
+    visual: Any = getattr(model, "visual", None)
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+        kind = type(visual).__name__ if visual is not None else type(model).__name__
+        raise InputError(
+            f"a CLIP teacher needs open_clip's own ViT without attention pooling, not a {kind}:"
+            f" choose a model such as {', '.join(_USUAL)}"
+        )
+    return visual
+
+
 def load_clip(
     weights: str, name: str = "", device: str | torch.device = "cpu", precision: str = "float32"
 ) -> ClipTeacher:
     """Load a frozen CLIP teacher; an `InputError` where a file is missing or does not fit.
 
     Args:
-        weights: a local directory (``open_clip_config.json`` and weights; ``name`` stays empty), or
-            a local weight file or one of open_clip's tags ("openai", "laion2b_s32b_b79k") for the
-            architecture ``name``.
-        name: open_clip's name of the architecture, such as "ViT-B-16-quickgelu", "ViT-H-14".
+        weights, name: as of `read_clip`.
         precision: as of `ClipTeacher`, or "auto"; the image tower is lowered to it.
     """
     if not weights:
         raise InputError(f"{_KEY}.WEIGHTS is empty: a CLIP teacher needs its weights")
+    model, tokenizer, source = read_clip(weights, name, device)
+    resolved = resolve_precision(precision, torch.device(device))
+    teacher = ClipTeacher(model, tokenizer, resolved, source)
+    # Not the texts': open_clip would lower what runs between their layers too.
+    lower_weights(model.visual, resolved)
+    return teacher
+
+
+def read_clip(
+    weights: str, name: str, device: str | torch.device, key: str = f"{_KEY}.WEIGHTS"
+) -> tuple[Any, Any, str]:
+    """An open_clip model in float32, its tokenizer, and what says how its pixels are prepared.
+
+    Args:
+        weights: a local directory (``open_clip_config.json`` and weights; ``name`` stays empty), or
+            a local weight file or one of open_clip's tags ("openai", "laion2b_s32b_b79k") for the
+            architecture ``name``.
+        name: open_clip's name of the architecture, such as "ViT-B-16-quickgelu", "ViT-H-14".
+        key: what named the weights, for messages.
+    """
     local, pretrained = Path(weights), None
     source = f"open_clip's preprocess_cfg of {name} {weights}"
     if local.is_dir():
-        config = local / "open_clip_config.json"
-        _check_folder(local, config, name)
-        architecture, source = f"local-dir:{weights}", f"{_KEY}.WEIGHTS: {config}"
+        config = local / FOLDER_CONFIG
+        _check_folder(local, config, name, key)
+        architecture, source = f"local-dir:{weights}", f"{key}: {config}"
     else:
-        check_quick_gelu(name, weights)
+        check_quick_gelu(name, weights, key)
         use_cache_without_network()
         architecture, pretrained = name, weights
     how = "its config or weights are damaged or do not fit each other"
@@ -193,29 +208,25 @@ def load_clip(
             "machine with internet and give the local file or directory"
         )
     asked = f"{name or weights} ({pretrained or 'local'})"
-    with named(f"{_KEY}.WEIGHTS: {asked} could not be loaded: {how}"), _quiet():
+    with named(f"{key}: {asked} could not be loaded: {how}"), _quiet():
         model: Any = open_clip.create_model(
             architecture, pretrained, device=device, pretrained_text=False
         )
         tokenizer = open_clip.get_tokenizer(architecture)
-    resolved = resolve_precision(precision, torch.device(device))
-    teacher = ClipTeacher(model.float(), tokenizer, resolved, source)
-    # Not the texts': open_clip would lower what runs between their layers too.
-    lower_weights(model.visual, resolved)
-    return teacher
+    return model.float(), tokenizer, source
 
 
-def _check_folder(folder: Path, config: Path, name: str) -> None:
+def _check_folder(folder: Path, config: Path, name: str, key: str) -> None:
     if not config.is_file():
-        raise InputError(f"{_KEY}.WEIGHTS: {folder} holds no open_clip_config.json")
+        raise InputError(f"{key}: {folder} holds no {FOLDER_CONFIG}")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise InputError(f"{_KEY}.WEIGHTS: {folder} holds no weights")
+        raise InputError(f"{key}: {folder} holds no weights")
     if name:
         raise InputError(f"{_KEY}.CONFIG must be empty, not {name!r}: {folder} brings its own")
-    read_json(config, f"{_KEY}.WEIGHTS")
+    read_json(config, key)
 
 
-def check_quick_gelu(name: str, weights: str) -> None:
+def check_quick_gelu(name: str, weights: str, key: str = f"{_KEY}.WEIGHTS") -> None:
     """Raises InputError where an architecture or tag is unknown, or the two differ in QuickGELU:
     OpenAI's weights run without it too, some points worse, and nothing says so."""
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
@@ -235,13 +246,11 @@ def check_quick_gelu(name: str, weights: str) -> None:
         needs = has or "openai" in os.fspath(weights).lower()
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise InputError(
-            f"{_KEY}.WEIGHTS: {weights} is no file, and no tag of {name} (tags: {tags})"
-        )
+        raise InputError(f"{key}: {weights} is no file, and no tag of {name} (tags: {tags})")
     if needs != has:
         other = name.removesuffix("-quickgelu") if has else f"{name}-quickgelu"
         raise InputError(
-            f"{_KEY}: QuickGELU mismatch: the weights {weights} were trained "
+            f"{key}: QuickGELU mismatch: the weights {weights} were trained "
             f"{'with' if needs else 'without'} it, {name} runs {'with' if has else 'without'} it: "
             f"set {_KEY}.CONFIG {other}"
         )

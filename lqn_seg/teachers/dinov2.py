@@ -1,5 +1,9 @@
-"""DINOv2 alone, without a mask head: timm's ViT as a frozen teacher, and as a start for an EoMT."""
+"""DINOv2, alone or with a linear head: timm's ViT as a frozen teacher, and as a start for an
+EoMT."""
 
+from __future__ import annotations
+
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +12,14 @@ from typing import Any, cast
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import PrefixContext, Preprocessing, Size, Teacher
 from lqn_seg.teachers.eomt_model import VIT_PARTS, build_eomt, image_size_of
 from lqn_seg.teachers.files import WEIGHT_FILES, find_file, named, read_json, read_weights
+from lqn_seg.teachers.linear_head import attach, read_linear_head
 from lqn_seg.teachers.modules import accelerate, lower_weights
 from lqn_seg.teachers.original_eomt import HEAD_WIDTH, convert_timm, load_strictly, rename
 from lqn_seg.teachers.preprocessing import interpolation_of, timm_values
@@ -50,6 +55,18 @@ class Dinov2Teacher(Teacher[PrefixContext]):
         )
         accelerate(model)
 
+    @property
+    def has_head(self) -> bool:
+        return isinstance(self.model.head, nn.Linear)
+
+    def resized(self, size: Size) -> Dinov2Teacher:
+        """The same teacher for images of another (height, width), multiples of the patch size, all
+        but the positions shared."""
+        shared = {id(x): x for x in (*self.model.parameters(), *self.model.buffers())}
+        model = copy.deepcopy(self.model, shared)
+        model.set_input_size(size)
+        return Dinov2Teacher(model, self.precision)
+
     def start(self, images: Tensor) -> tuple[Tensor, PrefixContext]:
         with self.products():
             state = self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(images)))
@@ -80,13 +97,20 @@ def load_dinov2(
             beside the weights), such as ``timm/vit_large_patch14_reg4_dinov2.lvd142m``, or in
             transformers' (``facebook/dinov2-small``), or a file (timm's with such a ``config.json``
             beside it, or Meta's own); empty for random weights.
+            A linear head in the directory becomes the model's (`linear_head`).
         config: path of a JSON file in timm's form in place of that ``config.json``:
             ``{"architecture": ..., "model_args": {...}}``.
-        image_size: (height, width) in pixels, multiples of the patch size; default: the
-            architecture's. Position embeddings are resampled as timm does it.
+        image_size: (height, width) in pixels, multiples of the patch size; default: what the head
+            was trained at, or else the architecture's. Position embeddings are resampled as timm
+            does it.
         precision: of the matrix products, or "auto"; the weights are lowered to it.
     """
-    model = build_dinov2(weights, config, image_size, None, _KEY).to(device)
+    head = read_linear_head(weights, _KEY)
+    size = image_size or (head.image_size if head else None)
+    model = build_dinov2(weights, config, size, None, _KEY)
+    if head:
+        attach(head, model)
+    model.to(device)
     teacher = Dinov2Teacher(model, resolve_precision(precision, torch.device(device)))
     lower_weights(model, teacher.precision)
     return teacher
@@ -113,6 +137,9 @@ def build_dinov2(
         )
     if not isinstance(model, VisionTransformer) or model.cls_token is None:
         raise InputError(f"{key}: {content['architecture']} is no ViT with a CLS token")
+    (height, width), patch = model.patch_embed.img_size, model.patch_embed.patch_size
+    if height % patch[0] or width % patch[1]:
+        raise InputError(f"{where}: {height}x{width} pixels are no whole patches of {patch[0]}")
     if not weights:
         return model
     with named(f"{key}: {weights} does not fit the model"):

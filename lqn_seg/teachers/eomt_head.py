@@ -8,6 +8,11 @@ from torch import Tensor
 from lqn_seg.teachers.modules import products_in
 
 
+def class_names_of(config: Any) -> tuple[str, ...]:
+    """The names in a transformers configuration's ``id2label``, in the order of their ids."""
+    return tuple(str(name) for _, name in sorted(config.id2label.items()))
+
+
 class EomtHead:
     """Final norm, mask head, upscaling and class predictor of a frozen EoMT.
 
@@ -19,7 +24,7 @@ class EomtHead:
     def __init__(self, model: Any, precision: str = "float32") -> None:
         self.model, self.precision = model, precision
         self.num_queries: int = model.config.num_queries
-        self.num_classes: int = model.config.num_labels
+        self.class_names = class_names_of(model.config)
 
     def __call__(self, patch_tokens: Tensor, query_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mask logits (B, Q, h, w) at the head's own resolution and class logits (B, Q, C + 1), the

@@ -1,5 +1,6 @@
 """Files of weights: from a directory or the model hub, read without executing what is in them."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ from torch import Tensor
 from lqn_seg.errors import InputError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # What libraries raise where a description or weights of a model make no sense.
 _SENSELESS = (
     *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, EOFError),
@@ -132,6 +134,25 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
             f"{key}: {path} holds no state dict, flat or under 'state_dict' or 'model'"
         )
     return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+
+
+def weight_file(weights: str | Path) -> Path | None:
+    """The file of weights that a path names, or that lies in the folder it names; None where there
+    is none, and for a repository of the model hub."""
+    path = Path(weights)
+    files = [path, *(path / name for name in (*WEIGHT_FILES, *_CLIP_FILES))] if weights else []
+    return next((file for file in files if file.is_file()), None)
+
+
+def checkpoint_hash(weights: str | Path, digits: int = 16) -> str:
+    """First hex digits of the SHA-256 of a `weight_file`; empty where there is none."""
+    digest, file = hashlib.sha256(), weight_file(weights)
+    if file is None:
+        return ""
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:digits]
 
 
 def first_line(error: BaseException) -> str:

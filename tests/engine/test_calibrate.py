@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import warnings
+from datetime import date, datetime, timezone
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from lqn_seg import __version__
 from lqn_seg.adapt.calibration import FILE_NAME, calibrate
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import get_dataset
@@ -20,6 +25,7 @@ from lqn_seg.engine.build import build_calibration, build_teacher
 from lqn_seg.engine.calibrate import calibrate_teacher
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow
+from lqn_seg.teachers.files import checkpoint_hash
 
 
 @pytest.fixture
@@ -36,7 +42,8 @@ def folder(tmp_path, scenes_root) -> Path:
 
 def test_a_folder_is_calibrated_as_its_images_are_evaluated(small_config, folder, tmp_path):
     output = tmp_path / "found.safetensors"
-    assert calibrate_teacher(str(small_config), folder, quantile=0.1, output=output) == output
+    made = calibrate_teacher(str(small_config), folder, quantile=0.1, output=output)
+    assert (made.path, made.images, made.inputs, made.sizes) == (output, 8, 8, {(96, 96)})
     cfg = load_cfg(str(small_config), ["MODEL.LQN.CALIBRATION", str(output)])
     teacher = build_teacher(cfg)
     result = build_calibration(cfg, teacher)
@@ -73,8 +80,8 @@ def test_the_file_lies_beside_local_weights_and_is_found_there(
     overrides = ["MODEL.LQN.TEACHER.WEIGHTS", str(weights)]
     cfg = load_cfg(str(small_config), overrides)
     assert build_calibration(cfg, build_teacher(cfg)) is None
-    path = calibrate_teacher(str(small_config), folder, overrides)
-    assert path == weights / FILE_NAME
+    made = calibrate_teacher(str(small_config), folder, overrides)
+    assert made.path == weights / FILE_NAME
     assert build_calibration(cfg, build_teacher(cfg)) is not None
 
 
@@ -89,6 +96,53 @@ def test_what_is_missing_is_named(small_config, folder, tmp_path):
     cfg = load_cfg(str(small_config), ["MODEL.LQN.CALIBRATION", str(tmp_path / "a")])
     with pytest.raises(InputError, match=r"MODEL\.LQN\.CALIBRATION: there is no file"):
         build_calibration(cfg, build_teacher(cfg))
+
+
+def test_a_file_says_where_it_is_from_and_warns_at_another_checkpoint(
+    small_config, folder, teacher_folder, tmp_path
+):
+    found = tmp_path / "found.safetensors"
+    Image.open(folder / "0" / "0.PNG").crop((0, 0, 64, 48)).save(folder / "0" / "small.png")
+    calibrate_teacher(str(small_config), folder, output=found)
+    with safe_open(found, "pt") as file:
+        about = json.loads(file.metadata()["calibration"])
+    weights = teacher_folder / "model.safetensors"
+    made_for = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    assert about["checkpoint"] == made_for and about["from"] == "images"
+    assert (about["images"], about["height"], about["width"]) == (9, [48, 96], [64, 96])
+    assert about["version"] == __version__
+    assert abs(date.fromisoformat(about["date"]) - datetime.now(timezone.utc).date()).days < 2
+
+    def use(weights: Path) -> list[str]:
+        overrides = ["MODEL.LQN.TEACHER.WEIGHTS", str(weights), "MODEL.LQN.CALIBRATION", str(found)]
+        cfg = load_cfg(str(small_config), overrides)
+        teacher = build_teacher(cfg)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert build_calibration(cfg, teacher) is not None
+        return [str(warning.message) for warning in caught]
+
+    assert use(teacher_folder) == use(weights.parent) == []
+    other = tmp_path / "other"
+    shutil.copytree(teacher_folder, other)
+    state = load_file(weights)
+    save_file({name: tensor + 1e-3 for name, tensor in state.items()}, other / weights.name)
+    (sentence,) = use(other)
+    assert str(found) in sentence and str(other / weights.name) in sentence
+    assert made_for in sentence and "\n" not in sentence
+    tensors = load_file(found)  # an older file does not know its checkpoint
+    del about["checkpoint"]
+    save_file(tensors, found, {"calibration": json.dumps(about)})
+    assert use(other) == []
+
+
+@pytest.mark.parametrize("teacher", ["demo", "demo_objects"])
+def test_shipped_calibrations_are_of_their_teachers(teacher):
+    folder = Path(__file__).parents[2] / "datasets" / teacher / "teacher"
+    with safe_open(folder / FILE_NAME, "pt") as file:
+        about = json.loads(file.metadata()["calibration"])
+    assert about["checkpoint"] == checkpoint_hash(folder) != ""
+    assert about["images"] == 2048 and {"height", "width", "date", "version"} <= about.keys()
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -36,6 +36,7 @@ from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.run import check_failed, evaluate
 from lqn_seg.lab.report.segmentation import SegmentationReport
 from lqn_seg.lab.report.wording import title
+from lqn_seg.segmentation.segmenter import Segmenter
 
 
 @pytest.fixture
@@ -524,12 +525,39 @@ def test_panels_of_any_id_stay_in_their_folder_and_apart(cfg, tmp_path):
         record["image_id"] = key
     evaluation.run(progress=False)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    written = pictures.draw_panels(evaluation, failed := [])
+    written = pictures.Panels(evaluation).draw(failed := [])
     assert not failed and len({path.name.casefold() for path in written}) == 5
     new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
     assert {path.resolve() for path in written} == new
     assert {path.parent for path in new} == {tmp_path / "output" / "panels"}
     assert "IMG.1.png" in {path.name for path in new}
+
+
+def test_panels_show_the_evaluations_own_predictions(cfg, monkeypatch):
+    """Without a prediction more, and the same picture as one that is predicted again."""
+    cfg.MODEL.LQN.METHODS = ("teacher", "untrained", "lqn")
+    evaluation = Evaluation(cfg, get_dataset("demo_panoptic_val"))
+    panels = pictures.Panels(evaluation).watch()
+    evaluation.run(progress=False)
+    assert len(panels.kept) == len(evaluation.conditions) * cfg.MODEL.LQN.EVAL.PANEL_IMAGES
+    for made in panels.kept.values():
+        assert list(made) == ["teacher", "lqn"]
+        assert all(list(prediction.output) == ["panoptic_seg"] for prediction in made.values())
+    pictured = []
+
+    def predict(*arguments):
+        pictured.append(arguments)
+        return predict_again(*arguments)
+
+    predict_again = Segmenter.__call__
+    monkeypatch.setattr(Segmenter, "__call__", predict)
+    (path,) = panels.draw(failed := [])
+    own = path.read_bytes()
+    assert not failed and not pictured
+    resumed = pictures.Panels(Evaluation(cfg, get_dataset("demo_panoptic_val"), resume=True))
+    resumed.watch().evaluation.run(progress=False)
+    assert not resumed.kept and resumed.draw(failed) == [path]
+    assert len(pictured) == 1 and path.read_bytes() == own
 
 
 def test_turned_photographs_are_scored_upright_or_left_out(

@@ -16,7 +16,7 @@ from lqn_seg.engine.training.eomt_training import (
     annealed_mask_probabilities,
     sine_cosine_grid,
 )
-from lqn_seg.engine.training.loop import learning_rate_factor
+from lqn_seg.engine.training.optimizers import learning_rate_factor
 from lqn_seg.engine.training.train import TeacherTrainer
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.eomt import load_eomt

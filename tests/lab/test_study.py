@@ -16,7 +16,7 @@ from lqn_seg.errors import InputError
 from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.lab.cost.cost import UncountedOperatorError
 from lqn_seg.lab.study import study as study_module
-from lqn_seg.lab.study.study import plan, study_hashes
+from lqn_seg.lab.study.study import constants_hash, plan, study_hashes
 from lqn_seg.lab.study.study_file import load_study
 from lqn_seg.lab.study.study_report import run_study
 from lqn_seg.visualization import curves
@@ -125,7 +125,7 @@ def test_hashes_see_files_and_refuse(write, scenes_root, executed):
             run_study(write(FROZEN=result))
     finally:
         image.write_bytes(original)
-    report = run_study(write(FROZEN=result, CORRUPTIONS=[], MAX_IMAGES=1))
+    report = run_study(write(FROZEN=result, MAX_IMAGES=1))
     assert f"`{result['dataset']}` | yes" in report.markdown()
 
 
@@ -250,6 +250,8 @@ def test_the_shipped_studies_are_well_formed():
         study = load_study(str(path))
         assert study.output_dir == f"output/study/{path.stem}"
         assert plan(study, 1200)
+        frozen = study.frozen.get("corruptions")
+        assert frozen in (None, constants_hash(study))
 
 
 def test_a_part_that_fails_takes_nothing_with_it(write, tmp_path, monkeypatch, capsys):

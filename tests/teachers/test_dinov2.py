@@ -191,7 +191,7 @@ def test_the_config_names_it_and_says_that_it_has_no_head(small_config, folder):
     overrides = ["MODEL.LQN.TEACHER.NAME", "dinov2", "MODEL.LQN.TEACHER.WEIGHTS", str(folder)]
     cfg = load_cfg(str(small_config), overrides)
     assert isinstance(build_teacher(cfg), Dinov2Teacher)
-    with pytest.raises(InputError, match="no mask head"):
+    with pytest.raises(InputError, match="no head"):
         build_segmenter(cfg, frozenset())
     cfg.MODEL.LQN.TEACHER.IMAGE_SIZE = (28, 70)
     assert build_teacher(cfg).grid == (2, 5)

@@ -1,5 +1,6 @@
 """Files from the model hub where there is no network."""
 
+import hashlib
 import socket
 import time
 
@@ -53,3 +54,20 @@ def test_a_proxy_stands_for_the_hub(hub, monkeypatch):
     monkeypatch.setattr(files, "getproxies", lambda: {"http": "http://127.0.0.1:9"})
     files.use_cache_without_network()
     assert huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_a_checkpoint_is_known_by_its_file(tmp_path):
+    """A file, or that in a folder, as transformers and open_clip name it; larger than one read."""
+    content = bytes(range(256)) * 5000
+    expected = hashlib.sha256(content).hexdigest()[:16]
+    for name in ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        assert files.weight_file(folder) == folder / name
+        assert (
+            files.checkpoint_hash(folder) == files.checkpoint_hash(str(folder / name)) == expected
+        )
+    assert files.weight_file(tmp_path) is None
+    for nothing in (tmp_path, "", "some/repository"):
+        assert files.checkpoint_hash(nothing) == ""

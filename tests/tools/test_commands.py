@@ -156,7 +156,14 @@ def test_calibrate_writes_a_file_or_one_sentence(small_config, scenes_root, tmp_
     result = typed(*common, scenes_root / "demo" / "train", "--max", 6)
     assert result.returncode == 0 and "3 passes" in result.stderr and actual.is_file()
     assert result.stdout.startswith("teacher: eomt from ")
-    assert result.stdout.endswith(f"\ncalibration: {actual}\n")
+    *_, path, cost = result.stdout.splitlines()
+    assert path == f"calibration: {actual}"
+    number = r"[\d.]+"
+    assert re.fullmatch(
+        rf"6 images in {number} s, {number} images/s, {number} GMACs/s; "
+        rf"about \d+ s for an EoMT-L at 512 px on this machine",
+        cost,
+    )
 
 
 def test_validate_dataset_prints_100_and_names_what_is_wrong(

@@ -10,12 +10,13 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from lqn_seg.engine.build import find_local
+from lqn_seg.engine.training.optimizers import NEW
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow
 from lqn_seg.teachers.base import Preprocessing
 from lqn_seg.teachers.dinov2 import eomt_from_dinov2
 from lqn_seg.teachers.eomt_checkpoints import read_eomt_config
-from lqn_seg.teachers.eomt_model import build_eomt
+from lqn_seg.teachers.eomt_model import VIT_PARTS, build_eomt
 
 # The annealing of block k of n runs over this part of the training, one block after the other, as
 # in EoMT's configurations (Cityscapes: steps 3317 to 16585 of 19902).
@@ -34,6 +35,18 @@ def annealed_mask_probabilities(progress: float, blocks: int) -> list[float]:
 def anneal(model: Any, progress: float) -> None:
     probabilities = annealed_mask_probabilities(progress, model.config.num_blocks)
     model.attn_mask_probs.copy_(torch.tensor(probabilities))
+
+
+def part_of(name: str, blocks: int) -> tuple[str, int]:
+    """The part that a parameter of an `EomtLosses` belongs to, and how many of its ViT's blocks lie
+    above it; patch and position embeddings count as the first block."""
+    name = name.removeprefix("model.")
+    if not name.startswith(VIT_PARTS):
+        return NEW, 0
+    words = name.split(".")
+    if words[0] == "layers":
+        return f"block {words[1]}", blocks - 1 - int(words[1])
+    return words[0], blocks - 1 if words[0] == "embeddings" else 0
 
 
 def sine_cosine_grid(grid: tuple[int, int], width: int) -> Tensor:

@@ -1,29 +1,28 @@
-"""The loop that trains either teacher: rates, steps, progress, Ctrl-C, and what is said of it."""
+"""The loop that trains either teacher: rates, steps, averages, checkpoints, Ctrl-C, and what is
+said of it."""
 
 import json
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from lqn_seg.engine.interruption import patient
 from lqn_seg.engine.store import make_writable
+from lqn_seg.engine.training.optimizers import learning_rate_factor, two_stage_factor
 from lqn_seg.errors import InputError
-
-
-def learning_rate_factor(iteration: int, warmup: int, total: int) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    if iteration < warmup:
-        return (iteration + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(total - warmup, 1)))
+from lqn_seg.teachers.base import Size
+from lqn_seg.teachers.files import named
 
 
 class _NoScalars(nullcontext[None]):
@@ -41,20 +40,50 @@ def scalar_writer(folder: Path) -> Any:
 
 
 class Trainer(ABC):
-    """``SOLVER.MAX_ITER`` iterations on the one data set of ``DATASETS.TRAIN``. A sub-class sets
-    `model` and `optimizers`, whose first rates `learning_rate_factor` scales."""
+    """``SOLVER.MAX_ITER`` iterations on the one data set of ``DATASETS.TRAIN``, resumable.
 
-    model: Any
-    optimizers: list[torch.optim.Optimizer]
+    A sub-class says what it trains and calls `set_up` when that is built.
+
+    Attributes:
+        kind: what is trained, for messages.
+        start: what it starts from.
+        shape: of the model, as text: two runs must share it for one to go on from the other.
+        size: (height, width) of its images in pixels.
+        learner: the module that is trained.
+        average: the moving average of its weights; None where ``TRAIN.EMA`` is 0.
+        random: what the batches may be drawn from; its state is kept in checkpoints.
+    """
+
+    kind: ClassVar[str]
+    learner: Any
+    start: str
+    shape: str
+    size: Size
 
     def __init__(self, cfg: CfgNode) -> None:
         if len(cfg.DATASETS.TRAIN) != 1:
             raise InputError("DATASETS.TRAIN must name exactly one data set")
         self.cfg, self.solver = cfg, cfg.SOLVER
         self.seed = max(cfg.SEED, 0)
+        self.random = torch.Generator().manual_seed(self.seed)
         self.output = Path(cfg.OUTPUT_DIR)
+        self.checkpoint_path = self.output / "checkpoint.pt"
         self.iteration, self.seconds = 0, 0.0
         self.losses: list[float] = []
+
+    def set_up(self, learner: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Train a module by optimisers whose rates as they are now are scaled at every step."""
+        self.learner, self.optimizers = learner, optimizers
+        for group in self.groups:
+            group["initial_lr"] = group["lr"]
+        decay = self.cfg.MODEL.LQN.TRAIN.EMA
+        average = get_ema_multi_avg_fn(decay)
+        self.average = AveragedModel(learner, multi_avg_fn=average) if decay else None
+
+    @property
+    @abstractmethod
+    def image_count(self) -> int:
+        """Number of images that are trained on."""
 
     @abstractmethod
     def batch(self) -> Any:
@@ -63,41 +92,77 @@ class Trainer(ABC):
     @abstractmethod
     def loss(self, batch: Any) -> Tensor: ...
 
-    def rate_factor(self, group: dict[str, Any]) -> float:
-        """What a group's first rate is multiplied by in this iteration."""
-        solver = self.solver
-        return learning_rate_factor(self.iteration, solver.WARMUP_ITERS, solver.MAX_ITER)
+    @abstractmethod
+    def export(self, learner: Any, folder: Path) -> None:
+        """Write the finished teacher, without ``training.json``."""
 
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The optimisers' parameter groups."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def checkpoint(self) -> None:  # noqa: B027 (not every training can be resumed)
-        """Keep the state of an unfinished training."""
+    def rate(self, group: dict[str, Any]) -> float:
+        """Learning rate of a group in this iteration."""
+        step, total = self.iteration, self.solver.MAX_ITER
+        if "start" in group:
+            factor = two_stage_factor(step, group["start"], group["warmup"], total)
+        else:
+            factor = learning_rate_factor(step, self.solver.WARMUP_ITERS, total)
+        return group["initial_lr"] * factor
 
     def step(self) -> float:
         """One iteration; returns its loss."""
-        solver, groups = self.solver, self.groups
+        groups, clip = self.groups, self.solver.CLIP_GRADIENTS
         for group in groups:
-            rate = group.setdefault("initial_lr", group["lr"])
-            group["lr"] = rate * self.rate_factor(group)
+            group["lr"] = self.rate(group)
         loss = self.loss(self.batch())
         loss.backward()
-        if solver.CLIP_GRADIENTS.ENABLED:
+        if clip.ENABLED:
             trained = [parameter for group in groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(trained, solver.CLIP_GRADIENTS.CLIP_VALUE)
+            nn.utils.clip_grad_norm_(trained, clip.CLIP_VALUE)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.iteration += 1
         return loss.item()
 
+    def train(self, resume: bool = False) -> Path:
+        """Train to ``SOLVER.MAX_ITER``; returns the directory of the finished teacher. At Ctrl-C a
+        checkpoint is written after the last whole iteration, and a `KeyboardInterrupt` says so."""
+        if resume:
+            self.load_checkpoint()
+        self.announce()
+        is_whole = self.run()
+        self.checkpoint()
+        if not is_whole:
+            raise KeyboardInterrupt(
+                f"{self.iteration} of {self.solver.MAX_ITER} iterations are in "
+                f"{self.checkpoint_path}; go on with --resume"
+            )
+        folder = self.output / "teacher"
+        self.export(self.average.module if self.average else self.learner, folder)
+        self.write_about(folder)
+        return folder
+
+    def announce(self) -> None:
+        """Say what is about to be done."""
+        solver, count = self.solver, self.image_count
+        height, width = self.size
+        total = solver.MAX_ITER * solver.IMS_PER_BATCH
+        parameters = sum(x.numel() for x in self.learner.parameters()) / 1e6
+        print(
+            f"training: {self.kind} of {parameters:.1f} M parameters, from {self.start}, on "
+            f"{count} images of {self.cfg.DATASETS.TRAIN[0]} at {height}x{width} pixels: "
+            f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH}, {total / count:.1f} epochs; "
+            f"at iteration {self.iteration}",
+            flush=True,
+        )
+
     def run(self) -> bool:
         """Iterate to the end; False if Ctrl-C came first, after the iteration that it came in. An
         `InputError` if the loss is not finite any more, or ``OUTPUT_DIR`` cannot be written to."""
         make_writable(self.output)
-        self.model.train()
+        self.learner.train()
         total, before, start = self.solver.MAX_ITER, self.seconds, time.perf_counter()
         scalars = scalar_writer(self.output)
         bar = tqdm(total=total, initial=self.iteration, desc="training", unit="iteration")
@@ -108,6 +173,8 @@ class Trainer(ABC):
                     raise InputError(
                         f"training diverged at iteration {self.iteration}: lower SOLVER.BASE_LR"
                     )
+                if self.average:
+                    self.average.update_parameters(self.learner)
                 self.losses.append(round(loss, 4))
                 self.seconds = before + time.perf_counter() - start
                 bar.set_postfix(loss=f"{np.mean(self.losses[-20:]):.3f}", refresh=False)
@@ -122,13 +189,60 @@ class Trainer(ABC):
                     break
         return self.iteration == total
 
-    def write_about(self, folder: Path, images: int, **more: Any) -> None:
+    def recipe(self) -> str:
+        """What two runs must share for one to go on from the other's checkpoint."""
+        cfg = self.cfg
+        return repr(
+            (cfg.SEED, cfg.DATASETS.TRAIN, cfg.SOLVER, cfg.MODEL.LQN.TRAIN, self.start, self.shape)
+        )
+
+    def checkpoint(self) -> None:
+        """Write the whole training state; a kill in the middle leaves the previous one."""
+        state = {
+            "learner": self.learner.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "random": (self.random.get_state(), torch.get_rng_state()),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "average": self.average and self.average.state_dict(),
+            "recipe": self.recipe(),
+        }
+        partial = self.checkpoint_path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint_path)
+
+    def load_checkpoint(self) -> None:
+        """Go on from the checkpoint in the output folder, if there is one."""
+        if not self.checkpoint_path.is_file():
+            return
+        with named(f"{self.checkpoint_path} cannot be read"):
+            state = torch.load(self.checkpoint_path, weights_only=True)
+        if state["recipe"] != self.recipe():
+            raise InputError(
+                f"{self.checkpoint_path} was made by another configuration: choose another "
+                "OUTPUT_DIR, or leave --resume out to start again"
+            )
+        self.learner.load_state_dict(state["learner"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        batches, everywhere = state["random"]
+        self.random.set_state(batches)
+        torch.set_rng_state(everywhere)
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.losses = state["losses"]
+
+    def write_about(self, folder: Path) -> None:
         """Write ``training.json``, how the teacher in a folder was made."""
         about = {
             "dataset": self.cfg.DATASETS.TRAIN[0],
-            "images": images,
+            "images": self.image_count,
+            "start": self.start,
             "iterations": self.iteration,
-            **more,
+            "batch_size": self.solver.IMS_PER_BATCH,
+            "learning_rate": self.solver.BASE_LR,
             "seed": self.seed,
             "loss_first_100": round(float(np.mean(self.losses[:100])), 4),
             "loss_last_100": round(float(np.mean(self.losses[-100:])), 4),

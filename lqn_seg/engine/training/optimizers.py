@@ -1,15 +1,18 @@
-"""Optimisers of an EoMT and their rates at every step: from a random start, or from a DINOv2."""
+"""Optimisers and their rates at every step: from a random start, or from a pretrained backbone."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from lqn_seg.teachers.eomt_model import VIT_PARTS
-
+NEW = "new"  # the part of what no backbone brings
 POWER = 0.9  # of the decay, as EoMT's
+
+# A parameter's name -> the part that it belongs to, and how many blocks lie above it.
+PartOf = Callable[[str], tuple[str, int]]
 
 
 def optimizers_from_scratch(learner: nn.Module, solver: CfgNode) -> list[torch.optim.Optimizer]:
@@ -25,45 +28,39 @@ def optimizers_from_scratch(learner: nn.Module, solver: CfgNode) -> list[torch.o
     ]
 
 
-def optimizer_from_backbone(learner: Any, cfg: CfgNode) -> torch.optim.Optimizer:
-    """EoMT's AdamW. Block k of n has the rate ``BASE_LR * LAYER_DECAY ** (n - 1 - k)``, patch and
-    position embeddings that of block 0, all else ``BASE_LR``. A group's ``start`` is the step
-    until which it stands still (see `two_stage_factor`)."""
+def optimizer_from_backbone(
+    learner: nn.Module, part_of: PartOf, cfg: CfgNode
+) -> torch.optim.Optimizer:
+    """EoMT's AdamW (tue-mps/eomt), one group for each part. A parameter with k blocks above it has
+    the rate ``BASE_LR * LAYER_DECAY ** k``. New parts warm up over ``WARMUP_ITERS`` steps, the
+    backbone over the ``BACKBONE_WARMUP`` after them (see `two_stage_factor`); all decays."""
     solver, train = cfg.SOLVER, cfg.MODEL.LQN.TRAIN
-    blocks = len(learner.model.layers)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in learner.named_parameters():
-        part, depth = part_of(name.removeprefix("model."), blocks)
-        rate = solver.BASE_LR * train.LAYER_DECAY**depth
-        start = 0 if part == "new" else solver.WARMUP_ITERS
-        group = {"params": [], "lr": rate, "initial_lr": rate, "name": part, "start": start}
+        part, above = part_of(name)
+        start, warmup = (0, solver.WARMUP_ITERS)
+        if part != NEW:
+            start, warmup = solver.WARMUP_ITERS, train.BACKBONE_WARMUP
+        rate = solver.BASE_LR * train.LAYER_DECAY**above
+        group = {"params": [], "lr": rate, "name": part, "start": start, "warmup": warmup}
         groups.setdefault(part, group)["params"].append(parameter)
     return torch.optim.AdamW(list(groups.values()), weight_decay=solver.WEIGHT_DECAY)
 
 
-def part_of(name: str, blocks: int) -> tuple[str, int]:
-    """The part that a parameter of an EoMT belongs to, and how many blocks lie above it."""
-    if not name.startswith(VIT_PARTS):
-        return "new", 0
-    words = name.split(".")
-    if words[0] == "layers":
-        return f"block {words[1]}", blocks - 1 - int(words[1])
-    return words[0], blocks - 1 if words[0] == "embeddings" else 0
+def learning_rate_factor(step: int, warmup: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
 
 def two_stage_factor(step: int, start: int, warmup: int, total: int) -> float:
     """Of the rate: 0 until ``start``, up on a line for ``warmup`` steps, then down to 0 at
-    ``total`` as a polynomial."""
+    ``total`` as a polynomial. Before ``start`` weights stand still, but Adam's moments do not: they
+    follow gradients from the first step, as in EoMT's training."""
     if step < start:
         return 0.0
     if step < start + warmup:
         return (step - start) / warmup
     left = total - start - warmup
     return (1 - (step - start - warmup) / max(left, 1)) ** POWER
-
-
-def stand_still(groups: Sequence[dict[str, Any]], step: int) -> None:
-    """Compute no gradients for groups that have not started: a third of a step's cost."""
-    for group in groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_(step >= group.get("start", 0))

@@ -1,4 +1,4 @@
-"""Train a small CLIP from scratch on labelled images, captioned by open_clip's templates.
+"""Train a CLIP on labelled images, captioned by open_clip's templates: from scratch, or from one.
 
 A step takes a batch of images and one caption for every class among them, of a template drawn anew.
 The loss is CLIP's symmetric one, with all pairs of a class as positives (UniCL). The result is a
@@ -23,58 +23,63 @@ from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine.build import find_local
 from lqn_seg.engine.store import say
 from lqn_seg.engine.training.loop import Trainer
+from lqn_seg.engine.training.optimizers import NEW, PartOf, optimizer_from_backbone
 from lqn_seg.engine.usable import usable_records
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import resize_image
-from lqn_seg.teachers.base import Preprocessing, normalise
+from lqn_seg.teachers.base import Preprocessing, Size, normalise
+from lqn_seg.teachers.clip import FOLDER_CONFIG, image_tower, read_clip
 from lqn_seg.teachers.eomt import load_eomt
 from lqn_seg.teachers.files import read_json
+from lqn_seg.teachers.preprocessing import clip_values
 
 MAX_LOGIT_SCALE = 100.0
-INTERRUPTED = "interrupted"  # a folder for what was not trained to the end
-WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+ABOVE_TOWERS = {"proj", "text_projection", "logit_scale", "logit_bias"}
+LAST_NORMS = {"ln_post", "ln_final"}
 
 
 class ClipTrainer(Trainer):
-    """Trains a CLIP of the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format). Its
-    image tower starts from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named."""
+    """Trains a CLIP. It starts from the one in ``MODEL.LQN.TRAIN.BACKBONE`` (an open_clip folder,
+    or a weight file or tag of the architecture in ``MODEL.LQN.TEACHER.CONFIG``), or is a new one of
+    the shape in ``MODEL.LQN.TEACHER.CONFIG`` (JSON in open_clip's format), whose image tower starts
+    from the first layers of the EoMT in ``MODEL.WEIGHTS``, if one is named."""
+
+    kind = "a CLIP"
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
         self.device = torch.device(cfg.MODEL.DEVICE)
-        self.model_cfg = read_model_cfg(find_local(cfg.MODEL.LQN.TEACHER.CONFIG))
         torch.manual_seed(self.seed)
-        self.model = open_clip.model.CLIP(**self.model_cfg).to(self.device)
-        self.preprocessing = Preprocessing()
-        if cfg.MODEL.WEIGHTS:
-            self.preprocessing = start_from_eomt(self.model, find_local(cfg.MODEL.WEIGHTS))
-        tokenize = open_clip.SimpleTokenizer(
-            context_length=self.model_cfg["text_cfg"]["context_length"]
-        )
+        self.is_new = not cfg.MODEL.LQN.TRAIN.BACKBONE
+        self.start = cfg.MODEL.LQN.TRAIN.BACKBONE or cfg.MODEL.WEIGHTS or "a random start"
+        make = new_clip if self.is_new else pretrained_clip
+        self.model, self.model_cfg, tokenize, self.preprocessing = make(cfg)
         dataset = get_dataset(cfg.DATASETS.TRAIN[0])
         self.captions = [  # by template, (classes, T)
             tokenize([template(name) for name in dataset.metadata.class_names]).to(self.device)
             for template in templates("train")
         ]
-        self.images, self.labels = _load(usable_records(dataset), self.model.visual.image_size[0])
-        self.random = torch.Generator().manual_seed(self.seed)
-        self._centre()
-        groups = _groups(self.model, self.solver)
-        self.optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)]
+        self.size = self.model.visual.image_size
+        self.shape = json.dumps(self.model_cfg)
+        self.images, self.labels = _load(usable_records(dataset), self.size)
+        if self.is_new:
+            self._centre()
+            groups = _groups(self.model, self.solver)
+            optimizer: Any = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        else:
+            optimizer = optimizer_from_backbone(self.model, part_of(self.model), cfg)
+        self.set_up(self.model, [optimizer])
 
-    def train(self) -> Path:
-        """Run all iterations and write the model; returns its folder. After Ctrl-C the model as it
-        was then is in ``interrupted`` in ``OUTPUT_DIR``, and a `KeyboardInterrupt` says so."""
-        is_whole = self.run()
-        folder = self.output if is_whole else self.output / INTERRUPTED
-        self._forget_unseen_words()
-        save_clip(folder, self.model, self.model_cfg, self.preprocessing)
-        more = {"images_per_iteration": self.solver.IMS_PER_BATCH}
-        self.write_about(folder, len(self.labels), **more)
-        if not is_whole:
-            made = f"{self.iteration} of {self.solver.MAX_ITER} iterations"
-            raise KeyboardInterrupt(f"the model after {made} is in {folder}")
-        return folder
+    @property
+    def image_count(self) -> int:
+        return len(self.labels)
+
+    def export(self, learner: Any, folder: Path) -> None:
+        """Write a folder that open_clip reads."""
+        if self.is_new:
+            self._forget_unseen_words(learner)
+        save_clip(folder, learner, self.model_cfg, self.preprocessing)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images (B, 3, s, s), captions (K, T), which of the K each image belongs to (B,), and the
@@ -122,12 +127,62 @@ class ClipTrainer(Trainer):
         return normalise(images, self.preprocessing.mean, self.preprocessing.std)
 
     @torch.no_grad()
-    def _forget_unseen_words(self) -> None:
+    def _forget_unseen_words(self, model: Any) -> None:
         """Zero the embedding of tokens that no caption had: noise still, and zeros pack well."""
         seen = torch.cat(self.captions).unique()
-        weight = self.model.token_embedding.weight
+        weight = model.token_embedding.weight
         kept = weight[seen].clone()
         weight.zero_()[seen] = kept
+
+
+def new_clip(cfg: CfgNode) -> tuple[Any, dict[str, Any], Any, Preprocessing]:
+    """An untrained model, its shape in open_clip's words, its tokenizer and its input."""
+    model_cfg = read_model_cfg(find_local(cfg.MODEL.LQN.TEACHER.CONFIG))
+    model = open_clip.model.CLIP(**model_cfg).to(cfg.MODEL.DEVICE)
+    weights = cfg.MODEL.WEIGHTS
+    input_ = start_from_eomt(model, find_local(weights)) if weights else Preprocessing()
+    length = model_cfg["text_cfg"]["context_length"]
+    return model, model_cfg, open_clip.SimpleTokenizer(context_length=length), input_
+
+
+def pretrained_clip(cfg: CfgNode) -> tuple[Any, dict[str, Any], Any, Preprocessing]:
+    """The same of the CLIP in ``MODEL.LQN.TRAIN.BACKBONE``."""
+    key, name = "MODEL.LQN.TRAIN.BACKBONE", cfg.MODEL.LQN.TEACHER.CONFIG
+    for other, is_set in (
+        ("MODEL.WEIGHTS", bool(cfg.MODEL.WEIGHTS)),
+        ("SOLVER.BACKBONE_MULTIPLIER", cfg.SOLVER.BACKBONE_MULTIPLIER != 1),
+    ):
+        if is_set:
+            raise InputError(f"{other} is for a CLIP from scratch: leave it out with {key}")
+    weights = find_local(cfg.MODEL.LQN.TRAIN.BACKBONE)
+    model, tokenizer, source = read_clip(weights, name, cfg.MODEL.DEVICE, key)
+    values = clip_values(getattr(image_tower(model), "preprocess_cfg", {}), source)
+    config = Path(weights) / FOLDER_CONFIG
+    model_cfg = (
+        read_json(config, key)["model_cfg"] if not name else open_clip.get_model_config(name)
+    )
+    return model, model_cfg, tokenizer, Preprocessing(values["mean"], values["std"])
+
+
+def part_of(model: Any) -> PartOf:
+    """The parts of a CLIP's parameters: each tower's embeddings (which count as its first block),
+    blocks and last norm. The projections and the scale, above both towers, count as new."""
+    text = getattr(model, "text", model)
+    depths = {"image": model.visual.transformer.layers, "text": text.transformer.layers}
+
+    def part(name: str) -> tuple[str, int]:
+        words = name.split(".")
+        if not ABOVE_TOWERS.isdisjoint(words):
+            return NEW, 0
+        tower = "image" if words[0] == "visual" else "text"
+        if "resblocks" in words:
+            block = int(words[words.index("resblocks") + 1])
+            return f"{tower} block {block}", depths[tower] - 1 - block
+        if not LAST_NORMS.isdisjoint(words):
+            return f"{tower} norm", 0
+        return f"{tower} embeddings", depths[tower] - 1
+
+    return part
 
 
 @torch.no_grad()
@@ -190,9 +245,9 @@ def augment(images: Tensor, random: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _load(records: list[dict[str, Any]], size: int) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, size, size) uint8 and labels (N,) in memory; what cannot be read is named."""
-    images = torch.empty(len(records), 3, size, size, dtype=torch.uint8)
+def _load(records: list[dict[str, Any]], size: Size) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, *size) uint8 and labels (N,) in memory; what cannot be read is named."""
+    images = torch.empty(len(records), 3, *size, dtype=torch.uint8)
     labels: list[int] = []
     for record in records:
         try:
@@ -200,7 +255,7 @@ def _load(records: list[dict[str, Any]], size: int) -> tuple[Tensor, Tensor]:
         except InputError as error:
             say(f"left out: {error}")
             continue
-        images[len(labels)] = resize_image(pixels, (size, size), "bicubic")
+        images[len(labels)] = resize_image(pixels, size, "bicubic")
         labels.append(record["label"])
     if not labels:
         raise InputError("no image can be trained on: none of them can be read")
@@ -233,10 +288,12 @@ def save_clip(
     state = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
     pixels = preprocessing or Preprocessing()
-    size = model_cfg["vision_cfg"]["image_size"]
+    visual: Any = model.visual
+    height, width = visual.image_size
+    size = height if height == width else [height, width]
     preprocess = {"size": size, "mean": pixels.mean, "std": pixels.std}
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
-    (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / FOLDER_CONFIG).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read_model_cfg(path: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """An EoMT that a loop from elsewhere trains: losses in training, else the teacher's predictions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fvcore.common.config import CfgNode
@@ -81,7 +81,7 @@ class TrainableEomt(EomtLosses):
 
     def predict(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """`LQNTTTMetaArch.forward` of the teacher, with the weights as they are now."""
-        self.segmenter.teacher.refresh()
+        cast(EomtTeacher, self.segmenter.teacher).refresh()
         return LQNTTTMetaArch(self.segmenter, self.input_format)(batched_inputs)
 
 

@@ -27,6 +27,16 @@ FEW = 10  # images that may be left out of any data set
 Decoded = tuple[NDArray[np.uint8], NDArray[np.integer], list[int]]
 
 
+def batch_indices(seed: int, iteration: int, size: int, total: int) -> list[int]:
+    """Images of one iteration: consecutive slices of one shuffle per epoch."""
+    positions = [divmod(p, total) for p in range(iteration * size, (iteration + 1) * size)]
+    shuffles = {
+        epoch: np.random.default_rng([seed, 0, epoch]).permutation(total)
+        for epoch in {epoch for epoch, _ in positions}
+    }
+    return [int(shuffles[epoch][offset]) for epoch, offset in positions]
+
+
 class TrainingImages:
     """Images and segment masks of a data set, decoded once and kept as small integers.
 

@@ -17,6 +17,8 @@ from lqn_seg.adapt.calibration import calibrated_layers
 from lqn_seg.adapt.methods import parse_ablation
 from lqn_seg.core.config import LQNConfig, StudentConfig
 from lqn_seg.core.lqn import Grid
+from lqn_seg.teachers.dinov2 import Dinov2Teacher
+from lqn_seg.teachers.eomt import EomtTeacher
 
 _CHANNELS = 3
 
@@ -103,6 +105,38 @@ class EomtShape(VitShape):
             pixels *= 4
             upscale += 9 * pixels * width
         return classes + 3 * queries * width**2 + upscale + queries * width * pixels
+
+
+class LinearShape(EomtShape):
+    """A ViT of timm's whose head is a linear classifier of its patches: no queries."""
+
+    @classmethod
+    def of(cls, teacher: Dinov2Teacher) -> LinearShape:
+        model: Any = teacher.model
+        mlp = model.blocks[0].mlp
+        return cls(
+            grid=teacher.grid,
+            patch_values=model.patch_embed.proj.weight[0].numel(),
+            width=teacher.width,
+            layers=teacher.num_layers,
+            mlp_width=mlp.fc2.in_features,
+            prefix=model.num_prefix_tokens,
+            gated_mlp=mlp.fc1.out_features == 2 * mlp.fc2.in_features,
+            image_size=teacher.image_size,
+            num_labels=model.head.out_features,
+            **dict.fromkeys(("num_queries", "num_blocks", "num_upscale_blocks"), 0),
+        )
+
+    @property
+    def head_macs(self) -> int:
+        return self.patches * self.width * self.num_labels
+
+
+def teacher_shape(teacher: EomtTeacher | Dinov2Teacher) -> EomtShape:
+    """What the cost of a teacher and its head depends on."""
+    if isinstance(teacher, EomtTeacher):
+        return EomtShape.from_config(teacher.model.config)
+    return LinearShape.of(teacher)
 
 
 def eomt_gmacs(shape: EomtShape) -> dict[str, float]:

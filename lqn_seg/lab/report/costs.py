@@ -13,7 +13,7 @@ from lqn_seg.classification.classifier import Classifier
 from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.engine.classify import Classification
 from lqn_seg.lab.cost.cost import Cost, measure
-from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
+from lqn_seg.lab.cost.flops import method_gmacs, teacher_shape
 from lqn_seg.segmentation.segmenter import Segmenter
 
 
@@ -32,7 +32,7 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
         return whole | {f"gmacs_{stage}": 0.0 for stage in ("align", "fit", "query", "head")}
     if segmenter.larger and method in segmenter.larger.methods:
         return count_gmacs(segmenter.larger, method, stats)
-    shape, windows = EomtShape.from_config(segmenter.teacher.model.config), stats["windows"]
+    shape, windows = teacher_shape(segmenter.teacher), stats["windows"]
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
         is_fitted = stats.get("mixing_weight", 1) > 0

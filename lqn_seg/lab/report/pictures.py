@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lqn_seg.data.catalog import Category, Record
 from lqn_seg.data.file_names import file_names
-from lqn_seg.engine.evaluate import CLEAN, Evaluation
+from lqn_seg.engine.evaluate import CLEAN, Condition, Evaluation
+from lqn_seg.engine.store import Key
 from lqn_seg.engine.studio import Source, Studio
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.wording import number, title
@@ -30,50 +32,96 @@ from lqn_seg.visualization.panels import (
 )
 
 
-def draw_panels(evaluation: Evaluation, failed: list[str]) -> list[Path]:
-    """A picture per image, a row per condition: truth, methods, and where they differ. None where
-    the configuration asks for none, without panoptic output, or without two methods."""
-    settings, full = evaluation.cfg.MODEL.LQN.EVAL, evaluation.segmenter
-    wanted = settings.PANEL_METHODS or ("teacher", "apm", "lqn")
-    methods = {name: full.methods[name] for name in wanted if name in full.methods}
-    if "panoptic_seg" not in evaluation.evaluators or len(methods) < 2:
-        return []
-    others = {name: model for name, model in full.baselines.items() if name in methods}
-    parts = full.teacher, full.head, methods, full.thing_ids, full.config, full.calibration
-    segmenter = Segmenter(*parts, others)
-    folder = Path(evaluation.cfg.OUTPUT_DIR) / "panels"
-    names = file_names(record["image_id"] for record in evaluation.records)
+class Panels:
+    """An evaluation's panels: a picture per image, a row per condition, with the truth, the
+    methods, and where they differ.
 
-    def draw(record: Record) -> list[Path]:
-        path = folder / f"{names[str(record['image_id'])]}.png"
-        return [save_png(_panel(evaluation, segmenter, record), path)]
+    From `watch` on they show the evaluation's own predictions, of which no more are kept than
+    ``EVAL.PANEL_IMAGES`` and ``.PANEL_METHODS`` name. What was predicted in an earlier run or by
+    another process is predicted again.
+    """
 
-    paths: list[Path] = []
-    for record in evaluation.scored[: settings.PANEL_IMAGES]:
-        complaint = f"the panel of image {record['image_id']} could not be drawn"
-        paths += attempt(complaint, partial(draw, record), [], failed)
-    return paths
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.evaluation, self.settings = evaluation, evaluation.cfg.MODEL.LQN.EVAL
+        wanted = self.settings.PANEL_METHODS or ("teacher", "apm", "lqn")
+        known = evaluation.segmenter.methods
+        self.methods = [name for name in wanted if name in known]
+        preferred = (CLEAN, "gaussian_noise", "fog")  # clean, and what looks least like it
+        conditions = [c for c in evaluation.conditions if c.corruption in preferred]
+        self.conditions = conditions if len(conditions) > 1 else evaluation.conditions[:3]
+        self.kept: dict[tuple[Key, Condition], dict[str, Prediction]] = {}
 
+    @property
+    def asked(self) -> bool:
+        """Not without panoptic output, nor without two methods to compare."""
+        has_maps = "panoptic_seg" in self.evaluation.evaluators
+        return has_maps and len(self.methods) > 1 and self.settings.PANEL_IMAGES > 0
 
-def _panel(
-    evaluation: Evaluation, segmenter: Segmenter, record: Mapping[str, Any]
-) -> NDArray[np.uint8]:
-    """Clean and what looks least like it, noise and fog; the first three without these."""
-    metadata, evaluator = evaluation.dataset.metadata, evaluation.evaluators["panoptic_seg"]
-    truth = Segmentation(metadata.read_panoptic(record), record["segments_info"])
+    def watch(self) -> Panels:
+        """Keep what the evaluation is about to predict, if panels are asked for."""
+        first = self.evaluation.records[: self.settings.PANEL_IMAGES]
+        keys = {record["image_id"] for record in first}
 
-    def quality(prediction: Prediction) -> float:
-        return evaluator.summarize([evaluator.statistics(record, prediction.output)])["PQ"]
+        def keep(condition: Condition, record: Record, made: Mapping[str, Prediction]) -> None:
+            if record["image_id"] in keys and condition in self.conditions:
+                maps = {name: made[name].output["panoptic_seg"] for name in self.methods}
+                self.kept[record["image_id"], condition] = {
+                    name: Prediction({"panoptic_seg": (ids.cpu(), segments)})
+                    for name, (ids, segments) in maps.items()
+                }
 
-    preferred = (CLEAN, "gaussian_noise", "fog")
-    conditions = [c for c in evaluation.conditions if c.corruption in preferred]
-    conditions = conditions if len(conditions) > 1 else evaluation.conditions[:3]
-    images = [evaluation.image(condition, dict(record)) for condition in conditions]
-    rows = [
-        Seen(image.permute(1, 2, 0).numpy(), predictions, truth, quality, condition.words)
-        for condition, image, predictions in zip(conditions, images, segmenter(images))
-    ]
-    return comparison_panel(rows, metadata.categories, "PQ")
+        self.evaluation.watch = keep if self.asked else None
+        return self
+
+    def draw(self, failed: list[str]) -> list[Path]:
+        """The files; `failed` receives why one could not be drawn."""
+        folder = Path(self.evaluation.cfg.OUTPUT_DIR) / "panels"
+        names = file_names(record["image_id"] for record in self.evaluation.records)
+
+        def draw(record: Record) -> list[Path]:
+            path = folder / f"{names[str(record['image_id'])]}.png"
+            return [save_png(self._panel(record), path)]
+
+        paths: list[Path] = []
+        for record in self.evaluation.scored[: self.settings.PANEL_IMAGES] if self.asked else ():
+            complaint = f"the panel of image {record['image_id']} could not be drawn"
+            paths += attempt(complaint, partial(draw, record), [], failed)
+        return paths
+
+    def _panel(self, record: Record) -> NDArray[np.uint8]:
+        metadata = self.evaluation.dataset.metadata
+        evaluator = self.evaluation.evaluators["panoptic_seg"]
+        truth = Segmentation(metadata.read_panoptic(record), record["segments_info"])
+        prepared = evaluator.prepare(record)
+
+        def quality(prediction: Prediction) -> float:
+            return evaluator.summarize([evaluator.score(prepared, prediction.output)])["PQ"]
+
+        images = [self.evaluation.image(condition, record) for condition in self.conditions]
+        rows = [
+            Seen(image.permute(1, 2, 0).numpy(), predictions, truth, quality, condition.words)
+            for condition, image, predictions in zip(
+                self.conditions, images, self._predictions(record, images)
+            )
+        ]
+        return comparison_panel(rows, metadata.categories, "PQ")
+
+    def _predictions(
+        self, record: Record, images: Sequence[Tensor]
+    ) -> Sequence[Mapping[str, Prediction]]:
+        keys = [(record["image_id"], condition) for condition in self.conditions]
+        if all(key in self.kept for key in keys):
+            return [self.kept[key] for key in keys]
+        return self._segmenter(images)
+
+    @cached_property
+    def _segmenter(self) -> Segmenter:
+        """The evaluation's, with the methods of the panels alone."""
+        full = self.evaluation.segmenter
+        methods = {name: full.methods[name] for name in self.methods}
+        others = {name: model for name, model in full.baselines.items() if name in methods}
+        parts = full.teacher, full.head, methods, full.thing_ids, full.config, full.calibration
+        return Segmenter(*parts, others)
 
 
 def compare(

@@ -21,6 +21,7 @@ from lqn_seg.engine.probe import known_classes
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.classification import ClassificationReport
+from lqn_seg.lab.report.pictures import Panels
 from lqn_seg.lab.report.report import Report
 from lqn_seg.lab.report.segmentation import SegmentationReport
 
@@ -60,7 +61,8 @@ def evaluate(
             raise InputError(f"{config_file}: DATASETS.TEST must name exactly one data set")
         dataset = get_dataset(cfg.DATASETS.TEST[0])
         evaluation = Evaluation(cfg, dataset, resume, strict=strict)
-    return _report([evaluation], lambda: SegmentationReport(evaluation))
+    panels = Panels(evaluation).watch()
+    return _report([evaluation], lambda: SegmentationReport(evaluation, panels))
 
 
 def classify(
@@ -115,7 +117,10 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
     for run in runs:
         metadata = run.dataset.metadata
         who = "this run" if run.model.teacher.name == "CLIP" else "this teacher"
-        lines = [known_classes(metadata.class_names, who)]
+        names = metadata.class_names
+        if isinstance(run, Evaluation) and run.segmenter.class_map:
+            names = run.segmenter.head.class_names
+        lines = [known_classes(names, who)]
         lines += [f"SUBSET: {len(run.records)} of {run.total} images"] if run.is_subset else []
         lines += [f"left out: {problem}" for problem in run.dataset.problems]
         lines += [f"note: {note}" for note in run.dataset.notes]

@@ -9,7 +9,7 @@ from typing import Any
 
 from lqn_seg.engine.evaluate import CLEAN, Evaluation
 from lqn_seg.lab.report.costs import count_gmacs
-from lqn_seg.lab.report.pictures import draw_panels
+from lqn_seg.lab.report.pictures import Panels
 from lqn_seg.lab.report.report import CORRUPTED, Additive, Report, as_dicts, count_images, describe
 from lqn_seg.lab.report.wording import (
     TITLES,
@@ -30,10 +30,12 @@ _QUALITY += [("segm", "AP"), ("sem_seg", "mIoU"), ("lqn", "token_cos")]
 
 
 class SegmentationReport(Report):
-    titles, baseline, stages = TITLES, "teacher", STAGES
+    baseline, stages = "teacher", STAGES
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    def __init__(self, evaluation: Evaluation, panels: Panels | None = None) -> None:
+        self.panels = Panels(evaluation) if panels is None else panels
         self.evaluation, self.segmenter = evaluation, evaluation.segmenter
+        self.titles = {**TITLES, "teacher": f"{self.segmenter.teacher.name} (teacher)"}
         self.task = next(task for task in HEADLINE if task in evaluation.evaluators)
         self.key = HEADLINE[self.task]
         super().__init__([evaluation], evaluation.segmenter.methods)
@@ -124,7 +126,7 @@ class SegmentationReport(Report):
             yield "\n".join(f"copypaste: {line}" for line in lines)
 
     def draw(self) -> list[Path]:
-        return draw_panels(self.evaluation, self.failed)
+        return self.panels.draw(self.failed)
 
     # ---- results.json ----------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
 
     ``dataset`` covers every record (ids, sizes, segments) and the bytes of its files, wherever they
     lie; ``teacher/<name>`` names and values of the weights; ``calibration/<name>`` its numbers
-    ("none" without one); ``corruptions`` the constants of all. An InputError if a file is missing.
+    ("none" without one); ``corruptions`` is `constants_hash`. An InputError if a file is missing.
     """
     digest = hashlib.sha256()
     for record in dataset.records(strict=False):
@@ -58,8 +58,7 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
         files = [key for key in record if key.endswith("file_name")]
         facts = record | {key: _file_hash(record[key], where) for key in files}
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    constants = hashlib.sha256(json.dumps(STRENGTHS, sort_keys=True).encode())
-    hashes = {"dataset": digest.hexdigest(), "corruptions": constants.hexdigest()}
+    hashes = {"dataset": digest.hexdigest(), "corruptions": constants_hash(study)}
     for name in study.teachers:
         cfg = study_cfg(study, name)
         teacher = build_teacher(cfg)
@@ -67,6 +66,12 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
         calibration = build_calibration(cfg, teacher)
         hashes[f"calibration/{name}"] = calibration_hash(calibration, digits=64) or NONE
     return hashes
+
+
+def constants_hash(study: Study) -> str:
+    """SHA-256 of the constants of the corruptions in a study."""
+    used = {name: STRENGTHS[name] for run in study.runs for name in run.corruptions}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
 def _file_hash(path: str, where: str) -> str:

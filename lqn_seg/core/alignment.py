@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.core.precision import operand_precision
+from lqn_seg.core.precision import own_precision
 from lqn_seg.core.view import guiding_tokens
 
 # Directions whose clean variance is below this share of the largest carry rounding, not signal.
@@ -47,7 +47,7 @@ class LayerRange:
 
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
-        with operand_precision(tokens.device):  # bfloat16 would drown weak directions
+        with own_precision(tokens.device):  # the weak directions would drown in bfloat16's rounding
             parts = F.linear(tokens.float() - self.centre, self.basis.mT)
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
@@ -63,7 +63,7 @@ class LayerRange:
         parts = (parts - mean[:, None, None]) * change.exp()[:, None, None]
         parts += mean.clamp(*self.mean)[:, None, None]
         damage = (change - common)[:, self.signal].square().mean(1).sqrt()
-        with operand_precision(tokens.device):
+        with own_precision(tokens.device):
             aligned = F.linear(parts, self.basis) + self.centre
         return aligned.to(tokens.dtype), damage
 
@@ -124,7 +124,7 @@ class Aligner:
 def residual(fields: Tensor) -> Tensor:
     """(B,) part, over variance, of the last layer of (B, L, H, W, D) fields that positions which
     look alike at an early layer do not predict of each other."""
-    with operand_precision(fields.device):
+    with own_precision(fields.device):
         kernel = guided_kernel(guiding_tokens(fields, RESIDUAL_GUIDE))
         return leave_one_out_error(kernel, fields[:, -1])
 
@@ -142,9 +142,9 @@ def guided_kernel(guide: Tensor) -> Tensor:
     """(B, N, N) Gaussian kernel in (0, 1] of (B, H, W, D) guiding tokens and their positions."""
     height, width = guide.shape[1:3]
     rows, columns = (torch.arange(1.0, side + 1, device=guide.device) for side in (height, width))
-    positions = torch.cartesian_prod(rows, columns) / (POSITION_BANDWIDTH * max(height, width))
+    places = torch.cartesian_prod(rows, columns) / (POSITION_BANDWIDTH * max(height, width))
     tokens = guide.flatten(1, 2) / (GUIDE_BANDWIDTH * guide.shape[-1] ** 0.5)
-    distance = torch.cdist(tokens, tokens).square_() + torch.cdist(positions, positions).square_()
+    distance = torch.cdist(tokens, tokens).square_() + torch.cdist(places, places).square_()
     return distance.mul_(-0.5).exp_()
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lqn_seg.core.config import LQNConfig, axis_features
-from lqn_seg.core.precision import DTYPES, operand_precision, resolve_precision
+from lqn_seg.core.precision import DTYPES, own_precision, resolve_precision
 from lqn_seg.core.random import RandomKey, Stream, generator
 from lqn_seg.core.view import View
 from lqn_seg.errors import InputError
@@ -194,7 +194,7 @@ class StudentFitter:
         adam = torch.optim.Adam(weights, fit.learning_rate, fit.betas, fit.eps, fused=fused)
         visits = [(sampler or self.uniform)(b, key) for b, key in enumerate(keys)]
         losses = [torch.zeros(len(keys), 0, device=self.device)]
-        with torch.enable_grad(), operand_precision(self.device):
+        with torch.enable_grad(), own_precision(self.device):
             for step, indices in enumerate(torch.stack(visits, 2).unbind(1)):  # (1 or 3, B, n)
                 loss = fitted.loss(seen[step % len(seen)], indices, binding)
                 adam.zero_grad()
@@ -287,7 +287,7 @@ class FittedStudents:
         source = torch.as_tensor(source, device=dest.device, dtype=torch.float32).expand_as(dest)
         size = max(1, min(most, QUERY_FLOATS // (len(dest) * max(config.widths))))
         guides = [None] * dest.shape[1] if guide is None else guide.split(size, 1)
-        with operand_precision(dest.device):
+        with own_precision(dest.device):
             for src, to, near in zip(source.split(size, 1), dest.split(size, 1), guides):
                 both = torch.cat((src, to))
                 tables = self.students.tables([both[..., k].unique() for k in range(config.axes)])

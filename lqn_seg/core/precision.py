@@ -24,7 +24,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def operand_precision(device: torch.device) -> AbstractContextManager[None]:
+def own_precision(device: torch.device) -> AbstractContextManager[None]:
     """Products in the precision of their operands, even if the caller is under autocast."""
     if not torch.amp.is_autocast_available(device.type):  # the meta device
         return nullcontext()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time every stage of every method on one device, beside reference implementations.
+"""Time every stage of every method on one device, beside APM's release.
 
 The teacher has random weights, so nothing is downloaded. Written to the output folder:
 benchmark.json and benchmark.txt.
@@ -32,7 +32,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     parser.add("--threads", 1, "on a CPU")
     parser.add("--repeats", 3, "turns")
     parser.add("--steps", 0, "of fits (default: the preset's)")
-    without = "without reference implementations"
+    without = "without APM's release"
     parser.add_argument("--no-references", dest="references", action="store_false", help=without)
     read = "tables of a benchmark.json"
     parser.add_argument("--read", type=Path, metavar="FILE", help=read)

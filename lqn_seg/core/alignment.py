@@ -64,7 +64,9 @@ class LayerRange:
 
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
-        with operand_precision(tokens.device):  # bfloat16 would drown weak directions
+        with operand_precision(
+            tokens.device
+        ):  # the weak directions would drown in bfloat16's rounding
             parts = F.linear(tokens.float() - self.centre, self.basis.mT)
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()

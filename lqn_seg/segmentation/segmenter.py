@@ -254,7 +254,7 @@ class Segmenter:
             adapted, clock = adapt(adapter, images), Clock(self.teacher.device)
             said = _split(*self.head(adapted.tokens, adapted.context))
             stats = window_stats(adapted, adapter.student, clock.lap(), len(chunk))
-            results[name] = [_Part(*logits, own) for logits, own in zip(said, stats)]
+            results[name] = [_Part(*logits, numbers) for logits, numbers in zip(said, stats)]
         return results
 
     # ---- what the head says of tokens: `adapt.journey.Task` --------------------------------------

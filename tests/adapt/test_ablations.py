@@ -19,7 +19,6 @@ from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.random import Stream, image_key, image_seed
 from lqn_seg.errors import InputError
-from lqn_seg.lab.benchmark import plain_port
 from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.cost.flops import EomtShape, method_gmacs
 from lqn_seg.segmentation.postprocess import semantic_inference
@@ -30,6 +29,7 @@ from lqn_seg.teachers.clip import ClipTeacher
 from lqn_seg.teachers.eomt_head import EomtHead
 from tests.adapt.conftest import CLEAN, NOISY, RECIPE, adapted, noise
 from tests.classification.conftest import NAMES, build_clip
+from tests.core import plain_port
 
 EXAMPLES = {word: "-".join([word, *"231"[:count]]) for word, count in ABLATIONS.items()}
 

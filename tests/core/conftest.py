@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lqn_seg.lab.benchmark import plain_port
+from tests.core import plain_port
 
 
 @pytest.fixture(scope="session")

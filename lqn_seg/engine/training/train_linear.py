@@ -79,8 +79,8 @@ class LinearTrainer(Trainer):
         """Write the DINOv2's own files and the head."""
         folder.mkdir(parents=True, exist_ok=True)
         path = Path(self.backbone)
-        found = path if path.is_file() else find_file(self.backbone, WEIGHT_FILES, _KEY)
-        weights = cast(Path, found)  # it was read
+        file = path if path.is_file() else find_file(self.backbone, WEIGHT_FILES, _KEY)
+        weights = cast(Path, file)  # it was read
         shutil.copyfile(weights, folder / WEIGHT_FILES[weights.suffix != ".safetensors"])
         beside = str(path.parent) if path.is_file() else self.backbone
         if config := find_file(beside, ("config.json",), _KEY):

@@ -1,4 +1,4 @@
-"""What every stage of every method costs on one device, against reference implementations.
+"""What every stage of every method costs on one device, and of APM's release.
 
 Everything that is compared runs in turns in one process, on one image of random pixels and a
 teacher of random weights: speed does not look at values. Fits include fresh weights, sampling and
@@ -25,7 +25,7 @@ from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.store import make_writable
 from lqn_seg.errors import InputError, nearest
 from lqn_seg.lab.benchmark.classification import adaptations, time_classifiers
-from lqn_seg.lab.benchmark.references import ApmReference, PlainReference, Run, drifts, with_fit
+from lqn_seg.lab.benchmark.references import ApmReference, Run, drifts, with_fit
 from lqn_seg.lab.benchmark.teachers import build_scene
 from lqn_seg.lab.cost.flops import fit_bytes, fit_gmacs, parameter_count, query_gmacs
 from lqn_seg.lab.cost.speed import Roofline, device_name, interleaved
@@ -50,7 +50,7 @@ class BenchmarkConfig:
     threads: int = 1  # on a CPU
     repeats: int = 3  # turns of everything that is compared
     steps: int = 0  # of Adam, instead of the preset's
-    references: bool = True  # the plain port, and APM's way, beside the variants
+    references: bool = True  # APM's release beside the variants
     baselines: tuple[str, ...] = ()  # of `BASELINES`, with a CLIP teacher
     views: int = 64  # that they look at
 
@@ -137,7 +137,7 @@ class Benchmark:
             "gmacs": scene.gmacs,
         }
 
-    # ---- students, beside reference implementations ----------------------------------------------
+    # ---- students, beside APM's release ----------------------------------------------------------
 
     def recipe(self, variant: str, precision: str) -> LQNConfig:
         """The student and fit of a variant; alignment is timed with the baselines."""
@@ -151,9 +151,9 @@ class Benchmark:
         functions: dict[str, Callable[[], Any]] = {}
         for precision, run in runs.items():
             functions |= {f"fit {precision}": run.fit, f"query {precision}": run.query}
-        plain = self._references(variant, runs[self.precisions[-1]].config)
-        functions |= {name: reference.run for name, reference in plain.items()}
-        times = interleaved(functions, self.config.repeats, self.device, cold=plain)
+        others = self._references(variant, runs[self.precisions[-1]].config)
+        functions |= {name: reference.run for name, reference in others.items()}
+        times = interleaved(functions, self.config.repeats, self.device, cold=others)
         fits = {precision: times[f"fit {precision}"] for precision in runs}
         drift = drifts(runs, self.scene.field[:, -1].float())
         for precision, run in runs.items():
@@ -163,14 +163,13 @@ class Benchmark:
             self.results["methods"].append({**row, "drift": drift.get(precision)})
             stages = ", ".join(f"{stage} {t.median_ms:.1f} ms" for stage, t in both.items())
             self.say(f"{variant} {precision}: {stages}")
-        for name, reference in plain.items():
+        for name in others:
             row = {
                 "method": variant,
                 "reference": name,
                 "times": {"fit": asdict(times[name])},
                 "ratio": {p: times[name].median_ms / t.median_ms for p, t in fits.items()},
                 "ratio_busy": {p: times[name].busy_ms / t.busy_ms for p, t in fits.items()},
-                "loss_difference": reference.loss_difference(runs.get("float32")),
             }
             self.results["references"].append(row)
             ratios = ", ".join(f"{faster:.2f}x {p}" for p, faster in row["ratio"].items())
@@ -191,15 +190,12 @@ class Benchmark:
             "bytes": fit_bytes(config, width, lowered=precision != "float32"),
         }
 
-    def _references(self, variant: str, config: LQNConfig) -> dict[str, PlainReference]:
-        # The port knows the paper's recipe: no guide, targets in the teacher's units.
+    def _references(self, variant: str, config: LQNConfig) -> dict[str, ApmReference]:
+        # The release knows the paper's recipe: no guide, targets in the teacher's units.
         literal = not config.student.guide and config.fit.target_norm == "none"
-        if not self.config.references or not literal:
+        if not self.config.references or not literal or variant != "apm":
             return {}
-        references = {"plain port": PlainReference(self.scene, config)}
-        if variant == "apm":
-            references["APM's release"] = ApmReference(self.scene, config)
-        return references
+        return {"APM's release": ApmReference(self.scene, config)}
 
     def _baselines(self) -> list[dict[str, Any]]:
         config, teacher = self.config, self.scene.teacher

@@ -1,4 +1,4 @@
-"""A recipe run as we run it, as the paper would be written down, and as APM's release does it."""
+"""A recipe run as we run it, and as APM's release does it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lqn_seg.adapt.journey import over_variance
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.lqn import FittedStudents, StudentFitter
 from lqn_seg.core.random import RandomKey
-from lqn_seg.lab.benchmark import plain_port
+from lqn_seg.core.view import View
 from lqn_seg.lab.benchmark.teachers import Scene
 from lqn_seg.lab.cost.cost import measure
 
@@ -66,50 +66,24 @@ def drifts(runs: Mapping[str, Run], tokens: Tensor) -> dict[str, float]:
     return {name: over_variance(run.query() - exact, tokens) for name, run in runs.items()}
 
 
-class PlainReference:
-    """The plain port, from our students' weights, at our students' positions."""
+class ApmReference:
+    """The loop of APM's release, for as many steps: the teacher runs in each, and gradients are
+    zeroed once an image and pile up."""
 
     def __init__(self, scene: Scene, config: LQNConfig) -> None:
         self.scene, self.config = scene, with_fit(config, precision="float32")
-        self.ours = Run(scene, self.config)
-        start = self.ours.new_fitter(with_fit(self.config, steps=0))
-        fitted = start.fit(self.ours.images, self.ours.fields, self.ours.keys)
-        weights = fitted.students.weights
-        self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
-        # (n, 3) destinations and both sources of every step.
-        indices = self.ours.fitter.uniform(0, self.ours.keys[0])
-        self.positions = [list(fitted.addresses[step].long()) for step in indices.unbind(1)]
-        self.curve: list[float] = []
 
-    def student(self) -> Any:
-        """Our students' weights, after fresh ones are drawn, to be comparable."""
-        student = plain_port.Student(self.config.student, self.ours.width, torch.float32)
-        student.to(self.ours.device).reset()
-        return student.load(self.weights)
-
-    def run(self) -> None:
-        view = [(self.ours.images[0], self.scene.field[0].float())]
-        self.curve = plain_port.fit(self.student(), view, self.positions, self.config.fit)
-
-    def loss_difference(self, ours: Run | None) -> float | None:
-        """The largest relative difference to the loss curve of our students in float32."""
-        if not self.curve:
-            return None
-        fitted = (ours or self.ours).fitted or self.ours.fit()
-        plain = torch.tensor(self.curve)
-        return float(((fitted.loss_curve[0].cpu() - plain) / plain).abs().max())
-
-
-class ApmReference(PlainReference):
-    """The loop of APM's release, with the teacher in it, for as many steps."""
-
-    def run(self) -> None:
-        student, fit = self.student(), self.config.fit
-        adam = torch.optim.Adam(student.parameters(), fit.learning_rate, fit.betas, fit.eps)
-        plain_port.fit_as_apm(
-            student,
-            adam,
-            self.ours.images[0],
-            lambda: self.scene.encode()[0][0, -1].float(),
-            [destination for destination, *_ in self.positions],
-        )
+    def run(self) -> FittedStudents:
+        ours = Run(self.scene, self.config)
+        fitter, fit = ours.fitter, self.config.fit
+        start = ours.new_fitter(with_fit(self.config, steps=0))
+        fitted = start.fit(ours.images, ours.fields, ours.keys)
+        weights = list(dict.fromkeys(fitted.students.weights.values()))
+        adam = torch.optim.Adam(weights, fit.learning_rate, fit.betas, fit.eps)
+        shape = tuple(ours.fields.shape)
+        for indices in fitter.uniform(0, ours.keys[0])[:, :, None].unbind(1):  # (1, 1, n)
+            field, _ = self.scene.encode()
+            seen = View.of(ours.images, field.float(), self.config, fitter.layers, shape)
+            fitted.loss(seen, indices).sum().backward()
+            adam.step()
+        return fitted

@@ -1,7 +1,6 @@
 """The algorithm as one would write it down from the paper, for one image, in float64 unless asked.
 
-Inputs are concatenated for every query. The tests hold `core.lqn` against it; `tools/benchmark.py`
-times both.
+Inputs are concatenated for every query. The tests hold `core.lqn` against it.
 """
 
 from __future__ import annotations

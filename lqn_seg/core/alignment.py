@@ -66,7 +66,7 @@ class LayerRange:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
         with operand_precision(
             tokens.device
-        ):  # the weak directions would drown in bfloat16's rounding
+        ):  # bfloat16 would drown weak directions
             parts = F.linear(tokens.float() - self.centre, self.basis.mT)
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()

@@ -64,8 +64,7 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
                 teacher, changed, lambda k, tokens: builders[k].measure_changed(tokens), depths[-1]
             )
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
-    pixel_range = quantiles(torch.cat(pixels), (quantile, 1 - quantile))
-    ranges = Calibration(layers, 0.0, 0.0, pixel_range).to(teacher.device)
+    ranges = Calibration(layers, 0.0, 0.0, torch.cat(pixels).mean(0)).to(teacher.device)
     damage, residuals, distances = [], [], []
     for crops in batches():
         aligner = Familiarity(ranges)
@@ -149,7 +148,10 @@ def load_calibration(
         }
         readings = {key: float(about[key]) for key in _READINGS}
         readings[_DISTANCE] = float(about.get(_DISTANCE, math.inf))
-        calibration = Calibration(layers, pixels=tensors["pixels"], **readings)
+        pixels = tensors["pixels"]
+        if tuple(pixels.shape) == (2, 2):  # older files: the range of all channels together
+            pixels = pixels.mean(0)[:, None].expand(2, 3)
+        calibration = Calibration(layers, pixels=pixels, **readings)
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise InputError(f"MODEL.LQN.CALIBRATION: {path} is no calibration ({error})") from error
     shape, width = (*teacher.grid, teacher.width), teacher.width

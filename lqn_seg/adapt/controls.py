@@ -84,17 +84,17 @@ def larger_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
 
 
 def pixel_statistics(pixels: Tensor) -> Tensor:
-    """(B, 3, h, w) pixels to (B, 2): mean, and logarithm of the deviation, over all of an image."""
-    variance, mean = torch.var_mean(pixels.flatten(1), dim=1)
+    """(B, 3, h, w) pixels to (B, 2, 3): each channel's mean, and logarithm of its deviation."""
+    variance, mean = torch.var_mean(pixels.flatten(2), dim=2)
     return torch.stack([mean, 0.5 * variance.clamp(min=1e-8).log()], 1)
 
 
 def _standardise(pixels: Tensor, clean: Tensor) -> Tensor:
+    """Each channel shifted and scaled to the clean images' (2, 3) mean and log deviation."""
     measured = pixel_statistics(pixels)
-    wanted = measured.clamp(clean[0], clean[1])
-    mean, target = (s[:, 0].view(-1, 1, 1, 1) for s in (measured, wanted))
-    gain = (wanted - measured)[:, 1].exp().view(-1, 1, 1, 1)
-    return (pixels - mean) * gain + target
+    mean, deviation = (s[..., None, None] for s in measured.unbind(1))
+    target, wanted = (s[:, None, None] for s in clean)
+    return (pixels - mean) * (wanted - deviation).exp() + target
 
 
 def _blur(image: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ class PixelControl:
 
     Attributes:
         name: "blur" (Gaussian) or "denoise" (non-local means), where the image looks
-            damaged; "standardise" (contrast and brightness back into the clean range), "flip"
+            damaged; "standardise" (each channel to the clean images' average), "flip"
             (last-layer tokens averaged over the image and its mirror image, a second pass) or
             "larger" (the teacher at `controls.LARGER` times its input's side), always.
     """

@@ -64,9 +64,7 @@ class LayerRange:
 
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
-        with operand_precision(
-            tokens.device
-        ):  # bfloat16 would drown weak directions
+        with operand_precision(tokens.device):  # bfloat16 would drown weak directions
             parts = F.linear(tokens.float() - self.centre, self.basis.mT)
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
@@ -112,8 +110,7 @@ class Calibration:
     layers: dict[int, LayerRange]  # 0 is the patch embedding
     undamaged: float  # `UNDAMAGED` quantile of their damage
     residual: float  # median of their `residual`
-    # (2, 2) lower and upper quantile of an image's mean and log deviation, of pixels in 0..1.
-    pixels: Tensor
+    pixels: Tensor  # (2, 3) average mean and log deviation of each channel, of pixels in 0..1
     distance: float = math.inf  # of `adapt.familiarity`; infinite where it was not measured
 
     def to(self, device: torch.device | str) -> Calibration:

@@ -7,6 +7,7 @@ Shapes: B or n images, 2 D statistics: means and log deviations along D directio
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ LOOKS = 3  # augmentations of each image
 SHRINKAGE = 0.3
 NOISE_WEIGHT = 2.0  # of the clean spread against the augmentations' effect
 RANK = 64  # directions kept, the strongest first
+FOLDS = 4  # of the clean images, to measure on some what is made from the others
 _REFERENCE_SIDE = 224  # pixels, that lengths below are of
 
 
@@ -86,25 +88,37 @@ def fit_style(clean: Tensor, changed: Tensor) -> Style:
 
     S is the second moment of the change, N the covariance of clean images, both in units of the
     clean deviations. In the basis in which both are diagonal the filter weighs each direction by
-    s / (s + k): what no augmentation moves, or clean images move as much, stays.
+    s / (s + k): what no augmentation moves, or clean images move as much, stays. How long a style
+    clean images show is measured on images that the filter was not made from.
 
     Args:
         clean: (n, 2 D) statistics of clean images.
         changed: (looks, n, 2 D) of the same images augmented.
     """
+    folds = max(min(FOLDS, len(clean) // 2), 1)
+    fold = clean[:, 0].argsort().argsort() % folds  # whatever order the images came in
+    lengths = []
+    for k in range(folds):
+        others = fold != k if folds > 1 else fold == k  # two or three images: no others
+        style = _wiener(clean[others], changed[:, others])
+        lengths.append(style.of(clean[fold == k]).norm(dim=1))
+    least = quantiles(torch.cat(lengths), (UNDAMAGED,)).squeeze(0)
+    return replace(_wiener(clean, changed), least=least)
+
+
+def _wiener(clean: Tensor, changed: Tensor) -> Style:
+    """The filter, of which any length is too much."""
     middle, spread = clean.mean(0), clean.std(0).clamp(min=1e-6)
-    standard = (clean - middle) / spread
-    change = ((changed - clean) / spread).flatten(0, 1)
+    standard, change = (clean - middle) / spread, (changed - clean) / spread
     noise = standard.T @ standard / len(standard)
     noise = torch.lerp(noise, torch.eye(len(noise)), SHRINKAGE)
     values, vectors = torch.linalg.eigh(noise)
     root, inverse = (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
-    moved = change @ inverse
+    moved = change.flatten(0, 1) @ inverse
     power, directions = torch.linalg.eigh(moved.T @ moved / len(moved))
     power, directions = power[-RANK:].clamp(min=0), directions[:, -RANK:]
-    read, write = inverse @ directions, (root @ directions) * (power / (power + NOISE_WEIGHT))
-    lengths = (standard @ read @ write.T).norm(dim=1)
-    return Style(middle, spread, read, write, quantiles(lengths, (UNDAMAGED,)).squeeze(0))
+    write = (root @ directions) * (power / (power + NOISE_WEIGHT))
+    return Style(middle, spread, inverse @ directions, write, torch.zeros(()))
 
 
 def quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:

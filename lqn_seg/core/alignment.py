@@ -44,9 +44,13 @@ class Style:
     write: Tensor  # (2 D, R) back, weighted by what is style in them
     least: Tensor  # () length of a style that `UNDAMAGED` of clean images keep to
 
+    def of(self, statistics: Tensor) -> Tensor:
+        """(B, 2 D) style of statistics, over the spread."""
+        return (statistics - self.middle) / self.spread @ self.read @ self.write.mT
+
     def remove(self, statistics: Tensor) -> Tensor:
         """(B, 2 D) statistics without the style, as far as it is longer than clean images'."""
-        style = (statistics - self.middle) / self.spread @ self.read @ self.write.mT
+        style = self.of(statistics)
         length = style.norm(dim=1, keepdim=True).clamp(min=1e-9)
         return statistics - style * (1 - self.least / length).clamp(min=0) * self.spread
 

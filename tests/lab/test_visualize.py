@@ -75,7 +75,7 @@ def test_any_teacher_gives_the_figures_of_its_tokens(teacher, layers, studio, tm
         if name == "error":
             assert len(json.loads(written[-1].read_text())["LQN-[src]"]["error"]) == layers
     for name, methods in (("panels", ["teacher", "lqn-src"]), ("steps", ["lqn-src"])):
-        with pytest.raises(InputError, match=f"{teacher} has no mask head to segment with"):
+        with pytest.raises(InputError, match=f"{teacher} has no head to segment with"):
             list(FIGURES[name](studio(methods=methods, **request)))
 
 

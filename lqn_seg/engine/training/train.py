@@ -52,6 +52,7 @@ class TeacherTrainer(Trainer):
         return len(self.images) - len(self.images.left_out)
 
     def batch_indices(self, iteration: int) -> list[int]:
+        """Images of one iteration."""
         size, total = self.solver.IMS_PER_BATCH, len(self.images)
         return batch_indices(self.seed, iteration, size, total)
 

@@ -56,6 +56,6 @@ def large_input_gmacs() -> float:
 
 def _passes_gmacs(seen: float, whole: float, layers: int, patches: int, width: int) -> float:
     """All passes but the last end at the last calibrated layer. The tokens of each such layer go
-    through four square products: their covariance, their components, and in the last pass there and
-    back."""
-    return (PASSES - 1) * seen + whole + 4 * layers * patches * width**2 / 1e9
+    through a square product in each, the covariance or the components, and in the last pass there
+    and back."""
+    return (PASSES - 1) * seen + whole + (PASSES + 1) * layers * patches * width**2 / 1e9

@@ -142,8 +142,10 @@ def _calibration() -> dict[str, Any]:
             *("--max", "16", "--output", path),
         )
         tensors = load_file(path)
-    return {
-        name: _summary(x.abs() if "basis" in name else x) for name, x in sorted(tensors.items())
+    return {  # directions have no sign, and those of equal weight are any
+        name: _summary(x.abs() if "basis" in name else x)
+        for name, x in sorted(tensors.items())
+        if not name.endswith((".read", ".write"))
     }
 
 

@@ -156,9 +156,10 @@ def _job(
 
 def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] = ()) -> CfgNode:
     """The study's configuration for a teacher; only the output that the metric needs is made."""
-    outputs = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON")
+    outputs, entry = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON"), study.teachers[teacher]
     pairs: list[tuple[str, Any]] = [
-        ("MODEL.LQN.TEACHER.WEIGHTS", study.teachers[teacher].weights),
+        ("MODEL.LQN.TEACHER.WEIGHTS", entry.weights),
+        *([("MODEL.LQN.TEACHER.NAME", entry.name)] if entry.name else []),
         ("DATASETS.TEST", (study.dataset,)),
         *((f"MODEL.MASK_FORMER.TEST.{o}", o == METRICS[study.metric][1]) for o in outputs),
         *overrides,

@@ -36,9 +36,10 @@ Value = bool | int | float | str | list[Any]
 
 
 class TeacherEntry(Struct, frozen=True, rename=str.upper):
-    """Keys under a name in ``TEACHERS``: what ``MODEL.LQN.TEACHER.WEIGHTS`` becomes."""
+    """Keys under a name in ``TEACHERS``: what those of ``MODEL.LQN.TEACHER`` become."""
 
     weights: Text
+    name: Text = ""  # the configuration's where it is empty
 
 
 class SweepEntry(Struct, frozen=True, rename=str.upper):

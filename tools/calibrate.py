@@ -20,7 +20,7 @@ def parse_arguments() -> Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of clean images")
     source.add_argument("--dataset", metavar="NAME", help="or the images of a registered data set")
-    parser.add("--max", 0, "use the first so many; 0 is all")
+    parser.add("--max", 0, "use so many, spread over all; 0 is all")
     quantile = "of the images, left out at either end (default: QUANTILE of the library)"
     parser.add_argument("--quantile", type=float, help=quantile)
     parser.add("--strict", False, "stop at the first image that cannot be read")

@@ -29,7 +29,7 @@ from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.metadata import Record
 from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
 from lqn_seg.engine.store import make_writable, say
-from lqn_seg.engine.usable import name_problems, usable_records
+from lqn_seg.engine.usable import name_problems, spread, usable_records
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import layout_of
 from lqn_seg.teachers.base import Teacher
@@ -86,7 +86,7 @@ def calibrate_teacher(
 
     Args:
         images: a folder, searched below, or the name of a registered data set.
-        most: use the first so many images by name; 0 is all.
+        most: use so many images, spread over all by name; 0 is all.
         quantile: fraction of the windows left out at either end of each range.
         output: file to write; by default beside the teacher's local weights.
         strict: stop at the first image that cannot be read, which is otherwise named and left out.
@@ -98,7 +98,7 @@ def calibrate_teacher(
     if not 0 <= quantile < 0.5:
         raise InputError(f"--quantile must be in [0, 0.5), not {quantile}")
     source = get_dataset(images) if isinstance(images, str) else images
-    records = calibration_records(source, strict)[: most or None]
+    records = spread(calibration_records(source, strict), most)
     if output is None:
         folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
         if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():

@@ -15,7 +15,7 @@ from lqn_seg.classification.classifier import Classifier, ClassifierConfig, Pred
 from lqn_seg.classification.prompts import cache_folder, templates, text_features
 from lqn_seg.config.methods import adaptation
 from lqn_seg.core.alignment import Calibration
-from lqn_seg.data.catalog import Dataset, Record, get_dataset
+from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.corruptions import Pixels
 from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE
@@ -24,6 +24,7 @@ from lqn_seg.engine.build import build_calibration, build_teacher, describe_teac
 from lqn_seg.engine.calibrate import calibrate_on, calibration_records
 from lqn_seg.engine.evaluate import Condition, DatasetRun, Sample, tensors_hash
 from lqn_seg.engine.store import Result, make_writable
+from lqn_seg.engine.usable import spread
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
 from lqn_seg.teachers.clip import ClipTeacher
@@ -65,7 +66,7 @@ class Classification(DatasetRun):
         }
         dataset = dataset.listed()
         # A subset is spread over the classes, which lie in order.
-        records = _spread(dataset.records(strict), cfg.MODEL.LQN.EVAL.MAX_IMAGES)
+        records = spread(dataset.records(strict), cfg.MODEL.LQN.EVAL.MAX_IMAGES)
         super().__init__(
             *(cfg, dataset, records, self.classifier, evaluators, folder, fingerprint),
             resume=resume,
@@ -127,13 +128,6 @@ def classifications(
         }
 
 
-def _spread(records: list[Record], most: int) -> list[Record]:
-    """So many of the records (0 is all), at equal distances."""
-    if not 0 < most < len(records):
-        return records
-    return [records[k * len(records) // most] for k in range(most)]
-
-
 def build_clip(cfg: CfgNode) -> ClipTeacher:
     """The frozen CLIP of a configuration; an `InputError` if its teacher is another one."""
     name = cfg.MODEL.LQN.TEACHER.NAME
@@ -159,7 +153,7 @@ def calibrate_clip(cfg: CfgNode, dataset: str, most: int = 0, strict: bool = Fal
     if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
         raise InputError("the teacher's weights must be in a local folder to be calibrated there")
     make_writable(folder)
-    records = _spread(calibration_records(_labelled(dataset), strict), most)
+    records = spread(calibration_records(_labelled(dataset), strict), most)
     teacher = build_clip(cfg)
 
     def windows(pixels: Pixels) -> Tensor:

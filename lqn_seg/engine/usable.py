@@ -26,3 +26,10 @@ def name_problems(problems: Sequence[str], strict: bool = False) -> None:
         if strict:
             raise InputError(problem)
         say(f"left out: {problem}")
+
+
+def spread(records: list[Record], most: int) -> list[Record]:
+    """So many of the records (0 is all), at equal distances: neighbours are often of one place."""
+    if not 0 < most < len(records):
+        return records
+    return [records[k * len(records) // most] for k in range(most)]

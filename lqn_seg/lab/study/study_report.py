@@ -44,6 +44,11 @@ Numbers = dict[str, Any]
 _SHOWN = {*(f"{stage}_ms" for stage in STAGES), "fallback", "windows"}
 
 
+def _title(method: str) -> str:
+    """A method in a table; a study's teachers may be of several kinds."""
+    return method if method == "teacher" else title(method)
+
+
 class StudyReport:
     """What is printed, written and drawn about a finished study of `total` images; ``results.json``
     holds its `results`, and `failed` a sentence for each part that could not be made."""
@@ -121,8 +126,8 @@ class StudyReport:
         to_baseline = {m: x["minus_baseline"] for m, x in methods.items() if m != baseline}
         to_others = numbers["focus_minus"]
         for heading, differences in (
-            (f"{metric} minus that of {title(baseline)}, {interval_heading(units)}", to_baseline),
-            (f"{metric} of {title(FOCUS)} minus that of each other method, likewise", to_others),
+            (f"{metric} minus that of {_title(baseline)}, {interval_heading(units)}", to_baseline),
+            (f"{metric} of {_title(FOCUS)} minus that of each other method, likewise", to_others),
         ):
             if differences:
                 intervals = {
@@ -154,7 +159,14 @@ class StudyReport:
                 if group in x["scores"]
                 for numbers in tables
             ]
-        heads = ["", "method", "images", sweep.label, self.study.metric, f"minus {title(baseline)}"]
+        heads = [
+            "",
+            "method",
+            "images",
+            sweep.label,
+            self.study.metric,
+            f"minus {_title(baseline)}",
+        ]
         heads += [f"paper: {sweep.paper_label}"] if sweep.paper else []
         return tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
 
@@ -226,7 +238,7 @@ def table_numbers(study: Study, jobs: Sequence[Finished], severity: int | None) 
     for method in job.methods:
         by_seed = {g: quality[method][0][:, columns].mean(-1) for g, columns in groups.items()}
         methods[method] = {
-            "title": title(method),
+            "title": _title(method),
             "scores": {group: float(values[0]) for group, values in scores[method].items()},
             "scores_by_seed": {
                 str(f.job.seed): {group: float(values[k]) for group, values in by_seed.items()}

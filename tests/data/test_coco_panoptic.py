@@ -180,7 +180,7 @@ def test_unknown_name_gets_the_nearest() -> None:
     ) as all_:
         get_dataset("§")
     assert str(all_.value).count("_c_<corruption>_<1..5>") == 2  # and not 190 names
-    assert "camvid_sem_seg_val" in str(all_.value) and len(str(all_.value)) < 1000
+    assert "camvid_sem_seg_val" in str(all_.value) and len(str(all_.value)) < 1200
 
 
 def demo_tree(root: Path) -> None:

@@ -22,7 +22,7 @@ MOST_DAMAGE = 2.5
 
 
 class Familiarity(Aligner):
-    """A aligner that also says how far from clean images an image's content is.
+    """An aligner that also says how far from clean images an image's content is.
 
     Alignment moves an image's statistics into the clean range, whatever the image shows; its single
     tokens stay where they are. The demo's teacher: 0.7 for clean scenes, 0.4 to 1.1 for corrupted

@@ -103,14 +103,19 @@ class EomtLosses(nn.Module):
         return losses
 
     def pixel_loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the pixels of (B, h, w) labels but ``IGNORE``, 0 without any, of
-        the (B, Q + P + H W, D) last layer's queries, prefix and patches, normed."""
+        """`pixel_cross_entropy` of (B, h, w) labels and the (B, Q + P + H W, D) last layer's
+        queries, prefix and patches, normed."""
         rows, columns = self.model.grid_size
         logits = self.classifier(tokens[:, -rows * columns :]).float()
-        logits = logits.transpose(1, 2).unflatten(2, (rows, columns))
-        logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear")
-        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        return total / (labels != IGNORE).sum().clamp(min=1)
+        return pixel_cross_entropy(logits.transpose(1, 2).unflatten(2, (rows, columns)), labels)
+
+
+def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the pixels of (B, h, w) labels but ``IGNORE``, 0 without any, of (B, C, H, W)
+    logits, which are interpolated to their size."""
+    logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear")
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
 
 
 def pixel_labels(masks: Sequence[Tensor], classes: Sequence[Tensor]) -> Tensor:

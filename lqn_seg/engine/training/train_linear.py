@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from lqn_seg.config.nodes import augmentation_config
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.build import find_local
-from lqn_seg.engine.training.eomt_training import IGNORE, pixel_labels
+from lqn_seg.engine.training.eomt_training import pixel_cross_entropy, pixel_labels
 from lqn_seg.engine.training.loop import Trainer
 from lqn_seg.engine.training.training_images import TrainingImages, batch_indices
 from lqn_seg.errors import InputError
@@ -71,9 +70,7 @@ class LinearTrainer(Trainer):
         """Mean cross-entropy over labelled pixels of one batch."""
         images, labels = batch
         field, _ = self.teacher.encode(images)
-        logits = F.interpolate(self.head(field[:, -1])[0], labels.shape[1:], mode="bilinear")
-        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        return total / (labels != IGNORE).sum().clamp(min=1)
+        return pixel_cross_entropy(self.head(field[:, -1])[0], labels)
 
     def export(self, learner: Any, folder: Path) -> None:
         """Write the DINOv2's own files and the head."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -28,7 +29,7 @@ from lqn_seg.teachers.files import checkpoint_hash, weight_file
 FILE_NAME = "calibration.safetensors"
 CHECKPOINT = "checkpoint"  # in a file: `checkpoint_hash` of the teacher that it was made for
 QUANTILE = 0.02
-PASSES = 3 + LOOKS  # over the images
+PASSES = 3  # over the images
 _READINGS = ("undamaged", "residual")
 _DISTANCE = "distance"  # a reading that older files do not have
 _FIELDS = ("centre", "basis", "mean", "deviation", "gain")
@@ -56,13 +57,12 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
         pixels.append(pixel_statistics(crops).cpu())
         look(teacher, crops, lambda layer, tokens: builders[layer].observe(tokens), depths[-1])
     for crops in batches():
-        look(teacher, crops, lambda layer, tokens: builders[layer].measure(tokens), depths[-1])
-    for number in range(LOOKS):
-        for crops in batches():
-            changed = augment(crops, number)
-            look(
-                teacher, changed, lambda k, tokens: builders[k].measure_changed(tokens), depths[-1]
-            )
+        for k in range(1 + LOOKS):
+
+            def measure(layer: int, tokens: Tensor, k: int = k) -> None:
+                builders[layer].measure(tokens, k)
+
+            look(teacher, augment(crops, k - 1) if k else crops, measure, depths[-1])
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
     ranges = Calibration(layers, 0.0, 0.0, torch.cat(pixels).mean(0)).to(teacher.device)
     damage, residuals, distances = [], [], []
@@ -206,8 +206,8 @@ class RangeBuilder:
         self._given = None if centre is None else centre.cpu()
         self._count = 0
         self._sum = self._outer = torch.zeros(())
-        self._statistics: list[Tensor] = []  # (B, 2 D) means and log deviations
-        self._changed: list[Tensor] = []  # of the same images augmented
+        # (B, 2 D) means and log deviations, of the images (0) and of every look at them.
+        self._statistics: defaultdict[int, list[Tensor]] = defaultdict(list)
         self._range: LayerRange | None = None
 
     def observe(self, tokens: Tensor) -> None:
@@ -218,16 +218,13 @@ class RangeBuilder:
         flat = tokens.flatten(0, 2)
         self._outer = self._outer + flat.T @ flat
 
-    def measure(self, tokens: Tensor) -> None:
-        """Second pass: the same tokens again."""
+    def measure(self, tokens: Tensor, look: int = 0) -> None:
+        """Second pass: the same tokens again, or with a number above 0 those of the same images
+        augmented."""
         if self._range is None:
             self._range = self._directions()
-        self._statistics.append(torch.cat(self._range.components(tokens.cpu())[1:], 1))
-
-    def measure_changed(self, tokens: Tensor) -> None:
-        """Any number of passes more: the same images, augmented."""
-        if self._range is not None:
-            self._changed.append(torch.cat(self._range.components(tokens.cpu())[1:], 1))
+        statistics = torch.cat(self._range.components(tokens.cpu())[1:], 1)
+        self._statistics[look].append(statistics)
 
     def _directions(self) -> LayerRange:
         """Centre and basis; the ranges are still empty."""
@@ -257,20 +254,16 @@ class RangeBuilder:
             raise InputError(f"calibration needs at least two images, not {self._count}")
         if not 0 <= quantile < 0.5:
             raise InputError(f"the quantile must be in [0, 0.5), not {quantile}")
-        statistics = torch.cat(self._statistics)
-        mean, deviation = statistics.chunk(2, 1)
+        clean, *changed = (torch.cat(parts) for parts in self._statistics.values())
+        mean, deviation = clean.chunk(2, 1)
         ends = (quantile, 1 - quantile)
-        style = None
-        if self._changed:
-            changed = torch.cat(self._changed).unflatten(0, (-1, len(statistics)))
-            style = fit_style(statistics, changed)
         return LayerRange(
             self._range.centre,
             self._range.basis,
             quantiles(mean, ends),
             quantiles(deviation, ends),
             quantiles(total_deviation(deviation), ends).squeeze(1),
-            style,
+            fit_style(clean, torch.stack(changed)) if changed else None,
         )
 
 

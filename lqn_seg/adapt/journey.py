@@ -142,11 +142,13 @@ class Method:
 
     Attributes:
         layer: whose tokens it answers with.
+        views: of an image, that it wants: `segmentation.views`.
         student: whether it fits something to the image.
         whole_image: whether it wants all windows of an image at once.
         precision: of its own matrix products; empty where there are none.
     """
 
+    views = 1
     student = False
     whole_image = False
     precision = ""
@@ -159,6 +161,7 @@ class Method:
         recipe: LQNConfig | None = None,
     ) -> None:
         self.aligned, self.layer, self.recipe = aligned, layer or teacher.num_layers, recipe
+        self.views = recipe.adapt.views if recipe else 1
 
     def encode(self, images: Images) -> Pass:
         return images.encode(self.aligned)

@@ -8,8 +8,9 @@ from typing import Literal
 
 from lqn_seg.errors import InputError, nearest
 
-# What stands in for a student as a control: nothing, a kernel smoother, kernel ridge regression.
-CONTROLS = ("restore", "kernel", "ridge")
+# What stands in for a student as a control: alignment alone, alignment and the views' field, a
+# kernel smoother, kernel ridge regression.
+CONTROLS = ("restore", "field", "kernel", "ridge")
 VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
 ALIASES = {"two-word": "lqn"}
 # Features of a location that say whether it is a source or a destination.
@@ -157,9 +158,15 @@ class AdaptConfig:
     """What happens before the fit and after it; the defaults are the paper's: nothing."""
 
     align: bool = False  # token statistics, while a calibrated teacher runs: `core.alignment`
+    # Views of the image, each with a pass of the teacher: itself, and moved by half a patch.
+    views: Literal[1, 2, 4] = 1
     # Mix the student's tokens in with weight = noise fraction of the last layer (0 without a
     # calibration); otherwise they replace the teacher's.
     mix_by_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.views not in (1, 2, 4):
+            raise InputError(f"views must be 1, 2 or 4, got {self.views!r}")
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,11 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
     """The same recipe as another variant ("two-word" is "lqn"); an `InputError` of another name."""
     name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
-    adapt = replace(config.adapt, align=True) if name == "restore" else config.adapt
+    adapt = config.adapt
+    if name == "restore":
+        adapt = replace(adapt, align=True, views=1)
+    elif name == "field":
+        adapt = replace(adapt, align=True, views=max(adapt.views, 2))
     return replace(config, student=student, fit=replace(config.fit, variant=name), adapt=adapt)
 
 

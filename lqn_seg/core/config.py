@@ -158,11 +158,11 @@ class AdaptConfig:
     """What happens before the fit and after it; the defaults are the paper's: nothing."""
 
     align: bool = False  # token statistics, while a calibrated teacher runs: `core.alignment`
-    # Views of the image, each with a pass of the teacher: itself, and moved by half a patch.
-    views: Literal[1, 2, 4] = 1
     # Mix the student's tokens in with weight = noise fraction of the last layer (0 without a
     # calibration); otherwise they replace the teacher's.
     mix_by_noise: bool = False
+    # Views of the image, each with a pass of the teacher: itself, and moved by half a patch.
+    views: Literal[1, 2, 4] = 1
 
     def __post_init__(self) -> None:
         if self.views not in (1, 2, 4):

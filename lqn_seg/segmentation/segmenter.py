@@ -3,7 +3,8 @@
 An image meets the teacher in windows, and each of these in one view or several; each method gives
 its tokens for them (`adapt.journey`); the frozen head turns tokens into masks and classes.
 
-Shapes: B windows side by side, V views of each, S = teacher input, L x H x W grid, D features, Q queries.
+Shapes: B windows side by side, V views of each, S = teacher input, L x H x W grid, D features, Q
+queries.
 """
 
 from __future__ import annotations

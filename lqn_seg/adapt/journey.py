@@ -69,6 +69,7 @@ class Images:
         calibration: the teacher's clean ranges; without it nothing is aligned.
         whole: where the images are windows of one: that image (3, height, width) uint8 and how
             its windows lie.
+        moves: (down, right) in patches of each view, where the views are the image itself, moved.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Images:
         task: Task | None = None,
         views: int = 1,
         whole: tuple[Tensor, Any] | None = None,
+        moves: Sequence[tuple[float, float]] = (),
     ) -> None:
         self.teacher, self.pixels, self.keys = teacher, pixels, keys
         self.calibration, self.task, self.views, self.whole = calibration, task, views, whole
+        self.moves = moves
         self.passes: dict[str, Pass] = {}
 
     def inputs(self, pixels: Tensor) -> Tensor:
@@ -142,7 +145,7 @@ class Method:
 
     Attributes:
         layer: whose tokens it answers with.
-        views: of an image, that it wants: `segmentation.views`.
+        views: of an image, that it wants (`segmentation.views`); ablations have one.
         student: whether it fits something to the image.
         whole_image: whether it wants all windows of an image at once.
         precision: of its own matrix products; empty where there are none.
@@ -161,7 +164,7 @@ class Method:
         recipe: LQNConfig | None = None,
     ) -> None:
         self.aligned, self.layer, self.recipe = aligned, layer or teacher.num_layers, recipe
-        self.views = recipe.adapt.views if recipe else 1
+        self.views = recipe.views if recipe else 1
 
     def encode(self, images: Images) -> Pass:
         return images.encode(self.aligned)

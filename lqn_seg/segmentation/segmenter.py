@@ -36,7 +36,7 @@ from lqn_seg.segmentation.postprocess import (
     merged_scores,
     panoptic_inference,
 )
-from lqn_seg.segmentation.views import join, views_of
+from lqn_seg.segmentation.views import MOVES, join, views_of
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
     Size,
@@ -270,7 +270,8 @@ class Segmenter:
         moved = views_of(pixels, views, (height, width))
         # Beyond the windows of any image: each view has random numbers of its own.
         keys = [k._replace(window=k.window + (view << 16)) for view in range(views) for k in keys]
-        return Images(self.teacher, moved, keys, self.calibration, self, views, whole)
+        moves = MOVES[:views] if views > 1 else ()
+        return Images(self.teacher, moved, keys, self.calibration, self, views, whole, moves)
 
     def _said(self, adapted: Adapted, views: int) -> tuple[Tensor, Tensor | None]:
         """Logits of B windows, from the head's of V B: the queries are the first view's, so that a

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from lqn_seg.adapt.calibration import calibrate
 from lqn_seg.adapt.methods import PixelControl, SegmentationConfig
-from lqn_seg.core.config import AdaptConfig, LQNConfig, with_variant
+from lqn_seg.core.config import AdaptConfig, with_variant
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.report.costs import count_gmacs
@@ -19,7 +19,7 @@ from lqn_seg.segmentation.views import join, views_of
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from lqn_seg.teachers.eomt import load_eomt
 from lqn_seg.teachers.eomt_head import EomtHead
-from tests.adapt.conftest import adapted, noise, smooth
+from tests.adapt.conftest import RECIPE, adapted, noise, smooth
 
 VIEWS = PixelControl("views")
 
@@ -119,10 +119,10 @@ def test_a_result_does_not_depend_on_what_runs_beside_it(teacher_folder, inferen
     )
 
 
-@pytest.mark.parametrize("views", [2, 4])
-def test_passes_heads_and_joining_are_counted(teacher_folder, views):
+@pytest.mark.parametrize("name, views", [("field", 2), ("field", 4), ("lqn", 2)])
+def test_passes_heads_fits_and_joining_are_counted(teacher_folder, name, views):
     """Beyond the teacher's, so that what comes after the head cancels."""
-    recipe = replace(with_variant(LQNConfig(), "field"), adapt=AdaptConfig(views=views))
+    recipe = replace(with_variant(RECIPE, name), adapt=AdaptConfig(views=views))
     methods = {"field": recipe, "teacher": None}
     counted, stated = {}, {}
     for name, method in methods.items():

@@ -235,7 +235,10 @@ def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
         one = pass_macs(config.student, feature_dim, n)
         return PassMacs(passes * one.forward, passes * one.backward)
     # The passes share the first layer's rows, and the destinations, which are what is guided.
-    return pass_macs(config.student, feature_dim, passes * n, grid, guided=n)
+    # Views moved by half a patch have their tokens between those of the first.
+    finer = 2 if config.views > 1 else 1
+    rows = grid[0], finer * grid[1], finer * grid[2]
+    return pass_macs(config.student, feature_dim, passes * n, rows, guided=n)
 
 
 def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
@@ -286,17 +289,17 @@ def method_gmacs(
     query_rows = ceil(teacher.num_queries / teacher.grid[1]) if word == "student-queries" else 0
     grid, width = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1]), teacher.width
     fit = query = paper = 0.0
-    views = config.adapt.views if variant not in ("teacher", "restore") else 1
+    views = config.views
     align = align_gmacs(teacher) if config.adapt.align and variant != "teacher" else 0.0
     if variant in ("kernel", "ridge"):
-        fit = kernel_gmacs(grid, width, solve=variant == "ridge")
+        fit = views * kernel_gmacs(grid, width, solve=variant == "ridge")
     elif variant not in ("teacher", "restore", "field"):
         students, field = 1.0, grid  # of a window; a student of all windows has all their tokens
         if word == "fit-per-image":
             students, field = 1 / windows, (grid[0], grid[1], round(windows * grid[2]))
         fit = students * fit_gmacs(config, field, width, literal)
         fit += _head_in_fit_macs(config, teacher) / 1e9
-        query = students * query_gmacs(config, field, width, literal)
+        query = students * views * query_gmacs(config, field, width, literal)
         paper = students * max(0, config.fit.steps - 1) * pass_gmacs(config, field, width)
     if fit and config.adapt.mix_by_noise:
         fit += kernel_gmacs(grid, width)
@@ -318,14 +321,15 @@ def method_gmacs(
 def _head_in_fit_macs(config: LQNConfig, teacher: EomtShape) -> int:
     """What two ablations ask of the frozen head: "segments" once, "entropy" at each step.
 
-    The latter forward and back to its inputs; the products of masks with pixels and with classes
-    have two each. (Transformers takes queries and patches as one tensor: gradients go to both.)
+    The latter forward and back to the patches, not to the queries.
     """
     word = parse_ablation(config.ablation)[0]
     if word == "entropy":
         masks = teacher.num_queries * teacher.patches * 4**teacher.num_upscale_blocks
-        products = masks * (teacher.width + 3 * teacher.num_labels)
-        return config.fit.steps * (2 * teacher.head_macs + products)
+        of_queries = teacher.num_queries * teacher.width * (teacher.num_labels + 1)
+        of_queries += 3 * teacher.num_queries * teacher.width**2
+        both_ways = 2 * teacher.head_macs - of_queries + 2 * masks * teacher.num_labels
+        return config.fit.steps * both_ways
     recirculates = config.student.source and config.fit.alpha
     return teacher.head_macs if word == "segments" and recirculates else 0
 

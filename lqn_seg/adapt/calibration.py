@@ -28,6 +28,7 @@ from lqn_seg.teachers.files import checkpoint_hash, weight_file
 
 FILE_NAME = "calibration.safetensors"
 CHECKPOINT = "checkpoint"  # in a file: `checkpoint_hash` of the teacher that it was made for
+PRECISION = "precision"  # and the teacher's: rounding moves the weakest directions
 QUANTILE = 0.02
 PASSES = 3  # over the images
 _READINGS = ("undamaged", "residual")
@@ -127,7 +128,7 @@ def load_calibration(
     path: str | Path, teacher: Teacher[Any], weights: str | Path = ""
 ) -> Calibration:
     """Read a calibration for a teacher; a warning where the file says that it was made for another
-    checkpoint than ``weights``, the teacher's file or folder.
+    checkpoint than ``weights``, the teacher's file or folder, or for another precision.
 
     Raises:
         InputError: the file is missing, is no calibration, or is one of another teacher's shape.
@@ -168,6 +169,13 @@ def load_calibration(
             f"{'x'.join(map(str, shape))}"
         )
     _warn_of_other_weights(path, about.get(CHECKPOINT, ""), weights)
+    if about.get(PRECISION, teacher.precision) != teacher.precision:
+        warnings.warn(
+            f"MODEL.LQN.CALIBRATION: {path} was made in {about[PRECISION]}, and the teacher runs in "
+            f"{teacher.precision}: calibrate it anew (tools/calibrate.py), or set "
+            f"MODEL.LQN.TEACHER.PRECISION {about[PRECISION]}",
+            stacklevel=2,
+        )
     return calibration.to(teacher.device)
 
 

@@ -229,7 +229,8 @@ class FittedStudents:
         rows, columns = self.view.rows, self.view.columns
         if len(views) > 1:
             rows, columns = (
-                torch.cat([getattr(v, axis) for v in views]).unique() for axis in ("rows", "columns")
+                torch.cat([getattr(v, axis) for v in views]).unique()
+                for axis in ("rows", "columns")
             )
         values = (rows, columns, layers)[: fitter.config.student.axes]
         self.tables = students.tables([F.pad(v.sort()[0], (1, 0)) for v in values])  # 0 is src0's

@@ -169,11 +169,12 @@ def load_calibration(
             f"{'x'.join(map(str, shape))}"
         )
     _warn_of_other_weights(path, about.get(CHECKPOINT, ""), weights)
-    if about.get(PRECISION, teacher.precision) != teacher.precision:
+    made_in = about.get(PRECISION, teacher.precision)
+    if made_in != teacher.precision:
         warnings.warn(
-            f"MODEL.LQN.CALIBRATION: {path} was made in {about[PRECISION]}, and the teacher runs in "
+            f"MODEL.LQN.CALIBRATION: {path} was made in {made_in}, and the teacher runs in "
             f"{teacher.precision}: calibrate it anew (tools/calibrate.py), or set "
-            f"MODEL.LQN.TEACHER.PRECISION {about[PRECISION]}",
+            f"MODEL.LQN.TEACHER.PRECISION {made_in}",
             stacklevel=2,
         )
     return calibration.to(teacher.device)

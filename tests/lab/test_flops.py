@@ -19,7 +19,6 @@ from transformers import EomtConfig, EomtForUniversalSegmentation
 from lqn_seg.core.alignment import Aligner, Calibration, LayerRange
 from lqn_seg.core.config import (
     VARIANTS,
-    AdaptConfig,
     FitConfig,
     LQNConfig,
     StudentConfig,

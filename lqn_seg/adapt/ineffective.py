@@ -41,13 +41,11 @@ def why_ineffective(name: str, recipe: LQNConfig, calibrated: bool) -> str:
     if fit.variant == "field":
         return "" if calibrated else f"method {name}: without a calibration {_NOTHING}; {CALIBRATE}"
     if adapt.mix_by_noise and not calibrated:
-        undone = "nothing is restored and its student is never asked"
+        undone = f"{_NOTHING} and its student is never asked"
         if not adapt.align:
             undone = "its student is never asked"
-        return (
-            f"method {name} answers as its teacher does: without a calibration {undone}; "
-            f"{CALIBRATE}"
-        )
+        does = f"method {name}" + (" answers as its teacher does" if recipe.views == 1 else "")
+        return f"{does}: without a calibration {undone}; {CALIBRATE}"
     if adapt.align and not calibrated:
         return f"method {name}: without a calibration {_NOTHING}; {CALIBRATE}"
     idle = not fit.steps or not fit.learning_rate

@@ -6,7 +6,6 @@ import ast
 import difflib
 from collections.abc import Sequence
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,6 +32,7 @@ from lqn_seg.config.schema import (
 )
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
+from lqn_seg.data.shipped import find_config
 from lqn_seg.errors import InputError
 
 # Others import all that reads a configuration from here.
@@ -135,9 +135,9 @@ def augmentation_config(cfg: CfgNode) -> AugmentationConfig:
 
 
 def load_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
-    """Read a YAML file (``_BASE_`` included) into `get_cfg`, then ``KEY VALUE`` overrides. An
-    `InputError` where the file is missing or malformed, or a key is unknown: the nearest is
-    suggested."""
+    """Read a YAML file (``_BASE_`` included), or a shipped one by its name (`find_config`), into
+    `get_cfg`, then ``KEY VALUE`` overrides. An `InputError` where the file is missing or malformed,
+    or a key is unknown: the nearest is suggested."""
     return merge_cfg(get_cfg(), path, overrides, device)
 
 
@@ -153,10 +153,9 @@ def load_any_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> 
 
 
 def _load_yaml(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise InputError(f"there is no config file {path}")
+    file = find_config(str(path))
     try:
-        loaded = CfgNode.load_yaml_with_base(path)
+        loaded = CfgNode.load_yaml_with_base(str(file))
     except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError) as error:
         raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
     except (TypeError, AttributeError):  # of what is no mapping, here or in a base

@@ -16,6 +16,7 @@ from lqn_seg.config.nodes import methods, segmentation_config
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.data.class_maps import class_map, plain_name
 from lqn_seg.data.metadata import Metadata
+from lqn_seg.data.shipped import find_local
 from lqn_seg.errors import InputError, nearest
 from lqn_seg.segmentation.baselines import load_universal
 from lqn_seg.segmentation.segmenter import Segmenter
@@ -59,12 +60,6 @@ def _load_teacher(cfg: CfgNode) -> Teacher[Any]:
         return load_dinov2(weights, config, device, size, precision)
     base = teacher.BASE if teacher.BASE == ABSOLUTE else find_local(teacher.BASE)
     return load_eomt(weights, config, device, size, base, precision)
-
-
-def find_local(path: str) -> str:
-    """A relative path as it is, or below the repository where it exists only there."""
-    below = Path(__file__).resolve().parents[2] / path
-    return str(below) if path and not Path(path).exists() and below.exists() else path
 
 
 def build_segmenter(

@@ -27,7 +27,8 @@ from lqn_seg.data.corruptions import Pixels
 from lqn_seg.data.images import find_images
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.metadata import Record
-from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
+from lqn_seg.data.shipped import find_local
+from lqn_seg.engine.build import build_teacher, describe_teacher
 from lqn_seg.engine.store import make_writable, say
 from lqn_seg.engine.usable import name_problems, spread, usable_records
 from lqn_seg.errors import InputError

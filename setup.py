@@ -26,7 +26,6 @@ TEST = [
 ]
 
 
-
 class BuildPy(build_py):
     """Puts `SHIPPED` into wheels; an editable install reads it where it lies."""
 

@@ -147,9 +147,19 @@ def load_classification_cfg(path: str, overrides: Sequence[Any] = (), device: st
 
 
 def load_any_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
-    """`load_cfg`, or where the file has a ``CLASSIFICATION`` node, `load_classification_cfg`."""
-    is_classification = "CLASSIFICATION" in _load_yaml(path)
+    """`load_cfg`, or where the file or an override has a ``CLASSIFICATION`` node or names a CLIP,
+    `load_classification_cfg`."""
+    loaded = _load_yaml(path)
+    named = [str(key).split(".")[0] for key in (*loaded, *overrides[::2])]
+    given = dict(zip(overrides[::2], overrides[1::2]))
+    teacher = reduce(_below, ("MODEL", "LQN", "TEACHER", "NAME"), loaded)
+    is_clip = given.get("MODEL.LQN.TEACHER.NAME", teacher) == "clip"
+    is_classification = is_clip or "CLASSIFICATION" in named
     return (load_classification_cfg if is_classification else load_cfg)(path, overrides, device)
+
+
+def _below(node: Any, key: str) -> Any:
+    return node.get(key) if isinstance(node, dict) else None
 
 
 def _load_yaml(path: str) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.corruptions import Pixels
 from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE
-from lqn_seg.engine import launch
 from lqn_seg.data.shipped import find_local
+from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher
 from lqn_seg.engine.calibrate import calibrate_on, calibration_records
 from lqn_seg.engine.evaluate import Condition, DatasetRun, Sample, tensors_hash

@@ -60,7 +60,8 @@ SCRIPTS = [*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]
 def test_every_tool_explains_itself(path, typed):
     result = typed(f"{path.parent.name}/{path.name}", "--help")
     assert result.returncode == 0, result.stderr
-    assert f"Examples:\n    python {path.parent.name}/{path.name}" in result.stdout
+    command = "lqn-seg " if path.parent.name == "tools" else f"python datasets/{path.name}"
+    assert f"Examples:\n    {command}" in result.stdout
     unexplained = re.findall(r"^  (-[^ ]+(?: [A-Z{]\S*)?)$\n(?!    )", result.stdout, re.MULTILINE)
     assert not unexplained, unexplained
 

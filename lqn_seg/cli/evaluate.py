@@ -42,7 +42,7 @@ def choose_engine(arguments: Namespace, cfg: Any) -> str:
     if arguments.resume or arguments.methods or len(lqn.METHODS) > 1 or lqn.EVAL.CORRUPTIONS:
         return "native"
     try:
-        import detectron2.config  # noqa: F401  (any folder called detectron2 has a spec)
+        import lqn_seg.detectron2  # noqa: F401
     except ImportError:
         return "native"
     return "detectron2"

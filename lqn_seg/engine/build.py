@@ -68,6 +68,7 @@ def build_segmenter(
     num_classes: int | None = None,
     recipes: Mapping[str, Method] | None = None,
     class_names: Sequence[str] = (),
+    teacher: Teacher[Any] | None = None,
 ) -> Segmenter:
     """Teacher, head and methods of a configuration.
 
@@ -78,9 +79,10 @@ def build_segmenter(
         recipes: methods by name; by default all that the configuration names.
         class_names: of the data set by contiguous id; a model that names its classes must have them
             in the same order (`check_class_order`).
+        teacher: the configuration's, where it is loaded already.
     """
     data_set = f"the data set {', '.join(cfg.DATASETS.TEST) or '(none)'}"
-    teacher: Any = build_teacher(cfg)
+    teacher = build_teacher(cfg) if teacher is None else teacher
     head = build_head(cfg, teacher)
     who = "MODEL.LQN.TEACHER.WEIGHTS: the teacher"
     merged = class_map(head.class_names, class_names) or ()

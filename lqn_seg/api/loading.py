@@ -83,12 +83,8 @@ def load(
     """
     name = os.fspath(model)
     config_file, pairs = configuration_of(name)
-    pairs += [
-        "MODEL.LQN.BATCH",
-        batch,
-        "MODEL.LQN.EVAL.THREADS",
-        threads or torch.get_num_threads(),
-    ]
+    threads = threads or torch.get_num_threads()
+    pairs += ["MODEL.LQN.BATCH", batch, "MODEL.LQN.EVAL.THREADS", threads]
     if calibration:
         pairs += ["MODEL.LQN.CALIBRATION", os.fspath(calibration)]
     cfg = load_any_cfg(config_file, [*pairs, *overrides], "" if device == "auto" else device)
@@ -119,9 +115,8 @@ def configuration_of(model: str) -> tuple[str, list[Any]]:
     try:
         return str(find_config(model)), device
     except InputError:
-        if (
-            model.count("/") == 1 and path.suffix not in _YAML and not model.startswith(".")
-        ):  # a hub's id
+        is_hub_id = model.count("/") == 1 and not model.startswith(".")
+        if is_hub_id and path.suffix not in _YAML:
             return _BASE, [*device, f"{key}.WEIGHTS", model]
         raise InputError(
             f"{model!r} is no folder or file, no ORGANISATION/NAME of the model hub, no "
@@ -139,7 +134,7 @@ def _segmentation(
     max_side: int,
     is_open: bool,
 ) -> SegmentationModel:
-    """`is_open`: how images meet the teacher is as its checkpoint says, for no configuration does."""
+    """`is_open`: how images meet the teacher is as its checkpoint says: no configuration does."""
     recipes = {each: method_config(cfg, each) for each in names}
     teacher = build_teacher(cfg)
     head = build_head(cfg, teacher)

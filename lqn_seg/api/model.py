@@ -47,7 +47,7 @@ class Model(ABC):
         self._calibration = describe_calibration(cfg, runner.calibration)
 
     @overload
-    def __call__(self, images: ImageLike) -> Result: ...
+    def __call__(self, images: ImageLike) -> Result: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, images: Sequence[ImageLike]) -> list[Result]: ...
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Result | list[Result]:
@@ -185,13 +185,14 @@ class SegmentationModel(Model):
             stats=answer.stats,
             semantic=_enlarged(semantic, size).astype(np.int32),
             confidence=_enlarged(confidence, size),
-            panoptic=panoptic and self._panoptic(*panoptic, size),
-            instances=instances and _instances(instances, size),
+            panoptic=self._panoptic(panoptic, size) if panoptic else None,
+            instances=None if instances is None else _instances(instances, size),
         )
 
     def _panoptic(
-        self, ids: Tensor, segments: Sequence[dict[str, Any]], size: Size
+        self, answer: tuple[Tensor, Sequence[dict[str, Any]]], size: Size
     ) -> Segmentation:
+        ids, segments = answer
         enlarged = _enlarged(ids, size)
         areas = np.bincount(enlarged.ravel(), minlength=len(segments) + 1)
         about = [

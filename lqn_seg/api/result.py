@@ -23,6 +23,7 @@ from lqn_seg.visualization.panels import (
     Row,
     Segmentation,
     captioned,
+    cell_size,
     comparison_row,
     legend_entries,
     one_segment_per_class,
@@ -52,7 +53,7 @@ class About:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(category.name for category in self.about.categories)
+        return tuple(category.name for category in self.categories)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -158,13 +159,17 @@ class SegmentationResult(Result):
     def picture(self) -> Pixels:
         if len(self.compared) < 2:
             legend = legend_entries([self.segmentation], self.about.categories)
-            return panel([Row([Cell(self.overlay)])], legend)
-        drawn = {n: r.segmentation for n, r in self.compared.items() if isinstance(r, type(self))}
-        row = comparison_row(self.image, None, drawn, self.about.categories)
-        return panel([row], legend_entries([*drawn.values()], self.about.categories))
+            height, width = self.image.shape[:2]
+            grown = cell_size(height, width)  # of a small image
+            size = grown if grown[0] > height else (height, width)
+            drawn = overlay(self.image, self.segmentation, self.about.categories, size)
+            return panel([Row([Cell(drawn)])], legend)
+        answers = {n: r.segmentation for n, r in self.compared.items() if isinstance(r, type(self))}
+        row = comparison_row(self.image, None, answers, self.about.categories)
+        return panel([row], legend_entries([*answers.values()], self.about.categories))
 
     def __str__(self) -> str:
-        ids, segments = self.segmentation
+        segments = self.segmentation.segments
         count = Counter(self.classes[s["category_id"]] for s in segments if s["isthing"])
         parts = [f"{n} {name}" for name, n in count.most_common()]
         parts += [self.classes[s["category_id"]] for s in segments if not s["isthing"]]

@@ -82,8 +82,8 @@ def build_segmenter(
         teacher: the configuration's, where it is loaded already.
     """
     data_set = f"the data set {', '.join(cfg.DATASETS.TEST) or '(none)'}"
-    teacher = build_teacher(cfg) if teacher is None else teacher
-    head = build_head(cfg, teacher)
+    loaded: Any = build_teacher(cfg) if teacher is None else teacher
+    head = build_head(cfg, loaded)
     who = "MODEL.LQN.TEACHER.WEIGHTS: the teacher"
     merged = class_map(head.class_names, class_names) or ()
     if not merged:
@@ -100,12 +100,12 @@ def build_segmenter(
     for name, method in recipes.items():
         if isinstance(method, BaselineModel):
             local = replace(method, weights=find_local(method.weights))
-            baselines[name] = load_universal(local, teacher.device, num_classes, *sizes)
+            baselines[name] = load_universal(local, loaded.device, num_classes, *sizes)
             who = f"MODEL.LQN.METHODS: {name}"
             theirs = class_names_of(baselines[name].model.config)
             check_class_order(theirs, class_names, who, data_set)
-    config, calibration = segmentation_config(cfg), build_calibration(cfg, teacher)
-    parts = teacher, head, recipes, thing_ids, config, calibration, baselines
+    config, calibration = segmentation_config(cfg), build_calibration(cfg, loaded)
+    parts = loaded, head, recipes, thing_ids, config, calibration, baselines
     return Segmenter(*parts, merged)
 
 

@@ -44,6 +44,7 @@ def find_config(name: str, kind: str = "config") -> Path:
         if path.is_file():
             return path
     known = sorted(_short(str(path.relative_to(folder))) for path in folder.glob("**/*.yaml"))
+    known += [name.removeprefix("study/") for name in known if kind == "study"]
     near = difflib.get_close_matches(_short(short), known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise InputError(f"there is no {kind} file {name}{hint}")

@@ -135,7 +135,8 @@ class Archive:
             found = result.instances
             rows = zip(found.pred_masks.numpy(), found.scores.tolist(), found.pred_classes.tolist())
             record["instances"] = [
-                {"image_id": name, "category_id": category, "score": score, **encode(mask)}
+                {"image_id": name, "category_id": category, "iscrowd": 0, "score": score}
+                | encode(mask)
                 for mask, score, category in rows
             ]
         return written
@@ -154,7 +155,8 @@ class Archive:
             annotations = [entry["panoptic"] for entry in entries if "panoptic" in entry]
             self._write(PANOPTIC, {**common, "annotations": annotations})
         if any("instances" in entry for entry in entries):
-            lines = [line for entry in entries for line in entry.get("instances", [])]
+            found = [line for entry in entries for line in entry.get("instances", [])]
+            lines = [{**line, "id": number} for number, line in enumerate(found, 1)]
             self._write(INSTANCES, {**common, "annotations": lines})
 
     def _write(self, name: str, content: Entry) -> None:

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 
 from lqn_seg.api.model import ClassificationModel, Model, SegmentationModel
 from lqn_seg.api.result import About
-from lqn_seg.config.nodes import adaptation, load_any_cfg, method_config
+from lqn_seg.config.nodes import adaptation, check_cfg, load_any_cfg, method_config
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.class_tables import categories_of
 from lqn_seg.data.metadata import Category, Metadata
@@ -163,6 +163,8 @@ def _classification(
 ) -> ClassificationModel:
     from lqn_seg.engine.classify import build_classifier, build_clip
 
+    cfg.CLASSIFICATION.METHODS = tuple(names)
+    check_cfg(cfg)
     recipes = {each: adaptation(cfg, each) for each in names}
     table = _metadata(cfg)
     if classes is None and table is None:

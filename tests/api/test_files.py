@@ -45,7 +45,7 @@ def test_files_folders_and_globs_are_found_once(photos, monkeypatch):
     monkeypatch.chdir(photos)
     inputs = ["a.png", str(photos), "below/*.png", "**/b.png"]
     assert [file.name for file in find_files(inputs)] == ["a.png", "below/b.png", "cut.png"]
-    with pytest.raises(InputError, match="there is no file, folder or match of no\\*.png"):
+    with pytest.raises(InputError, match=r"there is no file, folder or match of no\*.png"):
         find_files(["no*.png"])
     (photos / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no image and no video"):

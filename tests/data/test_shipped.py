@@ -1,4 +1,4 @@
-"""Configurations and demo files: found by path, by name, in a checkout and in an installed package."""
+"""Configurations and demo files by path and by name, in a checkout and in an installed package."""
 
 from __future__ import annotations
 

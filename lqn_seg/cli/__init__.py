@@ -1,7 +1,7 @@
 """The command `lqn-seg`: a sub-command is a module of this folder, imported when it is asked for.
 
-    lqn-seg predict street.jpg --out out/    segment or classify images and videos
-    lqn-seg eval demo                        methods side by side on a data set, clean and corrupted
+    lqn-seg predict street.jpg --out out/    # segment or classify images and videos
+    lqn-seg eval demo                        # methods side by side on a data set
 
 `lqn-seg COMMAND --help` explains each. `tools/*.py` are doors to the same functions.
 """

@@ -100,7 +100,7 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "ABLATION": "none",  # of the paper: `lqn_seg.config.methods`
             "BATCH": defaults.batch,
             "INFERENCE": defaults.inference,
-            # From tools/calibrate.py; empty: calibration.safetensors beside local weights, if any.
+            # From lqn-seg calibrate; empty: calibration.safetensors beside local weights, if any.
             "CALIBRATION": "",
             # The user's own data sets, named for DATASETS.TRAIN and .TEST: `register_entries`.
             "DATASETS": (),

@@ -183,5 +183,5 @@ def calibration_records(source: Path | Dataset, strict: bool = False) -> list[Re
     files = find_images(source, below=True)
     name_problems(files.problems(f"folder {source}"), strict)
     if not files.images:
-        raise InputError(f"--images: there is no image below {source}")
+        raise InputError(f"there is no image below {source}")
     return [{"file_name": str(file)} for file in files.images]

@@ -153,7 +153,7 @@ def test_calibrate_writes_a_file_or_one_sentence(small_config, scenes_root, tmp_
     common = ("tools/calibrate.py", "--config", small_config, "--output", actual, "--images")
     result = typed(*common, empty)
     assert result.returncode == 2
-    assert result.stderr == f"error: --images: there is no image below {empty}\n"
+    assert result.stderr == f"error: there is no image below {empty}\n"
     result = typed(*common, scenes_root / "demo" / "train", "--max", 6)
     assert result.returncode == 0 and "3 passes" in result.stderr and actual.is_file()
     assert result.stdout.startswith("teacher: eomt from ")

@@ -6,8 +6,17 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+# What a checkout has at its top and an installed package in `lqn_seg/shipped`
+# (`lqn_seg.data.shipped`); a checkout may hold larger data sets beside these.
+SHIPPED = (
+    "configs/**/*.*",
+    *("datasets/demo/annotations/panoptic_val.json", "datasets/demo/panoptic_val/*.png"),
+    *("datasets/demo/teacher/*.*", "datasets/demo/val/*.png"),
+    *("datasets/demo_objects/teacher/*.*", "datasets/demo_objects/val/*/*.png"),
+)
 TEST = [
     "setuptools",
     "pytest>=8.3",
@@ -15,6 +24,25 @@ TEST = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.112",
 ]
+
+
+class BuildPy(build_py):
+    """Puts `SHIPPED` into wheels; an editable install reads it where it lies."""
+
+    def shipped(self) -> list[str]:
+        found = (path for pattern in SHIPPED for path in HERE.glob(pattern))
+        return sorted(str(path.relative_to(HERE)) for path in found if path.suffix != ".pyc")
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *self.shipped()]
+
+    def run(self) -> None:
+        super().run()
+        for file in () if self.editable_mode else self.shipped():
+            target = Path(self.build_lib, "lqn_seg", "shipped", file)
+            self.mkpath(str(target.parent))
+            self.copy_file(str(HERE / file), str(target))
+
 
 setup(
     name="lqn_seg",
@@ -28,6 +56,8 @@ setup(
         "lqn_seg.data": ["ade20k.txt", "sets.json"],
         "lqn_seg.lab.explorer": ["page.html"],
     },
+    cmdclass={"build_py": BuildPy},
+    entry_points={"console_scripts": ["lqn-seg = lqn_seg.cli:main"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.9",  # torch.optim.Muon trains teachers

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lqn_seg.cli import prepare_splits
+from lqn_seg.cli.parser import prepare_splits
 from lqn_seg.data.images import find_images, read_image, read_label_map, write_id_map
 from lqn_seg.data.masks import describe_segment
 from lqn_seg.data.segmentation_sets import (

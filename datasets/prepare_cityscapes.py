@@ -11,7 +11,7 @@ Examples:
 import sys
 from pathlib import Path
 
-from lqn_seg.cli import prepare_splits
+from lqn_seg.cli.parser import prepare_splits
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.derived import write_label_maps
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lqn_seg.cli import Parser, exit_status
+from lqn_seg.cli.parser import Parser, exit_status
 from lqn_seg.data.images import write_id_map
 from lqn_seg.data.masks import describe_segment
 from lqn_seg.data.metadata import Category

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from lqn_seg import cli
 from lqn_seg.config.nodes import load_any_cfg, load_cfg, load_classification_cfg
+from lqn_seg.data.shipped import find_config
 from lqn_seg.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -22,31 +24,29 @@ API = sorted((ROOT / "docs" / "api").glob("*.md"))
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))  # tables, nothing to run
 LISTED = re.compile(r"^::: (\S+)$", re.MULTILINE)
 DOCUMENTS = [
-    *(*ROOT.glob("*.md"), *PAGES, *ROOT.glob("tools/*.py"), *ROOT.glob("datasets/*.*")),
+    *(*ROOT.glob("*.md"), *PAGES, *ROOT.glob("lqn_seg/cli/*.py"), *ROOT.glob("datasets/*.*")),
     *RESULTS,
     *ROOT.glob("configs/**/*.yaml"),
 ]
-# What a tool reads its configuration with; all others read segmentation's.
+# What a command reads its configuration with; all others read segmentation's.
 LOADERS = {
-    **dict.fromkeys(("classify", "train_clip"), load_classification_cfg),
-    **dict.fromkeys(("visualize", "explore"), load_any_cfg),
+    "classify": load_classification_cfg,
+    **dict.fromkeys(("train", "figures", "explore"), load_any_cfg),
 }
 
 
-def run_commands(source: str, script, monkeypatch) -> None:
+def run_commands(source: str) -> None:
     for line in source.strip().splitlines():
-        python, tool, *arguments = shlex.split(line)
-        assert python == "python"
-        monkeypatch.setattr(sys, "argv", [tool, *arguments])
-        assert script("tools", Path(tool).stem).main() == 0, line
+        program, *words = shlex.split(line)
+        assert program == "lqn-seg" and cli.main(words) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_block_of_a_page_runs(page, like_the_repository, script, code_blocks, monkeypatch):
+def test_every_block_of_a_page_runs(page, like_the_repository, code_blocks):
     names: dict = {"__name__": page.stem}
     for number, (kind, source) in enumerate(code_blocks(page)):
         if kind == "bash":
-            run_commands(source, script, monkeypatch)
+            run_commands(source)
         elif kind == "python" and "detectron2" not in source:  # tests/detectron2 runs those
             file = like_the_repository / f"{page.stem}_{number}.py"
             file.write_text(source)  # as a reader has it: functions can be asked for their source
@@ -86,9 +86,10 @@ def test_pages_and_pictures_are_all_reached():
 
 
 def commands_in(text: str) -> list[str]:
-    """Every `python tools/...` of a text or of its comments, continued lines joined."""
+    """Every `lqn-seg ...` and `python tools/...` of a text or of its comments, continued lines
+    joined."""
     joined = re.sub(r"\\+\n#? *", " ", text)  # a docstring doubles the backslash
-    return re.findall(r"^(?:#? *)(python tools/.+)$", joined, re.MULTILINE)
+    return re.findall(r"^(?:#? *)((?:python tools/|lqn-seg ).+)$", joined, re.MULTILINE)
 
 
 def commands() -> list[str]:
@@ -98,17 +99,22 @@ def commands() -> list[str]:
 
 
 def understand(command: str, script, monkeypatch) -> None:
-    """Parse a command as its tool would, and read its configuration as its tool would."""
-    _, tool, *arguments = shlex.split(command)
-    monkeypatch.setattr(sys, "argv", [tool, *arguments])
-    module = script("tools", Path(tool).stem)
-    actual = module.parse_arguments()  # ends the process where an option is unknown
+    """Parse a command as it does itself, and read its configuration as it does itself."""
+    program, first, *words = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", [first, *words])
+    if program == "python":
+        module = script("tools", Path(first).stem)
+        actual = module.parse_arguments()  # ends the process where an option is unknown
+    else:
+        module = importlib.import_module(f"lqn_seg.cli.{cli.COMMANDS[first][0]}")
+        actual = module.parse_arguments(words)
     path = getattr(actual, "config_file", None)
     if path not in (None, "my.yaml", "YOUR.yaml"):  # a reader's own
-        load = LOADERS.get(module.__name__, load_cfg)
+        owner = sys.modules[module.parse_arguments.__module__]
+        load = LOADERS.get(owner.__name__.rpartition(".")[2], load_cfg)
         load(path, getattr(actual, "overrides", ()))
     for study in getattr(actual, "studies", ()):
-        assert "*" in study or Path(study).is_file()
+        assert "*" in study or find_config(study, "study")
 
 
 @pytest.mark.parametrize("command", commands())

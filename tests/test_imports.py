@@ -19,7 +19,7 @@ FLOORS = (
     ("segmentation", "classification"),
     ("config",),
     ("engine",),
-    ("detectron2", "lab"),
+    ("detectron2", "lab", "api"),
     ("cli",),
 )
 BELOW = {

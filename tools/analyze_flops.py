@@ -1,46 +1,9 @@
-"""What every method costs on an EoMT or a CLIP, in GMACs (multiply-add = 1, fvcore's "FLOPs").
+#!/usr/bin/env python
+"""A door to `lqn-seg flops`, which takes the same words and explains them with --help."""
 
-Examples:
-    python tools/analyze_flops.py                                   # EoMT-L, 640 px, 200 queries
-    python tools/analyze_flops.py --image-size 512 --queries 100 --labels 150 --windows 1.83
-    python tools/analyze_flops.py --teacher path/to/eomt --preset default --count
-    python tools/analyze_flops.py --clip ViT-B-16-quickgelu --count  # the paper's 20.5 + 14 x 10
+from lqn_seg.cli.flops import main, parse_arguments
 
-Columns: teacher, align, fit, query and head count everything that is run, forward and backward;
-"paper" counts as the paper does (teacher and head, and steps - 1 times one forward pass).
---count holds the closed forms against a counter that watches the real modules run on the meta
-device, without weights (torch.utils.flop_counter's rules, halved: a multiply-add is 2 there).
-"""
-
-from lqn_seg.cli import Namespace, Parser, exit_status
-from lqn_seg.core.config import PRESETS
-
-
-def parse_arguments(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--teacher", metavar="DIR", help="with an EoMT's config.json (EoMT-L)")
-    parser.add_argument("--clip", metavar="MODEL", help="open_clip's name of a CLIP, for an EoMT")
-    parser.add_argument("--image-size", type=int, help="pixels, square")
-    parser.add_argument("--queries", type=int, help="mask queries")
-    parser.add_argument("--labels", type=int, help="classes, without 'no object'")
-    parser.add("--preset", "paper", f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--steps", type=int, help="Adam steps, instead of the preset's")
-    parser.add_argument("--positions", type=int, help="positions per step, instead of the preset's")
-    parser.add("--windows", 1.0, "windows per image")
-    parser.add("--literal", False, "student as Table 4 states it")
-    parser.add("--count", False, "also count the real model")
-    return parser.parse_args(argv)
-
-
-def show(arguments: Namespace) -> None:
-    from lqn_seg.lab.cost.flops_report import flops_lines
-
-    print("\n".join(flops_lines(arguments)))
-
-
-def main(argv: list[str] | None = None) -> int:
-    return exit_status(lambda: show(parse_arguments(argv)), "nothing was printed")
-
+__all__ = ["main", "parse_arguments"]
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,78 +1,9 @@
 #!/usr/bin/env python
-"""Classify with a CLIP teacher: LQN and every baseline side by side, clean and corrupted.
+"""A door to `lqn-seg classify`, which takes the same words and explains them with --help."""
 
-Examples:
-    python tools/classify.py --config configs/classification/demo.yaml
-    python tools/classify.py --config configs/classification/demo.yaml --methods zero-shot,lqn,tpt
-    python tools/classify.py --num-gpus 4 --resume \\
-        --config configs/classification/imagenet_vit_b16.yaml MODEL.LQN.EVAL.MAX_IMAGES 1000
-    python tools/classify.py --config configs/classification/demo.yaml \\
-        --calibrate demo_objects_train --max 2048
+from lqn_seg.cli.classify import main, parse_arguments
 
-Prints the tables and writes inference/results.json, every image's line, config.yaml and log.txt
-into OUTPUT_DIR. Methods: zero-shot, ensemble, apm, lqn-src, lqn, teacher (lqn's views, not adapted
-to), restore (no student), zero, mta, tps, gs-bias, tpt, tda; "lqn@paper" is another preset,
-"lqn:mean" another query (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both. The exit
-status is 0 if every image was scored or left out by name, and 2 if more than
-MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input.
-"""
-
-from lqn_seg import cli
-from lqn_seg.cli import Namespace, Parser, exit_status
-from lqn_seg.engine.interruption import is_launched
-
-METHODS = "CLASSIFICATION.METHODS"
-
-
-def parse_arguments() -> Namespace:
-    parser = Parser(description=__doc__)
-    cli.add_config_flags(parser)
-    cli.add_run_flags(parser)
-    parser.add("--methods", "", f"comma-separated, for {METHODS}", metavar="NAMES")
-    calibrate = "do not classify: calibrate the teacher on these clean images, and save "
-    calibrate += "calibration.safetensors beside its local weights"
-    parser.add("--calibrate", "", calibrate, metavar="DATASET")
-    parser.add("--max", 0, "images to calibrate on; 0 is all")
-    return parser.parse_args()
-
-
-def calibrate(arguments: Namespace) -> None:
-    cli.check_config(arguments, classification=True)
-    from lqn_seg.config.nodes import load_classification_cfg
-    from lqn_seg.engine.classify import calibrate_clip
-
-    cfg = load_classification_cfg(arguments.config_file, arguments.overrides, arguments.device)
-    path = calibrate_clip(cfg, arguments.calibrate, arguments.max, arguments.strict)
-    print(f"calibration: {path}")
-
-
-def evaluate(arguments: Namespace) -> int:
-    cli.check_config(arguments, methods=METHODS, classification=True)
-    if cli.processes(arguments) > 1 and not is_launched():
-        return cli.start_processes(arguments)
-    from lqn_seg.engine import launch
-    from lqn_seg.lab.report.run import check_failed, classify
-
-    with launch.joined():
-        report = classify(
-            arguments.config_file,
-            overrides=cli.all_overrides(arguments, METHODS),
-            device=arguments.device,
-            resume=arguments.resume,
-            strict=arguments.strict,
-        )
-    if report is not None:
-        check_failed(report.runs)
-    return 0
-
-
-def main() -> int:
-    arguments = parse_arguments()
-    if arguments.calibrate:
-        return exit_status(lambda: calibrate(arguments), "nothing was written")
-    left = "go on with --resume, or where tda runs, start again"
-    return exit_status(lambda: evaluate(arguments), left)
-
+__all__ = ["main", "parse_arguments"]
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -195,7 +195,7 @@ def _warn_of_other_weights(path: str | Path, made_for: str, weights: str | Path)
         warnings.warn(
             f"MODEL.LQN.CALIBRATION: {path} was made for weights of SHA-256 {made_for}..., and "
             f"those of {weight_file(weights)} are {found}...: calibrate this teacher anew "
-            "(tools/calibrate.py)",
+            "(lqn-seg calibrate)",
             stacklevel=3,
         )
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from lqn_seg.core.config import LQNConfig, with_variant
 
 CALIBRATE = (
-    "tools/calibrate.py makes a calibration from clean images, and MODEL.LQN.CALIBRATION names it"
+    "lqn-seg calibrate, or a model's calibrate(), makes one from clean images, and "
+    "MODEL.LQN.CALIBRATION names it"
 )
 _NO_STUDENT = ("teacher", "restore", "field")
 UNTRAINED = "untrained"  # the control that makes no step by design

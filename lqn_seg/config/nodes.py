@@ -6,7 +6,6 @@ import ast
 import difflib
 from collections.abc import Sequence
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,6 +32,7 @@ from lqn_seg.config.schema import (
 )
 from lqn_seg.data.augmentation import AugmentationConfig
 from lqn_seg.data.catalog import register_entries
+from lqn_seg.data.shipped import find_config
 from lqn_seg.errors import InputError
 
 # Others import all that reads a configuration from here.
@@ -100,7 +100,7 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "ABLATION": "none",  # of the paper: `lqn_seg.config.methods`
             "BATCH": defaults.batch,
             "INFERENCE": defaults.inference,
-            # From tools/calibrate.py; empty: calibration.safetensors beside local weights, if any.
+            # From lqn-seg calibrate; empty: calibration.safetensors beside local weights, if any.
             "CALIBRATION": "",
             # The user's own data sets, named for DATASETS.TRAIN and .TEST: `register_entries`.
             "DATASETS": (),
@@ -135,9 +135,9 @@ def augmentation_config(cfg: CfgNode) -> AugmentationConfig:
 
 
 def load_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
-    """Read a YAML file (``_BASE_`` included) into `get_cfg`, then ``KEY VALUE`` overrides. An
-    `InputError` where the file is missing or malformed, or a key is unknown: the nearest is
-    suggested."""
+    """Read a YAML file (``_BASE_`` included), or a shipped one by its name (`find_config`), into
+    `get_cfg`, then ``KEY VALUE`` overrides. An `InputError` where the file is missing or malformed,
+    or a key is unknown: the nearest is suggested."""
     return merge_cfg(get_cfg(), path, overrides, device)
 
 
@@ -147,16 +147,25 @@ def load_classification_cfg(path: str, overrides: Sequence[Any] = (), device: st
 
 
 def load_any_cfg(path: str, overrides: Sequence[Any] = (), device: str = "") -> CfgNode:
-    """`load_cfg`, or where the file has a ``CLASSIFICATION`` node, `load_classification_cfg`."""
-    is_classification = "CLASSIFICATION" in _load_yaml(path)
+    """`load_cfg`, or where the file or an override has a ``CLASSIFICATION`` node or names a CLIP,
+    `load_classification_cfg`."""
+    loaded = _load_yaml(path)
+    named = [str(key).split(".")[0] for key in (*loaded, *overrides[::2])]
+    given = dict(zip(overrides[::2], overrides[1::2]))
+    teacher = reduce(_below, ("MODEL", "LQN", "TEACHER", "NAME"), loaded)
+    is_clip = given.get("MODEL.LQN.TEACHER.NAME", teacher) == "clip"
+    is_classification = is_clip or "CLASSIFICATION" in named
     return (load_classification_cfg if is_classification else load_cfg)(path, overrides, device)
 
 
+def _below(node: Any, key: str) -> Any:
+    return node.get(key) if isinstance(node, dict) else None
+
+
 def _load_yaml(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise InputError(f"there is no config file {path}")
+    file = find_config(str(path))
     try:
-        loaded = CfgNode.load_yaml_with_base(path)
+        loaded = CfgNode.load_yaml_with_base(str(file))
     except (yaml.YAMLError, ValueError, KeyError, AssertionError, OSError) as error:
         raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
     except (TypeError, AttributeError):  # of what is no mapping, here or in a base

@@ -14,6 +14,7 @@ from lqn_seg.data.label_folders import check_classes, load_label_folders
 from lqn_seg.data.labelled_images import load_image_folder
 from lqn_seg.data.metadata import Category, Dataset, Metadata, Record
 from lqn_seg.data.segmentation_sets import SEGMENTATION
+from lqn_seg.data.shipped import shipped_root
 from lqn_seg.data.sources import C_CORRUPTIONS, Source
 from lqn_seg.errors import InputError
 
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _BUILTIN = {**SEGMENTATION, **CLASSIFICATION}
 # name -> the reader of its layout, and what that reader wants beside the name
 _registered: dict[str, tuple[Callable[..., Dataset], tuple[object, ...]]] = {}
@@ -42,12 +42,12 @@ listeners: list[Callable[[], None]] = []
 
 def dataset_roots(root: PathLike | None = None) -> list[Path]:
     """Folders in which data sets are looked for, in order: `root` alone where it is given; else
-    $DETECTRON2_DATASETS, the repository's `datasets` and `./datasets`."""
+    $DETECTRON2_DATASETS, the `datasets` that the project ships and `./datasets`."""
     if root is not None:
         return [Path(root)]
     environment = os.environ.get("DETECTRON2_DATASETS")
     first = [Path(environment)] if environment else []
-    return list(dict.fromkeys([*first, _REPOSITORY / "datasets", Path("datasets").resolve()]))
+    return list(dict.fromkeys([*first, shipped_root() / "datasets", Path("datasets").resolve()]))
 
 
 def get_dataset(name: str, root: PathLike | None = None) -> Dataset:

@@ -118,7 +118,17 @@ def read_image(path: PathLike) -> NDArray[np.uint8]:
 
 def decode(data: bytes, path: PathLike) -> NDArray[np.uint8]:
     """`read_image` of a file's content; sentences call it `path`."""
-    image, _, _ = _upright(path, data)
+    return _rgb(_upright(path, data)[0], path)
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """`read_image` of an image that Pillow has opened, whose EXIF turns it upright too."""
+    with _sentences("given"):
+        turn = _UPRIGHT.get(_orientation(image))
+        return _rgb(image if turn is None else image.transpose(turn), "given")
+
+
+def _rgb(image: Image.Image, path: PathLike) -> NDArray[np.uint8]:
     convert = "convert it to 8-bit RGB"
     if image.mode == "F":
         why = "pixels (mode F), which have no defined 8-bit range"

@@ -16,6 +16,7 @@ from lqn_seg.config.nodes import methods, segmentation_config
 from lqn_seg.core.alignment import Calibration
 from lqn_seg.data.class_maps import class_map, plain_name
 from lqn_seg.data.metadata import Metadata
+from lqn_seg.data.shipped import find_local
 from lqn_seg.errors import InputError, nearest
 from lqn_seg.segmentation.baselines import load_universal
 from lqn_seg.segmentation.segmenter import Segmenter
@@ -61,18 +62,13 @@ def _load_teacher(cfg: CfgNode) -> Teacher[Any]:
     return load_eomt(weights, config, device, size, base, precision)
 
 
-def find_local(path: str) -> str:
-    """A relative path as it is, or below the repository where it exists only there."""
-    below = Path(__file__).resolve().parents[2] / path
-    return str(below) if path and not Path(path).exists() and below.exists() else path
-
-
 def build_segmenter(
     cfg: CfgNode,
     thing_ids: frozenset[int],
     num_classes: int | None = None,
     recipes: Mapping[str, Method] | None = None,
     class_names: Sequence[str] = (),
+    teacher: Teacher[Any] | None = None,
 ) -> Segmenter:
     """Teacher, head and methods of a configuration.
 
@@ -83,10 +79,11 @@ def build_segmenter(
         recipes: methods by name; by default all that the configuration names.
         class_names: of the data set by contiguous id; a model that names its classes must have them
             in the same order (`check_class_order`).
+        teacher: the configuration's, where it is loaded already.
     """
     data_set = f"the data set {', '.join(cfg.DATASETS.TEST) or '(none)'}"
-    teacher: Any = build_teacher(cfg)
-    head = build_head(cfg, teacher)
+    loaded: Any = build_teacher(cfg) if teacher is None else teacher
+    head = build_head(cfg, loaded)
     who = "MODEL.LQN.TEACHER.WEIGHTS: the teacher"
     merged = class_map(head.class_names, class_names) or ()
     if not merged:
@@ -103,12 +100,12 @@ def build_segmenter(
     for name, method in recipes.items():
         if isinstance(method, BaselineModel):
             local = replace(method, weights=find_local(method.weights))
-            baselines[name] = load_universal(local, teacher.device, num_classes, *sizes)
+            baselines[name] = load_universal(local, loaded.device, num_classes, *sizes)
             who = f"MODEL.LQN.METHODS: {name}"
             theirs = class_names_of(baselines[name].model.config)
             check_class_order(theirs, class_names, who, data_set)
-    config, calibration = segmentation_config(cfg), build_calibration(cfg, teacher)
-    parts = teacher, head, recipes, thing_ids, config, calibration, baselines
+    config, calibration = segmentation_config(cfg), build_calibration(cfg, loaded)
+    parts = loaded, head, recipes, thing_ids, config, calibration, baselines
     return Segmenter(*parts, merged)
 
 

@@ -28,7 +28,8 @@ from lqn_seg.data.corruptions import Pixels
 from lqn_seg.data.images import find_images
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.metadata import Record
-from lqn_seg.engine.build import build_teacher, describe_teacher, find_local
+from lqn_seg.data.shipped import find_local
+from lqn_seg.engine.build import build_teacher, describe_teacher
 from lqn_seg.engine.store import make_writable, say
 from lqn_seg.engine.usable import name_problems, spread, usable_records
 from lqn_seg.errors import InputError
@@ -184,5 +185,5 @@ def calibration_records(source: Path | Dataset, strict: bool = False) -> list[Re
     files = find_images(source, below=True)
     name_problems(files.problems(f"folder {source}"), strict)
     if not files.images:
-        raise InputError(f"--images: there is no image below {source}")
+        raise InputError(f"there is no image below {source}")
     return [{"file_name": str(file)} for file in files.images]

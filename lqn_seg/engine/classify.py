@@ -19,8 +19,9 @@ from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.corruptions import Pixels
 from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE
+from lqn_seg.data.shipped import find_local
 from lqn_seg.engine import launch
-from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher, find_local
+from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher
 from lqn_seg.engine.calibrate import calibrate_on, calibration_records
 from lqn_seg.engine.evaluate import Condition, DatasetRun, Sample, tensors_hash
 from lqn_seg.engine.store import Result, make_writable
@@ -49,20 +50,16 @@ class Classification(DatasetRun):
         strict: bool = False,
     ) -> None:
         self.evaluator = ClassificationEvaluator(dataset.metadata)
-        names, text = self.evaluator.classes, _text(cfg, dataset, teacher, "ensemble" in recipes)
-        config = ClassifierConfig(
-            *(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0)),
-            *(cfg.MODEL.LQN.BATCH, cfg.MODEL.LQN.EVAL.THREADS),
-        )
-        self.classifier = Classifier(teacher, names, text, recipes, config, calibration)
+        parts = cfg, teacher, calibration, self.evaluator.classes, recipes
+        self.classifier = classifier = build_classifier(*parts, dataset.metadata.name)
         self.resumable = not _LEARNING & set(recipes)
         self._condition: Condition | None = None  # that the classifier has met last
         evaluators = {self.evaluator.task: self.evaluator}
         fingerprint = {
             "methods": {name: repr(recipe) for name, recipe in recipes.items()},
-            "classification": repr(config),
+            "classification": repr(classifier.config),
             "teacher precision": teacher.precision,
-            "text": tensors_hash(text),
+            "text": tensors_hash(classifier.text),
         }
         dataset = dataset.listed()
         # A subset is spread over the classes, which lie in order.
@@ -86,16 +83,31 @@ class Classification(DatasetRun):
         return {task: self.evaluator.score(sample.truth[task], output), "lqn": prediction.stats}
 
 
-def _text(
-    cfg: CfgNode, dataset: Dataset, teacher: ClipTeacher, ensemble: bool
-) -> dict[str, Tensor]:
-    cache, names = cache_folder(), dataset.metadata.class_names
+def build_classifier(
+    cfg: CfgNode,
+    teacher: ClipTeacher,
+    calibration: Calibration | None,
+    class_names: Sequence[str],
+    recipes: Mapping[str, Adaptation | None],
+    dataset: str = "",
+) -> Classifier:
+    """The methods of a configuration on one teacher; class features of texts are cached on disk.
+
+    Args:
+        class_names: in the order of the labels.
+        dataset: name of the data set, some of which have prompts of their own.
+    """
     prompts = {"text": cfg.CLASSIFICATION.PROMPTS, "zero-shot": "single"}
-    prompts |= {"ensemble": "ensemble"} if ensemble else {}
-    return {
-        key: text_features(teacher, names, templates(wanted, dataset.metadata.name), cache)
+    prompts |= {"ensemble": "ensemble"} if "ensemble" in recipes else {}
+    text = {
+        key: text_features(teacher, class_names, templates(wanted, dataset), cache_folder())
         for key, wanted in prompts.items()
     }
+    config = ClassifierConfig(
+        *(cfg.CLASSIFICATION.VIEWS, max(cfg.SEED, 0)),
+        *(cfg.MODEL.LQN.BATCH, cfg.MODEL.LQN.EVAL.THREADS),
+    )
+    return Classifier(teacher, class_names, text, recipes, config, calibration)
 
 
 def classifications(

@@ -57,7 +57,7 @@ class LQNTTTMetaArch(nn.Module):
         if torch.jit.is_tracing() and self.segmenter.methods[self.method] is not None:
             raise InputError(
                 f"MODEL.LQN.METHOD {self.method} cannot be traced, for it fits a student to every "
-                "image; METHOD teacher can, and tools/analyze_flops.py --count counts the fit"
+                "image; METHOD teacher can, and lqn-seg flops --count counts the fit"
             )
         images = [read_input(inputs, self.input_format) for inputs in batched_inputs]
         sizes = [_output_size(inputs, image) for inputs, image in zip(batched_inputs, images)]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lqn_seg.cli import evaluate
+
 ROOT = Path(__file__).parents[2]
 DEMO = "configs/demo_lqn.yaml"
 # tool, its arguments, and what Ctrl-C comes in
@@ -64,19 +66,17 @@ def test_every_tool_ends_with_a_sentence(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_detectron2s_engine_promises_no_resume(script, monkeypatch, capsys, processes):
-    tool = script("tools", "train_net")
+def test_detectron2s_engine_promises_no_resume(monkeypatch, capsys, processes):
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool, "evaluate_in_detectron2", interrupt)
-    monkeypatch.setattr("lqn_seg.cli.start_processes", interrupt)
-    arguments = ["--eval-only", "--engine", "detectron2", "--config", DEMO]
-    monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments, "--num-gpus", str(processes)])
-    assert tool.main() == 130
+    monkeypatch.setattr(evaluate, "evaluate_in_detectron2", interrupt)
+    monkeypatch.setattr("lqn_seg.cli.parser.start_processes", interrupt)
+    arguments = [DEMO, "--engine", "detectron2", "--num-gpus", str(processes)]
+    assert evaluate.main(arguments) == 130
     said = capsys.readouterr().err
-    assert said == f"interrupted: {tool.LEFT}\n" and "--resume" not in said
+    assert said == f"interrupted: {evaluate.LEFT}\n" and "--resume" not in said
 
 
 def _no_teacher(self, *_: object) -> None:

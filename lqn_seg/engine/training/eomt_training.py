@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from lqn_seg.engine.build import find_local
+from lqn_seg.data.shipped import find_local
 from lqn_seg.engine.training.optimizers import NEW
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.windows import PaddedWindow

@@ -20,7 +20,7 @@ from torch import Tensor
 from lqn_seg.classification.prompts import templates
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.labelled_images import read_labelled_image
-from lqn_seg.engine.build import find_local
+from lqn_seg.data.shipped import find_local
 from lqn_seg.engine.store import say
 from lqn_seg.engine.training.loop import Trainer
 from lqn_seg.engine.training.optimizers import NEW, PartOf, optimizer_from_backbone

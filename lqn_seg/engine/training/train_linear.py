@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lqn_seg.config.nodes import augmentation_config
 from lqn_seg.data.catalog import get_dataset
-from lqn_seg.engine.build import find_local
+from lqn_seg.data.shipped import find_local
 from lqn_seg.engine.training.eomt_training import pixel_cross_entropy, pixel_labels
 from lqn_seg.engine.training.loop import Trainer
 from lqn_seg.engine.training.training_images import TrainingImages, batch_indices

@@ -1,4 +1,4 @@
-"""What every method costs on an EoMT or a CLIP, as ``tools/analyze_flops.py`` prints it."""
+"""What every method costs on an EoMT or a CLIP, as ``lqn-seg flops`` prints it."""
 
 from __future__ import annotations
 

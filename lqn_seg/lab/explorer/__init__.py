@@ -1,1 +1,1 @@
-"""The depth explorer: a page on this machine that shows a fit from inside (`tools/explore.py`)."""
+"""The depth explorer: a page on this machine that shows a fit from inside (`lqn-seg explore`)."""

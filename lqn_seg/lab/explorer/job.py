@@ -210,7 +210,7 @@ class Job:
         }
 
     def panel_png(self) -> bytes:
-        """The methods side by side, as `tools/visualize.py panels` draws them."""
+        """The methods side by side, as `lqn-seg figures panels` draws them."""
         predictions = dict(self.predictions)
         if len(predictions) < len(VARIANTS):
             raise InputError("the masks are not ready yet")

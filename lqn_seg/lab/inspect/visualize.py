@@ -1,4 +1,4 @@
-"""The figures of `tools/visualize.py`: each runs what it needs and yields the files it wrote."""
+"""The figures of `lqn-seg figures`: each runs what it needs and yields the files it wrote."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def draw_alignment(studio: Studio) -> Iterator[Path]:
     """Damage under every corruption, and the mixing weight that follows, by a calibration."""
     if studio.calibration is None:
         raise InputError(
-            "it needs a calibration of the teacher (tools/calibrate.py makes one from clean "
+            "it needs a calibration of the teacher (lqn-seg calibrate makes one from clean "
             "images): MODEL.LQN.CALIBRATION names none, and none lies beside the weights"
         )
     calibration = studio.calibration.to(studio.teacher.device)

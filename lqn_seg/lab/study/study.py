@@ -24,7 +24,7 @@ from lqn_seg.data.catalog import Dataset
 from lqn_seg.data.corruptions import STRENGTHS
 from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
-from lqn_seg.engine.build import build_calibration, build_teacher, find_local
+from lqn_seg.engine.build import build_calibration, build_teacher
 from lqn_seg.engine.evaluate import (
     CLEAN,
     Condition,
@@ -173,7 +173,7 @@ def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] =
         return plain if isinstance(plain, str) else repr(plain)
 
     flat = [text for key, value in pairs for text in (key, typed(value))]
-    return load_cfg(find_local(study.config), flat)
+    return load_cfg(study.config, flat)
 
 
 class Lines(NamedTuple):

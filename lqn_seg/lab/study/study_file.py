@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
@@ -14,6 +13,7 @@ from msgspec import Meta, Struct, structs
 
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_names
+from lqn_seg.data.shipped import find_config
 from lqn_seg.errors import InputError
 
 # Metric -> the evaluator's task, and the one output that it needs.
@@ -127,12 +127,11 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
         InputError: the file is missing or malformed, a key is unknown (the nearest is suggested), a
             value is of the wrong kind, or names do not fit together.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no study file {path}")
+    file = find_config(path, "study")
     if len(overrides) % 2:
         raise InputError(f"overrides come as KEY VALUE pairs; {overrides[-1]!r} has no value")
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = yaml.safe_load(file.read_text())
         values = [yaml.safe_load(text) for text in overrides[1::2]]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"study {path}: {' '.join(str(error).split())}") from error
@@ -146,7 +145,7 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
                 raise InputError("SEED is set by the study: override SEEDS")
             else:
                 further += [key, text]
-        return _study(_keys(raw, _KEYS), Path(path).stem, further)
+        return _study(_keys(raw, _KEYS), file.stem, further)
     except InputError as error:
         raise InputError(f"study {path}: {error}") from None
 

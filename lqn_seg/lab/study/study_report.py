@@ -113,7 +113,7 @@ class StudyReport:
         if bare:
             head.append(
                 f"Without a calibration (teacher {', '.join(bare)}) nothing is restored, and a "
-                "method mixed by noise answers as its teacher does (tools/calibrate.py makes "
+                "method mixed by noise answers as its teacher does (lqn-seg calibrate makes "
                 "one)."
             )
         return head

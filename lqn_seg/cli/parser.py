@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from lqn_seg.engine.interruption import is_launched
 from lqn_seg.errors import InputError, PeerError
 
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo_lqn.yaml"
+DEMO = "demo"
 # What the keys of a configuration begin with; `TEST` is Detectron2's.
 _ROOTS = (
     *("MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST", "CLASSIFICATION"),
@@ -66,6 +66,20 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--override", action=_Pair, dest="overrides", default=[], help=hidden)
         self.epilog = "\n".join(filter(None, [self.epilog, "KEY VALUE pairs override config keys"]))
         self.is_key = is_key
+
+    def parse(self, words: Sequence[str] | None = None) -> Namespace:
+        """`parse_args` where options and words mix; of a configuration's two forms one must be
+        there, and becomes ``config_file``."""
+        arguments = self.parse_intermixed_args(words)
+        if "config" in arguments:
+            named = arguments.config
+            del arguments.config
+            if named and arguments.config_file:
+                self.error(f"unrecognized arguments: {named}")
+            arguments.config_file = named or arguments.config_file
+            if not arguments.config_file:
+                self.error("name a configuration: a YAML file, or a shipped one, such as demo")
+        return arguments
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As ever, but an unknown option is found before its value is taken for something else."""
@@ -126,6 +140,14 @@ def _did_you_mean(word: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def find_choice(parser: Parser, name: str, choices: Collection[str]) -> str:
+    """A word that must be one of several; ends the process where it is not."""
+    if name not in choices:
+        listed = ", ".join(choices)
+        parser.error(f"invalid choice: {name!r} (choose from {listed})")
+    return name
+
+
 def names(given: str) -> list[str]:
     """What a comma-separated option names."""
     return [name for name in given.split(",") if name]
@@ -152,10 +174,14 @@ def exit_status(command: Callable[[], int | None], left: str = "go on with --res
         return 130
 
 
-def add_config_flags(parser: Parser, default: Path | None = None) -> None:
-    what = "YAML configuration" + (" (default: the demo's)" if default else "")
-    given: dict[str, Any] = {"default": str(default)} if default else {"required": True}
-    parser.add_argument("--config-file", metavar="FILE", help=what, **given)
+def add_config_flags(parser: Parser, default: str = "") -> None:
+    """``--config-file``; without a default the configuration may stand alone, as ``config``, too
+    (`Parser.parse`)."""
+    what = "YAML configuration, or a shipped one by its name: demo is configs/demo_lqn.yaml"
+    if not default:
+        parser.add_argument("config", nargs="?", metavar="CONFIG", help=what)
+        what = "the same"
+    parser.add_argument("--config-file", metavar="FILE", default=default, help=what)
     parser.add("--device", "", "auto, cpu, cuda or mps")
     parser.add_overrides()
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from lqn_seg.cli import Parser, exit_status, names
+from lqn_seg.cli.parser import Parser, exit_status, names
 from lqn_seg.engine.interruption import patient
 from lqn_seg.errors import InputError, PeerError
 

@@ -1,0 +1,228 @@
+"""Files in, a folder of results out: images, folders of them, globs, videos."""
+
+from __future__ import annotations
+
+import glob
+import json
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from lqn_seg.api.archive import Archive, describe
+from lqn_seg.api.model import Model
+from lqn_seg.api.pixels import Picture, Pixels
+from lqn_seg.api.result import SegmentationResult
+from lqn_seg.data.file_names import file_name
+from lqn_seg.data.images import IMAGE_SUFFIXES, decode, find_images, read_bytes
+from lqn_seg.engine.store import make_writable, say, write_atomically
+from lqn_seg.errors import InputError
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
+_PAUSE = 20.0  # seconds between two writings of the JSON files
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to predict: ``path``, and ``name``, what it is called in results."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+@dataclass
+class Summary:
+    """What became of the files.
+
+    Attributes:
+        done, skipped, failed: how many; those skipped were there already, those failed were named.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+def find_files(inputs: Iterable[str]) -> list[File]:
+    """The images and videos that are named: files, folders, which are searched below, and globs. An
+    `InputError` where one names nothing."""
+    found: dict[Path, File] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            below = sorted([*find_images(path, below=True).images, *_videos(path)])
+            if not below:
+                raise InputError(f"the folder {path} holds no image and no video")
+            listed = [File(file, file.relative_to(path).as_posix()) for file in below]
+        elif path.exists():
+            listed = [File(path, path.name)]
+        else:
+            matches = sorted(map(Path, glob.glob(text, recursive=True)))
+            endings = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+            listed = [File(m, m.name) for m in matches if m.suffix.lower() in endings]
+            if not listed:
+                raise InputError(f"there is no file, folder or match of {text}")
+        for file in listed:
+            found.setdefault(file.path.resolve(), file)
+    return _named_apart(list(found.values()))
+
+
+def _videos(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()]
+
+
+def _named_apart(files: list[File]) -> list[File]:
+    """Files of one name keep their whole paths."""
+    names = [file.name for file in files]
+    return [f if names.count(f.name) == 1 else File(f.path, f.path.as_posix()) for f in files]
+
+
+def predict_files(
+    model: Model,
+    inputs: Sequence[str],
+    folder: Path,
+    resume: bool = False,
+    strict: bool = False,
+    every: int = 1,
+) -> Summary:
+    """Predict every image and video and write what `Result.save` writes, a video as an overlay
+    video and JSON.
+
+    Args:
+        resume: leave out what the folder has already; an image whose content has changed is done
+            again.
+        strict: stop at the first file that cannot be read, which is otherwise named and left out.
+        every: of a video, predict each so-many-th frame.
+
+    Raises:
+        InputError: nothing is named, the folder cannot be written to, with `resume` holds another
+            model's results, or no file could be read.
+    """
+    if every < 1:
+        raise InputError(f"--every must be at least 1, not {every}")
+    files = find_files(inputs)
+    make_writable(folder)
+    summary, images = Summary(), _Images(model, folder, resume)
+    try:
+        for file in tqdm(files, unit="file", disable=len(files) < 2):
+            try:
+                if file.is_video:
+                    predict_video(model, file, folder, resume, every, summary)
+                else:
+                    images.predict(file, summary)
+            except InputError as error:
+                if strict:
+                    raise
+                summary.failed += 1
+                say(f"left out: {error}")
+    finally:
+        images.write()
+    if summary.failed == len(files):
+        raise InputError("no file could be predicted")
+    return summary
+
+
+class _Images:
+    """The images of a run: their archive is opened with the first result, and written now and
+    then."""
+
+    def __init__(self, model: Model, folder: Path, resume: bool) -> None:
+        self.model, self.folder, self.resume = model, folder, resume
+        self.archive: Archive | None = None
+        self._written = time.monotonic()
+
+    def predict(self, file: File, summary: Summary) -> None:
+        data = read_bytes(file.path)
+        stamp = f"{zlib.crc32(data):08x}"
+        if self.archive is None:
+            self.archive = Archive(self.folder, self.model.about, self.resume)
+        if self.resume and self.archive.has(file.name, stamp):
+            summary.skipped += 1
+            return
+        picture = Picture(decode(data, file.path), file.name)
+        (result,) = self.model.results([picture])
+        self.archive.add(result, stamp)
+        summary.done += 1
+        if time.monotonic() - self._written > _PAUSE:
+            self.write()
+
+    def write(self) -> None:
+        if self.archive is not None:
+            self.archive.write()
+        self._written = time.monotonic()
+
+
+def predict_video(
+    model: Model, file: File, folder: Path, resume: bool, every: int, summary: Summary
+) -> None:
+    """Predict a video frame by frame: ``NAME_overlay.mp4`` of a segmentation, and ``NAME.json``
+    with each frame's number, time in seconds and answer. The JSON is written last: it says that all
+    is there."""
+    name = file_name(file.path.stem if "/" not in file.name else file.name)
+    listing = folder / f"{name}.json"
+    about = {"video": file.name, "model": model.about.model, "method": model.method, "every": every}
+    about["bytes"] = file.path.stat().st_size
+    if resume and _holds(listing, about):
+        summary.skipped += 1
+        return
+    reader = cv2.VideoCapture(str(file.path))
+    writer, frames = None, []
+    fps = reader.get(cv2.CAP_PROP_FPS) or 25.0
+    total = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) or None
+    try:
+        for number, pixels in tqdm(_frames(reader), file.name, total, unit="frame", leave=False):
+            if number % every:
+                continue
+            (result,) = model.results([Picture(pixels, f"{file.name}-{number}")])
+            if isinstance(result, SegmentationResult):
+                drawn = result.overlay
+                writer = writer or _writer(folder / f"{name}_overlay.mp4", fps / every, drawn)
+                writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+            frames.append({"frame": number, "seconds": round(number / fps, 3), **describe(result)})
+    finally:
+        reader.release()
+        if writer is not None:
+            writer.release()
+    if not frames:
+        raise InputError(f"video {file.path} has no frame that can be read")
+    about |= {"fps": fps, "classes": list(model.classes)}
+    write_atomically(listing, json.dumps({**about, "frames": frames}) + "\n")
+    summary.done += 1
+
+
+def _frames(reader: Any) -> Iterator[tuple[int, Pixels]]:
+    """Number and (H, W, 3) uint8 RGB of each frame."""
+    number = 0
+    while True:
+        is_there, frame = reader.read()
+        if not is_there:
+            return
+        yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        number += 1
+
+
+def _writer(path: Path, fps: float, frame: Pixels) -> Any:
+    height, width = frame.shape[:2]
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), code, fps, (width, height))
+    if not writer.isOpened():
+        raise InputError(f"cannot write the video {path}")
+    return writer
+
+
+def _holds(listing: Path, about: dict[str, Any]) -> bool:
+    """Whether a video's JSON is there, of the same video, model and method."""
+    try:
+        stored = json.loads(listing.read_text()) if listing.is_file() else {}
+    except ValueError:
+        return False
+    return bool(stored) and all(stored.get(key) == value for key, value in about.items())

@@ -1,0 +1,94 @@
+"""Time every stage of every method on one device, beside APM's release.
+
+The teacher has random weights, so nothing is downloaded. Written to the output folder:
+benchmark.json and benchmark.txt.
+
+Examples:
+    lqn-seg benchmark                               # CLIP ViT-B/16, the paper's student
+    lqn-seg benchmark --teacher eomt-l --image-size 640 --device cuda
+    lqn-seg benchmark --baselines zero,mta,tps,tpt --variants default --no-references
+"""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from lqn_seg.cli.parser import Namespace, Parser, exit_status, names
+from lqn_seg.errors import InputError
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
+    parser = Parser("lqn-seg benchmark", description=__doc__)
+    parser.add("--teacher", "clip-b16", "by name; a wrong one lists them")
+    parser.add("--image-size", 0, "pixels, square (default: its own)")
+    parser.add("--classes", 0, "of the head (default: its own)")
+    parser.add("--preset", "paper", "recipe of lqn, lqn-src and apm")
+    parser.add("--variants", "lqn,lqn-src,apm,default", "comma-separated")
+    parser.add("--precisions", "auto,float32", "comma-separated")
+    parser.add("--baselines", "", "of zero, mta, tps, tpt: with a clip")
+    parser.add("--views", 64, "that the baselines look at")
+    parser.add("--device", "cpu", "cpu or cuda")
+    parser.add("--threads", 1, "on a CPU")
+    parser.add("--repeats", 3, "turns")
+    parser.add("--steps", 0, "of fits (default: the preset's)")
+    without = "without APM's release"
+    parser.add_argument("--no-references", dest="references", action="store_false", help=without)
+    read = "tables of a benchmark.json"
+    parser.add_argument("--read", type=Path, metavar="FILE", help=read)
+    parser.add("--output", Path("output/benchmark"), "for files", metavar="DIR")
+    return parser.parse_args(words)
+
+
+def run(arguments: Namespace) -> None:
+    if arguments.read:
+        report(arguments.read)
+        return
+    from lqn_seg.engine.store import make_writable
+    from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
+
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("read", "output")}
+    for key in ("variants", "precisions", "baselines"):
+        settings[key] = tuple(names(settings[key]))
+    config = BenchmarkConfig(**settings)
+    make_writable(arguments.output)
+    benchmark = Benchmark(config, partial(print, flush=True))
+    try:
+        benchmark.run()
+    except BaseException as end:
+        if not benchmark.results:
+            raise
+        kept = write_numbers(benchmark.results, arguments.output)
+        if isinstance(end, KeyboardInterrupt):
+            where = f"what was measured until then is in {arguments.output}"
+            raise KeyboardInterrupt(where) from None
+        print(f"written, as far as it was measured: {kept}")
+        raise
+    numbers = write_numbers(benchmark.results, arguments.output)
+    print(f"written: {numbers}")
+    try:
+        report(numbers)
+    except ModuleNotFoundError as missing:
+        print(
+            f"no tables, for {missing.name} is not installed: where it is, "
+            f"lqn-seg benchmark --read {numbers} makes them"
+        )
+
+
+def report(numbers: Path) -> None:
+    """Tables of a ``benchmark.json``."""
+    from lqn_seg.lab.benchmark.report import report_text
+
+    try:
+        results = json.loads(numbers.read_text())
+        text = report_text(results)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{numbers} is no benchmark.json that is whole ({error!r})") from error
+    print(f"\n{text}\n", flush=True)
+    tables = numbers.with_name("benchmark.txt")
+    tables.write_text(f"{text}\n")
+    print(f"written: {tables}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    return exit_status(lambda: run(parse_arguments(words)), "nothing was measured yet")

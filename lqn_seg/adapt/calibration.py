@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lqn_seg.adapt.controls import pixel_statistics
+from lqn_seg.adapt.denoise import noise_deviation, remove_noise
 from lqn_seg.adapt.familiarity import NEAR, Familiarity
 from lqn_seg.adapt.noise import residual
 from lqn_seg.adapt.style import LOOKS, augment, fit_style, quantiles
@@ -32,7 +33,7 @@ PRECISION = "precision"  # and the teacher's: rounding moves the weakest directi
 QUANTILE = 0.02
 PASSES = 3  # over the images
 _READINGS = ("undamaged", "residual")
-_DISTANCE = "distance"  # a reading that older files do not have
+_LATER = ("distance", "noise")  # readings that older files do not have
 _FIELDS = ("centre", "basis", "mean", "deviation", "gain")
 Batches = Callable[[], Iterable[Tensor]]
 
@@ -53,17 +54,20 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
     depths = calibrated_layers(teacher.num_layers, teacher.num_query_layers)
     builders = {layer: RangeBuilder() for layer in depths}
     builders[0] = RangeBuilder(teacher.embed(blank)[0])
-    pixels = []
+    pixels, deviations = [], []
     for crops in batches():
         pixels.append(pixel_statistics(crops).cpu())
+        deviations.append(noise_deviation(crops.to(teacher.device)).cpu())
         look(teacher, crops, lambda layer, tokens: builders[layer].observe(tokens), depths[-1])
+    noise = quantiles(torch.cat(deviations), (UNDAMAGED,)).item()
     for crops in batches():
         for k in range(1 + LOOKS):
 
             def measure(layer: int, tokens: Tensor, k: int = k) -> None:
                 builders[layer].measure(tokens, k)
 
-            look(teacher, augment(crops, k - 1) if k else crops, measure, depths[-1])
+            seen = remove_noise(augment(crops, k - 1).to(teacher.device), noise) if k else crops
+            look(teacher, seen, measure, depths[-1])
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
     ranges = Calibration(layers, 0.0, 0.0, torch.cat(pixels).mean(0)).to(teacher.device)
     damage, residuals, distances = [], [], []
@@ -77,6 +81,7 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
         undamaged=quantiles(torch.cat(damage), (UNDAMAGED,)).item(),
         residual=torch.cat(residuals).median().item(),
         distance=quantiles(torch.cat(distances), (NEAR,)).item(),
+        noise=noise,
     )
 
 
@@ -119,8 +124,8 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
             tensors |= {name: x.contiguous().cpu() for name, x in parts.items()}
     tensors["pixels"] = calibration.pixels.contiguous().cpu()
     readings = {key: getattr(calibration, key) for key in _READINGS}
-    if math.isfinite(calibration.distance):
-        readings[_DISTANCE] = calibration.distance
+    later = {key: getattr(calibration, key) for key in _LATER}
+    readings |= {key: value for key, value in later.items() if math.isfinite(value)}
     save_file(tensors, path, {"calibration": json.dumps({**about, **readings})})
 
 
@@ -148,7 +153,7 @@ def load_calibration(
             for number in numbers
         }
         readings = {key: float(about[key]) for key in _READINGS}
-        readings[_DISTANCE] = float(about.get(_DISTANCE, math.inf))
+        readings |= {key: float(about.get(key, math.inf)) for key in _LATER}
         pixels = tensors["pixels"]
         if tuple(pixels.shape) == (2, 2):  # older files: the range of all channels together
             pixels = pixels.mean(0)[:, None].expand(2, 3)

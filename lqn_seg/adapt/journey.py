@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lqn_seg.adapt.denoise import remove_noise
 from lqn_seg.adapt.ineffective import why_ineffective
 from lqn_seg.adapt.timing import Clock, is_out_of_memory
 from lqn_seg.core.alignment import Aligner, Calibration
@@ -109,6 +110,7 @@ class Images:
         aligner = None
         if aligned and self.calibration is not None:
             aligner = Aligner(self.calibration)
+            pixels = remove_noise(pixels, self.calibration.noise)
         tokens, context = self.teacher.encode(self.inputs(pixels), aligner)
         seen = Pass(tokens, context, clock.lap())
         if aligner is not None:

@@ -59,7 +59,7 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
         pixels.append(pixel_statistics(crops).cpu())
         deviations.append(noise_deviation(crops.to(teacher.device)).cpu())
         look(teacher, crops, lambda layer, tokens: builders[layer].observe(tokens), depths[-1])
-    noise = quantiles(torch.cat(deviations), (UNDAMAGED,)).item()
+    noise = quantiles(torch.cat(deviations), (UNDAMAGED,)).item() if deviations else math.inf
     for crops in batches():
         for k in range(1 + LOOKS):
 

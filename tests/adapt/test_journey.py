@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lqn_seg.adapt.denoise import remove_noise
 from lqn_seg.adapt.journey import Answer, Images, Method, adapt
 from lqn_seg.adapt.lqn import LQN, students
 from lqn_seg.adapt.noise import residual
@@ -171,9 +172,21 @@ def before(eomt, pixels, calibration=None, views=1) -> Images:
 
 def encode(eomt, pixels, calibration=None) -> tuple[torch.Tensor, Aligner | None]:
     """By hand: the field of one image, and what aligned it."""
-    aligner = Aligner(calibration) if calibration else None
-    inputs = normalise(pixels[None].float() / 255, eomt.pixel_mean, eomt.pixel_std)
+    aligner, pixels = None, pixels[None].float() / 255
+    if calibration:
+        aligner, pixels = Aligner(calibration), remove_noise(pixels, calibration.noise)
+    inputs = normalise(pixels, eomt.pixel_mean, eomt.pixel_std)
     return eomt.encode(inputs, aligner)[0], aligner
+
+
+def test_noise_is_removed_before_an_aligned_teacher_and_no_other(eomt, calibration):
+    images = before(eomt, [CLEAN, NOISY], calibration)
+    pixels = remove_noise(images.pixels, calibration.noise)
+    assert (pixels - images.pixels).abs().amax((1, 2, 3))[1] > 0.1
+    for aligned, seen in ((False, images.pixels), (True, pixels)):
+        aligner = Aligner(calibration) if aligned else None
+        expected = eomt.encode(normalise(seen, eomt.pixel_mean, eomt.pixel_std), aligner)[0]
+        assert torch.equal(images.encode(aligned).field, expected)
 
 
 def student(recipe, field, pixels) -> torch.Tensor:

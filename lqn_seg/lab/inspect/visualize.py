@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lqn_seg.adapt.journey import centred, over_variance
+from lqn_seg.adapt.journey import Images, centred, over_variance
 from lqn_seg.adapt.noise import noise_fraction
 from lqn_seg.config.nodes import method_config
-from lqn_seg.core.alignment import Aligner, Calibration
+from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
@@ -26,6 +26,7 @@ from lqn_seg.lab.cost import speed
 from lqn_seg.lab.report.pictures import compare, segmentation
 from lqn_seg.lab.report.provenance import write_json
 from lqn_seg.lab.report.wording import title
+from lqn_seg.segmentation.windows import layout_of
 from lqn_seg.visualization import figures
 from lqn_seg.visualization.curves import draw_study, draw_sweep
 from lqn_seg.visualization.files import save_gif, save_picture, with_ending
@@ -164,14 +165,18 @@ def draw_alignment(studio: Studio) -> Iterator[Path]:
         yield write_json(with_ending(stem, ".json"), numbers)
 
 
+@torch.no_grad()
 def damage_and_weight(
     studio: Studio, calibration: Calibration, source: Source
 ) -> tuple[float, float]:
     """Damage of an image, and the mixing weight that an aligned student's tokens would have."""
-    aligner, config = Aligner(calibration), studio.config
-    probe = Probe(studio.teacher, [source.tensor], config.inference, config.seed, aligner)
-    weight = noise_fraction(calibration, probe.field) * aligner.damaged
-    return aligner.damage.item(), weight.item()
+    teacher = studio.teacher
+    window = layout_of(source.tensor, teacher, studio.config.inference).crops(source.tensor)[:1]
+    images = Images(teacher, window.to(teacher.device).float() / 255, [], calibration)
+    seen = images.encode(aligned=True)
+    assert seen.damage is not None and seen.damaged is not None
+    weight = noise_fraction(calibration, seen.field) * seen.damaged
+    return seen.damage.item(), weight.item()
 
 
 def draw_reconstruct(studio: Studio) -> Iterator[Path]:

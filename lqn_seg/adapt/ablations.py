@@ -57,7 +57,7 @@ def _views(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, Any
         pixels = torch.cat([_part(x, key, number) for x, key in zip(images.pixels, images.keys)])
         other = images.encode_pixels(pixels, method.aligned)
         field = method.field(other.field[:count], other.context)
-        further.append((method.student_input(pixels[:count]), field))
+        further.append((method.student_input(pixels[:count]), field, ()))
     return {"views": further}
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lqn_seg.adapt.controls import pixel_statistics
+from lqn_seg.adapt.denoise import noise_deviation, remove_noise
 from lqn_seg.adapt.familiarity import NEAR, Familiarity
 from lqn_seg.adapt.noise import residual
 from lqn_seg.adapt.style import LOOKS, augment, fit_style, quantiles
@@ -28,10 +29,11 @@ from lqn_seg.teachers.files import checkpoint_hash, weight_file
 
 FILE_NAME = "calibration.safetensors"
 CHECKPOINT = "checkpoint"  # in a file: `checkpoint_hash` of the teacher that it was made for
+PRECISION = "precision"  # and the teacher's: rounding moves the weakest directions
 QUANTILE = 0.02
 PASSES = 3  # over the images
 _READINGS = ("undamaged", "residual")
-_DISTANCE = "distance"  # a reading that older files do not have
+_LATER = ("distance", "noise")  # readings that older files do not have
 _FIELDS = ("centre", "basis", "mean", "deviation", "gain")
 Batches = Callable[[], Iterable[Tensor]]
 
@@ -52,17 +54,20 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
     depths = calibrated_layers(teacher.num_layers, teacher.num_query_layers)
     builders = {layer: RangeBuilder() for layer in depths}
     builders[0] = RangeBuilder(teacher.embed(blank)[0])
-    pixels = []
+    pixels, deviations = [], []
     for crops in batches():
         pixels.append(pixel_statistics(crops).cpu())
+        deviations.append(noise_deviation(crops.to(teacher.device)).cpu())
         look(teacher, crops, lambda layer, tokens: builders[layer].observe(tokens), depths[-1])
+    noise = quantiles(torch.cat(deviations), (UNDAMAGED,)).item()
     for crops in batches():
         for k in range(1 + LOOKS):
 
             def measure(layer: int, tokens: Tensor, k: int = k) -> None:
                 builders[layer].measure(tokens, k)
 
-            look(teacher, augment(crops, k - 1) if k else crops, measure, depths[-1])
+            seen = remove_noise(augment(crops, k - 1).to(teacher.device), noise) if k else crops
+            look(teacher, seen, measure, depths[-1])
     layers = {layer: builder.finish(quantile) for layer, builder in builders.items()}
     ranges = Calibration(layers, 0.0, 0.0, torch.cat(pixels).mean(0)).to(teacher.device)
     damage, residuals, distances = [], [], []
@@ -76,6 +81,7 @@ def calibrate(teacher: Teacher[Any], batches: Batches, quantile: float = QUANTIL
         undamaged=quantiles(torch.cat(damage), (UNDAMAGED,)).item(),
         residual=torch.cat(residuals).median().item(),
         distance=quantiles(torch.cat(distances), (NEAR,)).item(),
+        noise=noise,
     )
 
 
@@ -118,8 +124,8 @@ def save_calibration(path: Path, calibration: Calibration, about: Mapping[str, A
             tensors |= {name: x.contiguous().cpu() for name, x in parts.items()}
     tensors["pixels"] = calibration.pixels.contiguous().cpu()
     readings = {key: getattr(calibration, key) for key in _READINGS}
-    if math.isfinite(calibration.distance):
-        readings[_DISTANCE] = calibration.distance
+    later = {key: getattr(calibration, key) for key in _LATER}
+    readings |= {key: value for key, value in later.items() if math.isfinite(value)}
     save_file(tensors, path, {"calibration": json.dumps({**about, **readings})})
 
 
@@ -127,7 +133,7 @@ def load_calibration(
     path: str | Path, teacher: Teacher[Any], weights: str | Path = ""
 ) -> Calibration:
     """Read a calibration for a teacher; a warning where the file says that it was made for another
-    checkpoint than ``weights``, the teacher's file or folder.
+    checkpoint than ``weights``, the teacher's file or folder, or for another precision.
 
     Raises:
         InputError: the file is missing, is no calibration, or is one of another teacher's shape.
@@ -147,7 +153,7 @@ def load_calibration(
             for number in numbers
         }
         readings = {key: float(about[key]) for key in _READINGS}
-        readings[_DISTANCE] = float(about.get(_DISTANCE, math.inf))
+        readings |= {key: float(about.get(key, math.inf)) for key in _LATER}
         pixels = tensors["pixels"]
         if tuple(pixels.shape) == (2, 2):  # older files: the range of all channels together
             pixels = pixels.mean(0)[:, None].expand(2, 3)
@@ -168,6 +174,14 @@ def load_calibration(
             f"{'x'.join(map(str, shape))}"
         )
     _warn_of_other_weights(path, about.get(CHECKPOINT, ""), weights)
+    made_in = about.get(PRECISION, teacher.precision)
+    if made_in != teacher.precision:
+        warnings.warn(
+            f"MODEL.LQN.CALIBRATION: {path} was made in {made_in}, and the teacher runs in "
+            f"{teacher.precision}: calibrate it anew (tools/calibrate.py), or set "
+            f"MODEL.LQN.TEACHER.PRECISION {made_in}",
+            stacklevel=2,
+        )
     return calibration.to(teacher.device)
 
 

@@ -37,7 +37,7 @@ class OnOtherPixels(Method):
 
     def __init__(self, control: PixelControl, teacher: Teacher[Any]) -> None:
         super().__init__(teacher)
-        self.control = control
+        self.control, self.views = control, 2 if control.name == "views" else 1
 
     def ineffective(self, name: str, calibrated: bool) -> str:
         if calibrated or not self.control.calibrated:
@@ -51,6 +51,8 @@ class OnOtherPixels(Method):
         return images.once(self.control.name, lambda: self._encode(images))
 
     def _encode(self, images: Images) -> Pass:
+        if self.control.name == "views":
+            return images.encode()
         if self.control.name == "flip":
             return _flipped(images)
         pixels = change_pixels(self.control.name, images.pixels, images.calibration)

@@ -12,8 +12,9 @@ CALIBRATE = (
     "lqn-seg calibrate, or a model's calibrate(), makes one from clean images, and "
     "MODEL.LQN.CALIBRATION names it"
 )
-_NO_STUDENT = ("teacher", "restore")
+_NO_STUDENT = ("teacher", "restore", "field")
 UNTRAINED = "untrained"  # the control that makes no step by design
+_NOTHING = "nothing is restored"
 _said: set[str] = set()
 
 
@@ -38,16 +39,16 @@ def why_ineffective(name: str, recipe: LQNConfig, calibrated: bool) -> str:
             f"method {name} answers as its teacher does: without a calibration nothing is "
             f"restored; {CALIBRATE}"
         )
+    if fit.variant == "field":
+        return "" if calibrated else f"method {name}: without a calibration {_NOTHING}; {CALIBRATE}"
     if adapt.mix_by_noise and not calibrated:
-        undone = "nothing is restored and its student is never asked"
+        undone = f"{_NOTHING} and its student is never asked"
         if not adapt.align:
             undone = "its student is never asked"
-        return (
-            f"method {name} answers as its teacher does: without a calibration {undone}; "
-            f"{CALIBRATE}"
-        )
+        does = f"method {name}" + (" answers as its teacher does" if recipe.views == 1 else "")
+        return f"{does}: without a calibration {undone}; {CALIBRATE}"
     if adapt.align and not calibrated:
-        return f"method {name}: without a calibration nothing is restored; {CALIBRATE}"
+        return f"method {name}: without a calibration {_NOTHING}; {CALIBRATE}"
     idle = not fit.steps or not fit.learning_rate
     if idle and fit.variant not in ("kernel", "ridge") and not name.startswith(UNTRAINED):
         key = "STEPS" if not fit.steps else "LEARNING_RATE"
@@ -65,9 +66,11 @@ def paid_recipe(recipe: LQNConfig, calibrated: bool, fitted: bool) -> LQNConfig:
         fitted: whether a student was fitted to any image.
     """
     restores = calibrated and recipe.adapt.align and recipe.fit.variant != "teacher"
+    adapt = replace(recipe.adapt, align=restores)
     if not fitted or recipe.fit.variant in _NO_STUDENT:
-        return with_variant(recipe, "restore" if restores else "teacher")
-    return replace(recipe, adapt=replace(recipe.adapt, align=restores))
+        several = adapt.views > 1 and recipe.fit.variant != "teacher"
+        recipe = with_variant(recipe, "field" if several else "restore" if restores else "teacher")
+    return replace(recipe, adapt=adapt)
 
 
 def warn(sentences: Iterable[str]) -> None:

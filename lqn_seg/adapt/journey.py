@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lqn_seg.adapt.denoise import remove_noise
 from lqn_seg.adapt.ineffective import why_ineffective
 from lqn_seg.adapt.timing import Clock, is_out_of_memory
 from lqn_seg.core.alignment import Aligner, Calibration
@@ -69,6 +70,7 @@ class Images:
         calibration: the teacher's clean ranges; without it nothing is aligned.
         whole: where the images are windows of one: that image (3, height, width) uint8 and how
             its windows lie.
+        moves: (down, right) in patches of each view, where the views are the image itself, moved.
     """
 
     def __init__(
@@ -80,9 +82,11 @@ class Images:
         task: Task | None = None,
         views: int = 1,
         whole: tuple[Tensor, Any] | None = None,
+        moves: Sequence[tuple[float, float]] = (),
     ) -> None:
         self.teacher, self.pixels, self.keys = teacher, pixels, keys
         self.calibration, self.task, self.views, self.whole = calibration, task, views, whole
+        self.moves = moves
         self.passes: dict[str, Pass] = {}
 
     def inputs(self, pixels: Tensor) -> Tensor:
@@ -106,6 +110,7 @@ class Images:
         aligner = None
         if aligned and self.calibration is not None:
             aligner = Aligner(self.calibration)
+            pixels = remove_noise(pixels, self.calibration.noise)
         tokens, context = self.teacher.encode(self.inputs(pixels), aligner)
         seen = Pass(tokens, context, clock.lap())
         if aligner is not None:
@@ -142,11 +147,13 @@ class Method:
 
     Attributes:
         layer: whose tokens it answers with.
+        views: of an image, that it wants (`segmentation.views`); ablations have one.
         student: whether it fits something to the image.
         whole_image: whether it wants all windows of an image at once.
         precision: of its own matrix products; empty where there are none.
     """
 
+    views = 1
     student = False
     whole_image = False
     precision = ""
@@ -159,6 +166,7 @@ class Method:
         recipe: LQNConfig | None = None,
     ) -> None:
         self.aligned, self.layer, self.recipe = aligned, layer or teacher.num_layers, recipe
+        self.views = recipe.views if recipe else 1
 
     def encode(self, images: Images) -> Pass:
         return images.encode(self.aligned)

@@ -57,14 +57,29 @@ class LQN(Method):
         field = self.field(seen.field[:count], seen.context)
         inputs = self.student_input(images.pixels[:count])
         keys, options = images.keys[:count], fit_options(self, images, seen, count)
+        if images.moves:
+            options = {"views": self._moved_views(images, seen, inputs)}
         fitted = self.fitter.fit(inputs, field, keys, **options)
 
         def query() -> Answer:
             options = query_options(self, keys, self.grid[1] * self.grid[2])
-            tokens = fitted.query_layer(self.layer, **options)
-            return Answer(*self.split(tokens), fitted.finite)
+            views = range(len(images.moves) or 1)
+            tokens = [fitted.query_layer(self.layer, view=view, **options) for view in views]
+            return Answer(*self.split(torch.cat(tokens)), fitted.finite.repeat(len(views)))
 
         return query
+
+    def _moved_views(self, images: Images, seen: Pass, inputs: Tensor) -> list[Any]:
+        """The views after the first: the same images, their fields, where their tokens lie."""
+        count, views = len(inputs), []
+        for number, move in enumerate(images.moves[1:], 1):
+            rows, columns = (
+                torch.arange(1.0, side + 1) + by for side, by in zip(self.grid[1:], move)
+            )
+            part = slice(number * count, (number + 1) * count)
+            field = self.field(seen.field[part], seen.context, part)
+            views.append((inputs, field, (rows, columns)))
+        return views
 
     def student_input(self, pixels: Tensor) -> Tensor:
         """(B, 3, h, w) pixels in 0..1 as the student's input (B, 3, s, s).
@@ -75,11 +90,12 @@ class LQN(Method):
         small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
         return normalise(small, IMAGENET_MEAN, IMAGENET_STD)
 
-    def field(self, field: Tensor, context: Any) -> Tensor:
-        """(B, L, H, W, D) with the context tokens of every layer in the rows below."""
+    def field(self, field: Tensor, context: Any, part: slice = slice(None)) -> Tensor:
+        """(B, L, H, W, D) with the context tokens of every layer in the rows below; `part` says of
+        which images the field is."""
         if not self.context_rows:
             return field
-        tokens = context.by_layer(field.shape[1])[: len(field)]  # (B, L, K, D)
+        tokens = context.by_layer(field.shape[1])[part][: len(field)]  # (B, L, K, D)
         below = tokens[:, :, self._cells(field.device)].unflatten(2, (self.context_rows, -1))
         return torch.cat([field, below], 2)
 
@@ -110,18 +126,22 @@ def context_size(recipe: LQNConfig, teacher: Teacher[Any], queried: bool = False
 
 
 def students(recipe: LQNConfig, images: Images) -> int:
-    """S: every view of an image has a student; of a recipe that mixes by the noise fraction, whose
-    student mends what alignment has left, the image itself alone."""
-    return len(images.pixels) // (images.views if recipe.adapt.mix_by_noise else 1)
+    """Every crop of an image has a student; of a recipe that mixes by the noise fraction, whose
+    student mends what alignment has left, the image itself alone. An image and itself moved have
+    one together."""
+    one = recipe.adapt.mix_by_noise or images.moves
+    return len(images.pixels) // (images.views if one else 1)
 
 
 def mixing_weight(recipe: LQNConfig, images: Images, seen: Pass) -> Tensor:
-    """(S,) weight of the student's answer: the noise fraction of the last layer, or 1."""
+    """(S,) weight of the student's answer: the noise fraction of the last layer, or 1. Moved views
+    of an image have its weight."""
     count = students(recipe, images)
-    ones = torch.ones(count, device=images.teacher.device)
-    if not recipe.adapt.mix_by_noise:
-        return ones
-    damaged = (images.damaged() if seen.damaged is None else seen.damaged)[:count]
-    if images.calibration is None or not damaged.any():
-        return 0 * ones
-    return noise_fraction(images.calibration, seen.field[:count]) * damaged
+    weight = torch.ones(count, device=images.teacher.device)
+    if recipe.adapt.mix_by_noise:
+        damaged = (images.damaged() if seen.damaged is None else seen.damaged)[:count]
+        if images.calibration is None or not damaged.any():
+            weight = 0 * weight
+        else:
+            weight = noise_fraction(images.calibration, seen.field[:count]) * damaged
+    return weight.repeat(len(images.moves) or 1)

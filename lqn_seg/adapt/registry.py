@@ -37,8 +37,8 @@ class OnTokens(Method):
 
 def _of_recipe(recipe: LQNConfig, teacher: Teacher[Any], context: bool, layer: int) -> Method:
     variant = recipe.fit.variant
-    if variant in ("teacher", "restore"):
-        return Method(teacher, variant == "restore" and recipe.adapt.align, layer, recipe)
+    if variant in ("teacher", "restore", "field"):
+        return Method(teacher, variant != "teacher" and recipe.adapt.align, layer, recipe)
     if variant in ("kernel", "ridge"):
         return ClosedForm(recipe, teacher)
     return LQN(recipe, teacher, context, layer)

@@ -15,25 +15,23 @@ from torchvision.transforms.v2 import functional as F
 
 from lqn_seg.core.alignment import UNDAMAGED, Style
 
-LOOKS = 3  # augmentations of each image
 # How much of the covariance is taken from its diagonal: images are fewer than statistics.
 SHRINKAGE = 0.3
 NOISE_WEIGHT = 2.0  # of the clean spread against the augmentations' effect
-RANK = 64  # directions kept, the strongest first
+RANK = 256  # directions kept, the strongest first
 FOLDS = 4  # of the clean images, to measure on some what is made from the others
 _REFERENCE_SIDE = 224  # pixels, that lengths below are of
 
 
 def augment(images: Tensor, look: int) -> Tensor:
-    """(B, 3, h, w) images in 0..1, each changed by one of `CHANGES` at a random strength, which
-    both follow from the image and the number of the look alone."""
+    """(B, 3, h, w) images in 0..1, each changed by `CHANGES[look]` at a random strength, which
+    follows from the image and the look alone."""
     return torch.stack([_change(image, look) for image in images.cpu()]).clamp_(0, 1)
 
 
 def _change(image: Tensor, look: int) -> Tensor:
     key = zlib.crc32(image.numpy().tobytes(), look)
-    generator = torch.Generator().manual_seed(key)
-    return CHANGES[(key + look) % len(CHANGES)](image, generator)
+    return CHANGES[look](image, torch.Generator().manual_seed(key))
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
@@ -81,6 +79,7 @@ def _coarsen(image: Tensor, generator: torch.Generator) -> Tensor:
 CHANGES: Sequence[Callable[[Tensor, torch.Generator], Tensor]] = (
     *(_gain, _gamma, _cast, _contrast, _haze, _blur, _noise, _coarsen),
 )
+LOOKS = len(CHANGES)  # at each image
 
 
 def fit_style(clean: Tensor, changed: Tensor) -> Style:

@@ -1,8 +1,9 @@
 """Methods by name, for segmentation and classification: the one place that reads such names.
 
-- ``VARIANT``: ``lqn``, ``lqn-src``, ``apm``, ``teacher``; the controls ``restore``, ``kernel``,
-  ``ridge`` and ``untrained`` (the recipe with 0 steps); `PIXEL_CONTROLS`; in classification also
-  ``zero-shot``, ``ensemble`` and the baselines; the names of `register_method`;
+- ``VARIANT``: ``lqn``, ``lqn-src``, ``apm``, ``teacher``; the controls ``restore`` (alignment
+  alone), ``field`` (alignment and views), ``kernel``, ``ridge`` and ``untrained`` (the recipe with
+  0 steps); `PIXEL_CONTROLS`; in classification also ``zero-shot``, ``ensemble`` and the baselines;
+  the names of `register_method`;
 - ``VARIANT@PRESET``: the variant with that preset's recipe, at this configuration's student sizes;
 - ``VARIANT:POOLING`` and ``VARIANT@PRESET:POOLING``: classification, how tokens become one feature;
 - ``LABEL=WEIGHTS``: segmentation, another model as a baseline: ``mask2former=DIRECTORY``.
@@ -44,7 +45,7 @@ _registered: dict[str, TokenMethod] = {}
 # the precision do.
 _SIZES = ("input_size", "stride", "widths", "position_dim")
 _STEPS = ("steps", "learning_rate", "alpha", "positions_per_step", "layers", "target_norm")
-RECIPE_KEYS = {"student": _SIZES, "fit": (*_STEPS, "precision"), "adapt": ("mix_by_noise",)}
+RECIPE_KEYS = {"student": _SIZES, "fit": (*_STEPS, "precision"), "adapt": ("mix_by_noise", "views")}
 _ALWAYS = {"student": _SIZES, "fit": ("precision",)}
 
 # Ablations that the other task does not have.
@@ -156,6 +157,8 @@ def adaptation(cfg: CfgNode, name: str) -> Adaptation | None:
             raise InputError(f"CLASSIFICATION.METHODS: {variant} has no recipe and no pooling")
         return None
     config = with_variant(lqn_config(cfg, recipe), variant)
+    # A CLIP's views are crops and mirror images: STUDENT_VIEWS.
+    config = replace(config, adapt=replace(config.adapt, views=1))
     return Adaptation(
         config,
         pooling=pooling or Adaptation.pooling,

@@ -116,6 +116,7 @@ class Calibration:
     residual: float  # median of their `residual`
     pixels: Tensor  # (2, 3) average mean and log deviation of each channel, of pixels in 0..1
     distance: float = math.inf  # of `adapt.familiarity`; infinite where it was not measured
+    noise: float = math.inf  # `UNDAMAGED` quantile of the pixels' (`adapt.denoise`), likewise
 
     def to(self, device: torch.device | str) -> Calibration:
         """The same on a device."""

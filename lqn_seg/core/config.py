@@ -8,8 +8,9 @@ from typing import Literal
 
 from lqn_seg.errors import InputError, nearest
 
-# What stands in for a student as a control: nothing, a kernel smoother, kernel ridge regression.
-CONTROLS = ("restore", "kernel", "ridge")
+# What stands in for a student as a control: alignment alone, alignment and the views' field, a
+# kernel smoother, kernel ridge regression.
+CONTROLS = ("restore", "field", "kernel", "ridge")
 VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
 ALIASES = {"two-word": "lqn"}
 # Features of a location that say whether it is a source or a destination.
@@ -160,6 +161,12 @@ class AdaptConfig:
     # Mix the student's tokens in with weight = noise fraction of the last layer (0 without a
     # calibration); otherwise they replace the teacher's.
     mix_by_noise: bool = False
+    # Views of the image, each with a pass of the teacher: itself, and moved by half a patch.
+    views: Literal[1, 2, 4] = 1
+
+    def __post_init__(self) -> None:
+        if self.views not in (1, 2, 4):
+            raise InputError(f"views must be 1, 2 or 4, got {self.views!r}")
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,12 @@ class LQNConfig:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     ablation: str = "none"
 
+    @property
+    def views(self) -> int:
+        """How many views are seen: ablations and the teacher itself have one."""
+        alone = self.ablation != "none" or self.fit.variant == "teacher"
+        return 1 if alone else self.adapt.views
+
     def __post_init__(self) -> None:
         variant = self.fit.variant
         expected = {"lqn": (True, 3), "lqn-src": (False, 3), "apm": (False, 2)}.get(variant)
@@ -190,7 +203,11 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
     """The same recipe as another variant ("two-word" is "lqn"); an `InputError` of another name."""
     name = nearest(ALIASES.get(name, name), (*VARIANTS, *ALIASES), "variant")
     student = replace(config.student, source=name == "lqn", axes=2 if name == "apm" else 3)
-    adapt = replace(config.adapt, align=True) if name == "restore" else config.adapt
+    adapt = config.adapt
+    if name == "restore":
+        adapt = replace(adapt, align=True, views=1)
+    elif name == "field":
+        adapt = replace(adapt, align=True, views=max(adapt.views, 2))
     return replace(config, student=student, fit=replace(config.fit, variant=name), adapt=adapt)
 
 
@@ -207,13 +224,13 @@ PRESETS: dict[str, LQNConfig] = {
         student=replace(_SLIM, init="he"),
         fit=FitConfig(steps=250, learning_rate=1e-3, target_norm="layer"),
     ),
-    # The one to switch on: statistics alignment, and a student of the last layer, guided by an
-    # early one and mixed in by the noise fraction. Without recirculation: it did not help, and it
-    # triples the passes (REPORT.md).
+    # The one to switch on: statistics alignment, two views, and a student of their last layer,
+    # guided by an early one and mixed in by the noise fraction. Without recirculation: it did not
+    # help, and it triples the passes (REPORT.md).
     "default": LQNConfig(
         student=StudentConfig(widths=(1024, 1024), init="he", guide=0.125),
         fit=FitConfig(steps=40, learning_rate=1e-3, alpha=0.0, target_norm="layer", layers="last"),
-        adapt=AdaptConfig(align=True, mix_by_noise=True),
+        adapt=AdaptConfig(align=True, mix_by_noise=True, views=2),
     ),
 }
 

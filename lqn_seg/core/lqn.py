@@ -162,7 +162,7 @@ class StudentFitter:
         images: Tensor,
         fields: Tensor,
         keys: Sequence[RandomKey],
-        views: Sequence[tuple[Tensor, Tensor]] = (),
+        views: Sequence[tuple[Tensor, Tensor, Sequence[Tensor]]] = (),
         sampler: Sampler | None = None,
         binding: Loss = mean_square,
         coordinates: Sequence[Tensor] = (),
@@ -174,10 +174,11 @@ class StudentFitter:
             images: (B, 3, s, s), normalised, s the student's `input_size`.
             fields: (B, L, H, W, D) tokens of the teacher.
             keys: B random keys.
-            views: images and fields of further views; step k sees view k mod their number.
+            views: images, fields and coordinates of further views; step k sees view k mod their
+                number.
             sampler: what the steps visit, in place of `uniform`.
             binding: L_B of tokens and targets.
-            coordinates: of the grid's rows (H,) and columns (W,); by default 1..H and 1..W.
+            coordinates: of the grid's rows (H,) and columns (W,); empty for 1..H and 1..W.
 
         Raises:
             InputError: a shape does not fit.
@@ -186,9 +187,11 @@ class StudentFitter:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("a fit needs gradients, which torch.inference_mode forbids")
         shape, fit = (len(keys), *self.grid, self.feature_dim), self.config.fit
-        pairs = [(x.to(self.device), y.to(self.device)) for x, y in ((images, fields), *views)]
-        seen = [View.of(*pair, self.config, self.layers, shape) for pair in pairs]
-        fitted = FittedStudents(self, students(self, keys), seen[0], coordinates)
+        seen = [
+            View.of(x.to(self.device), y.to(self.device), self.config, self.layers, shape, where)
+            for x, y, where in ((images, fields, coordinates), *views)
+        ]
+        fitted = FittedStudents(self, students(self, keys), seen)
         weights = list(dict.fromkeys(fitted.students.weights.values()))
         fused = self.device.type != "meta"  # which only counts
         adam = torch.optim.Adam(weights, fit.learning_rate, fit.betas, fit.eps, fused=fused)
@@ -220,20 +223,17 @@ class FittedStudents:
 
     loss_curve: Tensor
 
-    def __init__(
-        self,
-        fitter: StudentFitter,
-        students: Students,
-        view: View,
-        coordinates: Sequence[Tensor] = (),
-    ) -> None:
-        self.fitter, self.students, self.view, device = fitter, students, view, fitter.device
-        given = coordinates or [torch.arange(1, side + 1.0) for side in fitter.grid[1:]]
-        self.rows, self.columns = (axis.to(device, torch.float32) for axis in given)
-        layers = torch.arange(1, fitter.grid[0] + 1.0, device=device)
-        values = (self.rows, self.columns, layers)[: fitter.config.student.axes]
+    def __init__(self, fitter: StudentFitter, students: Students, views: Sequence[View]) -> None:
+        self.fitter, self.students, self.views, self.view = fitter, students, views, views[0]
+        layers = torch.arange(1, fitter.grid[0] + 1.0, device=fitter.device)
+        rows, columns = self.view.rows, self.view.columns
+        if len(views) > 1:
+            rows, columns = (
+                torch.cat([getattr(v, axis) for v in views]).unique()
+                for axis in ("rows", "columns")
+            )
+        values = (rows, columns, layers)[: fitter.config.student.axes]
         self.tables = students.tables([F.pad(v.sort()[0], (1, 0)) for v in values])  # 0 is src0's
-        self.addresses = torch.cat([self._layer(k) for k in fitter.layers])  # (m H W, 3)
 
     @property
     def finite(self) -> Tensor:
@@ -243,7 +243,7 @@ class FittedStudents:
 
     def loss(self, view: View, indices: Tensor, binding: Loss = mean_square) -> Tensor:
         """(B,) L_B + alpha L_R (Eq. 5) at (1 or 3, B, n) indices among the fitted tokens."""
-        dest, *sources = self.addresses[indices].unbind(0)  # (B, n, 3) each
+        dest, *sources = view.addresses[indices].unbind(0)  # (B, n, 3) each
         source = torch.cat([torch.zeros_like(dest), *sources], 1)  # src0, src1, src2
         where = (source, dest.repeat(1, len(indices), 1))
         tokens = self.students(view.patches, self.tables, *where, view.guide_at(indices[0]))
@@ -265,12 +265,16 @@ class FittedStudents:
         if shape[-1:] != (3,) or len(shape) < 2 or shape[:-2] not in ((), (batch,)):
             raise InputError(f"addresses must be (Q, 3) or ({batch}, Q, 3), got {tuple(shape)}")
         dest = addresses.to(self.fitter.device, torch.float32).expand(batch, -1, 3)
-        guide = self.view.guide_between(dest, self.rows, self.columns)
-        return self._query(dest, source, guide, 1024)  # tables grow with scattered coordinates
+        guide = self.view.guide_between(dest)
+        # Tables grow with scattered coordinates.
+        return self._query(self.view, dest, source, guide, 1024)
 
     @torch.no_grad()
-    def query_layer(self, layer: float, source: Tensor | Sequence[float] = ANCHOR) -> Tensor:
-        """Tokens (B, H, W, D) of a whole layer, which may be fractional or not fitted.
+    def query_layer(
+        self, layer: float, source: Tensor | Sequence[float] = ANCHOR, view: int = 0
+    ) -> Tensor:
+        """Tokens (B, H, W, D) of a whole layer, which may be fractional or not fitted, where those
+        of a view lie.
 
         Raises:
             InputError: a student without a layer axis was fitted to another layer.
@@ -278,10 +282,13 @@ class FittedStudents:
         fitted = self.fitter.layers
         if self.students.config.axes == 2 and layer not in fitted:
             raise InputError(f"this student knows only layer {fitted[0]}, not layer {layer}")
-        dest = self._layer(layer).expand(len(self.view.patches), -1, 3)
-        return self._query(dest, source, self.view.guide).unflatten(1, self.fitter.grid[1:])
+        seen = self.views[view]
+        dest = seen.layer(layer).expand(len(seen.patches), -1, 3)
+        return self._query(seen, dest, source, seen.guide).unflatten(1, self.fitter.grid[1:])
 
-    def _query(self, dest: Tensor, source: Any, guide: Any, most: int = QUERY_FLOATS) -> Tensor:
+    def _query(
+        self, view: View, dest: Tensor, source: Any, guide: Any, most: int = QUERY_FLOATS
+    ) -> Tensor:
         """(B, Q, D) at (B, Q, 3) addresses, at most so many in a piece that memory can hold."""
         config, pieces = self.students.config, []
         source = torch.as_tensor(source, device=dest.device, dtype=torch.float32).expand_as(dest)
@@ -291,10 +298,5 @@ class FittedStudents:
             for src, to, near in zip(source.split(size, 1), dest.split(size, 1), guides):
                 both = torch.cat((src, to))
                 tables = self.students.tables([both[..., k].unique() for k in range(config.axes)])
-                pieces.append(self.students(self.view.patches, tables, src, to, near))
-        return self.view.in_units(torch.cat(pieces, 1), dest[..., 2])
-
-    def _layer(self, layer: float) -> Tensor:
-        """(H * W, 3) addresses of a layer, row by row."""
-        i, j = torch.meshgrid(self.rows, self.columns, indexing="ij")
-        return torch.stack((i, j, torch.full_like(i, layer)), -1).flatten(0, 1)
+                pieces.append(self.students(view.patches, tables, src, to, near))
+        return view.in_units(torch.cat(pieces, 1), dest[..., 2])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ class View:
     mean: Tensor | None  # (B, m, D) over positions
     deviation: Tensor | None
     guide: Tensor | None  # (B, H * W, D) standardised tokens of the guiding layer, if it is read
-    size: tuple[int, int]  # (H, W)
+    rows: Tensor  # (H,) and
+    columns: Tensor  # (W,) coordinates of the tokens
 
     @classmethod
     def of(
@@ -35,9 +37,11 @@ class View:
         config: LQNConfig,
         layers: Sequence[int],
         shape: tuple[int, ...],
+        coordinates: Sequence[Tensor] = (),
     ) -> View:
-        """Of (B, 3, s, s) images and their (B, L, H, W, D) fields. An `InputError` where these have
-        not this shape, or the images not the student's size."""
+        """Of (B, 3, s, s) images and their (B, L, H, W, D) fields, which lie on rows 1..H and
+        columns 1..W, or on other coordinates. An `InputError` where these have not this shape, or
+        the images not the student's size."""
         student, device = config.student, fields.device
         side = student.input_size
         wanted = {"images": (shape[0], 3, side, side), "fields": shape}
@@ -58,9 +62,22 @@ class View:
                 tokens = (tokens - mean).div_(deviation)
                 mean, deviation = mean.squeeze(2), deviation.squeeze(2)
             numbers = torch.tensor(layers, device=device, dtype=torch.float32)
-            statistics = (mean, deviation)
-        size = (shape[2], shape[3])
-        return cls(patches.mT.contiguous(), numbers, tokens.flatten(1, 2), *statistics, guide, size)
+            places = coordinates or [torch.arange(1.0, side + 1) for side in shape[2:4]]
+            rows, columns = (axis.to(device, torch.float32) for axis in places)
+        targets = tokens.flatten(1, 2)
+        return cls(patches.mT.contiguous(), numbers, targets, mean, deviation, guide, rows, columns)
+
+    @cached_property
+    def addresses(self) -> Tensor:
+        """(m H W, 3) of the targets."""
+        plane = self.layer(0)
+        layers = self.layers.repeat_interleave(len(plane))
+        return torch.cat([plane.repeat(len(self.layers), 1)[:, :2], layers[:, None]], 1)
+
+    def layer(self, layer: float) -> Tensor:
+        """(H W, 3) addresses of a layer, row by row."""
+        i, j = torch.meshgrid(self.rows, self.columns, indexing="ij")
+        return torch.stack((i, j, torch.full_like(i, layer)), -1).flatten(0, 1)
 
     def targets_at(self, indices: Tensor) -> Tensor:
         """(B, n) indices among the m H W fitted tokens to their (B, n, D)."""
@@ -70,16 +87,16 @@ class View:
         """(B, n, D) guide at the same indices."""
         return None if self.guide is None else _at(self.guide, indices % self.guide.shape[1])
 
-    def guide_between(self, addresses: Tensor, rows: Tensor, columns: Tensor) -> Tensor | None:
+    def guide_between(self, addresses: Tensor) -> Tensor | None:
         """(B, Q, D) guide at (B, Q, 3) addresses, bilinear; on rows 1..H and columns 1..W alone."""
         if self.guide is None:
             return None
-        for axis in (rows, columns):
+        for axis in (self.rows, self.columns):
             if not axis.equal(torch.arange(1, len(axis) + 1.0, device=axis.device)):
                 raise InputError("a guide on coordinates of one's own: only query_layer knows it")
-        size = addresses.new_tensor(self.size[::-1])
+        grid = self.guide.mT.unflatten(2, (len(self.rows), len(self.columns)))  # (B, D, H, W)
+        size = addresses.new_tensor(grid.shape[:1:-1])
         where = (2 * addresses[..., :2].flip(-1) - 1) / size - 1  # grid_sample's x, y in -1..1
-        grid = self.guide.mT.unflatten(2, self.size)  # (B, D, H, W)
         sampled = F.grid_sample(grid, where[:, None], padding_mode="border", align_corners=False)
         return sampled.squeeze(2).mT
 

@@ -16,6 +16,7 @@ from lqn_seg.adapt.calibration import (
     CHECKPOINT,
     FILE_NAME,
     PASSES,
+    PRECISION,
     QUANTILE,
     calibrate,
     save_calibration,
@@ -68,6 +69,7 @@ class Calibrated:
             "height": height,
             "width": width,
             CHECKPOINT: checkpoint_hash(find_local(weights)) if weights else "",
+            PRECISION: self.teacher.precision,
             "date": datetime.now(timezone.utc).date().isoformat(),
             "version": __version__,
         }

@@ -38,7 +38,12 @@ from lqn_seg.engine.build import build_segmenter, describe_class_map
 from lqn_seg.engine.store import STAMP, Batch, Key, Result, ResultStore, say
 from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation import InstanceEvaluator, PanopticEvaluator, semantic_evaluator
+from lqn_seg.evaluation import (
+    InstanceEvaluator,
+    PanopticEvaluator,
+    TrimapEvaluator,
+    semantic_evaluator,
+)
 from lqn_seg.evaluation.base import ImageEvaluator
 from lqn_seg.segmentation.postprocess import mask_hash
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
@@ -83,6 +88,7 @@ def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluat
         (test.PANOPTIC_ON, PanopticEvaluator),
         (test.INSTANCE_ON, InstanceEvaluator),
         (test.SEMANTIC_ON, semantic_evaluator),
+        (test.SEMANTIC_ON, TrimapEvaluator),
     )
     evaluators = [make(metadata) for wanted, make in makers if wanted]
     if not evaluators:

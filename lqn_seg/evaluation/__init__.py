@@ -4,7 +4,7 @@ from lqn_seg.evaluation.bootstrap import PairedDifference, paired_bootstrap
 from lqn_seg.evaluation.cityscapes import CityscapesEvaluator, semantic_evaluator
 from lqn_seg.evaluation.instance import InstanceEvaluator
 from lqn_seg.evaluation.panoptic import PanopticEvaluator
-from lqn_seg.evaluation.semantic import SemanticEvaluator
+from lqn_seg.evaluation.semantic import SemanticEvaluator, TrimapEvaluator
 
 __all__ = [
     "CityscapesEvaluator",
@@ -12,6 +12,7 @@ __all__ = [
     "PairedDifference",
     "PanopticEvaluator",
     "SemanticEvaluator",
+    "TrimapEvaluator",
     "paired_bootstrap",
     "semantic_evaluator",
 ]

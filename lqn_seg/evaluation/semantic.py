@@ -1,10 +1,12 @@
-"""Semantic segmentation: mIoU and its relatives from one confusion matrix of the data set."""
+"""Semantic segmentation: mIoU and its relatives from one confusion matrix of the data set, of all
+pixels or of those near a boundary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
@@ -16,6 +18,8 @@ from lqn_seg.evaluation.base import (
     sparse,
     to_numpy,
 )
+
+TRIMAP = 3  # pixels
 
 
 class SemanticTruth(NamedTuple):
@@ -117,3 +121,28 @@ class SemanticEvaluator(ImageEvaluator):
     def metric(self, totals: NDArray[np.floating], key: str = "mIoU") -> NDArray[np.float64]:
         """One of the four numbers from pixel totals (..., C, 3) -> (...)."""
         return semantic_quality(totals)[key]
+
+
+class TrimapEvaluator(SemanticEvaluator):
+    """The same of the pixels at most `TRIMAP` px from a pixel of another class (Kohli et al.,
+    "Robust Higher Order Potentials for Enforcing Label Consistency", 2009)."""
+
+    task = "trimap"
+
+    def prepare(self, record: Mapping[str, Any]) -> SemanticTruth:
+        truth = super().prepare(record)
+        ignored = len(self.classes)
+        labels = np.where(near_boundary(truth.labels, ignored), truth.labels, ignored)
+        return truth._replace(labels=labels)
+
+
+def near_boundary(labels: NDArray[np.int64], ignored: int) -> NDArray[np.bool_]:
+    """(H, W): whether within the square of `TRIMAP` px to each side there is a pixel of another
+    class; those of the label `ignored` are none."""
+    values = torch.from_numpy(labels).float()[None, None]
+    unknown, side = values == ignored, 2 * TRIMAP + 1
+    highest, lowest = (
+        F.max_pool2d(sign * values.masked_fill(unknown, -sign * ignored), side, 1, TRIMAP) * sign
+        for sign in (1, -1)
+    )
+    return (highest > lowest)[0, 0].numpy()

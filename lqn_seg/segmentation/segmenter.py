@@ -1,9 +1,10 @@
 """Teacher, method, head: images in, one prediction per method and image out.
 
-An image meets the teacher in windows; each method gives its tokens for them (`adapt.journey`); the
-frozen head turns tokens into masks and classes.
+An image meets the teacher in windows, and each of these in one view or several; each method gives
+its tokens for them (`adapt.journey`); the frozen head turns tokens into masks and classes.
 
-Shapes: B windows side by side, S = teacher input, L x H x W grid, D features, Q queries.
+Shapes: B windows side by side, V views of each, S = teacher input, L x H x W grid, D features, Q
+queries.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from lqn_seg.segmentation.postprocess import (
     merged_scores,
     panoptic_inference,
 )
+from lqn_seg.segmentation.views import MOVES, join, views_of
 from lqn_seg.segmentation.windows import (
     PaddedWindow,
     Size,
@@ -248,14 +250,36 @@ class Segmenter:
         pixels = torch.stack([window.pixels for window in filled]).float() / 255
         whole = (chunk[0].whole, chunk[0].layout) if self.per_image and len(chunk) > 1 else None
         keys = [window.key for window in filled]
-        images = Images(self.teacher, pixels, keys, self.calibration, self, whole=whole)
+        seen_in = {
+            views: self._seen_in(views, pixels, keys, whole)
+            for views in {adapter.views for adapter in self.adapters.values()}
+        }
         results = {}
         for name, adapter in self.adapters.items():
+            images = seen_in[adapter.views]
             adapted, clock = adapt(adapter, images), Clock(self.teacher.device)
-            said = _split(*self.head(adapted.tokens, adapted.context))
+            said = _split(*self._said(adapted, adapter.views))
             stats = window_stats(adapted, adapter.student, clock.lap(), len(chunk))
             results[name] = [_Part(*logits, numbers) for logits, numbers in zip(said, stats)]
         return results
+
+    def _seen_in(self, views: int, pixels: Tensor, keys: list[RandomKey], whole: Any) -> Images:
+        """Windows in so many views."""
+        sides = zip(self.teacher.image_size, self.teacher.grid)
+        height, width = (pixels // tokens for pixels, tokens in sides)
+        moved = views_of(pixels, views, (height, width))
+        # Beyond the windows of any image: each view has random numbers of its own.
+        keys = [k._replace(window=k.window + (view << 16)) for view in range(views) for k in keys]
+        moves = MOVES[:views] if views > 1 else ()
+        return Images(self.teacher, moved, keys, self.calibration, self, views, whole, moves)
+
+    def _said(self, adapted: Adapted, views: int) -> tuple[Tensor, Tensor | None]:
+        """Logits of B windows, from the head's of V B: the queries are the first view's, so that a
+        segment is the same one in all."""
+        context = adapted.context[: len(adapted.context) // views]
+        masks, classes = self.head(adapted.tokens, context.repeat(views, 1, 1))
+        joined = join(masks, views, self.teacher.grid)
+        return joined, None if classes is None else classes[: len(joined)]
 
     # ---- what the head says of tokens: `adapt.journey.Task` --------------------------------------
 

@@ -31,14 +31,14 @@ class EomtHead:
         last class being "no object"; float32, differentiable in the tokens.
 
         Args:
-            patch_tokens: (B, H, W, D) of the last block, before the final norm.
+            patch_tokens: (B, H, W, D) of the last block, before the final norm; of any grid.
             query_tokens: (B, Q, D) likewise.
         """
-        patches = patch_tokens.flatten(1, 2)
-        # The head ignores the prefix tokens, but transformers' slicing expects them to be there.
-        count = self.model.embeddings.num_prefix_tokens
-        prefix = patches.new_zeros(patches.shape[0], count, patches.shape[2])
-        normed = self.model.layernorm(torch.cat([query_tokens, prefix, patches], 1))
+        model = self.model
+        queries, patches = model.layernorm(query_tokens), model.layernorm(patch_tokens)
+        # transformers' `predict`, whose grid is fixed.
         with products_in(self.precision, patches.device):
-            masks, classes = self.model.predict(normed)
+            pixels = model.upscale_block(patches.movedim(-1, 1).contiguous())
+            masks = torch.einsum("bqd,bdhw->bqhw", model.mask_head(queries), pixels)
+            classes = model.class_predictor(queries)
         return masks.float(), classes.float()

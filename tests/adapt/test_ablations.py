@@ -168,7 +168,7 @@ def test_views_are_random_parts_each_with_a_pass_of_the_teacher(build, calibrati
     segmenter([NOISY, CLEAN])
     ((_, options, fitted),) = fits
     assert len(options["views"]) == 2 and fitted.loss_curve.shape == (2, 4)
-    for number, (seen, field) in enumerate(options["views"], start=1):
+    for number, (seen, field, _) in enumerate(options["views"], start=1):
         for b, image in enumerate((NOISY, CLEAN)):
             pixels = image.float() / 255
             with torch.random.fork_rng(devices=[]):
@@ -372,9 +372,9 @@ def test_a_query_starts_at_the_source(build, head_inputs, fits, name):
 def test_random_sources_are_addresses_of_the_grid_and_the_images_own(build, monkeypatch):
     given, original = [], FittedStudents.query_layer
 
-    def listen(self, layer, source):
+    def listen(self, layer, source, view):
         given.append(source)
-        return original(self, layer, source)
+        return original(self, layer, source, view)
 
     monkeypatch.setattr(FittedStudents, "query_layer", listen)
     for seed, images in ((0, [noise(0), noise(1)]), (0, [noise(1), noise(2)]), (7, [noise(1)] * 2)):

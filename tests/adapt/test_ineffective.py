@@ -35,8 +35,11 @@ ALWAYS = adapting(mix_by_noise=False)
     "name, recipe, calibrated, words",
     [
         ("lqn", DEFAULT, True, ""),
-        ("lqn", DEFAULT, False, AS_TEACHER),
-        ("kernel", with_variant(DEFAULT, "kernel"), False, AS_TEACHER),
+        ("lqn", DEFAULT, False, "its student is never asked"),  # two views are something
+        ("lqn", adapting(views=1), False, AS_TEACHER),
+        ("kernel", with_variant(adapting(views=1), "kernel"), False, AS_TEACHER),
+        ("field", with_variant(DEFAULT, "field"), False, "nothing is restored"),
+        ("field", with_variant(DEFAULT, "field"), True, ""),
         ("restore", with_variant(DEFAULT, "restore"), False, AS_TEACHER),
         ("restore", with_variant(DEFAULT, "restore"), True, ""),
         ("lqn@distill", PRESETS["distill"], False, ""),
@@ -70,8 +73,13 @@ def test_a_warning_comes_once_in_a_process_and_not_where_the_console_has_it():
 
 def test_the_recipe_that_was_paid():
     assert paid_recipe(DEFAULT, True, True) == DEFAULT
-    assert paid_recipe(DEFAULT, True, False).fit.variant == "restore"
-    assert paid_recipe(DEFAULT, False, False).fit.variant == "teacher"
+    assert paid_recipe(DEFAULT, True, False) == with_variant(DEFAULT, "field")
+    unaligned = paid_recipe(DEFAULT, False, False)
+    assert (unaligned.fit.variant, unaligned.views) == ("field", 2)
+    assert not unaligned.adapt.align
+    alone = adapting(views=1)
+    assert paid_recipe(alone, True, False).fit.variant == "restore"
+    assert paid_recipe(alone, False, False).fit.variant == "teacher"
     distilled = PRESETS["distill"]
     assert paid_recipe(distilled, False, True) == distilled
     assert paid_recipe(distilled, False, False).fit.variant == "teacher"

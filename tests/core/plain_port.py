@@ -124,7 +124,7 @@ def fit(
     curve = []
     for step, (dest, *others) in enumerate(steps):
         image, field = views[step % len(views)]
-        i, j, layer = dest.unbind(1)
+        i, j, layer = dest.long().unbind(1)  # a view moved by half a token: rounded down
         sources = [torch.zeros_like(dest), *others]
         near = None if guide is None else guide[i - 1, j - 1].repeat(len(sources), 1)
         destinations = dest.repeat(len(sources), 1)

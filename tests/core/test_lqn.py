@@ -249,15 +249,20 @@ def test_a_fit_is_the_plain_ports(reference, variant, student, options):
 
 def test_views_are_looked_at_in_turn_and_the_image_is_queried(reference):
     config = changed(SMALL, target_norm="none")
-    views = [(IMAGES.flip(-1), make_fields(3, GRID, FEATURES, 1)), (IMAGES / 2, FIELDS.flip(2))]
+    views = [
+        (IMAGES.flip(-1), make_fields(3, GRID, FEATURES, 1), ()),
+        (IMAGES / 2, FIELDS.flip(2), [torch.arange(1.5, side + 1) for side in GRID[1:]]),
+    ]
     ours, start = fit(config, views=views), fit(changed(config, steps=0))
     for b in range(3):
-        seen = [(x[b].double(), f[b].double()) for x, f in [(IMAGES, FIELDS), *views]]
+        seen = [(x[b].double(), f[b].double()) for x, f, _ in [(IMAGES, FIELDS, ()), *views]]
         steps = [addresses_of(config, step) for step in indices_of(config, b).unbind(1)]
+        between = torch.tensor([0.5, 0.5, 0.0])  # where the third view's tokens lie
+        steps = [step + between * (k % 3 == 2) for k, step in enumerate(steps)]
         curve = reference.fit(plain_student(reference, start, b), seen, steps, config.fit)
         assert ours.loss_curve[b].tolist() == pytest.approx(curve, rel=2e-5)
     # Targets in the units of each view, answers in those of the image.
-    moved = [(images, 64 * fields + 512) for images, fields in views]
+    moved = [(images, 64 * fields + 512, where) for images, fields, where in views]
     answers = [fit(SMALL, views=given).query_layer(4) for given in (views, moved)]
     torch.testing.assert_close(*answers, **ROUNDING)
 
@@ -486,7 +491,7 @@ def test_bad_shapes_are_named():
         ((IMAGES[:2], FIELDS, KEYS), r"images must have shape \(3, 3, 12, 12\), got \(2, 3,"),
         ((IMAGES, FIELDS[:, :-1], KEYS), r"fields must have shape \(3, 4, 5, 6, 8\), got \(3, 3,"),
         ((IMAGES[:0], FIELDS[:0], []), "no image"),
-        ((IMAGES, FIELDS, KEYS, [(IMAGES, FIELDS[:, :2])]), "fields must have shape"),
+        ((IMAGES, FIELDS, KEYS, [(IMAGES, FIELDS[:, :2], ())]), "fields must have shape"),
     ):
         with pytest.raises(InputError, match=reason):
             fitter.fit(*bad)

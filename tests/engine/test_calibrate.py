@@ -99,7 +99,7 @@ def test_what_is_missing_is_named(small_config, folder, tmp_path):
         build_calibration(cfg, build_teacher(cfg))
 
 
-def test_a_file_says_where_it_is_from_and_warns_at_another_checkpoint(
+def test_a_file_says_where_it_is_from_and_warns_at_another_checkpoint_or_precision(
     small_config, folder, teacher_folder, tmp_path
 ):
     found = tmp_path / "found.safetensors"
@@ -114,8 +114,9 @@ def test_a_file_says_where_it_is_from_and_warns_at_another_checkpoint(
     assert about["version"] == __version__
     assert abs(date.fromisoformat(about["date"]) - datetime.now(timezone.utc).date()).days < 2
 
-    def use(weights: Path) -> list[str]:
+    def use(weights: Path, precision: str = "float32") -> list[str]:
         overrides = ["MODEL.LQN.TEACHER.WEIGHTS", str(weights), "MODEL.LQN.CALIBRATION", str(found)]
+        overrides += ["MODEL.LQN.TEACHER.PRECISION", precision]
         cfg = load_cfg(str(small_config), overrides)
         teacher = build_teacher(cfg)
         with warnings.catch_warnings(record=True) as caught:
@@ -124,6 +125,8 @@ def test_a_file_says_where_it_is_from_and_warns_at_another_checkpoint(
         return [str(warning.message) for warning in caught]
 
     assert use(teacher_folder) == use(weights.parent) == []
+    (sentence,) = use(teacher_folder, "bfloat16")
+    assert "was made in float32, and the teacher runs in bfloat16" in sentence
     other = tmp_path / "other"
     shutil.copytree(teacher_folder, other)
     state = load_file(weights)

@@ -79,11 +79,13 @@ def test_the_whole_run(small_config, capsys):
     assert results["images"] == 5 and results["subset_of"] is None
     assert results["metrics"]["clean"]["teacher"]["lqn"]["token_cos"] == pytest.approx(1)
     # Without a calibration no student is asked: that is said, and no fit is paid for.
-    assert printed.count("warning: method lqn answers as its teacher does") == 1
+    assert printed.count("warning: method lqn: without a calibration nothing is restored") == 1
     assert results["warnings"] and results["warnings"][0] in printed
     assert printed.index("warning: method lqn") < printed.index("PQ by condition")
     assert "students fitted, of 10 images: LQN 0" in printed
-    assert results["gmacs"]["lqn"] == results["gmacs"]["teacher"]
+    costs = results["gmacs"]
+    assert costs["lqn"]["gmacs_fit"] == 0
+    assert costs["lqn"]["gmacs_teacher"] == 2 * costs["teacher"]["gmacs_teacher"]  # two views
     assert (output / "log.txt").read_text() in printed and (output / "config.yaml").is_file()
     assert list((output / "panels").glob("*.png"))
 

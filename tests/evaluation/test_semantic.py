@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 
 from lqn_seg.errors import InputError
-from lqn_seg.evaluation.semantic import SemanticEvaluator, confusion_matrix
+from lqn_seg.evaluation.semantic import (
+    SemanticEvaluator,
+    TrimapEvaluator,
+    confusion_matrix,
+    near_boundary,
+)
 
 SKY, CAT, ROAD, DOG, UNSEEN = range(5)
 NAMES = ("sky", "cat", "road", "dog", "unseen")
@@ -110,3 +118,35 @@ def test_wrong_shape_is_named(make_dataset: Any, shape: Any, message: str) -> No
 def test_confusion_rows_are_truth() -> None:
     matrix = confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 2)
     np.testing.assert_array_equal(matrix, [[1, 1], [0, 1]])
+
+
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 14))
+@settings(max_examples=40, deadline=None)
+def test_pixels_near_a_boundary_by_chessboard_distances(seed, height, width):
+    """A pixel counts where the nearest one of another class is at most 3 px away (scipy)."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 4, (-(-height // 5), -(-width // 5)))  # 3 does not count
+    labels = coarse.repeat(5, 0).repeat(5, 1)[:height, :width]
+    wanted = np.zeros(labels.shape, bool)
+    for label in range(3):
+        others = (labels != label) & (labels != 3)
+        if others.any():
+            distance = ndimage.distance_transform_cdt(~others, "chessboard")
+            wanted |= (labels == label) & (distance <= 3)
+    known = labels != 3
+    assert np.array_equal(near_boundary(labels, 3)[known], wanted[known])
+
+
+def test_the_trimap_scores_those_pixels_alone(make_dataset: Any) -> None:
+    """A prediction that is right near the boundary, and wrong elsewhere."""
+    labels = np.full((4, 30), SKY)
+    labels[:, 15:] = CAT
+    predicted = labels.copy()
+    predicted[:, :10] = CAT
+    dataset = make_dataset([segments_of(labels)])
+    results = {}
+    for make in (SemanticEvaluator, TrimapEvaluator):
+        evaluator = make(dataset.metadata)
+        evaluator.process(dataset.records(), [{"sem_seg": one_hot(predicted)}])
+        results |= evaluator.evaluate()
+    assert results["trimap"]["mIoU"] == 100 > results["sem_seg"]["mIoU"]

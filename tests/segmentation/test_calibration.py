@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lqn_seg.adapt.calibration import RangeBuilder, calibrate, load_calibration, save_calibration
+from lqn_seg.adapt.denoise import noise_deviation
 from lqn_seg.adapt.noise import residual
 from lqn_seg.core.alignment import Aligner, Calibration
 from lqn_seg.errors import InputError
@@ -70,6 +71,8 @@ def test_damage_and_residual_are_those_of_clean_images(teacher, crops, calibrati
     _, damage = calibration.layers[0].align(teacher.embed(images))
     assert calibration.undamaged == pytest.approx(np.quantile(damage.numpy(), 0.95), rel=1e-3)
     assert calibration.undamaged > 0
+    noise = noise_deviation(crops)
+    assert calibration.noise == pytest.approx(np.quantile(noise.numpy(), 0.95), rel=1e-5)
     field, _ = teacher.encode(images, Aligner(calibration))
     assert calibration.residual == pytest.approx(residual(field).sort().values[9].item(), rel=1e-3)
     flat = crops.flatten(2).double().numpy()
@@ -140,13 +143,15 @@ def test_a_calibration_comes_back_bit_for_bit(tmp_path, teacher, calibration):
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["calibration"])
     readings = {"undamaged": calibration.undamaged, "residual": calibration.residual}
-    readings["distance"] = calibration.distance
+    readings |= {"distance": calibration.distance, "noise": calibration.noise}
     assert read.distance == calibration.distance < math.inf
+    assert read.noise == calibration.noise < math.inf
     assert about == {"images": 20, "from": "here", **readings}
     teacher.encode(torch.zeros(1, 3, 32, 32), Aligner(read))
-    # A file from before there was a distance: it is not known, and nothing is unlike it.
-    save_calibration(path, replace(calibration, distance=math.inf), {})
-    assert load_calibration(path, teacher).distance == math.inf
+    # A file from before there were these: nothing is unlike it, or noisier.
+    save_calibration(path, replace(calibration, distance=math.inf, noise=math.inf), {})
+    older = load_calibration(path, teacher)
+    assert older.distance == older.noise == math.inf
 
 
 def refusal(path: Path, teacher) -> str:

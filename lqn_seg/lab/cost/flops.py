@@ -17,6 +17,7 @@ from lqn_seg.adapt.calibration import calibrated_layers
 from lqn_seg.adapt.methods import parse_ablation
 from lqn_seg.core.config import LQNConfig, StudentConfig
 from lqn_seg.core.lqn import Grid
+from lqn_seg.segmentation.views import DENSITY
 from lqn_seg.teachers.dinov2 import Dinov2Teacher
 from lqn_seg.teachers.eomt import EomtTeacher
 
@@ -234,7 +235,10 @@ def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
         one = pass_macs(config.student, feature_dim, n)
         return PassMacs(passes * one.forward, passes * one.backward)
     # The passes share the first layer's rows, and the destinations, which are what is guided.
-    return pass_macs(config.student, feature_dim, passes * n, grid, guided=n)
+    # Views moved by half a patch have their tokens between those of the first.
+    finer = 2 if config.views > 1 else 1
+    rows = grid[0], finer * grid[1], finer * grid[2]
+    return pass_macs(config.student, feature_dim, passes * n, rows, guided=n)
 
 
 def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:
@@ -276,7 +280,7 @@ def method_gmacs(
         literal: count student passes as Table 4 states them instead of as we compute them.
 
     Returns:
-        `gmacs_teacher` (once per view), `gmacs_align`, `gmacs_fit`, `gmacs_query`, `gmacs_head`
+        `gmacs_teacher`, `gmacs_align` and `gmacs_head` (once per view), `gmacs_fit`, `gmacs_query`
         and `gmacs_total`, their sum (with a student, the most there is); `gmacs_paper_convention`:
         teacher, head, and a single forward pass of one batch of positions for each step but one.
     """
@@ -285,46 +289,59 @@ def method_gmacs(
     query_rows = ceil(teacher.num_queries / teacher.grid[1]) if word == "student-queries" else 0
     grid, width = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1]), teacher.width
     fit = query = paper = 0.0
-    views = 1
+    views = config.views
     align = align_gmacs(teacher) if config.adapt.align and variant != "teacher" else 0.0
     if variant in ("kernel", "ridge"):
-        fit = kernel_gmacs(grid, width, solve=variant == "ridge")
-    elif variant not in ("teacher", "restore"):
+        fit = views * kernel_gmacs(grid, width, solve=variant == "ridge")
+    elif variant not in ("teacher", "restore", "field"):
         students, field = 1.0, grid  # of a window; a student of all windows has all their tokens
         if word == "fit-per-image":
             students, field = 1 / windows, (grid[0], grid[1], round(windows * grid[2]))
-        views = numbers[0] if word == "views" else 1
         fit = students * fit_gmacs(config, field, width, literal)
         fit += _head_in_fit_macs(config, teacher) / 1e9
-        query = students * query_gmacs(config, field, width, literal)
+        query = students * views * query_gmacs(config, field, width, literal)
         paper = students * max(0, config.fit.steps - 1) * pass_gmacs(config, field, width)
     if fit and config.adapt.mix_by_noise:
         fit += kernel_gmacs(grid, width)
+    head = views * parts["head"] + (join_gmacs(teacher, views) if views > 1 else 0.0)
+    # An ablation's views are only fitted to.
+    passes = numbers[0] if word == "views" and fit else views
     stages = {
-        "teacher": views * parts["teacher"],
-        "align": views * align,
+        "teacher": passes * parts["teacher"],
+        "align": passes * align,
         "fit": fit,
         "query": query,
-        "head": parts["head"],
+        "head": head,
     }
     stages["total"] = sum(stages.values())
-    stages["paper_convention"] = parts["teacher"] + parts["head"] + paper
+    stages["paper_convention"] = views * parts["teacher"] + head + paper
     return {f"gmacs_{stage}": windows * cost for stage, cost in stages.items()}
 
 
 def _head_in_fit_macs(config: LQNConfig, teacher: EomtShape) -> int:
     """What two ablations ask of the frozen head: "segments" once, "entropy" at each step.
 
-    The latter forward and back to its inputs; the products of masks with pixels and with classes
-    have two each. (Transformers takes queries and patches as one tensor: gradients go to both.)
+    The latter forward and back to the patches, not to the queries.
     """
     word = parse_ablation(config.ablation)[0]
     if word == "entropy":
         masks = teacher.num_queries * teacher.patches * 4**teacher.num_upscale_blocks
-        products = masks * (teacher.width + 3 * teacher.num_labels)
-        return config.fit.steps * (2 * teacher.head_macs + products)
+        of_queries = teacher.num_queries * teacher.width * (teacher.num_labels + 1)
+        of_queries += 3 * teacher.num_queries * teacher.width**2
+        both_ways = 2 * teacher.head_macs - of_queries + 2 * masks * teacher.num_labels
+        return config.fit.steps * both_ways
     recirculates = config.student.source and config.fit.alpha
     return teacher.head_macs if word == "segments" and recirculates else 0
+
+
+def join_gmacs(teacher: EomtShape, views: int) -> float:
+    """Logits of so many views to one grid: a kernel's product along rows, and one along columns."""
+    maps = teacher.num_queries or teacher.num_labels
+    known = 2**teacher.num_upscale_blocks
+    wanted = max(known, DENSITY)
+    height, width = teacher.grid
+    macs = wanted * height * known * width * (known * height + wanted * width)
+    return views * maps * macs / 1e9
 
 
 def align_gmacs(teacher: EomtShape) -> float:

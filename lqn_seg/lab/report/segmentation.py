@@ -154,7 +154,7 @@ class SegmentationReport(Report):
         scores = {
             HEADLINE[task]: evaluator.metric(self.stack(stream, method, task))
             for task, evaluator in self.evaluation.evaluators.items()
-            if isinstance(evaluator, Additive)
+            if task in HEADLINE and isinstance(evaluator, Additive)
         }
         pairs = zip(self.evaluation.scored, self.lines(stream, method))
         return [

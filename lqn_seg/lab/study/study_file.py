@@ -17,7 +17,11 @@ from lqn_seg.data.shipped import find_config
 from lqn_seg.errors import InputError
 
 # Metric -> the evaluator's task, and the one output that it needs.
-METRICS = {"PQ": ("panoptic_seg", "PANOPTIC_ON"), "mIoU": ("sem_seg", "SEMANTIC_ON")}
+METRICS = {
+    "PQ": ("panoptic_seg", "PANOPTIC_ON"),
+    "mIoU": ("sem_seg", "SEMANTIC_ON"),
+    "mIoU within 3 px of boundaries": ("trimap", "SEMANTIC_ON"),
+}
 FOCUS = "lqn"  # the method that is also compared with every other one
 
 

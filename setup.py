@@ -53,6 +53,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["lqn_seg", "lqn_seg.*"]),
     package_data={
+        "lqn_seg": ["py.typed"],
         "lqn_seg.data": ["ade20k.txt", "sets.json"],
         "lqn_seg.lab.explorer": ["page.html"],
     },

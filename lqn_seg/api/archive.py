@@ -172,6 +172,7 @@ def describe_run(about: About) -> Entry:
         "method": about.method,
         "methods": list(about.methods),
         "classes": list(about.classes),
+        "settings": about.settings,
         **({"confidence": _CONFIDENCE} if about.task == "segmentation" else {}),
     }
 

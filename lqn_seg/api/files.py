@@ -132,19 +132,16 @@ def predict_files(
 
 
 class _Images:
-    """The images of a run: their archive is opened with the first result, and written now and
-    then."""
+    """The images of a run, and their archive, which is written now and then."""
 
     def __init__(self, model: Model, folder: Path, resume: bool) -> None:
-        self.model, self.folder, self.resume = model, folder, resume
-        self.archive: Archive | None = None
-        self._written = time.monotonic()
+        self.model, self.resume = model, resume
+        self.archive = Archive(folder, model.about, resume)
+        self._is_written, self._time = True, time.monotonic()
 
     def predict(self, file: File, summary: Summary) -> None:
         data = read_bytes(file.path)
         stamp = f"{zlib.crc32(data):08x}"
-        if self.archive is None:
-            self.archive = Archive(self.folder, self.model.about, self.resume)
         if self.resume and self.archive.has(file.name, stamp):
             summary.skipped += 1
             return
@@ -152,13 +149,14 @@ class _Images:
         (result,) = self.model.results([picture])
         self.archive.add(result, stamp)
         summary.done += 1
-        if time.monotonic() - self._written > _PAUSE:
+        self._is_written = False
+        if time.monotonic() - self._time > _PAUSE:
             self.write()
 
     def write(self) -> None:
-        if self.archive is not None:
+        if not self._is_written:
             self.archive.write()
-        self._written = time.monotonic()
+        self._is_written, self._time = True, time.monotonic()
 
 
 def predict_video(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -22,6 +24,7 @@ from lqn_seg.api.result import About, ClassificationResult, Result, Segmentation
 from lqn_seg.classification.classifier import Classifier
 from lqn_seg.engine.build import describe_calibration, describe_teacher
 from lqn_seg.engine.calibrate import BATCH, calibrate_on, calibration_records
+from lqn_seg.engine.evaluate import calibration_hash
 from lqn_seg.engine.usable import spread
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.postprocess import Instances
@@ -43,7 +46,8 @@ class Model(ABC):
     """
 
     def __init__(self, cfg: CfgNode, runner: Segmenter | Classifier, about: About) -> None:
-        self.cfg, self.runner, self.about = cfg, runner, about
+        self.cfg, self.runner = cfg, runner
+        self.about = replace(about, settings=settings_hash(runner))
         self._calibration = describe_calibration(cfg, runner.calibration)
 
     @overload
@@ -111,6 +115,7 @@ class Model(ABC):
             except OSError as error:
                 raise InputError(f"cannot write {save} ({error})") from error
         self.runner.calibration = found
+        self.about = replace(self.about, settings=settings_hash(self.runner))
         self._calibration = f"calibration: {made.images} images of {images}"
         return self
 
@@ -226,6 +231,12 @@ class ClassificationModel(Model):
 
     def _windows(self, pixels: Pixels) -> Tensor:
         return centre_view(pixels, self.runner.teacher)[None]
+
+
+def settings_hash(runner: Segmenter | Classifier) -> str:
+    """What, beside the teacher, two runs must share for their results to belong together."""
+    known = repr((runner.methods, runner.config, calibration_hash(runner.calibration)))
+    return f"{zlib.crc32(known.encode()):08x}"
 
 
 def _tensor(pixels: Pixels) -> Tensor:

@@ -43,6 +43,7 @@ class About:
         model: what was loaded.
         method: whose answers are given; ``methods`` are all that run.
         categories: name, whether it is a thing, and colour of each class.
+        settings: digest of the methods' recipes, the protocol and the calibration.
     """
 
     task: str
@@ -50,6 +51,7 @@ class About:
     method: str
     methods: tuple[str, ...]
     categories: tuple[Category, ...]
+    settings: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:

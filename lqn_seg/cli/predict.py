@@ -41,6 +41,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
 def predict(arguments: Namespace) -> int:
     from lqn_seg.api.files import find_files, predict_files
     from lqn_seg.api.loading import load
+    from lqn_seg.engine.probe import known_classes
 
     find_files(arguments.inputs)  # what is missing is said before the model is loaded
     model = load(
@@ -53,7 +54,7 @@ def predict(arguments: Namespace) -> int:
         threads=arguments.threads,
         overrides=arguments.overrides,
     )
-    print(model, flush=True)
+    print(f"{model}\n{known_classes(model.classes, 'this model')}", flush=True)
     given = arguments.inputs, arguments.out, arguments.resume, arguments.strict, arguments.every
     summary = predict_files(model, *given)
     print(

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+import lqn_seg
 from lqn_seg.api.files import find_files, predict_files
 from lqn_seg.api.model import Model
 from lqn_seg.data.images import read_image
@@ -75,6 +76,9 @@ def test_a_run_goes_on_where_it_was_left(demo, photos, scenes, tmp_path, counted
     summary = predict_files(demo, [str(photos)], out, resume=True)
     assert (summary.done, summary.skipped) == (2, 0)  # one has changed, one lacks a file
     assert predict_files(demo, [str(photos)], out, resume=True).skipped == 2
+    other = lqn_seg.load("demo", compare=demo.about.methods, overrides=("MODEL.LQN.FIT.STEPS", 9))
+    with pytest.raises(InputError, match=r"of another run \(it differs in: settings\)"):
+        predict_files(other, [str(photos)], out, resume=True)
 
 
 def test_what_is_done_stays_after_ctrl_c(demo, photos, tmp_path, monkeypatch):

@@ -1,13 +1,11 @@
-"""Statistics alignment: an image's token statistics, pulled into the range of clean images.
+"""Statistics alignment: an image's token statistics, less what damage, light and weather did.
 
 Along the principal directions of a layer's clean tokens, noise raises the deviations of the weak
-directions, blur lowers them, fog and contrast lower all. `Aligner` pulls them back to the nearest
-end of the clean range, layer by layer while the teacher runs; inside the range it changes nothing.
-How far layer 0 had to be pulled is the image's *damage*.
-
-A street in snow is no damaged street. Where a calibration knows a layer's `Style`, what other
-light, weather and cameras do to the statistics, an image of little damage loses its style alone,
-and what only another content explains stays.
+directions, blur lowers them, fog and contrast lower all. A calibration knows a layer's `Style`, the
+part of such deviations that changes of clean pictures explain: `Aligner` removes it, layer by layer
+while the teacher runs. What only another content explains stays: a street in snow is no damaged
+street. Without a style, statistics are pulled to the nearest end of the clean range; inside the
+range nothing changes. How far layer 0 would have to be pulled is the image's *damage*.
 
 Related: re-centring of activations at test time (NEO), statistics per image (AdaBN).
 
@@ -29,8 +27,6 @@ from lqn_seg.core.precision import operand_precision
 _LEAST_VARIANCE = 1e-6
 # Share of the clean images' damage that counts as undamaged.
 UNDAMAGED = 0.95
-# Damage up to which an image loses its style alone, and from which on all is pulled into range.
-STYLED, DAMAGED = 0.8, 1.2
 
 
 @dataclass(frozen=True)
@@ -73,32 +69,27 @@ class LayerRange:
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
 
-    def align(self, tokens: Tensor, damage: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Pull statistics back into the clean range: (B, H, W, D) tokens and (B,) the damage, the
-        root mean square over directions of the log change of deviation after the common gain.
-
-        Args:
-            damage: (B,) of the image, where it was measured at another layer.
+    def align(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Remove the style, or where none is known pull statistics back into the clean range:
+        (B, H, W, D) tokens and (B,) the damage, the root mean square over directions of the log
+        change of deviation after the common gain that the range would ask for.
         """
         parts, mean, deviation = self.components(tokens)
         size = total_deviation(deviation)
         common = size.clamp(*self.gain) - size
         change = (deviation + common).clamp(*self.deviation) - deviation
         change = torch.where(self.signal, change, 0.0)
-        here = (change - common)[:, self.signal].square().mean(1).sqrt()
+        damage = (change - common)[:, self.signal].square().mean(1).sqrt()
         target = mean.clamp(*self.mean)
         if self.style is not None:
-            damage = here if damage is None else damage
-            weight = ((damage - STYLED) / (DAMAGED - STYLED)).clamp(0, 1)[:, None]
             plain = self.style.remove(torch.cat([mean, deviation], 1))
-            target = plain[:, : mean.shape[1]].lerp(target, weight)
-            removed = torch.where(self.signal, plain[:, mean.shape[1] :] - deviation, 0.0)
-            change = removed.lerp(change, weight)
+            target, wanted = plain.chunk(2, 1)
+            change = torch.where(self.signal, wanted - deviation, 0.0)
         parts = (parts - mean[:, None, None]) * change.exp()[:, None, None]
         parts += target[:, None, None]
         with operand_precision(tokens.device):
             aligned = F.linear(parts, self.basis) + self.centre
-        return aligned.to(tokens.dtype), here
+        return aligned.to(tokens.dtype), damage
 
     @property
     def signal(self) -> Tensor:
@@ -146,9 +137,8 @@ class Aligner:
         clean = self.calibration.layers.get(layer)
         if clean is None:
             return tokens
-        first = layer == min(self.calibration.layers)
-        aligned, damage = clean.align(tokens, None if first else self.damage)
-        if first:
+        aligned, damage = clean.align(tokens)
+        if layer == min(self.calibration.layers):
             self.damage = damage
         return aligned
 

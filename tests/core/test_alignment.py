@@ -11,7 +11,7 @@ import torch
 
 from lqn_seg.adapt.calibration import RangeBuilder, calibrated_layers, quantiles
 from lqn_seg.adapt.noise import noise_fraction, residual
-from lqn_seg.core.alignment import Aligner, Calibration, LayerRange
+from lqn_seg.core.alignment import Aligner, Calibration, LayerRange, Style
 from lqn_seg.errors import InputError
 
 GRID = (5, 6)
@@ -175,6 +175,24 @@ def test_restoring_is_what_it_says_direction_by_direction(clean, blank):
             expected, expected_damage = slow_restore(result, image)
             np.testing.assert_allclose(tokens[b], expected, atol=2e-4, rtol=1e-4)
             assert damage[b].item() == pytest.approx(expected_damage, abs=1e-4)
+
+
+def test_with_a_style_statistics_become_what_it_leaves(clean, blank):
+    """However damaged: nothing is pulled into the range."""
+    result = build(clean, 0.1, blank)
+    louder = torch.cat([torch.zeros(FEATURES), result.signal / FEATURES**0.5])[:, None]
+    middle = torch.cat(result.components(clean)[1:], 1).mean(0)
+    style = Style(middle, torch.ones(2 * FEATURES), louder, 0.9 * louder, torch.tensor(0.5))
+    images = damaged_images(clean)
+    before = torch.cat(result.components(images)[1:], 1)
+    tokens, damage = replace(result, style=style).align(images)
+    after = torch.cat(result.components(tokens)[1:], 1)
+    signal = torch.cat([torch.ones(FEATURES, dtype=torch.bool), result.signal])
+    torch.testing.assert_close(
+        after[:, signal], style.remove(before)[:, signal], atol=1e-3, rtol=1e-3
+    )
+    assert (after - before)[:, signal].abs().max() > 0.5
+    assert torch.equal(damage, result.align(images)[1]) and damage.max() > 1
 
 
 def test_inside_the_range_nothing_changes(clean, blank):

@@ -184,6 +184,7 @@ def test_with_a_style_statistics_become_what_it_leaves(clean, blank):
     middle = torch.cat(result.components(clean)[1:], 1).mean(0)
     style = Style(middle, torch.ones(2 * FEATURES), louder, 0.9 * louder, torch.tensor(0.5))
     images = damaged_images(clean)
+    images[3] += 9 * (images[3] - clean[3])  # far more noise
     before = torch.cat(result.components(images)[1:], 1)
     tokens, damage = replace(result, style=style).align(images)
     after = torch.cat(result.components(tokens)[1:], 1)
@@ -192,7 +193,7 @@ def test_with_a_style_statistics_become_what_it_leaves(clean, blank):
         after[:, signal], style.remove(before)[:, signal], atol=1e-3, rtol=1e-3
     )
     assert (after - before)[:, signal].abs().max() > 0.5
-    assert torch.equal(damage, result.align(images)[1]) and damage.max() > 1
+    assert torch.equal(damage, result.align(images)[1]) and damage.max() > 0.9
 
 
 def test_inside_the_range_nothing_changes(clean, blank):

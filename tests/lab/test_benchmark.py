@@ -102,7 +102,7 @@ def test_apms_release_is_its_loop_on_the_plain_port():
     student.load({name: w.detach().clone() for name, w in run.fit().students.weights.items()})
     whole = Run(scene, with_fit(config, precision="float32"))
     visited = whole.fitter.uniform(0, whole.keys[0])[0]
-    destinations = [run.fitted.addresses[indices].long() for indices in visited]
+    destinations = [run.fitted.view.addresses[indices].long() for indices in visited]
     adam = torch.optim.Adam(student.parameters(), config.fit.learning_rate)
     last_layer = lambda: scene.encode()[0][0, -1].float()  # noqa: E731
     plain_port.fit_as_apm(student, adam, run.images[0], last_layer, destinations)

@@ -35,7 +35,7 @@ def test_the_teacher_can_be_traced_and_a_fit_says_that_it_cannot(build):
     pixels, teacher = noise(0), scores({"teacher": None})
     traced = torch.jit.trace(teacher, pixels)
     torch.testing.assert_close(traced(pixels), teacher(pixels), atol=1e-4, rtol=1e-4)
-    with pytest.raises(InputError, match=r"METHOD lqn cannot be traced.*analyze_flops\.py"):
+    with pytest.raises(InputError, match=r"METHOD lqn cannot be traced.*lqn-seg flops"):
         torch.jit.trace(scores({"lqn": RECIPE}), pixels)
 
 

@@ -25,9 +25,10 @@ class Familiarity(Aligner):
     """An aligner that also says how far from clean images an image's content is.
 
     Alignment brings an image's statistics nearer to clean ones, whatever the image shows; its
-    single tokens stay where they are. The demo's teacher: 0.7 for clean scenes, 0.4 to 1.1 for corrupted
-    ones (up to 1.8 for noise, whose damage is up to 1.6), 1.3 for photographs, whose damage is 0.2.
-    `unlike` is true of none of 64 clean and 252 corrupted scenes, and of 50% of 128 photographs.
+    single tokens stay where they are. The demo's teacher: 0.7 for clean scenes, 0.4 to 1.1 for
+    corrupted ones (up to 1.8 for noise, whose damage is up to 1.6), 1.3 for photographs, whose
+    damage is 0.2. `unlike` is true of none of 64 clean and 252 corrupted scenes, and of 50% of 128
+    photographs.
     """
 
     def __init__(self, calibration: Calibration) -> None:

@@ -96,7 +96,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def interrupted(process: subprocess.Popen[str], ready, seconds: float = 60) -> tuple[str, str]:
+def interrupted(process: subprocess.Popen[str], ready, seconds: float = 250) -> tuple[str, str]:
     """Press Ctrl-C when `ready()`; what the process said to that."""
     end = time.monotonic() + seconds
     while not ready():

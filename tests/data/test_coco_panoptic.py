@@ -192,7 +192,7 @@ def demo_tree(root: Path) -> None:
 
 def test_where_the_demo_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "environment"))
-    monkeypatch.setattr(catalog, "_REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(catalog, "shipped_root", lambda: tmp_path / "repository")
     monkeypatch.chdir(tmp_path)
     roots = [tmp_path / "environment", tmp_path / "repository" / "datasets", tmp_path / "datasets"]
     with pytest.raises(InputError, match=r"panoptic_val\.json.*prepare_demo") as error:

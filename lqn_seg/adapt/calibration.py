@@ -178,7 +178,7 @@ def load_calibration(
     if made_in != teacher.precision:
         warnings.warn(
             f"MODEL.LQN.CALIBRATION: {path} was made in {made_in}, and the teacher runs in "
-            f"{teacher.precision}: calibrate it anew (tools/calibrate.py), or set "
+            f"{teacher.precision}: calibrate it anew (lqn-seg calibrate), or set "
             f"MODEL.LQN.TEACHER.PRECISION {made_in}",
             stacklevel=2,
         )

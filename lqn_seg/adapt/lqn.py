@@ -18,6 +18,7 @@ from lqn_seg.adapt.ablations import fit_options, fit_whole_image, query_options
 from lqn_seg.adapt.journey import Answer, Images, Method, Pass
 from lqn_seg.adapt.noise import noise_fraction
 from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.field import cell_centres
 from lqn_seg.core.lqn import StudentFitter
 from lqn_seg.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, normalise
 
@@ -54,32 +55,25 @@ class LQN(Method):
         if self.whole_image and images.whole is not None:
             return fit_whole_image(self, images, seen)
         count = students(self.recipe, images)
-        field = self.field(seen.field[:count], seen.context)
+        views = len(images.moves) or 1
+        fields = self.field(seen.field[: views * count], seen.context).chunk(views)
         inputs = self.student_input(images.pixels[:count])
         keys, options = images.keys[:count], fit_options(self, images, seen, count)
         if images.moves:
-            options = {"views": self._moved_views(images, seen, inputs)}
-        fitted = self.fitter.fit(inputs, field, keys, **options)
+            places = map(self._moved, images.moves)
+            options = {"views": list(zip([inputs] * views, fields, places))[1:]}
+        fitted = self.fitter.fit(inputs, fields[0], keys, **options)
 
         def query() -> Answer:
             options = query_options(self, keys, self.grid[1] * self.grid[2])
-            views = range(len(images.moves) or 1)
-            tokens = [fitted.query_layer(self.layer, view=view, **options) for view in views]
-            return Answer(*self.split(torch.cat(tokens)), fitted.finite.repeat(len(views)))
+            tokens = [fitted.query_layer(self.layer, view=k, **options) for k in range(views)]
+            return Answer(*self.split(torch.cat(tokens)), fitted.finite.repeat(views))
 
         return query
 
-    def _moved_views(self, images: Images, seen: Pass, inputs: Tensor) -> list[Any]:
-        """The views after the first: the same images, their fields, where their tokens lie."""
-        count, views = len(inputs), []
-        for number, move in enumerate(images.moves[1:], 1):
-            rows, columns = (
-                torch.arange(1.0, side + 1) + by for side, by in zip(self.grid[1:], move)
-            )
-            part = slice(number * count, (number + 1) * count)
-            field = self.field(seen.field[part], seen.context, part)
-            views.append((inputs, field, (rows, columns)))
-        return views
+    def _moved(self, move: tuple[float, float]) -> list[Tensor]:
+        """Coordinates of the rows and of the columns of a moved view's tokens."""
+        return [cell_centres(side, 1) + by for side, by in zip(self.grid[1:], move)]
 
     def student_input(self, pixels: Tensor) -> Tensor:
         """(B, 3, h, w) pixels in 0..1 as the student's input (B, 3, s, s).
@@ -90,12 +84,11 @@ class LQN(Method):
         small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
         return normalise(small, IMAGENET_MEAN, IMAGENET_STD)
 
-    def field(self, field: Tensor, context: Any, part: slice = slice(None)) -> Tensor:
-        """(B, L, H, W, D) with the context tokens of every layer in the rows below; `part` says of
-        which images the field is."""
+    def field(self, field: Tensor, context: Any) -> Tensor:
+        """(B, L, H, W, D) with the context tokens of every layer in the rows below."""
         if not self.context_rows:
             return field
-        tokens = context.by_layer(field.shape[1])[part][: len(field)]  # (B, L, K, D)
+        tokens = context.by_layer(field.shape[1])[: len(field)]  # (B, L, K, D)
         below = tokens[:, :, self._cells(field.device)].unflatten(2, (self.context_rows, -1))
         return torch.cat([field, below], 2)
 

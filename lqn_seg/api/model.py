@@ -29,7 +29,7 @@ from lqn_seg.engine.usable import spread
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.postprocess import Instances
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
-from lqn_seg.segmentation.windows import layout_of
+from lqn_seg.segmentation.windows import windows_of
 from lqn_seg.visualization.panels import Segmentation
 
 Size = tuple[int, int]
@@ -148,6 +148,11 @@ class Model(ABC):
     def _result(self, picture: Picture, method: str, answer: Any) -> Result:
         """An answer on the CPU, at the picture's size."""
 
+    def _common(self, picture: Picture, method: str, answer: Any) -> dict[str, Any]:
+        """What every kind of result holds."""
+        image = {"file": picture.file, "image": picture.pixels}
+        return {**image, "method": method, "about": self.about, "stats": answer.stats}
+
     @abstractmethod
     def _windows(self, pixels: Pixels) -> Tensor:
         """The (N, 3, h, w) uint8 teacher inputs of an image (H, W, 3)."""
@@ -183,11 +188,7 @@ class SegmentationModel(Model):
         confidence = best / scores.sum(0).clamp(min=1e-12)
         panoptic, instances = answer.output.get("panoptic_seg"), answer.output.get("instances")
         return SegmentationResult(
-            file=picture.file,
-            image=picture.pixels,
-            method=method,
-            about=self.about,
-            stats=answer.stats,
+            **self._common(picture, method, answer),
             semantic=_enlarged(semantic, size).astype(np.int32),
             confidence=_enlarged(confidence, size),
             panoptic=self._panoptic(panoptic, size) if panoptic else None,
@@ -207,8 +208,7 @@ class SegmentationModel(Model):
         return Segmentation(enlarged, about)
 
     def _windows(self, pixels: Pixels) -> Tensor:
-        image = _tensor(pixels)
-        return layout_of(image, self.runner.teacher, self.runner.config.inference).crops(image)
+        return windows_of(pixels, self.runner.teacher, self.runner.config.inference)
 
 
 class ClassificationModel(Model):
@@ -221,11 +221,7 @@ class ClassificationModel(Model):
 
     def _result(self, picture: Picture, method: str, answer: Any) -> ClassificationResult:
         return ClassificationResult(
-            file=picture.file,
-            image=picture.pixels,
-            method=method,
-            about=self.about,
-            stats=answer.stats,
+            **self._common(picture, method, answer),
             probabilities=answer.probabilities.numpy(),
         )
 

@@ -33,7 +33,7 @@ from lqn_seg.engine.build import build_teacher, describe_teacher
 from lqn_seg.engine.store import make_writable, say
 from lqn_seg.engine.usable import name_problems, spread, usable_records
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.windows import layout_of
+from lqn_seg.segmentation.windows import windows_of
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.files import checkpoint_hash
 
@@ -117,8 +117,7 @@ def calibrate_teacher(
     inference = segmentation_config(cfg).inference
 
     def windows(pixels: Pixels) -> Tensor:
-        image = torch.from_numpy(pixels).movedim(2, 0)
-        return layout_of(image, teacher, inference).crops(image)
+        return windows_of(pixels, teacher, inference)
 
     calibration, made = calibrate_on(teacher, records, windows, BATCH, quantile, strict)
     about = made.about(cfg.MODEL.LQN.TEACHER.WEIGHTS, Path(images).name, quantile)

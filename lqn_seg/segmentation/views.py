@@ -23,6 +23,8 @@ DENSITY = 2  # of the joined grid, at least
 def views_of(pixels: Tensor, views: int, patch: Size) -> Tensor:
     """(B, 3, h, w) pixels to (V B, 3, h, w); `patch` is in pixels. What lies outside of a window
     repeats its edge."""
+    if views == 1:
+        return pixels
     return torch.cat([_moved(pixels, move, patch) for move in MOVES[:views]])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -191,6 +192,13 @@ def layout_of(
     size = (int(image.shape[1]), int(image.shape[2]))  # a tracer's are tensors
     wanted = getattr(teacher, "preprocessing", Preprocessing())  # one of one's own need not say
     return kind.of(size, teacher.image_size, wanted.resize, wanted.interpolation)
+
+
+def windows_of(pixels: NDArray[np.uint8], teacher: Teacher[Any], inference: str) -> Tensor:
+    """The (n, 3, *window) uint8 inputs that a (height, width, 3) image gives a teacher; an
+    `InputError` as of `layout_of`."""
+    image = torch.from_numpy(pixels).movedim(2, 0)
+    return layout_of(image, teacher, inference).crops(image)
 
 
 def _unfit(size: Size, wanted: str) -> InputError:

@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from lqn_seg.config.nodes import augmentation_config
+from lqn_seg.core.precision import mixed_precision
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.training.eomt_training import EomtLosses, anneal, part_of, untrained_eomt
 from lqn_seg.engine.training.loop import Trainer
@@ -67,8 +68,7 @@ class TeacherTrainer(Trainer):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Of one batch."""
-        amp = self.solver.AMP.ENABLED
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=amp):
+        with mixed_precision(self.model.device, self.solver.AMP.ENABLED):
             return torch.stack(list(self.learner.losses_of(batch).values())).sum()
 
     def step(self) -> float:

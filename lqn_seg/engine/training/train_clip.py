@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lqn_seg.classification.prompts import templates
+from lqn_seg.core.precision import mixed_precision
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.data.shipped import find_local
@@ -95,8 +96,7 @@ class ClipTrainer(Trainer):
     def loss(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         """Of one batch."""
         images, captions, place, present = batch
-        amp = self.solver.AMP.ENABLED
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+        with mixed_precision(self.device, self.solver.AMP.ENABLED):
             image_features = self.model.encode_image(images, normalize=True)
             text_features = self.model.encode_text(captions, normalize=True)
         scale = self.model.logit_scale.exp()

@@ -1,8 +1,8 @@
 """Controls: what a student has to beat.
 
-On other pixels: blur, denoise, standardise, flip. In the student's place, two closed forms that
-predict a position's last-layer token from the others' by how alike they look at the guiding layer
-and how near they lie: a kernel smoother and kernel ridge regression.
+On other pixels: blur, denoise, standardise, CLAHE, flip. In the student's place, two closed forms
+that predict a position's last-layer token from the others' by how alike they look at the guiding
+layer and how near they lie: a kernel smoother and kernel ridge regression.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lqn_seg.teachers.base import Teacher
 LARGER = 1.25  # side of the larger input, in the teacher's own
 BLUR_SIGMA = 0.7  # pixels at a side of 96, as below
 DENOISE_STRENGTH = 15.0  # of 255
+CLIP_LIMIT, TILES = 2.0, 8  # of CLAHE
 RIDGE = 0.3  # of the kernel's own diagonal
 _REFERENCE_SIDE = 96
 
@@ -37,7 +38,7 @@ class OnOtherPixels(Method):
 
     def __init__(self, control: PixelControl, teacher: Teacher[Any]) -> None:
         super().__init__(teacher)
-        self.control, self.views = control, 2 if control.name == "views" else 1
+        self.control, self.bilateral = control, control.name == "bilateral"
 
     def ineffective(self, name: str, calibrated: bool) -> str:
         if calibrated or not self.control.calibrated:
@@ -51,10 +52,10 @@ class OnOtherPixels(Method):
         return images.once(self.control.name, lambda: self._encode(images))
 
     def _encode(self, images: Images) -> Pass:
-        if self.control.name == "views":
-            return images.encode()
         if self.control.name == "flip":
             return _flipped(images)
+        if self.control.name == "bilateral":
+            return images.encode()
         pixels = change_pixels(self.control.name, images.pixels, images.calibration)
         if self.control.only_damaged:
             pixels = torch.where(images.damaged()[:, None, None, None], pixels, images.pixels)
@@ -70,10 +71,10 @@ def _flipped(images: Images) -> Pass:
 
 
 def change_pixels(name: str, pixels: Tensor, calibration: Calibration | None) -> Tensor:
-    """(B, 3, h, w) pixels in 0..1, blurred, denoised or standardised."""
+    """(B, 3, h, w) pixels in 0..1, changed by the control of that name."""
     if name == "standardise":
         return pixels if calibration is None else _standardise(pixels, calibration.pixels)
-    change = {"blur": _blur, "denoise": _denoise}[name]
+    change = {"blur": _blur, "denoise": _denoise, "clahe": _clahe}[name]
     images = (255 * pixels).round().byte().movedim(1, 3).cpu().numpy()
     changed = np.stack([change(np.ascontiguousarray(image)) for image in images])
     return torch.from_numpy(changed).movedim(3, 1).to(pixels.device).float() / 255
@@ -100,7 +101,7 @@ def _standardise(pixels: Tensor, clean: Tensor) -> Tensor:
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    import cv2  # for two controls alone
+    import cv2  # for three controls alone
 
     sigma = BLUR_SIGMA * min(image.shape[:2]) / _REFERENCE_SIDE
     return cv2.GaussianBlur(image, (0, 0), sigma)
@@ -112,6 +113,15 @@ def _denoise(image: np.ndarray) -> np.ndarray:
     bgr = np.ascontiguousarray(image[..., ::-1])  # the order that OpenCV takes colours in
     strength = DENOISE_STRENGTH
     return cv2.fastNlMeansDenoisingColored(bgr, None, strength, strength, 5, 15)[..., ::-1]
+
+
+def _clahe(image: np.ndarray) -> np.ndarray:
+    """Zuiderveld, "Contrast Limited Adaptive Histogram Equalization", 1994; OpenCV's settings."""
+    import cv2
+
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(CLIP_LIMIT, (TILES, TILES)).apply(lab[..., 0])
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
 
 
 class ClosedForm(Method):

@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lqn_seg.core.config import LQNConfig, with_variant
+from lqn_seg.core.config import NO_STUDENT, LQNConfig, with_variant
 
 CALIBRATE = (
     "lqn-seg calibrate, or a model's calibrate(), makes one from clean images, and "
     "MODEL.LQN.CALIBRATION names it"
 )
-_NO_STUDENT = ("teacher", "restore", "field")
 UNTRAINED = "untrained"  # the control that makes no step by design
 _NOTHING = "nothing is restored"
 _said: set[str] = set()
@@ -30,7 +29,7 @@ def why_ineffective(name: str, recipe: LQNConfig, calibrated: bool) -> str:
         calibrated: whether the teacher has been.
     """
     fit, adapt = recipe.fit, recipe.adapt
-    if fit.variant == "teacher":
+    if fit.variant in ("teacher", "views"):
         return ""
     if fit.variant == "restore":
         if calibrated:
@@ -65,11 +64,12 @@ def paid_recipe(recipe: LQNConfig, calibrated: bool, fitted: bool) -> LQNConfig:
         calibrated: whether the teacher has been; otherwise nothing is restored.
         fitted: whether a student was fitted to any image.
     """
-    restores = calibrated and recipe.adapt.align and recipe.fit.variant != "teacher"
+    restores = calibrated and recipe.aligns
     adapt = replace(recipe.adapt, align=restores)
-    if not fitted or recipe.fit.variant in _NO_STUDENT:
+    if not fitted or recipe.fit.variant in NO_STUDENT:
         several = adapt.views > 1 and recipe.fit.variant != "teacher"
-        recipe = with_variant(recipe, "field" if several else "restore" if restores else "teacher")
+        alone = "views" if several else "teacher"
+        recipe = with_variant(recipe, ("field" if several else "restore") if restores else alone)
     return replace(recipe, adapt=adapt)
 
 

@@ -148,12 +148,14 @@ class Method:
     Attributes:
         layer: whose tokens it answers with.
         views: of an image, that it wants (`segmentation.views`); ablations have one.
+        bilateral: whether what the head says is enlarged along the image's edges.
         student: whether it fits something to the image.
         whole_image: whether it wants all windows of an image at once.
         precision: of its own matrix products; empty where there are none.
     """
 
     views = 1
+    bilateral = False
     student = False
     whole_image = False
     precision = ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # (teacher, normalised images (B, 3, h, w), their token field (B, L, H, W, D)) -> (B, H, W, D).
 Answer = Callable[["Teacher[Any]", "Tensor", "Tensor"], "Tensor"]
-PIXEL_CONTROLS = ("blur", "denoise", "standardise", "flip", "views", "larger")
+PIXEL_CONTROLS = ("blur", "denoise", "standardise", "clahe", "flip", "bilateral", "larger")
 # The paper's ablations, and ours, that gained nothing (docs/results): runnable all the same
 # (`ablations.py`). Some end in numbers: views-8, source-2-5-8.
 ABLATIONS = {
@@ -86,10 +86,11 @@ class PixelControl:
 
     Attributes:
         name: "blur" (Gaussian) or "denoise" (non-local means), where the image looks
-            damaged; "standardise" (each channel to the clean images' average), "flip"
-            (last-layer tokens averaged over the image and its mirror image, a second pass),
-            "views" (what the head says of the image and of itself moved by half a patch, likewise)
-            or "larger" (the teacher at `controls.LARGER` times its input's side), always.
+            damaged; "standardise" (each channel to the clean images' average), "clahe" (histogram
+            equalisation of the lightness by tiles), "flip" (last-layer tokens averaged over the
+            image and its mirror image, a second pass), "bilateral" (what the head says is enlarged
+            along the image's edges: `segmentation.bilateral`) or "larger" (the teacher at
+            `controls.LARGER` times its input's side), always.
     """
 
     name: str

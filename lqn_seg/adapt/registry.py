@@ -13,7 +13,7 @@ from lqn_seg.adapt.journey import Answer, Images, Method, Pass, adapt
 from lqn_seg.adapt.lqn import LQN
 from lqn_seg.adapt.methods import Method as NamedMethod
 from lqn_seg.adapt.methods import PixelControl, TokenMethod
-from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.config import NO_STUDENT, LQNConfig
 from lqn_seg.teachers.base import Teacher
 
 
@@ -37,8 +37,8 @@ class OnTokens(Method):
 
 def _of_recipe(recipe: LQNConfig, teacher: Teacher[Any], context: bool, layer: int) -> Method:
     variant = recipe.fit.variant
-    if variant in ("teacher", "restore", "field"):
-        return Method(teacher, variant != "teacher" and recipe.adapt.align, layer, recipe)
+    if variant in NO_STUDENT:
+        return Method(teacher, recipe.aligns, layer, recipe)
     if variant in ("kernel", "ridge"):
         return ClosedForm(recipe, teacher)
     return LQN(recipe, teacher, context, layer)

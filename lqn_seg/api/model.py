@@ -27,7 +27,7 @@ from lqn_seg.engine.calibrate import BATCH, calibrate_on, calibration_records
 from lqn_seg.engine.evaluate import calibration_hash
 from lqn_seg.engine.usable import spread
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.postprocess import Instances
+from lqn_seg.segmentation.postprocess import Instances, confidence_of
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
 from lqn_seg.segmentation.windows import windows_of
 from lqn_seg.visualization.panels import Segmentation
@@ -183,9 +183,7 @@ class SegmentationModel(Model):
 
     def _result(self, picture: Picture, method: str, answer: Prediction) -> SegmentationResult:
         size = picture.pixels.shape[0], picture.pixels.shape[1]
-        scores = answer.output["sem_seg"]
-        best, semantic = scores.max(0)
-        confidence = best / scores.sum(0).clamp(min=1e-12)
+        semantic, confidence = confidence_of(answer.output["sem_seg"])
         panoptic, instances = answer.output.get("panoptic_seg"), answer.output.get("instances")
         return SegmentationResult(
             **self._common(picture, method, answer),

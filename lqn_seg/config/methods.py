@@ -1,9 +1,9 @@
 """Methods by name, for segmentation and classification: the one place that reads such names.
 
 - ``VARIANT``: ``lqn``, ``lqn-src``, ``apm``, ``teacher``; the controls ``restore`` (alignment
-  alone), ``field`` (alignment and views), ``kernel``, ``ridge`` and ``untrained`` (the recipe with
-  0 steps); `PIXEL_CONTROLS`; in classification also ``zero-shot``, ``ensemble`` and the baselines;
-  the names of `register_method`;
+  alone), ``views`` (views alone), ``field`` (both), ``kernel``, ``ridge`` and ``untrained`` (the
+  recipe with 0 steps); `PIXEL_CONTROLS`; in classification also ``zero-shot``, ``ensemble`` and the
+  baselines; the names of `register_method`;
 - ``VARIANT@PRESET``: the variant with that preset's recipe, at this configuration's student sizes;
 - ``VARIANT:POOLING`` and ``VARIANT@PRESET:POOLING``: classification, how tokens become one feature;
 - ``LABEL=WEIGHTS``: segmentation, another model as a baseline: ``mask2former=DIRECTORY``.

@@ -8,9 +8,10 @@ from typing import Literal
 
 from lqn_seg.errors import InputError, nearest
 
-# What stands in for a student as a control: alignment alone, alignment and the views' field, a
-# kernel smoother, kernel ridge regression.
-CONTROLS = ("restore", "field", "kernel", "ridge")
+# What stands in for a student as a control: alignment alone, the views' field alone, both, a kernel
+# smoother, kernel ridge regression.
+CONTROLS = ("restore", "views", "field", "kernel", "ridge")
+NO_STUDENT = ("teacher", "restore", "views", "field")
 VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
 ALIASES = {"two-word": "lqn"}
 # Features of a location that say whether it is a source or a destination.
@@ -189,6 +190,11 @@ class LQNConfig:
         alone = self.ablation != "none" or self.fit.variant == "teacher"
         return 1 if alone else self.adapt.views
 
+    @property
+    def aligns(self) -> bool:
+        """Whether the teacher's tokens are aligned, where it has been calibrated."""
+        return self.adapt.align and self.fit.variant not in ("teacher", "views")
+
     def __post_init__(self) -> None:
         variant = self.fit.variant
         expected = {"lqn": (True, 3), "lqn-src": (False, 3), "apm": (False, 2)}.get(variant)
@@ -206,8 +212,8 @@ def with_variant(config: LQNConfig, name: str) -> LQNConfig:
     adapt = config.adapt
     if name == "restore":
         adapt = replace(adapt, align=True, views=1)
-    elif name == "field":
-        adapt = replace(adapt, align=True, views=max(adapt.views, 2))
+    elif name in ("views", "field"):
+        adapt = replace(adapt, align=name == "field", views=max(adapt.views, 2))
     return replace(config, student=student, fit=replace(config.fit, variant=name), adapt=adapt)
 
 

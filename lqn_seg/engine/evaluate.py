@@ -39,6 +39,7 @@ from lqn_seg.engine.store import STAMP, Batch, Key, Result, ResultStore, say
 from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import (
+    ConfidenceEvaluator,
     InstanceEvaluator,
     PanopticEvaluator,
     TrimapEvaluator,
@@ -84,13 +85,13 @@ def configured_conditions(cfg: CfgNode) -> list[Condition]:
 
 def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluator]:
     test = cfg.MODEL.MASK_FORMER.TEST
-    makers = (
-        (test.PANOPTIC_ON, PanopticEvaluator),
-        (test.INSTANCE_ON, InstanceEvaluator),
-        (test.SEMANTIC_ON, semantic_evaluator),
-        (test.SEMANTIC_ON, TrimapEvaluator),
-    )
-    evaluators = [make(metadata) for wanted, make in makers if wanted]
+    evaluators: list[ImageEvaluator] = []
+    evaluators += [PanopticEvaluator(metadata)] if test.PANOPTIC_ON else []
+    evaluators += [InstanceEvaluator(metadata)] if test.INSTANCE_ON else []
+    if test.SEMANTIC_ON:
+        whole = semantic_evaluator(metadata)
+        more = (make(metadata, beside=whole) for make in (TrimapEvaluator, ConfidenceEvaluator))
+        evaluators += [whole, *more]
     if not evaluators:
         raise InputError("MODEL.MASK_FORMER.TEST turns every output off: there is nothing to score")
     return {evaluator.task: evaluator for evaluator in evaluators}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import DatasetMetadata, Statistics, sparse
-from lqn_seg.evaluation.semantic import SemanticEvaluator, SemanticTruth
+from lqn_seg.evaluation.semantic import SemanticAnswer, SemanticEvaluator, SemanticTruth
 
 LABELS = "labelIds"
 
@@ -31,8 +31,8 @@ class CityscapesEvaluator(SemanticEvaluator):
     IoU is the mean over classes in truth or prediction; mIoU only over classes in the truth.
     """
 
-    def prepare(self, record: Mapping[str, Any]) -> SemanticTruth:
-        truth = super().prepare(record)
+    def _read(self, record: Mapping[str, Any]) -> SemanticTruth:
+        truth = super()._read(record)
         if LABELS not in Path(truth.path).name:
             raise InputError(
                 f"Cityscapes' evaluation of image {truth.image_id} needs a file of {LABELS}, its "
@@ -40,11 +40,11 @@ class CityscapesEvaluator(SemanticEvaluator):
             )
         return truth
 
-    def count(self, truth: SemanticTruth, predicted: NDArray[np.int64]) -> Statistics:
+    def count(self, truth: SemanticTruth, answer: SemanticAnswer) -> Statistics:
         has_instances = Path(_instance_file(truth.path)).is_file()
-        matrix, weights = _count(train_to_label_ids()[predicted], truth.path, has_instances)
+        matrix, weights = _count(train_to_label_ids()[answer.labels], truth.path, has_instances)
         more = {"confusion": sparse(matrix), "instances": weights if has_instances else None}
-        return {**super().count(truth, predicted), "cityscapes": more}
+        return {**super().count(truth, answer), "cityscapes": more}
 
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """mIoU and its relatives, then IoU iIoU IoU_sup iIoU_sup, 0 .. 100, NaN where undefined."""

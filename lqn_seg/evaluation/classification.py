@@ -93,7 +93,11 @@ def expected_calibration_error(statistics: Sequence[Statistics], bins: int = BIN
         return float("nan")
     confidence = np.array([s["confidence"] for s in statistics])
     correct = np.array([s["predicted"] == s["label"] for s in statistics], dtype=float)
-    # Bins are closed above, as published: (0, 1/bins], ..., (1 - 1/bins, 1].
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(place, correct - confidence, bins)
+    gaps = np.bincount(bin_of(confidence, bins), correct - confidence, bins)
     return float(100 * np.abs(gaps).sum() / len(statistics))
+
+
+def bin_of(confidence: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
+    """Which bin each confidence falls in; closed above, as published: (0, 1/bins], ...,
+    (1 - 1/bins, 1]."""
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)

@@ -1,7 +1,7 @@
 """Semantic segmentation: mIoU and its relatives from one confusion matrix of the data set, of all
-pixels or of those near a boundary."""
+pixels or of those near a boundary; and how well confidence tells what is right."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import (
+    DatasetMetadata,
     ImageEvaluator,
     Statistics,
     check_shape,
@@ -18,6 +19,8 @@ from lqn_seg.evaluation.base import (
     sparse,
     to_numpy,
 )
+from lqn_seg.evaluation.classification import BINS, bin_of
+from lqn_seg.segmentation.postprocess import confidence_of
 
 TRIMAP = 3  # pixels
 
@@ -28,6 +31,13 @@ class SemanticTruth(NamedTuple):
     image_id: Any
     labels: NDArray[np.int64]  # (H, W) contiguous ids; the number of classes: does not count
     path: str = ""  # of the record's label map
+
+
+class SemanticAnswer(NamedTuple):
+    """What is predicted for an image: classes (H, W), and their confidence in 0..1."""
+
+    labels: NDArray[np.int64]
+    confidence: NDArray[np.float32]
 
 
 def confusion_matrix(
@@ -74,30 +84,60 @@ class SemanticEvaluator(ImageEvaluator):
 
     Ground truth is the record's label map, or its panoptic map where there is no label map. An
     image's statistics are {"confusion": [[true class, predicted class, pixels], ...]}.
+
+    Args:
+        beside: an evaluator of the same images, whose ground truth and answers it shares: both are
+            decoded once for an image at hand.
     """
 
     task = "sem_seg"
 
+    def __init__(
+        self,
+        metadata: DatasetMetadata,
+        records: Iterable[Mapping[str, Any]] | None = None,
+        beside: "SemanticEvaluator | None" = None,
+    ) -> None:
+        super().__init__(metadata, records)
+        self._beside = beside or self
+        self._truth: tuple[Any, SemanticTruth] | None = None
+        self._answer: tuple[Any, SemanticAnswer] | None = None
+
     def prepare(self, record: Mapping[str, Any]) -> SemanticTruth:
+        if self._truth is None or self._truth[0] is not record:
+            read = self._read if self._beside is self else self._beside.prepare
+            self._truth = record, read(record)
+        return self._truth[1]
+
+    def _read(self, record: Mapping[str, Any]) -> SemanticTruth:
         labels = self.metadata.read_semantic(record).astype(np.int64)
         labels[labels == self.metadata.ignore_label] = len(self.classes)
         path = str(record.get("sem_seg_file_name", ""))
         return SemanticTruth(record.get("image_id"), labels, path)
 
     def score(self, truth: SemanticTruth, output: Mapping[str, Any]) -> Statistics:
+        return self.count(truth, self._beside.answer(truth, output))
+
+    def answer(self, truth: SemanticTruth, output: Mapping[str, Any]) -> SemanticAnswer:
+        """An image's predicted classes."""
+        if self._answer is None or self._answer[0] is not output:
+            self._answer = output, self._decide(truth, output)
+        return self._answer[1]
+
+    def _decide(self, truth: SemanticTruth, output: Mapping[str, Any]) -> SemanticAnswer:
         scores = output_field(truth.image_id, output, "sem_seg")
         if scores.ndim != 3 or scores.shape[0] != len(self.classes):
             raise InputError(
                 f"sem_seg of image {truth.image_id} has shape {tuple(scores.shape)}, "
                 f"expected ({len(self.classes)} classes, height, width)"
             )
-        predicted = to_numpy(torch.as_tensor(scores).max(0).indices)  # faster than argmax
-        check_shape(truth.image_id, "the semantic prediction", predicted.shape, truth.labels.shape)
-        return self.count(truth, predicted)
+        shape = tuple(scores.shape[1:])
+        check_shape(truth.image_id, "the semantic prediction", shape, truth.labels.shape)
+        return SemanticAnswer(*map(to_numpy, confidence_of(torch.as_tensor(scores))))
 
-    def count(self, truth: SemanticTruth, predicted: NDArray[np.int64]) -> Statistics:
-        """Statistics of an image's predicted classes (H, W)."""
-        matrix = confusion_matrix(truth.labels, predicted, len(self.classes))
+    def count(self, truth: SemanticTruth, answer: SemanticAnswer) -> Statistics:
+        """Statistics of an image."""
+        matrix = confusion_matrix(truth.labels, answer.labels, len(self.classes))
         return {"confusion": sparse(matrix)}
 
     def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
@@ -134,6 +174,36 @@ class TrimapEvaluator(SemanticEvaluator):
         ignored = len(self.classes)
         labels = np.where(near_boundary(truth.labels, ignored), truth.labels, ignored)
         return truth._replace(labels=labels)
+
+
+class ConfidenceEvaluator(SemanticEvaluator):
+    """Expected calibration error over the pixels: mean distance, over `BINS` of confidence, between
+    the share of pixels that are right and their mean confidence (Guo et al., 2017). An image's
+    statistics are {"bins": [[pixels, right ones, summed confidence], ...]}."""
+
+    task = "confidence"
+
+    def count(self, truth: SemanticTruth, answer: SemanticAnswer) -> Statistics:
+        counts = truth.labels < len(self.classes)
+        confidence = answer.confidence[counts].astype(np.float64)
+        right = (answer.labels == truth.labels)[counts]
+        place = bin_of(confidence, BINS)
+        columns = [np.bincount(place, weights, BINS) for weights in (None, right, confidence)]
+        return {"bins": np.stack(columns, -1).round(3).tolist()}
+
+    def summarize(self, statistics: Sequence[Statistics]) -> dict[str, float]:
+        """ECE, 0 .. 100."""
+        return {"ECE": float(self.metric(self.stack(statistics).sum(0)))}
+
+    def stack(self, statistics: Sequence[Statistics]) -> NDArray[np.float64]:
+        """Statistics as one array (images, `BINS`, 3)."""
+        return np.array([image["bins"] for image in statistics]).reshape(-1, BINS, 3)
+
+    def metric(self, totals: NDArray[np.floating], key: str = "ECE") -> NDArray[np.float64]:
+        """From totals (..., BINS, 3) -> (...)."""
+        pixels, right, confidence = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
+        with np.errstate(invalid="ignore"):
+            return 100 * np.abs(right - confidence).sum(-1) / pixels.sum(-1)
 
 
 def near_boundary(labels: NDArray[np.int64], ignored: int) -> NDArray[np.bool_]:

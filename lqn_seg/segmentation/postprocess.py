@@ -56,6 +56,12 @@ def class_scores(logits: Tensor, class_logits: Tensor | None) -> Tensor:
     return logits.softmax(0) if class_logits is None else semantic_inference(logits, class_logits)
 
 
+def confidence_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(C, h, w) scores to the winning class (h, w) of each pixel and its share of their sum."""
+    best, labels = scores.max(0)  # faster than argmax
+    return labels, best / scores.sum(0).clamp(min=1e-12)
+
+
 def merged_scores(scores: Tensor, class_map: Sequence[int]) -> Tensor:
     """(C, h, w) scores to (max(class_map) + 1, h, w): class k's are added to those of class_map[k].
     (An argmax before that would lose a class whose probability is shared among its parts.)"""

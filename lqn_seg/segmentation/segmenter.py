@@ -30,6 +30,7 @@ from lqn_seg.core.alignment import Calibration
 from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.baselines import UniversalModel
+from lqn_seg.segmentation.bilateral import upsample
 from lqn_seg.segmentation.postprocess import (
     class_scores,
     instance_inference,
@@ -258,7 +259,8 @@ class Segmenter:
         for name, adapter in self.adapters.items():
             images = seen_in[adapter.views]
             adapted, clock = adapt(adapter, images), Clock(self.teacher.device)
-            said = _split(*self._said(adapted, adapter.views))
+            guide = pixels if adapter.bilateral else None
+            said = _split(*self._said(adapted, adapter.views, guide))
             stats = window_stats(adapted, adapter.student, clock.lap(), len(chunk))
             results[name] = [_Part(*logits, numbers) for logits, numbers in zip(said, stats)]
         return results
@@ -273,12 +275,16 @@ class Segmenter:
         moves = MOVES[:views] if views > 1 else ()
         return Images(self.teacher, moved, keys, self.calibration, self, views, whole, moves)
 
-    def _said(self, adapted: Adapted, views: int) -> tuple[Tensor, Tensor | None]:
+    def _said(
+        self, adapted: Adapted, views: int, guide: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits of B windows, from the head's of V B: the queries are the first view's, so that a
-        segment is the same one in all."""
+        segment is the same one in all. With the windows' pixels as a guide, enlarged by them."""
         context = adapted.context[: len(adapted.context) // views]
         masks, classes = self.head(adapted.tokens, context.repeat(views, 1, 1))
         joined = join(masks, views, self.teacher.grid)
+        if guide is not None:
+            joined = upsample(joined, guide)
         return joined, None if classes is None else classes[: len(joined)]
 
     # ---- what the head says of tokens: `adapt.journey.Task` --------------------------------------

@@ -86,7 +86,19 @@ def test_denoise_takes_noise_and_leaves_the_edge():
     assert (result[..., 26] - result[..., 21]).mean() > 0.45
 
 
-@pytest.mark.parametrize("name", ["blur", "denoise", "standardise"])
+def test_clahe_stretches_lightness_and_keeps_colour():
+    """A grey texture of little contrast gets more; a picture of one colour keeps its hue."""
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    texture = (0.5 + 0.05 * noise).expand(1, 3, 64, 64)
+    stretched = change_pixels("clahe", texture, None)
+    assert stretched.std() > 2 * texture.std()
+    assert (stretched - stretched.mean(1, keepdim=True)).abs().max() < 3 / 255  # still grey
+    red = torch.tensor([0.6, 0.2, 0.2])[None, :, None, None].expand(1, 3, 64, 64)
+    changed = change_pixels("clahe", red, None).mean((0, 2, 3))
+    assert changed[0] > 1.5 * changed[1] and abs(changed[1] - changed[2]) < 0.03
+
+
+@pytest.mark.parametrize("name", ["blur", "denoise", "standardise", "clahe"])
 def test_images_are_changed_alone_and_keep_shape_and_type(name):
     images, clean = crops(), AVERAGE
     together = change_pixels(name, images, clean)

@@ -75,7 +75,7 @@ def test_the_recipe_that_was_paid():
     assert paid_recipe(DEFAULT, True, True) == DEFAULT
     assert paid_recipe(DEFAULT, True, False) == with_variant(DEFAULT, "field")
     unaligned = paid_recipe(DEFAULT, False, False)
-    assert (unaligned.fit.variant, unaligned.views) == ("field", 2)
+    assert (unaligned.fit.variant, unaligned.views) == ("views", 2)
     assert not unaligned.adapt.align
     alone = adapting(views=1)
     assert paid_recipe(alone, True, False).fit.variant == "restore"

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from lqn_seg.errors import InputError
+from lqn_seg.evaluation.classification import expected_calibration_error
 from lqn_seg.evaluation.semantic import (
+    ConfidenceEvaluator,
     SemanticEvaluator,
     TrimapEvaluator,
     confusion_matrix,
@@ -150,3 +152,49 @@ def test_the_trimap_scores_those_pixels_alone(make_dataset: Any) -> None:
         evaluator.process(dataset.records(), [{"sem_seg": one_hot(predicted)}])
         results |= evaluator.evaluate()
     assert results["trimap"]["mIoU"] == 100 > results["sem_seg"]["mIoU"]
+
+
+def test_calibration_error_is_that_of_a_classification_of_pixels(make_dataset: Any) -> None:
+    """Every pixel with a true class is an image of its own; the measure there has its own test."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(-1, 4, (2, 8, 9))
+    scores = rng.random((2, 5, 8, 9)).astype(np.float32)
+    dataset = make_dataset([segments_of(each) for each in labels])
+    evaluator = ConfidenceEvaluator(dataset.metadata)
+    outputs = [{"sem_seg": torch.from_numpy(each)} for each in scores]
+    evaluator.process(dataset.records(), outputs)
+    pixels = [
+        {
+            "label": label,
+            "predicted": int(column.argmax()),
+            "confidence": float(column.max() / column.sum()),
+        }
+        for image, output in zip(labels, scores)
+        for label, column in zip(image.ravel().tolist(), output.reshape(5, -1).T)
+        if label >= 0
+    ]
+    wanted = expected_calibration_error(pixels)
+    assert evaluator.evaluate()["confidence"]["ECE"] == pytest.approx(wanted, abs=1e-3)
+    assert wanted > 5
+
+
+def test_evaluators_beside_each_other_decode_an_image_once(
+    make_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.full((4, 30), SKY)
+    labels[:, 15:] = CAT
+    dataset = make_dataset([segments_of(labels), segments_of(labels.T.reshape(4, 30))])
+    whole = SemanticEvaluator(dataset.metadata)
+    more = [make(dataset.metadata, beside=whole) for make in (TrimapEvaluator, ConfidenceEvaluator)]
+    read, calls = SemanticEvaluator._read, []
+    monkeypatch.setattr(
+        SemanticEvaluator, "_read", lambda self, record: calls.append(self) or read(self, record)
+    )
+    outputs = [{"sem_seg": one_hot(each)} for each in (labels, 1 - labels)]
+    for record in dataset.records():
+        truths = [evaluator.prepare(record) for evaluator in (whole, *more)]
+        for output in outputs:
+            lines = [e.score(truth, output) for e, truth in zip((whole, *more), truths)]
+            for make, line in zip((SemanticEvaluator, TrimapEvaluator, ConfidenceEvaluator), lines):
+                assert line == make(dataset.metadata).statistics(dict(record), output)
+    assert calls.count(whole) == 2 and not set(calls) & set(more)

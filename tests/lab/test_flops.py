@@ -18,6 +18,7 @@ from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from lqn_seg.core.alignment import Aligner, Calibration, LayerRange
 from lqn_seg.core.config import (
+    NO_STUDENT,
     VARIANTS,
     FitConfig,
     LQNConfig,
@@ -307,11 +308,11 @@ def test_method_costs_add_up_and_scale_with_windows(name, literal):
     assert costs["gmacs_total"] == pytest.approx(sum(costs[f"gmacs_{stage}"] for stage in stages))
     double = method_gmacs(config, shape, windows=2, literal=literal)
     assert double == pytest.approx({key: 2 * value for key, value in costs.items()})
-    assert (costs["gmacs_fit"] > 0) == (name not in ("teacher", "restore", "field"))
+    assert (costs["gmacs_fit"] > 0) == (name not in NO_STUDENT)
     restoring = replace(config, adapt=replace(config.adapt, align=True))
     more = method_gmacs(restoring, shape, literal=literal)["gmacs_total"] - costs["gmacs_total"]
     # The teacher is left as it is; "restore" and "field" have it from the start.
-    restore = 0 if name in ("teacher", "restore", "field") else align_gmacs(shape)
+    restore = 0 if name in NO_STUDENT else align_gmacs(shape)
     assert more == pytest.approx(restore, rel=1e-9)
 
 

@@ -215,7 +215,7 @@ def test_a_semantic_study_of_clean_images(write):
     assert table["severity"] is None
     (job,) = plan(load_study(path), 5)
     evaluation = Evaluation(job.cfg, get_dataset("demo_panoptic_val"), resume=True)
-    assert list(evaluation.evaluators) == ["sem_seg", "trimap"]
+    assert list(evaluation.evaluators) == ["sem_seg", "trimap", "confidence"]
     mine = evaluation.metrics("clean", "apm")["sem_seg"]["mIoU"]
     assert table["methods"]["apm"]["scores"] == {"clean": pytest.approx(mine)}
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from lqn_seg.adapt.calibration import calibrate
-from lqn_seg.adapt.methods import PixelControl, SegmentationConfig
-from lqn_seg.core.config import AdaptConfig, with_variant
+from lqn_seg.adapt.methods import SegmentationConfig
+from lqn_seg.core.config import AdaptConfig, preset, with_variant
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.report.costs import count_gmacs
@@ -22,7 +22,7 @@ from lqn_seg.teachers.eomt import load_eomt
 from lqn_seg.teachers.eomt_head import EomtHead
 from tests.adapt.conftest import RECIPE, adapted, noise, smooth
 
-VIEWS = PixelControl("views")
+VIEWS = with_variant(preset("default"), "views")
 
 
 def build(folder, methods, calibration=None, **config) -> Segmenter:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lqn_seg.adapt.calibration import calibrated_layers
 from lqn_seg.adapt.methods import parse_ablation
-from lqn_seg.core.config import LQNConfig, StudentConfig
+from lqn_seg.core.config import NO_STUDENT, LQNConfig, StudentConfig
 from lqn_seg.core.lqn import Grid
 from lqn_seg.segmentation.views import DENSITY
 from lqn_seg.teachers.dinov2 import Dinov2Teacher
@@ -290,10 +290,10 @@ def method_gmacs(
     grid, width = (teacher.layers, teacher.grid[0] + query_rows, teacher.grid[1]), teacher.width
     fit = query = paper = 0.0
     views = config.views
-    align = align_gmacs(teacher) if config.adapt.align and variant != "teacher" else 0.0
+    align = align_gmacs(teacher) if config.aligns else 0.0
     if variant in ("kernel", "ridge"):
         fit = views * kernel_gmacs(grid, width, solve=variant == "ridge")
-    elif variant not in ("teacher", "restore", "field"):
+    elif variant not in NO_STUDENT:
         students, field = 1.0, grid  # of a window; a student of all windows has all their tokens
         if word == "fit-per-image":
             students, field = 1 / windows, (grid[0], grid[1], round(windows * grid[2]))

@@ -10,7 +10,7 @@ from lqn_seg.adapt.calibration import alarmed
 from lqn_seg.adapt.ineffective import paid_recipe
 from lqn_seg.adapt.methods import PixelControl
 from lqn_seg.classification.classifier import Classifier
-from lqn_seg.core.config import AdaptConfig, LQNConfig, with_variant
+from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.engine.classify import Classification
 from lqn_seg.lab.cost.cost import Cost, measure
 from lqn_seg.lab.cost.flops import method_gmacs, teacher_shape
@@ -20,8 +20,8 @@ from lqn_seg.segmentation.segmenter import Segmenter
 def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -> dict[str, float]:
     """Multiply-adds per image of one of a segmenter's methods, by stage: `method_gmacs`.
 
-    What a control does to pixels is not counted; "flip" is a second pass of the teacher, "views"
-    one of teacher and head, "larger" one on more patches. Another model, which takes images of any
+    What a control does to pixels is not counted; "flip" is a second pass of the teacher, "larger"
+    one on more patches. Another model, which takes images of any
     size, is counted while it runs on one of the mean size. `stats` are means over the images of
     `Prediction.stats`.
     """
@@ -39,11 +39,7 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
         is_fitted = stats.get("mixing_weight", 1) > 0
         recipe = paid_recipe(recipe, segmenter.calibration is not None, is_fitted)
         return method_gmacs(recipe, shape, windows=windows)
-    plain = LQNConfig()
-    if recipe == PixelControl("views"):
-        several = replace(with_variant(plain, "field"), adapt=AdaptConfig(views=2))
-        return method_gmacs(several, shape, windows=windows)
-    costs = method_gmacs(with_variant(plain, "teacher"), shape, windows=windows)
+    costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
     if isinstance(recipe, PixelControl) and recipe.name == "flip":
         twice = ("gmacs_teacher", "gmacs_total", "gmacs_paper_convention")
         return costs | {stage: costs[stage] + costs["gmacs_teacher"] for stage in twice}

@@ -18,6 +18,8 @@ TITLES = {
     "field": "aligned, several views",
     "views": "two views",
     "flip": "flip averaged",
+    "clahe": "CLAHE",
+    "bilateral": "joint bilateral upsampling",
     "blur": "blurred pixels",
     "denoise": "denoised pixels",
     "standardise": "standardised pixels",

@@ -21,6 +21,7 @@ METRICS = {
     "PQ": ("panoptic_seg", "PANOPTIC_ON"),
     "mIoU": ("sem_seg", "SEMANTIC_ON"),
     "mIoU within 3 px of boundaries": ("trimap", "SEMANTIC_ON"),
+    "ECE of the pixels": ("confidence", "SEMANTIC_ON"),
 }
 FOCUS = "lqn"  # the method that is also compared with every other one
 

@@ -65,11 +65,19 @@ def test_the_worked_teacher_is_short(code_blocks):
     assert len(source.strip().splitlines()) < 60
 
 
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_pages_link_to_what_is_there():
-    for page in [*PAGES, *API]:
+    for page in [*ROOT.glob("*.md"), *PAGES, *API, *RESULTS]:
         text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, part in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text):
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name}: {target}"
+            if part:
+                headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+                assert part in map(anchor, headings), f"{page.name}: {target}#{part}"
 
 
 def test_pages_and_pictures_are_all_reached():

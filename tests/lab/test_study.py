@@ -220,6 +220,23 @@ def test_a_semantic_study_of_clean_images(write):
     assert table["methods"]["apm"]["scores"] == {"clean": pytest.approx(mine)}
 
 
+def test_a_study_of_some_classes(write):
+    """Read from the same results: the mean of their IoUs."""
+    path = write(METRIC="mIoU", CORRUPTIONS=[], METHODS=["teacher"], CLASSES=["ring", "sky"])
+    report = run_study(path)
+    (table,) = report.results["tables"]
+    (job,) = plan(load_study(path), 5)
+    evaluation = Evaluation(job.cfg, get_dataset("demo_panoptic_val"), resume=True)
+    whole = evaluation.metrics("clean", "teacher")["sem_seg"]
+    wanted = (whole["IoU-ring"] + whole["IoU-sky"]) / 2
+    assert table["methods"]["teacher"]["scores"] == {"clean": pytest.approx(wanted)}
+    assert "mIoU of ring, sky on demo_panoptic_val" in report.markdown()
+    with pytest.raises(InputError, match="class in CLASSES"):
+        run_study(path, overrides=["CLASSES", "[rings]"])
+    with pytest.raises(InputError, match="is of all CLASSES together"):
+        run_study(path, overrides=["METRIC", "ECE of the pixels"])
+
+
 def test_a_sweep_is_a_table_and_a_plot(write, tmp_path, capsys):
     sweep = {
         "KEY": "MODEL.LQN.FIT.STEPS",

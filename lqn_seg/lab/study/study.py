@@ -33,7 +33,9 @@ from lqn_seg.engine.evaluate import (
     mean_stats,
     weights_hash,
 )
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
+from lqn_seg.evaluation import ConfidenceEvaluator
+from lqn_seg.evaluation.base import ImageEvaluator
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.report import Additive
@@ -234,12 +236,13 @@ def _evaluate(
     task = METRICS[study.metric][0]
     evaluator = evaluation.evaluators[task]
     assert isinstance(evaluator, Additive)
+    counted_classes = _class_ids(study, evaluator)
     lines: dict[str, dict[str, Lines]] = {str(condition): {} for condition in job.conditions}
     gmacs = {}
     for method in job.methods:
         for condition in job.conditions:
             stored = evaluation.lines(condition, method)
-            stack = evaluator.stack([line[task] for line in stored])
+            stack = evaluator.stack([line[task] for line in stored])[:, counted_classes]
             lines[str(condition)][method] = Lines(stack, [line["lqn"] for line in stored])
         complaint = f"teacher {job.teacher}: the cost of {title(method)} could not be counted"
         means = mean_stats(lines[str(job.conditions[0])][method].stats)
@@ -247,3 +250,13 @@ def _evaluate(
         if counted := attempt(complaint, count, None, failed):
             gmacs[method] = counted
     return Finished(job, lines, gmacs, evaluator.metric)
+
+
+def _class_ids(study: Study, evaluator: ImageEvaluator) -> slice | list[int]:
+    """Which classes' sums count."""
+    if not study.classes:
+        return slice(None)
+    if isinstance(evaluator, ConfidenceEvaluator):
+        raise InputError(f"study {study.name}: METRIC {study.metric} is of all CLASSES together")
+    names = evaluator.classes
+    return [names.index(nearest(name, names, "class in CLASSES")) for name in study.classes]

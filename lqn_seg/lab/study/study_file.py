@@ -94,6 +94,7 @@ class StudyFile(Shared, frozen=True, rename=str.upper, kw_only=True):
     teachers: dict[str, TeacherEntry]
     runs: list[RunEntry]
     metric: Text = "PQ"
+    classes: Annotated[tuple[Text, ...], _says(_LISTED.format("classes"))] = ()  # empty: all
     sweep: SweepEntry | None = None
     baseline: Text = "teacher"  # that differences are taken to
     block: Positive = 1  # neighbouring images that the bootstrap keeps together (video frames)

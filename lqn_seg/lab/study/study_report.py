@@ -97,8 +97,8 @@ class StudyReport:
         blocks = "" if study.block == 1 else f" in blocks of {study.block} neighbours"
         head = [
             f"# Study {study.name}: {study.dataset}",
-            f"{study.metric} on {study.dataset} ({self.results['images_in_dataset']} images), "
-            f"starting from `{study.config}`, outputs scored by the native engine. Differences are "
+            f"{study.metric}{_of(study.classes)} on {study.dataset} "
+            f"({self.results['images_in_dataset']} images), starting from `{study.config}`, outputs scored by the native engine. Differences are "
             f"paired; their 95% intervals are percentiles of {study.bootstrap_samples} bootstrap "
             f"resamples of the images{blocks}, each image with all its conditions and seeds.",
             f"Machine: {machine['device']}, {machine['threads']} threads, torch "
@@ -267,6 +267,10 @@ def table_numbers(study: Study, jobs: Sequence[Finished], severity: int | None) 
         "methods": methods,
         "focus_minus": as_dicts({m: minus(scores, FOCUS, m) for m in rivals}),
     }
+
+
+def _of(classes: Sequence[str]) -> str:
+    return f" of {', '.join(classes)}" if classes else ""
 
 
 def _quality(

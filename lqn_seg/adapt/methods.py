@@ -55,6 +55,7 @@ class SegmentationConfig:
             side (EoMT's protocol for semantic segmentation, the only output it can make).
         object_mask_threshold, overlap_threshold: of the panoptic output.
         top_k: instances kept per image.
+        temperature: of the confidence alone; above 1 lowers it. No answer depends on it.
         seed: of every random number, with the CRC32 of the image's pixels and the window.
         batch: students fitted side by side. Changing it changes results within float rounding.
         threads: CPU threads, likewise; set for each call, and given back after it.
@@ -67,6 +68,7 @@ class SegmentationConfig:
     object_mask_threshold: float = 0.8
     overlap_threshold: float = 0.8
     top_k: int = 100
+    temperature: float = 1.0
     seed: int = 0
     batch: int = 1
     threads: int = field(default=1, repr=False)  # a run's fingerprint has it by its own name
@@ -76,6 +78,8 @@ class SegmentationConfig:
             raise InputError(f"INFERENCE must be pad or windows, not {self.inference!r}")
         if self.inference == "windows" and (self.instances or self.panoptic):
             raise InputError("INFERENCE windows makes semantic output only; panoptic needs pad")
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"TEMPERATURE must be positive, not {self.temperature}")
         if self.batch < 1:
             raise InputError(f"BATCH must be at least 1, not {self.batch}")
 

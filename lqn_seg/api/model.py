@@ -183,7 +183,9 @@ class SegmentationModel(Model):
 
     def _result(self, picture: Picture, method: str, answer: Prediction) -> SegmentationResult:
         size = picture.pixels.shape[0], picture.pixels.shape[1]
-        semantic, confidence = confidence_of(answer.output["sem_seg"])
+        semantic, confidence = confidence_of(
+            answer.output["sem_seg"], self.runner.config.temperature
+        )
         panoptic, instances = answer.output.get("panoptic_seg"), answer.output.get("instances")
         return SegmentationResult(
             **self._common(picture, method, answer),

@@ -134,7 +134,8 @@ class SegmentationResult(Result):
     Attributes:
         semantic: (H, W) int32, the class id of each pixel.
         confidence: (H, W) float32 in 0..1, the winning class's share of the pixel's semantic
-            scores, which are summed over the mask queries: a relative certainty, not calibrated.
+            scores, which are summed over the mask queries. Calibrate it on labelled images with
+            ``MODEL.LQN.TEMPERATURE`` (1.0: as the model says).
         panoptic: ids (H, W) int32, 0 = no segment, and ``segments``, a dictionary for each id:
             ``id``, ``category_id`` (class id), ``class``, ``isthing``, ``score`` (class
             probability), ``area`` (pixels). None of a model that makes semantic maps alone.

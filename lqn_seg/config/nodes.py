@@ -100,6 +100,8 @@ def add_lqn_config(cfg: CfgNode) -> None:
             "ABLATION": "none",  # of the paper: `lqn_seg.config.methods`
             "BATCH": defaults.batch,
             "INFERENCE": defaults.inference,
+            # Of the pixels' confidence; a study with METRIC "ECE of the pixels" finds it.
+            "TEMPERATURE": defaults.temperature,
             # From lqn-seg calibrate; empty: calibration.safetensors beside local weights, if any.
             "CALIBRATION": "",
             # The user's own data sets, named for DATASETS.TRAIN and .TEST: `register_entries`.
@@ -126,6 +128,7 @@ def segmentation_config(cfg: CfgNode) -> SegmentationConfig:
         inference=lqn.INFERENCE,
         seed=max(cfg.SEED, 0),  # Detectron2's -1 asks for a random seed: nothing here is random
         batch=lqn.BATCH,
+        temperature=lqn.TEMPERATURE,
         threads=lqn.EVAL.THREADS,
     )
 

@@ -89,7 +89,7 @@ def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluat
     evaluators += [PanopticEvaluator(metadata)] if test.PANOPTIC_ON else []
     evaluators += [InstanceEvaluator(metadata)] if test.INSTANCE_ON else []
     if test.SEMANTIC_ON:
-        whole = semantic_evaluator(metadata)
+        whole = semantic_evaluator(metadata, cfg.MODEL.LQN.TEMPERATURE)
         more = (make(metadata, beside=whole) for make in (TrimapEvaluator, ConfidenceEvaluator))
         evaluators += [whole, *more]
     if not evaluators:

@@ -75,10 +75,11 @@ class CityscapesEvaluator(SemanticEvaluator):
         return result
 
 
-def semantic_evaluator(metadata: DatasetMetadata) -> SemanticEvaluator:
+def semantic_evaluator(metadata: DatasetMetadata, temperature: float = 1.0) -> SemanticEvaluator:
     """The evaluator of semantic segmentation that a data set asks for."""
     is_cityscapes = metadata.evaluator_type == "cityscapes_sem_seg"
-    return CityscapesEvaluator(metadata) if is_cityscapes else SemanticEvaluator(metadata)
+    make = CityscapesEvaluator if is_cityscapes else SemanticEvaluator
+    return make(metadata, temperature=temperature)
 
 
 def _count(

@@ -88,6 +88,7 @@ class SemanticEvaluator(ImageEvaluator):
     Args:
         beside: an evaluator of the same images, whose ground truth and answers it shares: both are
             decoded once for an image at hand.
+        temperature: of the confidence.
     """
 
     task = "sem_seg"
@@ -97,8 +98,10 @@ class SemanticEvaluator(ImageEvaluator):
         metadata: DatasetMetadata,
         records: Iterable[Mapping[str, Any]] | None = None,
         beside: "SemanticEvaluator | None" = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(metadata, records)
+        self.temperature = temperature
         self._beside = beside or self
         self._truth: tuple[Any, SemanticTruth] | None = None
         self._answer: tuple[Any, SemanticAnswer] | None = None
@@ -133,7 +136,8 @@ class SemanticEvaluator(ImageEvaluator):
             )
         shape = tuple(scores.shape[1:])
         check_shape(truth.image_id, "the semantic prediction", shape, truth.labels.shape)
-        return SemanticAnswer(*map(to_numpy, confidence_of(torch.as_tensor(scores))))
+        answer = confidence_of(torch.as_tensor(scores), self.temperature)
+        return SemanticAnswer(*map(to_numpy, answer))
 
     def count(self, truth: SemanticTruth, answer: SemanticAnswer) -> Statistics:
         """Statistics of an image."""

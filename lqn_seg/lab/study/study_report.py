@@ -98,8 +98,8 @@ class StudyReport:
         head = [
             f"# Study {study.name}: {study.dataset}",
             f"{study.metric}{_of(study.classes)} on {study.dataset} "
-            f"({self.results['images_in_dataset']} images), starting from `{study.config}`, outputs "
-            "scored by the native engine. Differences are paired; their 95% intervals are "
+            f"({self.results['images_in_dataset']} images), starting from `{study.config}`, "
+            "outputs scored by the native engine. Differences are paired; their 95% intervals are "
             f"percentiles of {study.bootstrap_samples} bootstrap resamples of the images{blocks}, "
             "each image with all its conditions and seeds.",
             f"Machine: {machine['device']}, {machine['threads']} threads, torch "

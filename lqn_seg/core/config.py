@@ -230,12 +230,12 @@ PRESETS: dict[str, LQNConfig] = {
         student=replace(_SLIM, init="he"),
         fit=FitConfig(steps=250, learning_rate=1e-3, target_norm="layer"),
     ),
-    # The one to switch on: statistics alignment, two views, and a student of their last layer,
+    # The one to switch on: statistics alignment, two views, and a student of all their layers,
     # guided by an early one and mixed in by the noise fraction. Without recirculation: it did not
     # help, and it triples the passes (REPORT.md).
     "default": LQNConfig(
         student=StudentConfig(widths=(1024, 1024), init="he", guide=0.125),
-        fit=FitConfig(steps=40, learning_rate=1e-3, alpha=0.0, target_norm="layer", layers="last"),
+        fit=FitConfig(steps=40, learning_rate=1e-3, alpha=0.0, target_norm="layer"),
         adapt=AdaptConfig(align=True, mix_by_noise=True, views=2),
     ),
 }

@@ -1,4 +1,4 @@
-# The README's two commands. Everything happens in .venv; PYTHON=... chooses the interpreter.
+# make demo, make test, make lint. Everything happens in .venv; PYTHON=... chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

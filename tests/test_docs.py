@@ -1,10 +1,11 @@
-"""Every code block of every page, executed: in order, in one process, in a folder of its own."""
+"""Every code block of every page, executed: each alone, in one process, in a folder of its own."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -41,23 +42,46 @@ def run_commands(source: str) -> None:
         assert program == "lqn-seg" and cli.main(words) == 0, line
 
 
+def execute(source: str, file: Path) -> dict:
+    """The names that a script leaves, as a reader has it: functions can be asked for their
+    source."""
+    file.write_text(source)
+    names: dict = {"__name__": file.stem}
+    exec(compile(source, file, "exec"), names)
+    return names
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_block_of_a_page_runs(page, like_the_repository, code_blocks):
-    names: dict = {"__name__": page.stem}
+def test_every_block_of_a_page_runs_alone(page, like_the_repository, code_blocks):
     for number, (kind, source) in enumerate(code_blocks(page)):
         if kind == "bash":
             run_commands(source)
+        elif kind == "yaml":
+            Path("my.yaml").write_text(source)
+            assert load_cfg("my.yaml").MODEL.LQN.DATASETS
         elif kind == "python" and "detectron2" not in source:  # tests/detectron2 runs those
-            file = like_the_repository / f"{page.stem}_{number}.py"
-            file.write_text(source)  # as a reader has it: functions can be asked for their source
-            exec(compile(source, file, "exec"), names)
-        else:
-            assert kind in ("python", "") and (kind or page.name == "README.md"), kind
+            execute(source, like_the_repository / f"{page.stem}_{number}.py")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "README.md"], ids=lambda p: p.name)
-def test_every_page_has_something_to_run(page, code_blocks):
-    assert code_blocks(page)
+def test_a_block_says_its_language(code_blocks):
+    kinds = {kind for page in PAGES for kind, _ in code_blocks(page)}
+    assert kinds == {"python", "bash", "yaml", "bibtex"}
+
+
+def test_the_notebook_runs_without_a_notebook(like_the_repository, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    content = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
+    cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in cells)
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    names = execute(source, like_the_repository / "notebook.py")
+    damaged = names["damaged"]
+    assert [*damaged.compared] == ["teacher", "apm", "lqn"] and damaged._repr_png_()
+    assert names["other"].is_calibrated and names["picture"].top(1)[0][0] == "star"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 def test_the_worked_teacher_is_short(code_blocks):

@@ -27,7 +27,8 @@ from lqn_seg.engine.calibrate import BATCH, calibrate_on, calibration_records
 from lqn_seg.engine.evaluate import calibration_hash
 from lqn_seg.engine.usable import spread
 from lqn_seg.errors import InputError
-from lqn_seg.segmentation.postprocess import Instances, confidence_of
+from lqn_seg.evaluation.semantic import confidence_of
+from lqn_seg.segmentation.postprocess import Instances
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
 from lqn_seg.segmentation.windows import windows_of
 from lqn_seg.visualization.panels import Segmentation

@@ -56,15 +56,6 @@ def class_scores(logits: Tensor, class_logits: Tensor | None) -> Tensor:
     return logits.softmax(0) if class_logits is None else semantic_inference(logits, class_logits)
 
 
-def confidence_of(scores: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(C, h, w) scores to the winning class (h, w) of each pixel and its share of their sum. Where
-    the scores are probabilities, a temperature is that of their logits (Guo et al., 2017)."""
-    best, labels = scores.max(0)  # faster than argmax
-    if temperature != 1:
-        return labels, 1 / (scores / best.clamp(min=1e-12)).pow(1 / temperature).sum(0).clamp(min=1)
-    return labels, best / scores.sum(0).clamp(min=1e-12)
-
-
 def merged_scores(scores: Tensor, class_map: Sequence[int]) -> Tensor:
     """(C, h, w) scores to (max(class_map) + 1, h, w): class k's are added to those of class_map[k].
     (An argmax before that would lose a class whose probability is shared among its parts.)"""

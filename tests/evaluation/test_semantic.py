@@ -19,6 +19,7 @@ from lqn_seg.evaluation.semantic import (
     ConfidenceEvaluator,
     SemanticEvaluator,
     TrimapEvaluator,
+    confidence_of,
     confusion_matrix,
     near_boundary,
 )
@@ -198,3 +199,13 @@ def test_evaluators_beside_each_other_decode_an_image_once(
             for make, line in zip((SemanticEvaluator, TrimapEvaluator, ConfidenceEvaluator), lines):
                 assert line == make(dataset.metadata).statistics(dict(record), output)
     assert calls.count(whole) == 2 and not set(calls) & set(more)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.4])
+def test_confidence_is_the_largest_probability_at_a_temperature(temperature):
+    logits = 3 * torch.randn(5, 6, 7, generator=torch.Generator().manual_seed(0))
+    labels, confidence = confidence_of(4 * logits.softmax(0), temperature)  # of any total
+    best = (logits / temperature).softmax(0).max(0)
+    assert torch.equal(labels, best.indices)
+    torch.testing.assert_close(confidence, best.values)
+    assert confidence_of(torch.zeros(5, 1, 1), temperature)[1].isfinite()

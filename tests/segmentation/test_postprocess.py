@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lqn_seg.segmentation.postprocess import (
-    confidence_of,
     instance_inference,
     panoptic_inference,
     semantic_inference,
@@ -151,13 +150,3 @@ def test_shapes_are_checked() -> None:
     for infer in (semantic_inference, lambda m, c: panoptic_inference(m, c, THINGS)):
         with pytest.raises(ValueError, match=r"\(2, 4, 4\) and \(3, 5\)"):
             infer(torch.zeros(2, 4, 4), torch.zeros(3, 5))
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.4])
-def test_confidence_is_the_largest_probability_at_a_temperature(temperature):
-    logits = 3 * torch.randn(5, 6, 7, generator=torch.Generator().manual_seed(0))
-    labels, confidence = confidence_of(4 * logits.softmax(0), temperature)  # of any total
-    best = (logits / temperature).softmax(0).max(0)
-    assert torch.equal(labels, best.indices)
-    torch.testing.assert_close(confidence, best.values)
-    assert confidence_of(torch.zeros(5, 1, 1), temperature)[1].isfinite()

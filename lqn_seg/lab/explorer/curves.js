@@ -22,10 +22,10 @@ function showLayer(layer, found) {
   for (const kind of ["teacher", "student", "error"]) $(`map-${kind}`).src = found[kind];
   $("layer-is").textContent = `Layer ${layer.toFixed(2)}${found.between ? ", between two layers" : ""}`;
   $("layer-is").dataset.layer = layer;
-  $("layer-error").textContent = `Student error ${fixed(found.error_over_variance, 2)} variances`;
+  $("layer-error").textContent = `Student error ${fixed(found.error_over_variance, 2)} × variance`;
   const errors = status.depth.error_over_variance, layers = errors.map((_, k) => k + 1);
   const now = {x: layer, y: found.error_over_variance};
-  chart($("depth-curve"), {name: "Student error, variances", under: "layer", most: 1, xs: layers, ys: errors, now});
+  chart($("depth-curve"), {name: "Student error (× variance)", under: "layer", most: 1, xs: layers, ys: errors, now});
 }
 const showStep = safely(async () => {
   const {steps, metric} = status, mine = job;
@@ -34,11 +34,11 @@ const showStep = safely(async () => {
   $("step-is").textContent = `Step ${made} of ${steps.wanted.at(-1)}`;
   $("step-is").dataset.step = made;
   const quality = missing(score_) ? "" : `${metric} ${fixed(score_, 1)}, `;
-  $("step-error").textContent = `${quality}change by the student ${fixed(change, 3)} variances`;
+  $("step-error").textContent = `${quality}change by the student ${fixed(change, 3)} × variance`;
   const common = {under: "steps", xs: steps.made.map((_, n) => n), names: steps.made};
   $("score-curve").hidden = missing(score_);
   chart($("score-curve"), {...common, name: `${metric} of this image`, most: 100, ys: steps.score, now: {x: k, y: score_}});
-  chart($("step-curve"), {...common, name: "Change by the student, variances", most: 0.01, ys: steps.error_over_variance,
+  chart($("step-curve"), {...common, name: "Change by the student (× variance)", most: 0.01, ys: steps.error_over_variance,
     now: {x: k, y: change}});
   const view = viewOf("step");
   await load(view, `step-${made}`, {segments: steps.segments[k]});
@@ -92,31 +92,34 @@ function player(button, slider, by, pause) {  // moves a slider to its end
 const gain = (map, now) => missing(map.score) || missing(now.maps.teacher?.score) ? null : map.score - now.maps.teacher.score;
 const total = map => Object.values(map.milliseconds).reduce((sum, ms) => sum + ms, 0);
 const ofStudent = (map, x) => missing(map.alignment.mixing_weight) ? "–" : fixed(x, 3);
-const ROWS = [
-  ["METRIC", "0 to 100, of this one image", map => fixed(map.score, 1)],
-  ["METRIC gain", "points more than the teacher", (map, now) => fixed(gain(map, now), 1)],
-  ["Damage", "how far the statistics of the patch embedding lie outside those of clean images",
+const ROWS = [  // label, unit, meaning, value
+  ["METRIC", "0 to 100", "quality of this one image's masks", map => fixed(map.score, 1)],
+  ["METRIC gain", "points", "above the teacher's", (map, now) => fixed(gain(map, now), 1)],
+  ["Damage", "no unit", "how far the statistics of the patch embedding lie outside those of clean images",
     map => fixed(map.alignment.damage, 3)],
-  ["Aligned", "whether the damage is more than clean images have",
+  ["Aligned", "yes or no", "whether the damage is more than clean images have",
     map => missing(map.alignment.aligned) ? "–" : map.alignment.aligned ? "yes" : "no"],
-  ["Mixing weight", "0 to 1, of the student's tokens against the teacher's", map => fixed(map.alignment.mixing_weight, 2)],
-  ["Change by the student", "mean squared change of the last layer's tokens, in variances",
+  ["Mixing weight", "0 to 1", "of the student's tokens against the teacher's",
+    map => fixed(map.alignment.mixing_weight, 2)],
+  ["Change by the student", "× variance", "mean squared change of the last layer's tokens",
     map => ofStudent(map, map.error_over_variance)],
-  ["Cosine", "-1 to 1, of the last layer's tokens before and after that change",
+  ["Cosine", "−1 to 1", "between the last layer's tokens before and after that change",
     map => ofStudent(map, map.token_cos)],
-  ["Time, teacher", "ms, all passes", map => fixed(map.milliseconds.teacher_ms, 0)],
-  ["Time, fit", "ms", map => fixed(map.milliseconds.fit_ms, 0)],
-  ["Time, query", "ms", map => fixed(map.milliseconds.query_ms, 0)],
-  ["Time, mask head", "ms", map => fixed(map.milliseconds.head_ms, 0)],
-  ["Time, total", "ms, the sum of the four", map => fixed(total(map), 0)],
-  ["Cost", "GMACs: 1e9 multiply-adds, forward and backward", map => fixed(map.gmacs.gmacs_total, 2)],
+  ["Time, teacher", "ms", "all its passes", map => fixed(map.milliseconds.teacher_ms, 0)],
+  ["Time, fit", "ms", "of the student", map => fixed(map.milliseconds.fit_ms, 0)],
+  ["Time, query", "ms", "of the student", map => fixed(map.milliseconds.query_ms, 0)],
+  ["Time, mask head", "ms", "of the teacher", map => fixed(map.milliseconds.head_ms, 0)],
+  ["Time, total", "ms", "the sum of these four", map => fixed(total(map), 0)],
+  ["Cost", "GMACs", "10⁹ multiply-adds, forward and backward", map => fixed(map.gmacs.gmacs_total, 2)],
 ];
 function numbers(now) {
-  const names = chosen(), head = names.map(name => make("th", {scope: "col", textContent: titleOf(name)}));
-  const rows = ROWS.map(([label, unit, value]) => {
-    const th = make("th", {scope: "row"}, label.replace("METRIC", now.metric), make("small", {textContent: unit}));
+  const names = chosen(), small = (className, textContent) => make("small", {className, textContent});
+  const head = names.map(name => make("th", {scope: "col", textContent: titleOf(name)}));
+  const rows = ROWS.map(([label, unit, meaning, value]) => {
+    const words = [label.replace("METRIC", now.metric), small("unit", unit), small("meaning", meaning)];
     const cells = names.map(name => make("td", {textContent: now.maps[name] ? value(now.maps[name], now) : "–"}));
-    return make("tr", {}, th, ...cells);
+    return make("tr", {}, make("th", {scope: "row"}, ...words), ...cells);
   });
   $("numbers").replaceChildren(make("thead", {}, make("tr", {}, make("th"), ...head)), make("tbody", {}, ...rows));
+  $("meanings").textContent = ROWS.map(([label, , meaning]) => `${label.replace("METRIC", now.metric)}: ${meaning}.`).join(" ");
 }

@@ -28,9 +28,9 @@ const say = (words, bad = false) => {
   if ($("message").textContent !== words) $("message").textContent = words;
   $("message").className = bad ? "bad" : "";
 };
-const safely = work => async (...given) => {
-  const mine = job;
-  try { return await work(...given); } catch (error) { if (mine === job) say(error.message, true); }
+const safely = work => async (...given) => {  // of a run that was cut short, nothing is said
+  const mine = turn;
+  try { return await work(...given); } catch (error) { if (mine === turn) say(error.message, true); }
 };
 const capital = words => words[0].toUpperCase() + words.slice(1);
 const missing = x => x === null || x === undefined;
@@ -91,8 +91,8 @@ const start = safely(async () => {
   say("starting ...");
   job = (await post("api/run", request)).job;
   status = {}; photo = null; pointer = null;
-  setZoom({zoom: 1, x: 0.5, y: 0.5});
   for (const view of views.values()) clear(view);
+  setZoom({zoom: 1, x: 0.5, y: 0.5});
   arrange();
   for (const id of ["layer", "layer-play", "step", "step-play"]) $(id).disabled = true;
   for (const id of ["save-panel", "save-json"]) link($(id), null);

@@ -29,6 +29,7 @@ function titleOf(name) {
 }
 function arrange() {  // a place for every picture, before it is there
   const hasTruth = status.maps ? status.maps.truth : wanted.scene !== undefined;
+  $("masks").classList.toggle("unscored", !hasTruth);
   const names = ["image", ...(hasTruth ? ["truth"] : []), ...chosen()];
   const figures = names.map(name => viewOf(name).figure);
   if (figures.some((figure, k) => $("masks").children[k] !== figure) || $("masks").children.length > figures.length)

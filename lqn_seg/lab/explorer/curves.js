@@ -116,9 +116,9 @@ function numbers(now) {
   const names = chosen(), small = (className, textContent) => make("small", {className, textContent});
   const head = names.map(name => make("th", {scope: "col", textContent: titleOf(name)}));
   const rows = ROWS.map(([label, unit, meaning, value]) => {
-    const words = [label.replace("METRIC", now.metric), small("unit", unit), small("meaning", meaning)];
+    const words = [make("span", {textContent: label.replace("METRIC", now.metric)}), small("unit", unit), small("meaning", meaning)];
     const cells = names.map(name => make("td", {textContent: now.maps[name] ? value(now.maps[name], now) : "–"}));
-    return make("tr", {}, make("th", {scope: "row"}, ...words), ...cells);
+    return make("tr", {}, make("th", {scope: "row"}, make("div", {}, ...words)), ...cells);
   });
   $("numbers").replaceChildren(make("thead", {}, make("tr", {}, make("th"), ...head)), make("tbody", {}, ...rows));
   $("meanings").textContent = ROWS.map(([label, , meaning]) => `${label.replace("METRIC", now.metric)}: ${meaning}.`).join(" ");

@@ -23,7 +23,7 @@ from lqn_seg.lab.explorer.server import FILES, Start, make_server, open_explorer
 from lqn_seg.lab.report.pictures import segmentation
 from lqn_seg.visualization.files import png_bytes
 from lqn_seg.visualization.palette import VOID_COLOR, category_color
-from lqn_seg.visualization.panels import overlay
+from lqn_seg.visualization.panels import Segmentation, overlay
 
 
 def png(height=40, width=60) -> bytes:
@@ -103,16 +103,19 @@ def test_labels_and_legend_are_the_classes_of_the_masks(visitor, small_config):
 
 def test_a_map_over_the_image_is_the_overlay_at_any_opacity(visitor, small_config):
     job = visitor.run(scene="1", methods=["teacher"])
-    visitor.done(job)
-    studio = Studio(str(small_config))
-    source = list(Studio(str(small_config), count=2).images())[1]
-    truth = studio.truth(source)
-    painted = np.asarray(picture(visitor, f"/api/job/{job}/map/truth.png")).astype(float)
+    status = visitor.done(job)
+    studio = Studio(str(small_config), count=2)
+    source, ids = list(studio.images())[1], ids_of(visitor, job, "teacher")
+    number = {category.name: k for k, category in enumerate(studio.categories)}
+    listed = status["maps"]["teacher"]["segments"]
+    segments = [{"id": s["id"], "category_id": number[s["name"]]} for s in listed]
+    assert (ids == 0).any() and (ids > 0).any()
+    painted = np.asarray(picture(visitor, f"/api/job/{job}/map/teacher.png")).astype(float)
     size = painted.shape[:2]
     grown = np.asarray(Image.fromarray(source.pixels).resize(size[::-1], Image.Resampling.NEAREST))
     alpha = painted[..., 3:] / 255
     laid = (1 - alpha) * grown + alpha * painted[..., :3]
-    whole = overlay(source.pixels, truth, studio.categories, size, 1.0)
+    whole = overlay(source.pixels, Segmentation(ids, segments), studio.categories, size, 1.0)
     assert size[0] > 96 and np.abs(laid - whole).max() <= 1.5
 
 

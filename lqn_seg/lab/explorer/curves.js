@@ -30,16 +30,17 @@ function showLayer(layer, found) {
 const showStep = safely(async () => {
   const {steps, metric} = status, mine = job;
   if (!steps?.made.length) return;
-  const k = +$("step").value, made = steps.made[k], change = steps.error_over_variance[k], score_ = steps.score[k];
+  const k = +$("step").value, made = steps.made[k], change = steps.error_over_variance[k], score = steps.score[k];
   $("step-is").textContent = `Step ${made} of ${steps.wanted.at(-1)}`;
   $("step-is").dataset.step = made;
-  const quality = missing(score_) ? "" : `${metric} ${fixed(score_, 1)}, `;
-  $("step-error").textContent = `${quality}change by the student ${fixed(change, 3)} × variance`;
+  const quality = missing(score) ? "" : `${metric} ${fixed(score, 1)}, `;
+  $("step-error").textContent = `${quality}change ${fixed(change, 3)} × variance`;
   const common = {under: "steps", xs: steps.made.map((_, n) => n), names: steps.made};
-  $("score-curve").hidden = missing(score_);
-  chart($("score-curve"), {...common, name: `${metric} of this image`, most: 100, ys: steps.score, now: {x: k, y: score_}});
-  chart($("step-curve"), {...common, name: "Change by the student (× variance)", most: 0.01, ys: steps.error_over_variance,
-    now: {x: k, y: change}});
+  $("score-curve").hidden = missing(score);
+  const scores = {name: `${metric} of this image`, most: 100, ys: steps.score, now: {x: k, y: score}};
+  const ys = steps.error_over_variance, name = "Change by the student (× variance)";
+  chart($("score-curve"), {...common, ...scores});
+  chart($("step-curve"), {...common, name, most: 0.01, ys, now: {x: k, y: change}});
   const view = viewOf("step");
   await load(view, `step-${made}`, {segments: steps.segments[k]});
   if (mine === job && +$("step").value !== k) showStep();
@@ -89,7 +90,8 @@ function player(button, slider, by, pause) {  // moves a slider to its end
 
 // ---- numbers: what each is, its unit, and how to get it from a method's map ---------------------
 
-const gain = (map, now) => missing(map.score) || missing(now.maps.teacher?.score) ? null : map.score - now.maps.teacher.score;
+const gain = (map, now) =>
+  missing(map.score) || missing(now.maps.teacher?.score) ? null : map.score - now.maps.teacher.score;
 const total = map => Object.values(map.milliseconds).reduce((sum, ms) => sum + ms, 0);
 const ofStudent = (map, x) => missing(map.alignment.mixing_weight) ? "–" : fixed(x, 3);
 const ROWS = [  // label, unit, meaning, value
@@ -117,9 +119,12 @@ function numbers(now) {
   const head = names.map(name => make("th", {scope: "col", textContent: titleOf(name)}));
   const rows = ROWS.map(([label, unit, meaning, value]) => {
     const words = [make("span", {textContent: label.replace("METRIC", now.metric)}), small("unit", unit), small("meaning", meaning)];
-    const cells = names.map(name => make("td", {textContent: now.maps[name] ? value(now.maps[name], now) : "–"}));
-    return make("tr", {}, make("th", {scope: "row"}, make("div", {}, ...words)), ...cells);
+    const cells = names.map(name => now.maps[name] ? value(now.maps[name], now) : "–");
+    const row = make("th", {scope: "row"}, make("div", {}, ...words));
+    return make("tr", {}, row, ...cells.map(textContent => make("td", {textContent})));
   });
-  $("numbers").replaceChildren(make("thead", {}, make("tr", {}, make("th"), ...head)), make("tbody", {}, ...rows));
-  $("meanings").textContent = ROWS.map(([label, , meaning]) => `${label.replace("METRIC", now.metric)}: ${meaning}.`).join(" ");
+  const top = make("tr", {}, make("th"), ...head);
+  $("numbers").replaceChildren(make("thead", {}, top), make("tbody", {}, ...rows));
+  const meanings = ROWS.map(([label, , meaning]) => `${label.replace("METRIC", now.metric)}: ${meaning}.`);
+  $("meanings").textContent = meanings.join(" ");
 }

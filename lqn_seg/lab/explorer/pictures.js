@@ -7,7 +7,7 @@ function viewOf(name) {
   const view = {name, canvas: make("canvas"), title: make("b"), note: make("span")};
   view.canvas.setAttribute("role", "img");
   view.under = make("span");
-  view.save = make("a", {textContent: "Save labels"});
+  view.save = make("a", {textContent: "Labels", title: "Save the classes of all pixels as PNG"});
   view.figure = make("figure", {}, make("figcaption", {}, view.title, view.note), view.canvas,
     make("div", {className: "foot"}, view.under, view.save));
   view.figure.dataset.map = name;

@@ -55,7 +55,7 @@ setup(
     package_data={
         "lqn_seg": ["py.typed"],
         "lqn_seg.data": ["ade20k.txt", "sets.json"],
-        "lqn_seg.lab.explorer": ["page.html"],
+        "lqn_seg.lab.explorer": ["*.html", "*.css", "*.js"],
     },
     cmdclass={"build_py": BuildPy},
     entry_points={"console_scripts": ["lqn-seg = lqn_seg.cli:main"]},

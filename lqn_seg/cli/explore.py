@@ -1,8 +1,9 @@
 """Open the depth explorer: a page on this machine that shows a fit from inside.
 
-Drop an image or take a scene, damage it, and see the masks of EoMT, APM and LQN side by side; slide
-through the depth of the teacher, between its layers too, and through the steps of the fit. It
-listens on 127.0.0.1 only, unless --host says otherwise, and needs no network.
+It opens on a damaged scene. Take another one or drop an image, damage it, and see the masks of any
+methods side by side; slide through the depth of the teacher, between its layers too, and through
+the steps of the fit. It listens on 127.0.0.1 only, unless --host says otherwise, and needs no
+network.
 
 Examples:
     lqn-seg explore

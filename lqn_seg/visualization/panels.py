@@ -75,15 +75,17 @@ def overlay(
     segmentation: Segmentation,
     categories: Sequence[CategoryLike],
     size: Size | None = None,
+    strength: float = _OPACITY,
 ) -> np.ndarray:
     """The image with its segments in colour and their borders in white, one pixel wide at `size`.
-    Pixels of no segment keep the image's own colours under thin hatching."""
+    Pixels of no segment keep the image's own colours under thin hatching. `strength`: opacity of a
+    segment's colour."""
     ids, segments = segmentation
     colors = segment_colors(ids, segments, categories)
     if size is not None:
         image, ids = _resize_image(image, size), _resize_ids(ids, size)
     painted = _by_id(ids, colors, VOID_COLOR).astype(np.float32)
-    opacity = np.where(ids[..., None] > 0, np.float32(_OPACITY), np.float32(0))
+    opacity = np.where(ids[..., None] > 0, np.float32(strength), np.float32(0))
     drawn = (1 - opacity) * image + opacity * painted
     hatching = np.add.outer(*map(np.arange, ids.shape)) % 7 == 0
     drawn[(ids == 0) & hatching] = VOID_COLOR

@@ -1,29 +1,35 @@
 """One visitor's image in a teacher, by a preset, and all that the page shows of it.
 
-The masks of teacher, APM and LQN come first, then a student of all layers, then the predictions
+The masks of the chosen methods come first, then a student of all layers, then the predictions
 after steps of the fit. Jobs share the frozen teacher and nothing else: visitors do not mix.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from fvcore.common.config import CfgNode
 from matplotlib import colormaps
+from PIL import Image
 
 from lqn_seg.adapt.ineffective import shown
 from lqn_seg.adapt.journey import over_variance
+from lqn_seg.adapt.methods import PIXEL_CONTROLS
+from lqn_seg.config.methods import SEGMENTATION
 from lqn_seg.config.nodes import method_config
+from lqn_seg.core.config import ALIASES, CONTROLS, LQNConfig
 from lqn_seg.core.lqn import FittedStudents
 from lqn_seg.engine.probe import Probe, student_recipe
 from lqn_seg.engine.studio import Source, Studio, stops
 from lqn_seg.errors import InputError
+from lqn_seg.lab.explorer.work import Piece, Work
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.pictures import compare, segmentation
@@ -31,26 +37,41 @@ from lqn_seg.lab.report.provenance import json_numbers
 from lqn_seg.lab.report.wording import title
 from lqn_seg.segmentation.segmenter import Prediction
 from lqn_seg.visualization.files import Pixels, png_bytes
-from lqn_seg.visualization.palette import SEQUENTIAL, category_color
-from lqn_seg.visualization.panels import Segmentation, cell_size, overlay
+from lqn_seg.visualization.palette import SEQUENTIAL, VOID_COLOR, category_color
+from lqn_seg.visualization.panels import Segmentation, cell_size, legend_entries, overlay
 from lqn_seg.visualization.token_maps import shared_basis, standardised
 
-VARIANTS = ("teacher", "apm", "lqn")
+NO_LABEL = 255  # in a label PNG: no segment
+# What is shown at first; the teacher is always there, for the others are compared with it.
+SHOWN_FIRST = ("teacher", "restore", "apm", "lqn")
 _READINGS = ("damage", "aligned", "mixing_weight")
 _TIMES = ("teacher_ms", "fit_ms", "query_ms", "head_ms")
+_FIDELITY = ("token_cos", "error_over_variance")
 _MOST_ERROR = 2.0  # over variance, at the end of the colour scale
+_FIT = 3.0  # expected time of a fit, in passes of the teacher
+
+
+def offered(cfg: CfgNode) -> list[str]:
+    """Methods to choose from: those of a configuration, and all that need nothing else."""
+    own = [name for name in cfg.MODEL.LQN.METHODS if "=" not in name]
+    return [n for n in dict.fromkeys([*SHOWN_FIRST, *SEGMENTATION, *own]) if n not in ALIASES]
 
 
 class Job:
-    """Runs in a thread of its own, and works while it holds the lock `turn`; every public method
-    may be called while it does, and raises `InputError` for what is not there yet."""
+    """Works in a thread of its own; every public method may be called meanwhile, and raises
+    `InputError` for what is not there yet."""
 
-    def __init__(self, studio: Studio, source: Source, preset: str, turn: threading.Lock) -> None:
-        self.studio, self.source, self.preset, self.turn = studio, source, preset, turn
-        self.methods = {v: v if v == "teacher" else f"{v}@{preset}" for v in VARIANTS}
-        if preset == studio.cfg.MODEL.LQN.PRESET:  # with the configuration's own changes to it
-            self.methods = {v: v for v in VARIANTS}
-        self.recipe = student_recipe("lqn", method_config(studio.cfg, self.methods["lqn"]))
+    def __init__(
+        self,
+        studio: Studio,
+        source: Source,
+        preset: str,
+        turn: threading.Lock,
+        methods: Sequence[str] = SHOWN_FIRST,
+    ) -> None:
+        self.studio, self.source, self.preset = studio, source, preset
+        self.methods = list(dict.fromkeys(["teacher", *methods]))
+        self.recipe = student_recipe("lqn", method_config(studio.cfg, self._full_name("lqn")))
         self.stops = stops(self.recipe.fit.steps)
         self.predictions: dict[str, Prediction] = {}
         self.segmentations: dict[str, Segmentation] = {}  # of methods, "truth" and "step-K"
@@ -62,39 +83,48 @@ class Job:
         self.depth: tuple[Probe, FittedStudents, Callable[..., Pixels]] | None = None
         self.depth_numbers: dict[str, Any] = {}
         self.warnings: list[str] = []
-        self.error, self.unlike, self.cancelled = "", False, False
-        self.stage, self.made, self.started = "waiting for its turn", 0, time.monotonic()
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.unlike = ""
+        self.work = Work(turn, self._pieces())
 
-    def _run(self) -> None:
-        try:
-            for name in VARIANTS:
-                self._piece(title(name), self._predict, name)
-            self._piece("a student of all layers", self._fit_depth)
-            for steps in self.stops:
-                self._piece(f"step {steps} of the fit", self._predict_step, steps)
-        except InputError as error:
-            self.error = str(error)
-        except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            self.stage = ""
+    def _pieces(self) -> list[Piece]:
+        steps = max(self.stops[-1], 1)
+        return [
+            *map(self._method_piece, self.methods),
+            Piece("fitting a student to all layers", 1 + _FIT, self._fit_depth),
+            *(
+                Piece(f"step {k} of the fit", 1 + _FIT * k / steps, partial(self._predict_step, k))
+                for k in self.stops
+            ),
+        ]
 
-    def _piece(self, stage: str, work: Callable[..., None], *arguments: Any) -> None:
-        with self.turn:
-            if not self.cancelled:
-                self.stage = stage
-                work(*arguments)
-        self.made += 1
+    def _method_piece(self, name: str) -> Piece:
+        recipe = method_config(self.studio.cfg, self._full_name(name))
+        weight = 1.0
+        if isinstance(recipe, LQNConfig) and recipe.fit.variant not in CONTROLS:
+            weight += _FIT if recipe.fit.steps else 0
+        return Piece(title(name), weight, partial(self._predict, name))
+
+    def _full_name(self, name: str) -> str:
+        """A method with the job's preset, where it has a recipe and none of its own. The
+        configuration's preset keeps the configuration's own changes to it."""
+        plain = name in (*PIXEL_CONTROLS, "teacher") or name not in SEGMENTATION
+        is_usual = self.preset == self.studio.cfg.MODEL.LQN.PRESET
+        return name if plain or is_usual else f"{name}@{self.preset}"
+
+    def add(self, name: str) -> None:
+        """Predict with one more method, before all that has not begun."""
+        if name not in self.methods:
+            self.methods.append(name)
+            self.work.first(self._method_piece(name))
 
     def _predict(self, name: str) -> None:
-        method = method_config(self.studio.cfg, self.methods[name])
+        method = method_config(self.studio.cfg, self._full_name(name))
         segmenter = self.studio.segmenter_of({name: method})
         self.warnings += segmenter.ineffective.values()
         shown(segmenter.ineffective.values())  # the page does, not the console
         if name == "teacher":
-            self.unlike = self.studio.unlike(self.source)
+            is_unlike = self.studio.unlike(self.source)
+            self.unlike = self.source.unlike if is_unlike else ""
         prediction = segmenter([self.source.tensor])[0][name]
         stats, drawn = prediction.stats, segmentation(prediction.output)
         count = partial(count_gmacs, segmenter, name, stats)
@@ -107,8 +137,7 @@ class Job:
             "alignment": {key: stats[key] for key in _READINGS if key in stats},
             "milliseconds": {key: stats[key] for key in _TIMES},
             "gmacs": attempt(f"the cost of {title(name)} could not be counted", count, uncounted),
-            "token_cos": stats["token_cos"],
-            "error_over_variance": stats["error_over_variance"],
+            **{key: stats.get(key) for key in _FIDELITY},
         }
         self.predictions[name] = prediction
 
@@ -143,16 +172,14 @@ class Job:
 
     def status(self) -> dict[str, Any]:
         """How far the job is, and all numbers that are there."""
-        done, total = not self.stage, len(VARIANTS) + 1 + len(self.stops)
-        left_s = (time.monotonic() - self.started) * (total / max(self.made, 1) - 1)
         steps, keys = dict(self.steps), ("error_over_variance", "score", "segments")
         by_step = {key: [step[key] for step in steps.values()] for key in keys}
         numbers = {
-            "done": done,
-            "error": self.error,
-            "stage": self.stage,
-            "progress": 1.0 if done else self.made / total,
-            "eta_s": left_s if self.made and not done else None,
+            "done": self.work.done,
+            "error": self.work.error,
+            "stage": self.work.stage,
+            "progress": self.work.progress,
+            "eta_s": self.work.eta_s,
             "image": self.source.heading,
             "file": f"{self.source.file_name}_{self.source.condition}_{self.preset}",
             "size": self.source.pixels.shape[:2],
@@ -162,6 +189,7 @@ class Job:
             "warnings": list(self.warnings),
             "metric": self.studio.metric,
             "maps": dict(self.maps),
+            "legend": self.legend,
             "steps": {"wanted": self.stops, "made": list(steps), **by_step},
         }
         return json_numbers(numbers | ({"depth": depth} if (depth := self.depth_numbers) else {}))
@@ -171,11 +199,47 @@ class Job:
             raise InputError(f"this job has no map {name!r}, or not yet")
         return self.segmentations[name]
 
+    @property
+    def legend(self) -> list[dict[str, Any]]:
+        """Name, colour and label of every class in any map, and of "no segment" where there is
+        such; labels are the values in `labels_png`."""
+        labels = {category.name: k for k, category in enumerate(self.studio.categories)}
+        entries = legend_entries(list(self.segmentations.values()), self.studio.categories)
+        return [
+            {"name": name, "color": color, "label": labels.get(name, NO_LABEL)}
+            for name, color in entries
+        ]
+
     def map_png(self, name: str) -> bytes:
-        """A map over the image; small images grow, so that borders stay thin."""
-        pixels, drawn = self.source.pixels, self.segmentation(name)
-        size = max(pixels.shape[:2], cell_size(*pixels.shape[:2]))
-        return png_bytes(overlay(pixels, drawn, self.studio.categories, size))
+        """A map's colours and borders on transparent ground, to be laid over the image; those of
+        small images grow, so that borders stay thin."""
+        height, width = self.source.pixels.shape[:2]
+        size = max((height, width), cell_size(height, width))
+        on_black, on_white = (
+            overlay(ground, self.segmentation(name), self.studio.categories, size, 1.0)
+            for ground in (np.full((height, width, 3), v, np.uint8) for v in (0, 255))
+        )
+        alpha = 255 - (on_white - on_black)[..., :1]
+        colors = 255.0 * on_black / np.maximum(alpha, 1)
+        return png_bytes(np.concatenate([colors.round().astype(np.uint8), alpha], -1))
+
+    def labels_png(self, name: str) -> bytes:
+        """The class of every pixel, as the value in a PNG whose palette has the classes' colours;
+        `NO_LABEL` is no segment. An `InputError` where there are more classes than a PNG holds."""
+        ids, segments = self.segmentation(name)
+        categories = self.studio.categories
+        if len(categories) > NO_LABEL:
+            raise InputError(f"a label PNG holds {NO_LABEL} classes, not {len(categories)}")
+        classes = {int(segment["id"]): int(segment["category_id"]) for segment in segments}
+        unique, inverse = np.unique(ids, return_inverse=True)
+        values = np.array([classes.get(int(i), NO_LABEL) for i in unique], np.uint8)
+        picture = Image.fromarray(values[inverse.reshape(ids.shape)])
+        colors = [category_color(category, k) for k, category in enumerate(categories)]
+        colors += [VOID_COLOR] * (NO_LABEL + 1 - len(colors))
+        picture.putpalette(np.array(colors, np.uint8).tobytes())
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        return buffer.getvalue()
 
     def map_ids(self, name: str) -> bytes:
         """Segment ids of a map, row by row, little-endian 32-bit."""
@@ -211,7 +275,8 @@ class Job:
 
     def panel_png(self) -> bytes:
         """The methods side by side, as `lqn-seg figures panels` draws them."""
-        predictions = dict(self.predictions)
-        if len(predictions) < len(VARIANTS):
+        made = dict(self.predictions)
+        if len(made) < len(self.methods):
             raise InputError("the masks are not ready yet")
-        return png_bytes(compare(self.studio, [self.source], [predictions], [self.unlike]))
+        predictions = {name: made[name] for name in self.methods}
+        return png_bytes(compare(self.studio, [self.source], [predictions], [bool(self.unlike)]))

@@ -1,7 +1,7 @@
 """HTTP around jobs: routes, limits, and one sentence for whatever is wrong.
 
-Python's own HTTP server and one HTML file: no content delivery network, no telemetry, nothing of a
-visitor stays on disk.
+Python's own HTTP server, and a page without a framework: no content delivery network, no telemetry,
+nothing of a visitor stays on disk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,23 +29,44 @@ from lqn_seg.core.config import PRESETS
 from lqn_seg.data.corruptions import CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import read_image, upright_size
+from lqn_seg.data.shipped import find_local
 from lqn_seg.engine.evaluate import CLEAN, Condition
 from lqn_seg.engine.studio import Source, Studio, readers
 from lqn_seg.errors import InputError, nearest
-from lqn_seg.lab.explorer.job import Job
+from lqn_seg.lab.explorer.job import SHOWN_FIRST, Job, offered
+from lqn_seg.lab.report.wording import title
 from lqn_seg.visualization.files import png_bytes
 
-PAGE = Path(__file__).with_name("page.html")
+
+@dataclass(frozen=True)
+class Start:
+    """What a visitor sees first.
+
+    Attributes:
+        photograph: a file, as it is or shipped, offered before the scenes; empty: the first scene.
+        methods: side by side.
+    """
+
+    photograph: str = ""
+    corruption: str = "contrast"
+    severity: int = 3
+    methods: tuple[str, ...] = SHOWN_FIRST
+
+
+START = Start()
+PAGE = "page.html"
+FILES = (PAGE, "page.css", "page.js", "pictures.js", "curves.js")
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 MOST_BYTES = 20 * 2**20  # of an upload
 MOST_PIXELS = 40_000_000  # of an upload
 SHOWN = 1024  # pixels on the longer side of an upload; larger ones are shrunk
 KEPT = 16  # jobs, and uploads, before the oldest is forgotten
-SCENES = 24  # of the data set that are offered
+SCENES = 12  # of the data set that are offered
 # The page may talk to this server and to nobody else, whatever it contains.
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; "
         "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     ),
@@ -76,14 +98,19 @@ class Explorer:
             sources = [read() for read in readers(self.first.cfg, (), SCENES)]
         except InputError as error:  # no failure: images can be dropped
             print(f"no scenes to offer: {error}", file=sys.stderr)
-            return
-        self.scenes = {str(s.record["image_id"]): s for s in sources if s.record}
-        self.first.segmenter_of({"teacher": None})([sources[0].tensor])  # the first pass is slow
+            sources = []
+        if START.photograph:
+            photographs = [find_local(START.photograph)]
+            sources = [read() for read in readers(self.first.cfg, photographs)] + sources
+        for source in sources:
+            self.scenes[str(source.record["image_id"]) if source.record else source.name] = source
+        if sources:  # the first pass is slow
+            self.first.segmenter_of({"teacher": None})([sources[0].tensor])
 
     def run(self, request: Mapping[str, Any]) -> str:
         """Start a job, with another ``instead`` of which nobody waits any more; returns its id."""
         if request.get("instead") in self.jobs:
-            self.jobs[request["instead"]].cancelled = True
+            self.jobs[request["instead"]].work.cancelled = True
 
         def choice(key: str, choices: Sequence[str], default: str) -> str:
             return nearest(str(request.get(key, default)), choices, key)
@@ -99,30 +126,49 @@ class Explorer:
             source = self.scenes[str(request["scene"])]
         else:
             raise InputError(f"there is no scene {request.get('scene')!r}")
-        job = Job(studio, source.under(condition, studio.config.seed), preset, self.turn)
-        job.thread.start()
+        asked = request.get("methods", START.methods)
+        methods = [self._method(name) for name in asked] if isinstance(asked, list | tuple) else []
+        damaged = source.under(condition, studio.config.seed)
+        job = Job(studio, damaged, preset, self.turn, methods)
+        job.work.thread.start()
         return _remember(self.jobs, job)
+
+    def _method(self, name: Any) -> str:
+        return nearest(str(name), offered(self.first.cfg), "method")
 
     def get(self, path: str, query: Mapping[str, str]) -> Reply:
         """What is at a path; an `InputError` where nothing is, or not yet."""
         match path.removeprefix("/").split("/"):
-            case [""]:
-                return "text/html; charset=utf-8", PAGE.read_bytes()
+            case [name] if (name or PAGE) in FILES:
+                file = Path(__file__).with_name(name or PAGE)
+                return f"{_KINDS[file.suffix]}; charset=utf-8", file.read_bytes()
             case ["api", "options"]:
-                choices = {"corruptions": [CLEAN, *CORRUPTIONS], "presets": list(PRESETS)}
-                offered = {"scenes": list(self.scenes), "teachers": list(self.studios)}
-                return _json({**choices, **offered, "preset": self.first.cfg.MODEL.LQN.PRESET})
+                return _json(self.options())
             case ["api", "scene", file] if scene := self.scenes.get(file.removesuffix(".png")):
                 return "image/png", png_bytes(scene.pixels)
             case ["api", "job", number, *part]:
                 return _of_job(_recall(self.jobs, number, "job"), part, query)
         raise NotHere(f"there is nothing at {path}")
 
+    def options(self) -> dict[str, Any]:
+        """What there is to choose from, and what to begin with."""
+        methods = [{"name": n, "title": title(n)} for n in offered(self.first.cfg)]
+        return {
+            "corruptions": [CLEAN, *CORRUPTIONS],
+            "presets": list(PRESETS),
+            "preset": self.first.cfg.MODEL.LQN.PRESET,
+            "scenes": {key: source.name for key, source in self.scenes.items()},
+            "teachers": list(self.studios),
+            "methods": methods,
+            "start": asdict(START),
+        }
+
     def post(self, path: str, content: bytes, name: str) -> Reply:
-        """Take in an image file of a name, or the request for a job; replies with its id."""
+        """Take in an image file of a name, the request for a job, which reply with an id, or that
+        for one more method in a job."""
         if path == "/api/upload":
             return _json({"upload": _remember(self.uploads, read_upload(content, name))})
-        if path != "/api/run":
+        if path not in ("/api/run", "/api/add"):
             raise NotHere(f"there is nothing at {path}")
         try:
             request = json.loads(content)
@@ -130,7 +176,11 @@ class Explorer:
             request = None
         if not isinstance(request, dict):
             raise InputError("the request is no JSON object")
-        return _json({"job": self.run(request)})
+        if path == "/api/run":
+            return _json({"job": self.run(request)})
+        job = _recall(self.jobs, str(request.get("job")), "job")
+        job.add(self._method(request.get("method")))
+        return _json(job.status())
 
 
 def _of_job(job: Job, part: Sequence[str], query: Mapping[str, str]) -> Reply:
@@ -147,6 +197,8 @@ def _of_job(job: Job, part: Sequence[str], query: Mapping[str, str]) -> Reply:
             return "image/png", job.map_png(file.removesuffix(".png"))
         case ["map", file] if file.endswith(".ids"):
             return "application/octet-stream", job.map_ids(file.removesuffix(".ids"))
+        case ["labels", file] if file.endswith(".png"):
+            return "image/png", job.labels_png(file.removesuffix(".png"))
     raise NotHere(f"a job has nothing at {'/'.join(part)!r}")
 
 
@@ -175,7 +227,7 @@ def _remember(kept: dict[str, T], value: T) -> str:
     kept[number] = value
     for oldest in list(kept)[:-KEPT]:
         if isinstance(forgotten := kept.pop(oldest, None), Job):
-            forgotten.cancelled = True
+            forgotten.work.cancelled = True
     return number
 
 

@@ -56,11 +56,14 @@ def test_load_pick_run_slide_hover_zoom_save(page, visitor, tmp_path):
             page.select_option("#corruption", name)
             page.click("#run")
             wait(page, f"(status.image || '').includes('{name}') && status.done")
-    page.locator("#scenes img").nth(3).click()
+    page.locator("#scenes label").nth(3).click()
     page.select_option("#corruption", "contrast")
     wait(page, "status.done && status.image === 'scene 3, contrast-3' && !$('step').disabled")
     shown = page.locator("#masks figure").evaluate_all("all => all.map(f => f.dataset.map)")
-    assert shown == ["image", "truth", "teacher", "apm", "lqn"]
+    assert shown == ["image", "truth", "teacher", "restore", "apm", "lqn"]
+    page.click("summary")
+    page.check("#more [value=ridge]")
+    wait(page, "status.done && status.maps.ridge && views.get('ridge').ids")
 
     assert page.locator("#step-row canvas").count() == 1
     wait(page, "$('layer-is').dataset.layer === '4'")
@@ -68,7 +71,7 @@ def test_load_pick_run_slide_hover_zoom_save(page, visitor, tmp_path):
     page.locator("#layer").fill("2.5")
     wait(page, "$('layer-is').dataset.layer === '2.5'")
     assert page.get_attribute("#map-student", "src") != before
-    assert "layer 2.50" in page.text_content("#layer-is")
+    assert "Layer 2.50" in page.text_content("#layer-is")
 
     page.locator("#step").fill("1")
     wait(page, "$('step-is').dataset.step === '1'")
@@ -77,10 +80,14 @@ def test_load_pick_run_slide_hover_zoom_save(page, visitor, tmp_path):
 
     canvas, other = (page.locator(f"[data-map={name}] canvas") for name in ("teacher", "lqn"))
     canvas.hover(position={"x": 40, "y": 40})
-    words = page.text_content("#under")
-    assert "ground truth: " in words and "LQN: " in words
+    words = page.locator("#masks .foot span").all_text_contents()
+    assert words[0] == "" and all(words[1:])  # the class below each picture but the image
+    legend = page.locator("#legend li").all_text_contents()
+    assert set(words[1:]) <= set(legend)
     unzoomed = other.evaluate("c => c.toDataURL()")
+    page.keyboard.down("Control")
     page.mouse.wheel(0, -400)
+    page.keyboard.up("Control")
     wait(page, "seen.zoom > 2")
     assert other.evaluate("c => c.toDataURL()") != unzoomed
 
@@ -96,6 +103,18 @@ def test_load_pick_run_slide_hover_zoom_save(page, visitor, tmp_path):
     assert Image.open(tmp_path / "panel").size[0] > 1000
     assert json.loads((tmp_path / "json").read_text())["preset"] == "distill"
 
+    with page.expect_download() as download:
+        page.click("[data-map=lqn] a")
+    assert download.value.suggested_filename == "labels_scene-3_contrast-3_distill_lqn.png"
+
+    page.locator("#opacity").fill("0")  # then every picture is the image
+    alike = "[...views.values()].map(v => v.canvas.toDataURL()).slice(0, 2)"
+    page.evaluate("point(null)")
+    assert len(set(page.evaluate(alike))) == 1
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
     assert not page.wrong and len(page.requested) > 20
     own = (f"http://127.0.0.1:{visitor.port}/", "data:", "blob:")
     assert all(url.startswith(own) for url in page.requested)
@@ -103,7 +122,7 @@ def test_load_pick_run_slide_hover_zoom_save(page, visitor, tmp_path):
 
 # Words that are cut, and what sticks out of the window or over its neighbour.
 OUTSIDE = """(() => {
-  const wrong = [...document.querySelectorAll('figcaption, label, h2, button, .slide p')]
+  const wrong = [...document.querySelectorAll('figcaption span, label, h2, button')]
     .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent);
   if (document.documentElement.scrollWidth > innerWidth) wrong.push('sideways scrolling');
   const parts = [...document.querySelectorAll('section, aside')];

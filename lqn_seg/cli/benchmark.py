@@ -36,18 +36,19 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--no-references", dest="references", action="store_false", help=without)
     read = "tables of a benchmark.json"
     parser.add_argument("--read", type=Path, metavar="FILE", help=read)
+    parser.add("--full", False, "print all tables of benchmark.txt, not the summary alone")
     parser.add("--output", Path("output/benchmark"), "for files", metavar="DIR")
     return parser.parse_args(words)
 
 
 def run(arguments: Namespace) -> None:
     if arguments.read:
-        report(arguments.read)
+        report(arguments.read, arguments.full)
         return
     from lqn_seg.engine.store import make_writable
     from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
 
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("read", "output")}
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("read", "full", "output")}
     for key in ("variants", "precisions", "baselines"):
         settings[key] = tuple(names(settings[key]))
     config = BenchmarkConfig(**settings)
@@ -67,27 +68,29 @@ def run(arguments: Namespace) -> None:
     numbers = write_numbers(benchmark.results, arguments.output)
     print(f"written: {numbers}")
     try:
-        report(numbers)
+        report(numbers, arguments.full)
     except ModuleNotFoundError as missing:
         print(
-            f"no tables, for {missing.name} is not installed: where it is, "
-            f"lqn-seg benchmark --read {numbers} makes them"
+            f"no tables, because {missing.name} is not installed; install it and run "
+            f"lqn-seg benchmark --read {numbers}"
         )
 
 
-def report(numbers: Path) -> None:
-    """Tables of a ``benchmark.json``."""
-    from lqn_seg.lab.benchmark.report import report_text
+def report(numbers: Path, full: bool) -> None:
+    """Summary and tables of a ``benchmark.json``."""
+    from lqn_seg.lab.benchmark.report import report_text, summary_text
 
     try:
         results = json.loads(numbers.read_text())
-        text = report_text(results)
+        summary, text = summary_text(results), report_text(results)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{numbers} is no benchmark.json that is whole ({error!r})") from error
-    print(f"\n{text}\n", flush=True)
+        raise InputError(f"{numbers} is not a complete benchmark.json ({error!r})") from error
+    print(f"\n{summary}\n", flush=True)
+    if full:
+        print(f"{text}\n", flush=True)
     tables = numbers.with_name("benchmark.txt")
     tables.write_text(f"{text}\n")
-    print(f"written: {tables}")
+    print(f"all tables: {tables} (--full prints them)")
 
 
 def main(words: Sequence[str] | None = None) -> int:

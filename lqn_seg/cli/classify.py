@@ -60,6 +60,7 @@ def evaluate(arguments: Namespace) -> int:
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,
+            full=arguments.full,
         )
     if report is not None:
         check_failed(report.runs)

@@ -61,6 +61,7 @@ def evaluate_natively(arguments: Namespace) -> None:
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,
+            full=arguments.full,
         )
     if report is not None:
         check_failed([report.evaluation])

@@ -194,6 +194,7 @@ def add_run_flags(parser: Parser) -> None:
         "stop at the first image that cannot be read or scored, and when the disk is full; "
         "else both are named and counted, and the run goes on (native; detectron2 always stops)",
     )
+    parser.add("--full", False, "print all tables, not the summary alone")
     parser.add("--num-gpus", 1, "processes per machine, also where there is no GPU")
     parser.add("--num-machines", 1, "total number of machines")
     parser.add("--machine-rank", 0, "number of this machine")

@@ -22,6 +22,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
         "studies", nargs="+", metavar="FILE", help="study files (.yaml), or shipped ones"
     )
     parser.add("--resume", False, "go on from what is in OUTPUT_DIR")
+    parser.add("--full", False, "print all tables of table.md, not the summary alone")
     parser.add_overrides(is_key=_is_key)
     return parser.parse_intermixed_args(words)
 
@@ -41,7 +42,7 @@ def run(arguments: Namespace) -> None:
 
     with launch.joined():
         for path in arguments.studies:
-            run_study(path, arguments.overrides, arguments.resume)
+            run_study(path, arguments.overrides, arguments.resume, arguments.full)
 
 
 def main(words: Sequence[str] | None = None) -> int:

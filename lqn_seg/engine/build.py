@@ -59,7 +59,21 @@ def _load_teacher(cfg: CfgNode) -> Teacher[Any]:
     if teacher.NAME == "dinov2":
         return load_dinov2(weights, config, device, size, precision)
     base = teacher.BASE if teacher.BASE == ABSOLUTE else find_local(teacher.BASE)
-    return load_eomt(weights, config, device, size, base, precision)
+    try:
+        return load_eomt(weights, config, device, size, base, precision)
+    except InputError as error:
+        raise InputError(f"{error}{_random_weights(teacher.WEIGHTS)}") from error
+
+
+def _random_weights(weights: str) -> str:
+    """How to run a published EoMT with random weights; empty where its shape is not shipped."""
+    shape = f"configs/teachers/{Path(weights).name.replace('_eomt_large', '')}.json"
+    if Path(weights).exists() or not Path(find_local(shape)).is_file():
+        return ""
+    return (
+        "; to try the command with random weights, add MODEL.LQN.TEACHER.WEIGHTS '' "
+        f"MODEL.LQN.TEACHER.CONFIG {shape}"
+    )
 
 
 def build_segmenter(
@@ -183,7 +197,7 @@ def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
     return (
         f"teacher: {named.NAME} from {source if named.WEIGHTS else 'random weights'} on "
         f"{cfg.MODEL.DEVICE} in {dtype}, {teacher.num_layers} layers of "
-        f"{rows} x {columns} tokens; {describe_input(cfg, teacher)}"
+        f"{rows} x {columns} tokens\n{describe_input(cfg, teacher)}"
     )
 
 

@@ -181,7 +181,7 @@ class Studio:
         self.segmenter = built = build_segmenter(self.cfg, things, classes, methods, names)
         self.teacher = built.teacher
         calibration = describe_calibration(self.cfg, built.calibration)
-        print(f"{describe_teacher(self.cfg, built.teacher)}; {calibration}", flush=True)
+        print(describe_teacher(self.cfg, built.teacher), calibration, sep="\n", flush=True)
         for sentence in shown(built.ineffective.values()):
             print(f"warning: {sentence}", flush=True)
         if table and (note := describe_class_map(built, table)):

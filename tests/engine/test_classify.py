@@ -79,7 +79,7 @@ def config(tmp_path, prepare_demo, monkeypatch) -> Path:
 
 def test_every_method_runs_and_leaves_its_figures(config, capsys):
     calibrate_clip(load_classification_cfg(str(config)), "others")
-    report = classify(str(config))
+    report = classify(str(config), full=True)
     printed = capsys.readouterr().out
     shown = ("zero-shot", "teacher CLS", "teacher patch mean", *ALL)
     for name in shown:
@@ -196,7 +196,7 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
     wanted = ["CLASSIFICATION.METHODS", "('lqn', 'zero')"]
     monkeypatch.setattr(classification, "classification_cost", partly)
     monkeypatch.setattr(classification, "peak_gmacs_per_ms", broken)
-    report = classify(str(config), wanted)
+    report = classify(str(config), wanted, full=True)
     said = capsys.readouterr()
     assert "the cost of ZERO could not be counted: an operator has no rule" in said.err
     assert said.err.count("Traceback") == 1 and "speed could not be measured" in said.err
@@ -207,7 +207,7 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
     (row,) = [line for line in said.out.splitlines() if line.startswith("ZERO ")][-1:]
     assert row.split()[5:] == ["-"] * 4
     monkeypatch.setattr(report_module, "resampled_totals", broken)
-    classify(str(config), wanted, resume=True)
+    classify(str(config), wanted, resume=True, full=True)
     said = capsys.readouterr()
     assert "top-1 accuracy\n" in said.out and "minus zero-shot" not in said.out
     assert "intervals could not be found" in said.err
@@ -377,7 +377,7 @@ def test_two_processes_find_what_one_finds_and_resume_what_is_lost(config, tmp_p
         timeout=300,
     )
     assert two.returncode == 0, two.stderr
-    assert "3 of 16 images done" in two.stdout and two.stdout.count("top-1 accuracy\n") == 1
+    assert "3 of 16 images done" in two.stdout and two.stdout.count("scores 0-100") == 1
     assert result_in(tmp_path / "two") == expected
     assert {path.name for path in folder.glob("clean.*")} == {"clean.0.jsonl", "clean.1.jsonl"}
 

@@ -94,6 +94,9 @@ def test_missing_weights_of_a_real_config_are_one_sentence(tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "tue-mps/ade20k_semantic_eomt_large_512 could not be loaded" in result.stderr
+    shape = "configs/teachers/ade20k_semantic_512.json"
+    override = f"MODEL.LQN.TEACHER.WEIGHTS '' MODEL.LQN.TEACHER.CONFIG {shape}"
+    assert override in result.stderr and (ROOT / shape).is_file()
 
 
 def test_visualize_draws_ones_own_images_and_names_bad_ones(small_config, tmp_path, typed):

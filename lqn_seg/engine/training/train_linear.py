@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from lqn_seg.config.nodes import augmentation_config
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.shipped import find_local
 from lqn_seg.engine.training.eomt_training import pixel_cross_entropy, pixel_labels
@@ -51,6 +52,11 @@ class LinearTrainer(Trainer):
         rate, decay = self.solver.BASE_LR, self.solver.WEIGHT_DECAY
         optimizer = torch.optim.AdamW(model.head.parameters(), rate, weight_decay=decay)
         self.set_up(model.head, [optimizer])
+
+    @classmethod
+    def precision(cls, cfg: CfgNode) -> str:
+        stated = cfg.MODEL.LQN.TEACHER.PRECISION
+        return f"ViT {resolve_precision(stated, torch.device(cfg.MODEL.DEVICE))}, head float32"
 
     @property
     def image_count(self) -> int:

@@ -1,5 +1,7 @@
-"""Train a teacher: an EoMT, or by MODEL.LQN.TEACHER.NAME a linear head on a frozen DINOv2
-(dinov2) or a small CLIP (clip: open_clip's class and tokenizer, on labelled images).
+"""Train a teacher: an EoMT, a linear head on a frozen DINOv2, or a CLIP on labelled images.
+
+MODEL.LQN.TEACHER.NAME selects it: eomt, dinov2 or clip. The finished teacher is written to
+OUTPUT_DIR/teacher.
 
 Examples:
     lqn-seg train demo_teacher --resume
@@ -19,7 +21,7 @@ from lqn_seg.errors import InputError
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg train", description=__doc__)
     add_config_flags(parser)
-    parser.add("--resume", False, "go on from the checkpoint in OUTPUT_DIR")
+    parser.add("--resume", False, "continue from the checkpoint in OUTPUT_DIR")
     return parser.parse(words)
 
 

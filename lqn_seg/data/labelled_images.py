@@ -40,7 +40,7 @@ def open_array(path: str) -> NDArray[Any]:
     except FileNotFoundError:
         raise InputError(f"array file {path} does not exist") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"array file {path} is damaged or no .npy array ({error})") from None
+        raise InputError(f"array file {path} is damaged or not a .npy array ({error})") from None
 
 
 @lru_cache(maxsize=4)
@@ -113,15 +113,15 @@ def _name_folders(name: str, root: Path) -> tuple[dict[str, str], list[str]]:
         raise InputError(f"folder {root} of {name} holds no class folders")
     if {folder.casefold() for folder in folders} <= _SPLITS:
         raise InputError(
-            f"folder {root} of {name} holds splits ({', '.join(folders)}) and no classes: name one "
+            f"folder {root} of {name} holds splits ({', '.join(folders)}) and no classes; name one "
             "of them"
         )
     wnids = [folder for folder in folders if _WNID.fullmatch(folder)]
     imagenet = class_folders("imagenet") if wnids else {}
     if unknown := [wnid for wnid in wnids if wnid not in imagenet]:
         raise InputError(
-            f"folder {root} of {name} holds WordNet ids that ImageNet has no class for "
-            f"({enumeration(unknown)}): say what they are called (register_image_folder's classes)"
+            f"folder {root} of {name} holds WordNet ids that are not ImageNet classes "
+            f"({enumeration(unknown)}); name them in register_image_folder's classes"
         )
     names = {folder: imagenet.get(folder) or folder.replace("_", " ") for folder in folders}
     first: dict[str, str] = {}

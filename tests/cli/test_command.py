@@ -83,8 +83,8 @@ def test_predict_predicts(capsys, tmp_path):
     (tmp_path / "cut.png").write_bytes(b"")
     words = ["--out", str(tmp_path / "out"), "--method", "teacher", "--threads", "1"]
     status, out, error = said(capsys, "predict", str(scene), str(tmp_path / "cut.png"), *words)
-    assert status == 2 and "1 files predicted, 0 were there already, 1 left out" in out
+    assert status == 2 and "1 files predicted, 0 already there, 1 left out" in out
     assert "is empty (0 bytes)" in error
     assert (tmp_path / "out" / "000000_overlay.png").is_file()
     status, out, _ = said(capsys, "predict", str(scene), "--resume", *words)
-    assert status == 0 and "0 files predicted, 1 were there already" in out
+    assert status == 0 and "0 files predicted, 1 already there" in out

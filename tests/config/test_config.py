@@ -161,7 +161,7 @@ def test_beside_mask2former_in_either_order():
         (["MODEL.LQN.ABLATION", "views"], "is like views-8"),
         (["MODEL.LQN.ABLATION", "source-1"], "is like views-8, source-2-5-8"),
         (["MODEL.LQN.ABLATION", "views-0"], "is like views-8"),
-        (["MODEL.LQN.ABLATION", "cls-in-field"], "is an ablation of the other task"),
+        (["MODEL.LQN.ABLATION", "cls-in-field"], "belongs to the other task"),
         (["MODEL.LQN.EVAL.SEVERITY", "6"], r"EVAL\.SEVERITY: expected `int` <= 5, not 6"),
         (["MODEL.LQN.EVAL.CORRUPTIONS", "('frog',)"], "did you mean 'fog'"),
         (["MODEL.LQN.EVAL.MAX_IMAGES", "-1"], "expected `int` >= 0"),
@@ -293,8 +293,11 @@ def test_data_sets_of_ones_own_are_known_once_the_file_is_read(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ("{NAME: x, IMAGE_DIR: i}", r"DATASETS\[0\] describes no data set: it needs PANOPTIC_JSON"),
-        ("words", r"DATASETS\[0\] describes no data set"),
+        (
+            "{NAME: x, IMAGE_DIR: i}",
+            r"DATASETS\[0\] does not describe a data set: it needs PANOPTIC_JSON",
+        ),
+        ("words", r"DATASETS\[0\] does not describe a data set"),
         ("{IMAGE_DIR: i, PANOPTIC_DIR: p, PANOPTIC_JSON: j}", r"DATASETS\[0\] has no key NAME"),
         ("{NAME: x, IMAGE_DIR: i, LABEL_DIR: l}", r"DATASETS\[0\] has no key CLASSES"),
         (

@@ -324,7 +324,7 @@ def test_an_area_that_is_not_the_maps_is_named(root: Path) -> None:
     """PQ believes the area: 1 pixel less is another IoU, and 0 would divide by zero."""
     content = changed(PANOPTIC, "annotations[0].segments_info[1].area", 0)
     dataset = open_(root, panoptic=content)
-    sentence = r"segment 2 of image 1 has 12 pixels in .*1\.png, segments_info says area 0"
+    sentence = r"segment 2 of image 1 has 12 pixels in .*1\.png, but segments_info says area 0"
     with pytest.raises(InputError, match=sentence):
         dataset.metadata.read_panoptic(dataset.records()[0])
     (problem,) = validate(dataset, progress=False).problems

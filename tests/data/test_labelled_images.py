@@ -251,7 +251,7 @@ def test_wordnet_ids_get_imagenets_names(tmp_path):
     assert "3 class folders are WordNet ids" in named
     assert "one name for several classes (missile)" in shared
     draw(tmp_path / "n99999999" / "x.png")
-    with pytest.raises(InputError, match=r"ImageNet has no class for \(n99999999\).* classes"):
+    with pytest.raises(InputError, match=r"not ImageNet classes \(n99999999\).* classes"):
         load_image_folder("mine", tmp_path)
     mine = {"n99999999": "gizmo", "n01440764": "fish"}
     dataset = load_image_folder("mine", tmp_path, mine).listed()

@@ -68,9 +68,7 @@ def test_eomt_trains_through_the_default_trainer_and_is_a_teacher_then(training_
         (expected,) = trainer.model.eval()([{"image": pixels}])
     assert torch.equal(expected["sem_seg"], own["sem_seg"])
     cfg.MODEL.LQN.TEACHER.CONFIG = ""
-    with pytest.raises(
-        InputError, match=r"model_final\.pth .*holds tensors alone.*TEACHER\.CONFIG"
-    ):
+    with pytest.raises(InputError, match=r"model_final\.pth .*holds only tensors.*TEACHER\.CONFIG"):
         build_model(cfg)
     cfg.MODEL.LQN.TEACHER.CONFIG = str(tmp_path / "eomt.json")
     state = torch.load(saved, weights_only=True)

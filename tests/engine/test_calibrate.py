@@ -87,9 +87,9 @@ def test_the_file_lies_beside_local_weights_and_is_found_there(
 
 
 def test_what_is_missing_is_named(small_config, folder, tmp_path):
-    with pytest.raises(InputError, match="no image below"):
+    with pytest.raises(InputError, match="holds no image"):
         calibrate_teacher(str(small_config), tmp_path / "nowhere", output=tmp_path / "a")
-    with pytest.raises(InputError, match="--output is needed"):
+    with pytest.raises(InputError, match="--output is required"):
         calibrate_teacher(str(small_config), folder, ["MODEL.LQN.TEACHER.WEIGHTS", "some/hub-id"])
     with pytest.raises(InputError, match="at least two images, not 1"):
         calibrate_teacher(str(small_config), folder, most=1, output=tmp_path / "a")

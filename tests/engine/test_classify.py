@@ -84,7 +84,7 @@ def test_every_method_runs_and_leaves_its_figures(config, capsys):
     shown = ("zero-shot", "teacher CLS", "teacher patch mean", *ALL)
     for name in shown:
         assert title(name, CLASSIFICATION_TITLES) in printed
-    assert "TDA learns from the images before" in printed and "published" not in printed
+    assert "TDA learns from the images before it" in printed and "published" not in printed
     results = json.loads((Path(report.cfg.OUTPUT_DIR) / "inference" / "results.json").read_text())
     assert list(results["metrics"]) == ["clean", "fog-3"]
     for name in shown:
@@ -210,7 +210,7 @@ def test_no_cost_and_no_failing_part_loses_the_scores(config, monkeypatch, capsy
     classify(str(config), wanted, resume=True, full=True)
     said = capsys.readouterr()
     assert "top-1 accuracy\n" in said.out and "minus zero-shot" not in said.out
-    assert "intervals could not be found" in said.err
+    assert "intervals could not be computed" in said.err
 
 
 def test_a_few_images_are_no_evidence(config, monkeypatch):
@@ -334,7 +334,7 @@ def test_wrong_data_and_teachers_are_named(config):
 
     with pytest.raises(InputError, match=r"DATASETS\.TEST must name at least one"):
         start("DATASETS.TEST", "()")
-    with pytest.raises(InputError, match="demo_panoptic_val has no label per image"):
+    with pytest.raises(InputError, match="demo_panoptic_val has no image labels"):
         start("DATASETS.TEST", "('demo_panoptic_val',)")
     with pytest.raises(InputError, match=r"TEACHER\.NAME must be clip"):
         start("MODEL.LQN.TEACHER.NAME", "eomt")

@@ -81,7 +81,7 @@ def test_the_whole_run(small_config, capsys):
     assert results["images"] == 5 and results["subset_of"] is None
     assert results["metrics"]["clean"]["teacher"]["lqn"]["token_cos"] == pytest.approx(1)
     # Without a calibration no student is asked: that is said, and no fit is paid for.
-    assert printed.count("warning: method lqn: without a calibration nothing is restored") == 1
+    assert printed.count("warning: method lqn: without a calibration nothing is aligned") == 1
     assert results["warnings"] and results["warnings"][0] in printed
     assert printed.index("warning: method lqn") < printed.index("PQ by condition")
     assert "students fitted, of 10 images: LQN 0" in printed
@@ -137,7 +137,7 @@ def test_a_part_that_fails_takes_nothing_with_it(small_config, monkeypatch, caps
     monkeypatch.setattr(report_module, "resampled_totals", broken)
     evaluate(str(small_config), resume=True, full=True)
     said = capsys.readouterr()
-    assert "the intervals could not be found: KeyError" in said.err
+    assert "the intervals could not be computed: KeyError" in said.err
     assert "minus the teacher's" not in said.out and "token_cos" in said.out
 
 

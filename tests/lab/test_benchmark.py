@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_what_was_measured(tool, tmp_path, monkeypatch, capsys):
     assert tool.main([*QUICK, str(tmp_path)]) == 130
     kept = json.loads((tmp_path / "benchmark.json").read_text())
     assert [row["method"] for row in kept["methods"]] == ["apm"]
-    said = f"interrupted: what was measured until then is in {tmp_path}\n"
+    said = f"interrupted: measurements up to here are in {tmp_path}\n"
     assert capsys.readouterr().err == said
 
 

@@ -165,7 +165,7 @@ class Trainer(ABC):
         if not is_whole:
             raise KeyboardInterrupt(
                 f"{self.iteration} of {self.solver.MAX_ITER} iterations are in "
-                f"{self.checkpoint_path}; go on with --resume"
+                f"{self.checkpoint_path}; continue with --resume"
             )
         folder = self.output / "teacher"
         self.export(self.average.module if self.average else self.learner, folder)
@@ -200,7 +200,7 @@ class Trainer(ABC):
                 loss = self.step()
                 if not math.isfinite(loss):
                     raise InputError(
-                        f"training diverged at iteration {self.iteration}: lower SOLVER.BASE_LR"
+                        f"training diverged at iteration {self.iteration}; lower SOLVER.BASE_LR"
                     )
                 if self.average:
                     self.average.update_parameters(self.learner)
@@ -255,8 +255,8 @@ class Trainer(ABC):
             state = torch.load(self.checkpoint_path, weights_only=True)
         if state["recipe"] != self.recipe():
             raise InputError(
-                f"{self.checkpoint_path} was made by another configuration: choose another "
-                "OUTPUT_DIR, or leave --resume out to start again"
+                f"{self.checkpoint_path} is of another configuration: choose another OUTPUT_DIR, "
+                "or start again without --resume"
             )
         self.learner.load_state_dict(state["learner"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):

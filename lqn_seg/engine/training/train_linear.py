@@ -34,7 +34,7 @@ class LinearTrainer(Trainer):
         teacher, device = cfg.MODEL.LQN.TEACHER, torch.device(cfg.MODEL.DEVICE)
         self.backbone = find_local(cfg.MODEL.LQN.TRAIN.BACKBONE)
         if not self.backbone:
-            raise InputError(f"{_KEY} is empty: name the DINOv2 that the head is trained on")
+            raise InputError(f"{_KEY} is empty; name the DINOv2 that the head is trained on")
         size = tuple(teacher.IMAGE_SIZE) or None
         self.teacher = load_dinov2(self.backbone, "", device, size, teacher.PRECISION)
         self.start, self.size = self.backbone, self.teacher.image_size

@@ -47,13 +47,15 @@ def load_eomt_config(directory: str | None = None) -> Any:
         config.num_labels = 133
         return config
     if not (Path(directory) / "config.json").is_file():
-        raise InputError(f"There is no 'config.json' in '{directory}'.")
+        raise InputError(f"{directory} holds no config.json")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read '{directory}/config.json': {error}") from error
+        raise InputError(f"cannot read {directory}/config.json: {error}") from error
     if not isinstance(config, EomtConfig):
-        raise InputError(f"'{directory}/config.json' is a '{config.model_type}', not an 'eomt'.")
+        raise InputError(
+            f"{directory}/config.json describes a {config.model_type!r}, not an 'eomt'"
+        )
     return config
 
 

@@ -80,7 +80,7 @@ class Report(ABC):
         self.costs: dict[str, Any] = {}  # None where it cannot be counted; empty before `parts`
         # Method -> group -> (1 + samples,) headline scores: of all images, of each resample.
         self.scores: Scores = attempt(
-            "the intervals could not be found", self._resample, {}, self.failed
+            "the intervals could not be computed", self._resample, {}, self.failed
         )
         others = [method for method in self.scores if method != self.baseline]
         self.differences = {m: minus(self.scores, m, self.baseline) for m in others}

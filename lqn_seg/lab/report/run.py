@@ -44,7 +44,7 @@ def evaluate(
 
     Args:
         methods: methods in place of the configuration's.
-        resume: go on from the results in the output folder.
+        resume: continue from the results in the output folder.
         strict: stop at the first image that fails, or when the disk is full.
         full: print all tables, not the summary alone.
 
@@ -107,7 +107,7 @@ def execute(runs: Sequence[DatasetRun]) -> None:
             raise
         done = ", ".join(run.progress() for run in runs)
         resumable = all(run.resumable for run in runs)
-        left = "go on with --resume" if resumable else "a method with a state (tda) restarts"
+        left = "continue with --resume" if resumable else "a method with a state (tda) restarts"
         raise KeyboardInterrupt(f"{done}; {left}") from None
 
 

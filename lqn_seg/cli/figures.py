@@ -12,7 +12,7 @@ Figures (each lists its options with --help):
     curves       curves of a study, from its results.json
 
 panels and steps need a teacher with a mask head (EoMT); the others also take a CLIP or a DINOv2.
-Every file that is written is listed at the end.
+The command lists every file that it writes.
 
 Examples:
     lqn-seg figures tokens --output out/
@@ -101,7 +101,7 @@ def draw(arguments: Namespace) -> int:
     if "config_file" in arguments:
         check_config(arguments)
     from lqn_seg.engine.store import make_writable
-    from lqn_seg.engine.studio import Studio
+    from lqn_seg.engine.studio import ORIGINS, Studio
     from lqn_seg.lab.inspect.visualize import FIGURES as DRAW
 
     if arguments.figure == "curves":
@@ -124,7 +124,9 @@ def draw(arguments: Namespace) -> int:
     make_writable(arguments.output)
     options = {"layers": given["layers"]} if "layers" in given else {}
     for path in DRAW[arguments.figure](studio, **options):
-        print(f"written: {path}")
+        print(f"written: {path}", flush=True)
+    if (origins := arguments.output / ORIGINS).is_file():
+        print(f"written: {origins} (the image that each file name stands for)")
     return 2 if studio.failed else 0
 
 

@@ -134,9 +134,9 @@ def _name_folders(name: str, root: Path) -> tuple[dict[str, str], list[str]]:
             )
     notes = []
     if wnids:
-        notes.append(f"{len(wnids)} class folders are WordNet ids: they have ImageNet's names")
+        notes.append(f"{len(wnids)} class folders are WordNet ids and take ImageNet's class names")
     if all(folder.isdigit() for folder in folders):
-        notes.append(f"the class folders of {root} are numbers, and so are the classes' names")
+        notes.append(f"the class folders of {root} are numbers, and so are the class names")
     return names, notes
 
 
@@ -164,7 +164,7 @@ def _listing(
         raise InputError(f"{where} holds no images")
     lost = [p.name for p in sorted(root.iterdir()) if p.is_symlink() and not p.exists()]
     loose = [path.name for path in find_images(root).images if path.is_file()]
-    problems = {"holds links to nowhere": lost, "holds images outside the class folders": loose}
+    problems = {"holds broken links": lost, "holds images outside the class folders": loose}
     notes = {
         "class folders without an image": empty,
         "class folders that are not there": [f for f in folders if not (root / f).is_dir()],

@@ -115,7 +115,7 @@ BOTH: list[tuple[str, Any, str]] = [
     ("images[0].file_name", "", "must be a relative path"),
     ("images[0].file_name", "/etc/passwd", "must be a relative path without '..', not '/etc/p"),
     ("images[0].file_name", "a/../../1.png", "must be a relative path without '..'"),
-    ("images[0].file_name", "1\0.png", "a character that no file name may have"),
+    ("images[0].file_name", "1\0.png", "a character that is not allowed in file names"),
     ("images[0].file_name", "1" * 300, "is too long for a file"),
     ("images[0].file_name", ".", "must be a relative path"),
     ("images[0]", 1, "must be an object, not 1"),

@@ -115,6 +115,8 @@ def test_visualize_draws_ones_own_images_and_names_bad_ones(small_config, tmp_pa
     )
     assert result.returncode == 2  # one of the two could not be read
     assert "cut.png" in result.stderr and "Traceback" not in result.stderr
+    listed = re.findall(r"^written: (\S+)", result.stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(map(str, output.iterdir()))
     panel = np.asarray(Image.open(output / "panel_photo.png"))
     assert panel.shape[1] > 3 * 90  # image, teacher, LQN, difference side by side
     assert len(np.unique(panel.reshape(-1, 3), axis=0)) > 50

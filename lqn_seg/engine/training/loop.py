@@ -209,7 +209,7 @@ class Trainer(ABC):
                 self.seconds = before + now - start
                 if self.iteration == timed.start:  # the first one is slower
                     began = now
-                elif self.iteration == timed.stop:
+                elif self.iteration == timed.stop < total:
                     each = (now - began) / _TIMED
                     say(f"{each:.2g} s per iteration, {duration(each * (total - timed.stop))} left")
                 bar.set_postfix(loss=f"{np.mean(self.losses[-20:]):.3f}", refresh=False)

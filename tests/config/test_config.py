@@ -217,8 +217,8 @@ def test_a_wrong_file_is_named(tmp_path):
     ("text", "sentence"),
     [
         ("MODEL: {LQN: {METHODS: null}}", r"a\.yaml: the key MODEL\.LQN\.METHODS has no value"),
-        ("MODEL: {LQN: {METHODS: [3]}}", r"MODEL\.LQN\.METHODS: .* not by 3"),
-        ("CLASSIFICATION: {METHODS: [[lqn]]}", r"CLASSIFICATION\.METHODS: .* not by \['lqn'\]"),
+        ("MODEL: {LQN: {METHODS: [3]}}", r"MODEL\.LQN\.METHODS: .* must be text, not 3"),
+        ("CLASSIFICATION: {METHODS: [[lqn]]}", r"CLASSIFICATION\.METHODS: .* must be text, not \['lqn'\]"),
     ],
 )
 def test_what_yaml_made_of_a_value_is_named(tmp_path, text, sentence):
@@ -234,7 +234,7 @@ def test_a_file_without_keys_is_named(tmp_path, load, text):
     with pytest.raises(InputError, match=r"^config .*a\.yaml: .*holds no keys$"):
         load(str(tmp_path / "a.yaml"))
     (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\nSEED: 1\n")
-    with pytest.raises(InputError, match=r"^config .*b\.yaml: .*_BASE_, holds no keys$"):
+    with pytest.raises(InputError, match=r"^config .*b\.yaml: .*_BASE_ holds no keys$"):
         load(str(tmp_path / "b.yaml"))
     (tmp_path / "c.yaml").write_text("1: 2\n")
     with pytest.raises(InputError, match=r"c\.yaml: there is no key 1$"):

@@ -243,7 +243,7 @@ def test_a_panoptic_sets_instances_are_checked_before_the_first_image(root: Path
         ),
         ("categories[1].id", 9, "id 9 is 'dog', and coco_2017_val_panoptic has none"),
         ("images[1].id", 4, "lists no image with id 2"),
-        ("images[1].height", 7, "image 2 is 7 x 8 .*, its record says 6 x 8"),
+        ("images[1].height", 7, "image 2 is 7 x 8 .*, but its record says 6 x 8"),
     ],
 )
 def test_instances_of_another_data_set(root: Path, place: str, value: Any, message: str) -> None:
@@ -275,7 +275,7 @@ def test_a_mask_without_a_pixel_is_a_problem_of_validation(root: Path) -> None:
     beside = [[9, 9, 12, 9, 12, 12]]
     actual = validate(open_(root, changed(INSTANCES, "annotations[0].segmentation", beside)))
     (problem,) = actual.problems
-    assert "annotations[0].segmentation has no pixel in image 1, and AP calls it" in problem
+    assert "annotations[0].segmentation has no pixel in image 1, so AP counts it" in problem
 
 
 def test_colours(root: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_head_that_does_not_fit_is_one_sentence(folder, changes, message):
 
 def test_a_head_without_names_or_of_another_width_is_refused(folder):
     write_linear_head(folder, StoredHead(torch.randn(3, 16), torch.randn(3), NAMES, (28, 28)))
-    with pytest.raises(InputError, match="16 wide, the ViT's are 32"):
+    with pytest.raises(InputError, match="width 16, but the ViT's width is 32"):
         load_dinov2(str(folder))
     (folder / "head.json").unlink()
     with pytest.raises(InputError, match=r"no head\.json that names its classes"):

@@ -140,7 +140,7 @@ def test_the_explorer_says_it():
         status = job.status()
         assert (WORDS in status["unlike"]) == bool(status["unlike"]) == unlike
         assert status["warnings"] == []
-        assert status["known"].startswith("this teacher knows 13 classes")
+        assert status["known"].startswith("this teacher knows only 13 classes")
 
 
 def test_captions_are_broken_to_the_width():

@@ -186,5 +186,5 @@ def test_images_of_a_data_set_must_have_their_records_size(
     Image.open(first["file_name"]).crop((0, 0, 96, 60)).save(first["file_name"])
     calibrate_teacher(str(small_config), "demo_panoptic_train", output=tmp_path / "a")
     printed = capsys.readouterr().err
-    assert "is 60 x 96 (height x width), its annotation says 96 x 96" in printed
+    assert "is 60 x 96 (height x width), but its annotation says 96 x 96" in printed
     assert "1 of 8 images LEFT OUT" in printed

@@ -17,6 +17,7 @@ from lqn_seg.lab.report.wording import (
     interval_text,
     number,
     table,
+    verdict_on,
     wrapped,
 )
 
@@ -80,3 +81,11 @@ def test_a_wide_table_goes_on_below_and_prose_is_wrapped(style):
     assert [w for b in blocks for w in re.findall(r"column \d+", b.splitlines()[0])] == heads[1:]
     assert max(map(len, wrapped("short " * 99).splitlines())) <= WIDTH
     assert wrapped("a\nb") == "a\nb"
+
+
+def test_the_lower_error_is_the_better_one():
+    for interval, words in (((1, 0.5, 2), "is worse than"), ((-1, -2, -0.5), "is better than")):
+        result = PairedDifference(*interval)
+        assert words in comparison(result, 99, "it", "here", " ECE", lower_is_better=True)
+        given = "LQN", 99, result, (2, result), " ECE", 2.0
+        assert verdict_on(*given, lower_is_better=True).count(words) == 2

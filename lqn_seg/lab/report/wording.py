@@ -169,7 +169,12 @@ def _too_few(images: int) -> str:
 
 
 def comparison(
-    difference: PairedDifference, images: int, other: str, where: str, unit: str = ""
+    difference: PairedDifference,
+    images: int,
+    other: str,
+    where: str,
+    unit: str = "",
+    lower_is_better: bool = False,
 ) -> str:
     """ "is better than its teacher on clean images (+0.2 [+0.1, +0.3] PQ)", as far as the printed
     digits show; of too few images "differs from its teacher on clean images by +0.2 PQ"."""
@@ -180,9 +185,9 @@ def comparison(
     if difference.low != difference.low:
         verdict = "cannot be compared with"
     elif round(difference.low, 1) > 0:
-        verdict = "is better than"
+        verdict = "is worse than" if lower_is_better else "is better than"
     elif round(difference.high, 1) < 0:
-        verdict = "is worse than"
+        verdict = "is better than" if lower_is_better else "is worse than"
     return f"{verdict} {other} {where} ({text})"
 
 
@@ -195,16 +200,18 @@ def verdict_on(
     factor: float,
     other: str = "its teacher",
     units: int = 0,
+    lower_is_better: bool = False,
 ) -> str:
     """A sentence on a method against another: on clean images, on the mean of so many corruptions,
     and its multiply-adds as a factor; intervals are of `units`, by default the images."""
     units = units or images
     these = "this one image" if images == 1 else f"these {images} images"
-    text = f"On {these} {method} {comparison(clean, units, other, 'on clean images', unit)}"
+    how = unit, lower_is_better
+    text = f"On {these} {method} {comparison(clean, units, other, 'on clean images', *how)}"
     if corrupted:
         count, difference = corrupted
         where = f"on the mean of {counted(count, 'corruption')}"
-        text += f" and {comparison(difference, units, 'it', where, unit)}"
+        text += f" and {comparison(difference, units, 'it', where, *how)}"
     whose = "the teacher" if other == "its teacher" else other
     cost = f", at {number(factor)} times {whose}'s multiply-adds" if factor == factor else ""
     return f"{text}{cost}{no_interval(units)}."

@@ -23,6 +23,7 @@ METRICS = {
     "mIoU within 3 px of boundaries": ("trimap", "SEMANTIC_ON"),
     "ECE of the pixels": ("confidence", "SEMANTIC_ON"),
 }
+LOWER_IS_BETTER = ("ECE of the pixels",)
 FOCUS = "lqn"  # the method that is also compared with every other one
 
 

@@ -38,7 +38,7 @@ from lqn_seg.lab.report.wording import (
     wrapped,
 )
 from lqn_seg.lab.study.study import NONE, Finished, check_frozen, plan, run_jobs, study_hashes
-from lqn_seg.lab.study.study_file import FOCUS, Study, load_study, value_name
+from lqn_seg.lab.study.study_file import FOCUS, LOWER_IS_BETTER, Study, load_study, value_name
 
 Numbers = dict[str, Any]
 # Statistics with columns of their own, or that say nothing about a method.
@@ -131,7 +131,8 @@ class StudyReport:
             corrupted = (count, by_group[CORRUPTED]) if count else None
             where = numbers["images"], by_group[CLEAN], corrupted, f" {self.study.metric}"
             other = "its teacher" if self.study.baseline == "teacher" else baseline
-            sentence = verdict_on(_title(FOCUS), *where, factors[FOCUS], other, units)
+            how = factors[FOCUS], other, units, self.study.metric in LOWER_IS_BETTER
+            sentence = verdict_on(_title(FOCUS), *where, *how)
         parts = filter(None, [numbers["heading"], sentence])
         return "\n\n".join([*map(wrapped, parts), shown])
 

@@ -19,7 +19,7 @@ DEMO = "configs/demo_lqn.yaml"
 # tool, its arguments, and what Ctrl-C comes in
 INTERRUPTED = [
     ("train_net", ["--eval-only", "--config", DEMO], "lqn_seg.lab.report.run.evaluate"),
-    ("train_net", ["--config", DEMO], "lqn_seg.engine.training.train.TeacherTrainer"),
+    ("train_net", ["--config", DEMO], "lqn_seg.engine.training.train.TeacherTrainer.__init__"),
     ("classify", ["--config", DEMO], "lqn_seg.lab.report.run.classify"),
     (
         "classify",
@@ -35,7 +35,7 @@ INTERRUPTED = [
     (
         "train_clip",
         ["--config", "configs/classification/demo.yaml"],
-        "lqn_seg.engine.training.train_clip.ClipTrainer",
+        "lqn_seg.engine.training.train_clip.ClipTrainer.__init__",
     ),
     ("benchmark", [], "lqn_seg.lab.benchmark.benchmark.Benchmark.run"),
     ("visualize", ["tokens", "--output", "out"], "lqn_seg.engine.studio.Studio"),

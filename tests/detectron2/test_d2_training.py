@@ -164,5 +164,5 @@ def test_a_trained_start_is_that_teacher(training_cfg, teacher_dir):
     DetectionCheckpointer(model).load("")
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     training_cfg.MODEL.LQN.TEACHER.PRECISION = "bfloat16"
-    with pytest.raises(InputError, match=r"PRECISION must be float32 to train"):
+    with pytest.raises(InputError, match=r"PRECISION must be float32 for training"):
         build_model(training_cfg)

@@ -1,8 +1,8 @@
 """Open the depth explorer: a page on this machine that shows the inside of a fit.
 
-It opens on a damaged scene. Choose another one or drop an image, damage it, and compare the masks of
-any methods. Move a slider through the teacher's depth, also between layers, and through the steps of
-the fit. The page is served to 127.0.0.1 only, unless --host is set, and needs no network.
+It opens on a damaged scene. Choose another one or drop an image, damage it, and compare the masks
+of any methods. Move a slider through the teacher's depth, also between layers, and through the
+steps of the fit. The page is served to 127.0.0.1 only, unless --host is set, and needs no network.
 
 Examples:
     lqn-seg explore

@@ -78,6 +78,6 @@ def test_predict_and_eval_run_from_anywhere(run, installed, tmp_path):
     assert labels.shape == (96, 96) and len(np.unique(labels)) > 2
     few = ("MODEL.LQN.EVAL.MAX_IMAGES", 1, "MODEL.LQN.EVAL.CORRUPTIONS", "('contrast',)")
     said = run("-m", "lqn_seg", "eval", "demo", "--methods", "teacher,restore", *few)
-    assert "PQ by condition" in said and "SUBSET: 1 of 64 images" in said
+    assert "scores 0-100" in said and "SUBSET: 1 of 64 images" in said
     results = json.loads((tmp_path / "output/demo_lqn/inference/results.json").read_text())
     assert results

@@ -44,7 +44,7 @@ class OnOtherPixels(Method):
         if calibrated or not self.control.calibrated:
             return ""
         return (
-            f"method {name} answers as its teacher does: without a calibration it changes no "
+            f"method {name} predicts the same as its teacher: without a calibration it changes no "
             f"pixel; {CALIBRATE}"
         )
 

@@ -1,4 +1,4 @@
-"""Methods that change nothing as they are configured: found before they run, and said once."""
+"""Methods that do nothing as configured: found before they run, and reported once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import replace
 from lqn_seg.core.config import NO_STUDENT, LQNConfig, with_variant
 
 CALIBRATE = (
-    "lqn-seg calibrate, or a model's calibrate(), makes one from clean images, and "
-    "MODEL.LQN.CALIBRATION names it"
+    "make one from clean images by lqn-seg calibrate or a model's calibrate(), and set "
+    "MODEL.LQN.CALIBRATION to it"
 )
 UNTRAINED = "untrained"  # the control that makes no step by design
-_NOTHING = "nothing is restored"
+_NOTHING = "nothing is aligned"
 _said: set[str] = set()
 
 
@@ -35,25 +35,23 @@ def why_ineffective(name: str, recipe: LQNConfig, calibrated: bool) -> str:
         if calibrated:
             return ""
         return (
-            f"method {name} answers as its teacher does: without a calibration nothing is "
-            f"restored; {CALIBRATE}"
+            f"method {name} predicts the same as its teacher: without a calibration nothing is "
+            f"aligned; {CALIBRATE}"
         )
     if fit.variant == "field":
         return "" if calibrated else f"method {name}: without a calibration {_NOTHING}; {CALIBRATE}"
     if adapt.mix_by_noise and not calibrated:
-        undone = f"{_NOTHING} and its student is never asked"
+        undone = f"{_NOTHING} and its student is not used"
         if not adapt.align:
-            undone = "its student is never asked"
-        does = f"method {name}" + (" answers as its teacher does" if recipe.views == 1 else "")
+            undone = "its student is not used"
+        does = f"method {name}" + (" predicts the same as its teacher" if recipe.views == 1 else "")
         return f"{does}: without a calibration {undone}; {CALIBRATE}"
     if adapt.align and not calibrated:
         return f"method {name}: without a calibration {_NOTHING}; {CALIBRATE}"
     idle = not fit.steps or not fit.learning_rate
     if idle and fit.variant not in ("kernel", "ridge") and not name.startswith(UNTRAINED):
         key = "STEPS" if not fit.steps else "LEARNING_RATE"
-        return (
-            f"method {name} answers with a student that is never fitted: MODEL.LQN.FIT.{key} is 0"
-        )
+        return f"method {name} uses a student that is never fitted: MODEL.LQN.FIT.{key} is 0"
     return ""
 
 

@@ -119,8 +119,8 @@ def configuration_of(model: str) -> tuple[str, list[Any]]:
         if is_hub_id and path.suffix not in _YAML:
             return _BASE, [*device, f"{key}.WEIGHTS", model]
         raise InputError(
-            f"{model!r} is no folder or file, no ORGANISATION/NAME of the model hub, no "
-            "ARCHITECTURE:TAG of a CLIP, and no configuration that is shipped, such as demo"
+            f"{model!r} is neither a folder or file nor an ORGANISATION/NAME of the model hub, an "
+            "ARCHITECTURE:TAG of a CLIP, or the name of a shipped configuration such as demo"
         ) from None
 
 

@@ -137,7 +137,7 @@ class Model(ABC):
 
     def __repr__(self) -> str:
         return (
-            f"{describe_teacher(self.cfg, self.runner.teacher)}; {self._calibration}; "
+            f"{describe_teacher(self.cfg, self.runner.teacher)}\n{self._calibration}\n"
             f"{len(self.classes)} classes; methods: {', '.join(self.about.methods)}"
         )
 

@@ -189,7 +189,7 @@ class _OnFeatures:
         if name not in NEED_VIEWS or views > 1:
             return ""
         return (
-            f"method {name} answers as its teacher does: it compares views of an image, and "
+            f"method {name} predicts the same as its teacher: it compares views of an image, and "
             "CLASSIFICATION.VIEWS is 1"
         )
 

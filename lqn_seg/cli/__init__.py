@@ -1,9 +1,9 @@
-"""The command `lqn-seg`: a sub-command is a module of this folder, imported when it is asked for.
+"""The command `lqn-seg`. Each sub-command is a module of this folder, imported when it is called.
 
     lqn-seg predict street.jpg --out out/    # segment or classify images and videos
-    lqn-seg eval demo                        # methods side by side on a data set
+    lqn-seg eval demo                        # compare methods on a data set
 
-`lqn-seg COMMAND --help` explains each. `tools/*.py` are doors to the same functions.
+`lqn-seg COMMAND --help` explains a command. `tools/*.py` call the same functions.
 """
 
 import sys
@@ -16,17 +16,17 @@ from lqn_seg.cli.parser import Parser, find_choice
 # command -> its module, and what it does
 COMMANDS = {
     "predict": ("predict", "segment or classify images, folders of them, videos"),
-    "eval": ("evaluate", "methods side by side on a data set, clean and corrupted, with intervals"),
-    "classify": ("classify", "the same for classification with a CLIP"),
-    "calibrate": ("calibrate", "what a teacher's tokens look like on clean images"),
-    "train": ("train", "a teacher: an EoMT, a linear head on a DINOv2, or a CLIP"),
-    "figures": ("figures", "what a fit looks like from inside, as PNG and SVG"),
-    "explore": ("explore", "the same as a page on this machine"),
-    "study": ("study", "teachers x corruptions x methods x seeds from one YAML file"),
+    "eval": ("evaluate", "compare methods on a data set, clean and corrupted, with intervals"),
+    "classify": ("classify", "the same for classification with CLIP"),
+    "calibrate": ("calibrate", "calibrate a teacher on clean images"),
+    "train": ("train", "train a teacher: an EoMT, a linear head on DINOv2, or a CLIP"),
+    "figures": ("figures", "draw the inside of a fit, as PNG and SVG"),
+    "explore": ("explore", "the same as an interactive page on this machine"),
+    "study": ("study", "run teachers x corruptions x methods x seeds from one YAML file"),
     "benchmark": ("benchmark", "time every stage of every method on this machine"),
-    "flops": ("flops", "multiply-adds of every method"),
-    "validate": ("validate", "check a data set, and the evaluators on it"),
-    "convert": ("convert", "an EoMT checkpoint of either layout to safetensors"),
+    "flops": ("flops", "count the multiply-adds of every method"),
+    "validate": ("validate", "check a data set and the evaluators"),
+    "convert": ("convert", "convert an EoMT checkpoint of either layout to safetensors"),
 }
 
 

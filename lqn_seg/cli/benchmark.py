@@ -1,7 +1,7 @@
-"""Time every stage of every method on one device, beside APM's release.
+"""Time every stage of every method on one device, and compare with APM's release.
 
-The teacher has random weights, so nothing is downloaded. Written to the output folder:
-benchmark.json and benchmark.txt.
+The teacher has random weights, so nothing is downloaded. The output folder receives benchmark.json
+and benchmark.txt.
 
 Examples:
     lqn-seg benchmark                               # CLIP ViT-B/16, the paper's student
@@ -20,34 +20,37 @@ from lqn_seg.errors import InputError
 
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg benchmark", description=__doc__)
-    parser.add("--teacher", "clip-b16", "by name; a wrong one lists them")
-    parser.add("--image-size", 0, "pixels, square (default: its own)")
-    parser.add("--classes", 0, "of the head (default: its own)")
+    parser.add("--teacher", "clip-b16", "name of the teacher; a wrong name lists them")
+    parser.add("--image-size", 0, "side of the square image in pixels (default: the teacher's)")
+    parser.add("--classes", 0, "classes of the head (default: the teacher's)")
     parser.add("--preset", "paper", "recipe of lqn, lqn-src and apm")
-    parser.add("--variants", "lqn,lqn-src,apm,default", "comma-separated")
-    parser.add("--precisions", "auto,float32", "comma-separated")
-    parser.add("--baselines", "", "of zero, mta, tps, tpt: with a clip")
-    parser.add("--views", 64, "that the baselines look at")
+    parser.add("--variants", "lqn,lqn-src,apm,default", "students to time, comma-separated")
+    parser.add("--precisions", "auto,float32", "precisions to time, comma-separated")
+    parser.add(
+        "--baselines", "", "any of zero, mta, tps, tpt, comma-separated; needs a CLIP teacher"
+    )
+    parser.add("--views", 64, "views per image for the baselines")
     parser.add("--device", "cpu", "cpu or cuda")
-    parser.add("--threads", 1, "on a CPU")
-    parser.add("--repeats", 3, "turns")
-    parser.add("--steps", 0, "of fits (default: the preset's)")
-    without = "without APM's release"
+    parser.add("--threads", 1, "CPU threads")
+    parser.add("--repeats", 3, "repetitions of each measurement")
+    parser.add("--steps", 0, "steps of a fit (default: the preset's)")
+    without = "leave out APM's release"
     parser.add_argument("--no-references", dest="references", action="store_false", help=without)
-    read = "tables of a benchmark.json"
+    read = "measure nothing, print the tables of this benchmark.json"
     parser.add_argument("--read", type=Path, metavar="FILE", help=read)
-    parser.add("--output", Path("output/benchmark"), "for files", metavar="DIR")
+    parser.add("--full", False, "print all tables, not only the summary")
+    parser.add("--output", Path("output/benchmark"), "output folder", metavar="DIR")
     return parser.parse_args(words)
 
 
 def run(arguments: Namespace) -> None:
     if arguments.read:
-        report(arguments.read)
+        report(arguments.read, arguments.full)
         return
     from lqn_seg.engine.store import make_writable
     from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
 
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("read", "output")}
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("read", "full", "output")}
     for key in ("variants", "precisions", "baselines"):
         settings[key] = tuple(names(settings[key]))
     config = BenchmarkConfig(**settings)
@@ -60,35 +63,37 @@ def run(arguments: Namespace) -> None:
             raise
         kept = write_numbers(benchmark.results, arguments.output)
         if isinstance(end, KeyboardInterrupt):
-            where = f"what was measured until then is in {arguments.output}"
+            where = f"measurements up to here are in {arguments.output}"
             raise KeyboardInterrupt(where) from None
-        print(f"written, as far as it was measured: {kept}")
+        print(f"written (incomplete): {kept}")
         raise
     numbers = write_numbers(benchmark.results, arguments.output)
     print(f"written: {numbers}")
     try:
-        report(numbers)
+        report(numbers, arguments.full)
     except ModuleNotFoundError as missing:
         print(
-            f"no tables, for {missing.name} is not installed: where it is, "
-            f"lqn-seg benchmark --read {numbers} makes them"
+            f"no tables, because {missing.name} is not installed; install it and run "
+            f"lqn-seg benchmark --read {numbers}"
         )
 
 
-def report(numbers: Path) -> None:
-    """Tables of a ``benchmark.json``."""
-    from lqn_seg.lab.benchmark.report import report_text
+def report(numbers: Path, full: bool) -> None:
+    """Summary and tables of a ``benchmark.json``."""
+    from lqn_seg.lab.benchmark.report import report_text, summary_text
 
     try:
         results = json.loads(numbers.read_text())
-        text = report_text(results)
+        summary, text = summary_text(results), report_text(results)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{numbers} is no benchmark.json that is whole ({error!r})") from error
-    print(f"\n{text}\n", flush=True)
+        raise InputError(f"{numbers} is not a complete benchmark.json ({error!r})") from error
+    print(f"\n{summary}\n", flush=True)
+    if full:
+        print(f"{text}\n", flush=True)
     tables = numbers.with_name("benchmark.txt")
     tables.write_text(f"{text}\n")
-    print(f"written: {tables}")
+    print(f"all tables: {tables} (--full prints them)")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    return exit_status(lambda: run(parse_arguments(words)), "nothing was measured yet")
+    return exit_status(lambda: run(parse_arguments(words)), "nothing has been measured yet")

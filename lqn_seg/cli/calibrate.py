@@ -1,8 +1,8 @@
-"""Calibrate a teacher on clean images; the preset `default` aligns its statistics to them.
+"""Calibrate a teacher on clean images. The preset `default` aligns token statistics to them.
 
-Any folder of images without labels will do, a hundred or more of the kind that the teacher will
-see. calibration.safetensors is saved beside the teacher's local weights, where the other tools find
-it, or to --output (then name it in MODEL.LQN.CALIBRATION).
+Use a folder with a hundred or more unlabelled images of the kind that the teacher will see. The
+result, calibration.safetensors, is saved beside the teacher's local weights, where the other
+commands find it, or as --output (then set MODEL.LQN.CALIBRATION to it).
 
 Examples:
     lqn-seg calibrate demo --images datasets/demo/train --max 2048
@@ -19,12 +19,14 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg calibrate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of clean images")
-    source.add_argument("--dataset", metavar="NAME", help="or the images of a registered data set")
-    parser.add("--max", 0, "use so many, spread over all; 0 is all")
-    quantile = "of the images, left out at either end (default: QUANTILE of the library)"
+    source.add_argument("--dataset", metavar="NAME", help="or images of a registered data set")
+    parser.add("--max", 0, "number of images to use, spread over all; 0 is all")
+    quantile = "fraction left out at both ends of each range (default: the library's QUANTILE)"
     parser.add_argument("--quantile", type=float, help=quantile)
-    parser.add("--strict", False, "stop at the first image that cannot be read")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the weights")
+    parser.add("--strict", False, "stop at the first unreadable image")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="file to write (default: beside the weights)"
+    )
     add_config_flags(parser)
     return parser.parse(words)
 

@@ -1,4 +1,4 @@
-"""Classify with a CLIP teacher: LQN and every baseline side by side, clean and corrupted.
+"""Classify with a CLIP teacher: compare LQN and every baseline, on clean and corrupted images.
 
 Examples:
     lqn-seg classify classification/demo
@@ -7,12 +7,15 @@ Examples:
         MODEL.LQN.EVAL.MAX_IMAGES 1000
     lqn-seg classify classification/demo --calibrate demo_objects_train --max 2048
 
-Prints the tables and writes inference/results.json, every image's line, config.yaml and log.txt
-into OUTPUT_DIR. Methods: zero-shot, ensemble, apm, lqn-src, lqn, teacher (lqn's views, not adapted
-to), restore (no student), zero, mta, tps, gs-bias, tpt, tda; "lqn@paper" is another preset,
-"lqn:mean" another query (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both. The exit
-status is 0 if every image was scored or left out by name, and 2 if more than
-MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input.
+Prints a summary (--full: all tables) and writes inference/results.json, a line per image,
+config.yaml and log.txt (all tables) into OUTPUT_DIR.
+
+Methods: zero-shot, ensemble, apm, lqn-src, lqn, teacher (lqn's views without adaptation), restore
+(alignment without a student), zero, mta, tps, gs-bias, tpt, tda. "lqn@paper" takes another preset,
+"lqn:mean" another pooling (cls, mean, mean_cls, text, reentry), "lqn@paper:mean" both.
+
+The exit status is 0 if every image was scored or reported as failed. It is 2 for bad input, or if
+a larger fraction than MODEL.LQN.EVAL.MAX_FAILED failed.
 """
 
 from collections.abc import Sequence
@@ -28,11 +31,11 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg classify", description=__doc__)
     cli.add_config_flags(parser)
     cli.add_run_flags(parser)
-    parser.add("--methods", "", f"comma-separated, for {METHODS}", metavar="NAMES")
-    calibrate = "do not classify: calibrate the teacher on these clean images, and save "
-    calibrate += "calibration.safetensors beside its local weights"
+    parser.add("--methods", "", f"comma-separated, replaces {METHODS}", metavar="NAMES")
+    calibrate = "do not classify, but calibrate the teacher on this data set of clean images and "
+    calibrate += "save calibration.safetensors beside its local weights"
     parser.add("--calibrate", "", calibrate, metavar="DATASET")
-    parser.add("--max", 0, "images to calibrate on; 0 is all")
+    parser.add("--max", 0, "number of images to calibrate on; 0 is all")
     return parser.parse(words)
 
 
@@ -60,6 +63,7 @@ def evaluate(arguments: Namespace) -> int:
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,
+            full=arguments.full,
         )
     if report is not None:
         check_failed(report.runs)
@@ -70,5 +74,5 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(words)
     if arguments.calibrate:
         return exit_status(lambda: calibrate(arguments), "nothing was written")
-    left = "go on with --resume, or where tda runs, start again"
+    left = "continue with --resume; with tda, start again"
     return exit_status(lambda: evaluate(arguments), left)

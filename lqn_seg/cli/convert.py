@@ -1,9 +1,9 @@
-"""Turn an EoMT checkpoint of either layout into transformers', as safetensors.
+"""Convert an EoMT checkpoint of either layout to transformers' layout, as safetensors.
 
-Reads the original release's files (pytorch_model.bin, flat or under state_dict, on DINOv2, or on
-DINOv3 as a difference to Meta's weights), strictly and without executing what is in them, and
-writes config.json, preprocessor_config.json and model.safetensors. Then both are run on one random
-image and must agree.
+Reads the original release's files: pytorch_model.bin, flat or under state_dict, on DINOv2, or on
+DINOv3 as a difference to Meta's weights. Loading is strict and executes no code from the file.
+Writes config.json, preprocessor_config.json and model.safetensors, runs both models on one random
+image, and compares their logits bit for bit.
 
 Examples:
     lqn-seg convert pytorch_model.bin eomt_large/
@@ -20,10 +20,10 @@ from lqn_seg.cli.parser import Namespace, Parser, exit_status
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg convert", description=__doc__)
     parser.add_argument("input", metavar="INPUT", help="file, directory or hub id")
-    parser.add_argument("output", metavar="OUTPUT", help="directory to write; must not exist")
-    parser.add("--base", "", "DINOv3 weights, for deltas, or 'absolute'")
-    parser.add("--config", "", "JSON with what shapes do not say (heads)")
-    size = "pixels; resamples position embeddings (default: as they are; DINOv3 has none)"
+    parser.add_argument("output", metavar="OUTPUT", help="directory to write; must not exist yet")
+    parser.add("--base", "", "DINOv3 weights that INPUT is a difference to, or 'absolute'")
+    parser.add("--config", "", "JSON with what tensor shapes do not show (heads)")
+    size = "pixels; resamples position embeddings (default: unchanged; DINOv3 has none)"
     sides = ("HEIGHT", "WIDTH")
     parser.add_argument("--image-size", type=int, nargs=2, metavar=sides, help=size)
     return parser.parse_args(words)

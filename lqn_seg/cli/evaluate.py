@@ -1,4 +1,4 @@
-"""Evaluate test-time training on a data set: methods side by side, clean and corrupted.
+"""Evaluate test-time training on a data set: compare methods on clean and corrupted images.
 
 Examples:
     lqn-seg eval demo
@@ -7,9 +7,12 @@ Examples:
     lqn-seg eval demo --num-gpus 4 --resume
     torchrun --standalone --nproc_per_node 4 -m lqn_seg eval demo
 
-An evaluation ends with status 0 if every image was scored or left out by name, and with 2 if more
-than MODEL.LQN.EVAL.MAX_FAILED of them (a share) were left out, or on bad input. A cost, table or
-picture that cannot be made of the scores is named, and no error.
+Prints a summary (--full: all tables) and writes inference/results.json, a line per image,
+config.yaml, log.txt (all tables) and panels/*.png into OUTPUT_DIR.
+
+The exit status is 0 if every image was scored or reported as failed. It is 2 for bad input, or if
+a larger fraction than MODEL.LQN.EVAL.MAX_FAILED failed. A cost, table or picture that cannot be
+made is reported and is not an error.
 """
 
 from collections.abc import Sequence
@@ -20,18 +23,18 @@ from lqn_seg.cli.parser import Namespace, Parser, exit_status
 from lqn_seg.engine.interruption import is_launched
 from lqn_seg.errors import InputError
 
-# What Ctrl-C leaves of Detectron2's engine.
-LEFT = "nothing is kept of an evaluation on detectron2; --engine native keeps what is done"
+# After Ctrl-C in Detectron2's engine.
+LEFT = "the detectron2 engine keeps no results; --engine native keeps finished images"
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg eval", description=__doc__)
     cli.add_config_flags(parser)
     cli.add_run_flags(parser)
-    parser.add("--methods", "", "comma-separated, for MODEL.LQN.METHODS", metavar="NAMES")
-    engine = "native runs any number of methods and resumes; detectron2 runs MODEL.LQN.METHOD "
-    engine += "through Detectron2's own loop; auto takes detectron2 where it is installed and can "
-    parser.add("--engine", "auto", f"{engine}do it", choices=("auto", "native", "detectron2"))
+    parser.add("--methods", "", "comma-separated, replaces MODEL.LQN.METHODS", metavar="NAMES")
+    engine = "native runs any number of methods and can resume; detectron2 runs MODEL.LQN.METHOD "
+    engine += "in Detectron2's own loop; auto takes detectron2 if it is installed and sufficient"
+    parser.add("--engine", "auto", engine, choices=("auto", "native", "detectron2"))
     return parser.parse(words)
 
 
@@ -61,6 +64,7 @@ def evaluate_natively(arguments: Namespace) -> None:
             device=arguments.device,
             resume=arguments.resume,
             strict=arguments.strict,
+            full=arguments.full,
         )
     if report is not None:
         check_failed([report.evaluation])

@@ -1,9 +1,8 @@
-"""Open the depth explorer: a page on this machine that shows a fit from inside.
+"""Open the depth explorer: a page on this machine that shows the inside of a fit.
 
-It opens on a damaged scene. Take another one or drop an image, damage it, and see the masks of any
-methods side by side; slide through the depth of the teacher, between its layers too, and through
-the steps of the fit. It listens on 127.0.0.1 only, unless --host says otherwise, and needs no
-network.
+It opens on a damaged scene. Choose another one or drop an image, damage it, and compare the masks
+of any methods. Move a slider through the teacher's depth, also between layers, and through the
+steps of the fit. The page is served to 127.0.0.1 only, unless --host is set, and needs no network.
 
 Examples:
     lqn-seg explore
@@ -21,17 +20,17 @@ from lqn_seg.errors import InputError
 
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg explore", description=__doc__)
-    teachers = "teachers to choose from (default: the configuration's)"
+    teachers = "teachers to choose from (default: that of the configuration)"
     parser.add_argument("--teacher", nargs="+", default=[], metavar="NAME=WEIGHTS", help=teachers)
-    parser.add("--host", "127.0.0.1", "to listen on; 0.0.0.0 is everybody")
-    parser.add("--port", 7860, "0 takes any that is free")
-    parser.add("--no-browser", False, "only print the address")
+    parser.add("--host", "127.0.0.1", "address to listen on; 0.0.0.0 serves the whole network")
+    parser.add("--port", 7860, "port; 0 takes any free one")
+    parser.add("--no-browser", False, "print the address without opening a browser")
     add_config_flags(parser, DEMO)
     return parser.parse_args(words)
 
 
 def serve(arguments: Namespace) -> None:
-    """Serve until Ctrl-C, which is the way to end it."""
+    """Serve until Ctrl-C."""
     for word in arguments.teacher:
         if not all(word.partition("=")):
             raise InputError(f"--teacher: expected NAME=WEIGHTS, not {word!r}")
@@ -55,4 +54,4 @@ def serve(arguments: Namespace) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    return exit_status(lambda: serve(parse_arguments(words)), "nothing was served yet")
+    return exit_status(lambda: serve(parse_arguments(words)), "nothing has been served yet")

@@ -1,17 +1,18 @@
-"""Stream what test-time training does: the paper's figures, from the demo or from your images.
+"""Draw what test-time training does: the paper's figures, for the demo or for your images.
 
-Figures (each shows its own options with --help):
-    panels       EoMT, APM, LQN and ground truth side by side, what changed outlined, scores
+Figures (each lists its options with --help):
+    panels       EoMT, APM, LQN and ground truth side by side, with changes outlined and scores
     tokens       token maps of teacher and student by layer, and the error between them
-    error        the student's error over variance by layer; its JSON has the loss of every step and
-                 how far an answer depends on the position too
+    error        the student's error over variance by layer; the JSON also has the loss of every
+                 step and how much the tokens vary with position
     steps        the prediction after each step of the fit: a strip with its curve, and a GIF
     depth        measured time to a layer's tokens: teacher O(l), student O(1)
-    alignment    damage of an image under every corruption, and the mixing weight that follows
-    reconstruct  RGB reconstruction by the students, against the input
-    curves       curves of a study from its results.json
+    alignment    damage of an image under every corruption, and the resulting mixing weight
+    reconstruct  RGB reconstruction by the students, next to the input
+    curves       curves of a study, from its results.json
 
-panels and steps need a teacher with a mask head, an EoMT; the others take a CLIP or a DINOv2 too.
+panels and steps need a teacher with a mask head (EoMT); the others also take a CLIP or a DINOv2.
+The command lists every file that it writes.
 
 Examples:
     lqn-seg figures tokens --output out/
@@ -58,7 +59,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     for name, (what, methods) in FIGURES.items():
         command = figures.add_parser(
             name,
-            description=f"Stream {what}, as PNG and SVG.",
+            description=f"Draw {what}, as PNG and SVG.",
             epilog=f"example: lqn-seg figures {name} --output out/",
         )
         add_options(command, name, methods)
@@ -66,20 +67,20 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
 
 
 def add_options(parser: Parser, name: str, methods: str) -> None:
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the files")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="output folder")
     if name == "curves":
-        results = "a study's results.json (default: study/quick is run, a minute)"
+        results = "results.json of a study (default: run study/quick, which takes a minute)"
         parser.add_argument("--results", type=Path, metavar="FILE", help=results)
         return
-    files = "image files or folders of them (default: the first of the data set)"
+    files = "image files or folders (default: the first image of the data set)"
     parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help=files)
-    parser.add("--images", 1, "where there is no --input, the first so many")
-    parser.add("--corruption", "", "comma-separated, clean among them", metavar="NAMES")
+    parser.add("--images", 1, "number of images from the data set, without --input")
+    parser.add("--corruption", "", "comma-separated; clean is allowed", metavar="NAMES")
     if name != "alignment":
-        parser.add("--severity", 3, "of corruptions, 1..5")
+        parser.add("--severity", 3, "severity of corruptions, 1..5")
         parser.add("--methods", "", f"comma-separated (default: {methods})", metavar="NAMES")
     if name == "tokens":
-        layers = "default: six, evenly"
+        layers = "layers to show (default: six, evenly spaced)"
         parser.add_argument("--layers", type=int, nargs="+", default=[], help=layers)
     add_config_flags(parser, DEMO)
 
@@ -100,7 +101,7 @@ def draw(arguments: Namespace) -> int:
     if "config_file" in arguments:
         check_config(arguments)
     from lqn_seg.engine.store import make_writable
-    from lqn_seg.engine.studio import Studio
+    from lqn_seg.engine.studio import ORIGINS, Studio
     from lqn_seg.lab.inspect.visualize import FIGURES as DRAW
 
     if arguments.figure == "curves":
@@ -123,9 +124,11 @@ def draw(arguments: Namespace) -> int:
     make_writable(arguments.output)
     options = {"layers": given["layers"]} if "layers" in given else {}
     for path in DRAW[arguments.figure](studio, **options):
-        print(f"written: {path}")
+        print(f"written: {path}", flush=True)
+    if (origins := arguments.output / ORIGINS).is_file():
+        print(f"written: {origins} (the image that each file name stands for)")
     return 2 if studio.failed else 0
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    return exit_status(lambda: draw(parse_arguments(words)), "figures that were written stay")
+    return exit_status(lambda: draw(parse_arguments(words)), "figures written so far are kept")

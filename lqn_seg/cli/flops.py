@@ -1,4 +1,4 @@
-"""What every method costs on an EoMT or a CLIP, in GMACs (multiply-add = 1, fvcore's "FLOPs").
+"""Count the cost of every method on an EoMT or a CLIP, in GMACs (multiply-add = 1, fvcore's FLOPs).
 
 Examples:
     lqn-seg flops                                   # EoMT-L, 640 px, 200 queries
@@ -6,10 +6,11 @@ Examples:
     lqn-seg flops --teacher path/to/eomt --preset default --count
     lqn-seg flops --clip ViT-B-16-quickgelu --count  # the paper's 20.5 + 14 x 10
 
-Columns: teacher, align, fit, query and head count everything that is run, forward and backward;
-"paper" counts as the paper does (teacher and head, and steps - 1 times one forward pass).
---count holds the closed forms against a counter that watches the real modules run on the meta
-device, without weights (torch.utils.flop_counter's rules, halved: a multiply-add is 2 there).
+Columns: teacher, align, fit, query and head count everything that runs, forward and backward;
+"x teacher" is the total over the teacher's own. "paper" counts as the paper does: teacher, head,
+and steps - 1 times one forward pass. --count compares the closed forms with a counter that runs
+the real modules on the meta device, without weights (torch.utils.flop_counter's rules, halved,
+because a multiply-add is 2 there).
 """
 
 from collections.abc import Sequence
@@ -20,17 +21,21 @@ from lqn_seg.core.config import PRESETS
 
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg flops", description=__doc__)
-    parser.add_argument("--teacher", metavar="DIR", help="with an EoMT's config.json (EoMT-L)")
-    parser.add_argument("--clip", metavar="MODEL", help="open_clip's name of a CLIP, for an EoMT")
-    parser.add_argument("--image-size", type=int, help="pixels, square")
-    parser.add_argument("--queries", type=int, help="mask queries")
-    parser.add_argument("--labels", type=int, help="classes, without 'no object'")
+    parser.add_argument(
+        "--teacher", metavar="DIR", help="folder with an EoMT's config.json (default: EoMT-L)"
+    )
+    parser.add_argument(
+        "--clip", metavar="MODEL", help="open_clip's name of a CLIP, instead of an EoMT"
+    )
+    parser.add_argument("--image-size", type=int, help="side of the square image in pixels")
+    parser.add_argument("--queries", type=int, help="number of mask queries")
+    parser.add_argument("--labels", type=int, help="number of classes, without 'no object'")
     parser.add("--preset", "paper", f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--steps", type=int, help="Adam steps, instead of the preset's")
-    parser.add_argument("--positions", type=int, help="positions per step, instead of the preset's")
+    parser.add_argument("--steps", type=int, help="Adam steps (default: the preset's)")
+    parser.add_argument("--positions", type=int, help="positions per step (default: the preset's)")
     parser.add("--windows", 1.0, "windows per image")
-    parser.add("--literal", False, "student as Table 4 states it")
-    parser.add("--count", False, "also count the real model")
+    parser.add("--literal", False, "count the student as the paper's Table 4 states it")
+    parser.add("--count", False, "also count the real modules")
     return parser.parse_args(words)
 
 

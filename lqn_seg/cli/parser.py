@@ -1,4 +1,4 @@
-"""Command lines: one sentence for what is wrong, a word for Ctrl-C. Standard library only."""
+"""Command lines: every error is one sentence, Ctrl-C is another. Standard library only."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ _ROOTS = (
     *("MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST", "CLASSIFICATION"),
     *("SEED", "OUTPUT_DIR", "VERSION"),
 )
-_PAIRS = "overrides are KEY VALUE pairs, as in MODEL.LQN.FIT.STEPS 50"
+_PAIRS = "overrides are KEY VALUE pairs such as MODEL.LQN.FIT.STEPS 50"
 
 
 def is_config_key(word: str) -> bool:
@@ -64,7 +64,9 @@ class Parser(argparse.ArgumentParser):
         ``is_key`` says so and it does not follow an option, whose value it would be."""
         hidden = argparse.SUPPRESS
         self.add_argument("--override", action=_Pair, dest="overrides", default=[], help=hidden)
-        self.epilog = "\n".join(filter(None, [self.epilog, "KEY VALUE pairs override config keys"]))
+        self.epilog = "\n".join(
+            filter(None, [self.epilog, "KEY VALUE pairs override keys of the configuration"])
+        )
         self.is_key = is_key
 
     def parse(self, words: Sequence[str] | None = None) -> Namespace:
@@ -78,7 +80,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unrecognized arguments: {named}")
             arguments.config_file = named or arguments.config_file
             if not arguments.config_file:
-                self.error("name a configuration: a YAML file, or a shipped one, such as demo")
+                self.error("name a configuration: a YAML file, or a shipped one such as demo")
         return arguments
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -123,9 +125,9 @@ class Parser(argparse.ArgumentParser):
             hint = _did_you_mean(match[1].partition("=")[0], self._options())
         elif message.startswith("unrecognized") and "--override" in self._options():
             word = message.split()[2]
-            message = f"{word!r} is no option and no KEY: {_PAIRS}, and several names in one "
-            message += "option are separated by commas"
-        self.exit(2, f"error: {message}{hint}; {self.prog} --help explains\n")
+            message = f"{word!r} is neither an option nor a KEY: {_PAIRS}, and several names in "
+            message += "one option are separated by commas"
+        self.exit(2, f"error: {message}{hint}; see {self.prog} --help\n")
 
     def _options(self) -> list[str]:
         options = list(self._option_string_actions)
@@ -153,9 +155,9 @@ def names(given: str) -> list[str]:
     return [name for name in given.split(",") if name]
 
 
-def exit_status(command: Callable[[], int | None], left: str = "go on with --resume") -> int:
-    """A command's exit status; bad input is one sentence, from one of the processes. ``left`` is
-    what Ctrl-C leaves behind, where the `KeyboardInterrupt` itself does not say it."""
+def exit_status(command: Callable[[], int | None], left: str = "continue with --resume") -> int:
+    """A command's exit status; bad input is one sentence, from one of the processes. ``left`` says
+    what is left after Ctrl-C, unless the `KeyboardInterrupt` does."""
     try:
         return command() or 0
     except PeerError:
@@ -166,7 +168,7 @@ def exit_status(command: Callable[[], int | None], left: str = "go on with --res
     except PermissionError as error:  # of a folder: those who read files say it themselves
         if error.filename is None:
             raise
-        print(f"error: {error.filename} may not be read or written here", file=sys.stderr)
+        print(f"error: no permission to read or write {error.filename}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         if not is_launched() or os.environ.get("RANK") == "0":
@@ -177,26 +179,27 @@ def exit_status(command: Callable[[], int | None], left: str = "go on with --res
 def add_config_flags(parser: Parser, default: str = "") -> None:
     """``--config-file``; without a default the configuration may stand alone, as ``config``, too
     (`Parser.parse`)."""
-    what = "YAML configuration, or a shipped one by its name: demo is configs/demo_lqn.yaml"
+    what = "YAML configuration, or the name of a shipped one: demo is configs/demo_lqn.yaml"
     if not default:
         parser.add_argument("config", nargs="?", metavar="CONFIG", help=what)
-        what = "the same"
+        what = "the same as CONFIG"
     parser.add_argument("--config-file", metavar="FILE", default=default, help=what)
     parser.add("--device", "", "auto, cpu, cuda or mps")
     parser.add_overrides()
 
 
 def add_run_flags(parser: Parser) -> None:
-    parser.add("--resume", False, "go on from what is in OUTPUT_DIR")
+    parser.add("--resume", False, "continue from the results in OUTPUT_DIR")
     parser.add(
         "--strict",
         False,
         "stop at the first image that cannot be read or scored, and when the disk is full; "
-        "else both are named and counted, and the run goes on (native; detectron2 always stops)",
+        "by default the run reports them and continues (native; detectron2 always stops)",
     )
-    parser.add("--num-gpus", 1, "processes per machine, also where there is no GPU")
-    parser.add("--num-machines", 1, "total number of machines")
-    parser.add("--machine-rank", 0, "number of this machine")
+    parser.add("--full", False, "print all tables, not only the summary")
+    parser.add("--num-gpus", 1, "processes per machine, also without GPUs")
+    parser.add("--num-machines", 1, "number of machines")
+    parser.add("--machine-rank", 0, "number of this machine, from 0")
     parser.add("--dist-url", "auto", "tcp://HOST:PORT of machine 0")
 
 
@@ -241,7 +244,7 @@ def prepare_splits(
     from lqn_seg.data.catalog import dataset_roots
 
     parser = Parser(description=description)
-    parser.add("--root", dataset_roots()[0], f"holds {folder}/", metavar="DIR")
+    parser.add("--root", dataset_roots()[0], f"folder that holds {folder}/", metavar="DIR")
     parser.add_argument("--split", choices=tuple(splits), action="append", help="default: all")
     arguments = parser.parse_args()
 
@@ -250,4 +253,4 @@ def prepare_splits(
             written = write(arguments.root, split)
             print(f"{split}: {written if isinstance(written, Path) else f'{written} files'}")
 
-    return exit_status(prepare, "start again, for the last split is not whole")
+    return exit_status(prepare, "start again, because the last split is incomplete")

@@ -6,10 +6,10 @@ Examples:
     lqn-seg predict photos/ --out out/ --model eomt/ --compare teacher,lqn --resume
     lqn-seg predict cat.jpg --out out/ --model ViT-B-16-quickgelu:openai --classes cat,dog
 
-Writes an overlay, the label map, the panoptic map with COCO's JSON, and results.json; of a video an
-overlay video and JSON. What cannot be read is named and left out, and the exit status is 2.
+Writes an overlay, the label map, the panoptic map with COCO's JSON, and results.json; for a video,
+an overlay video and JSON. Unreadable files are reported and left out, and the exit status is 2.
 
-The model that is shipped, demo, knows 13 classes of drawn scenes and nothing of photographs.
+The shipped model, demo, was trained on 13 classes of drawn scenes and does not work on photographs.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,30 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg predict", description=__doc__)
     what = "image or video files, folders, globs"
     parser.add_argument("inputs", nargs="+", metavar="PATH", help=what)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the files")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     model = "folder, file or hub id of an EoMT, ARCHITECTURE:TAG of a CLIP, or a configuration"
     parser.add("--model", "demo", model, metavar="NAME")
-    parser.add("--method", "lqn", "whose answer is written; a wrong one lists them", metavar="NAME")
-    parser.add("--compare", "", "comma-separated: further methods, side by side", metavar="NAMES")
-    parser.add("--classes", "", "comma-separated: what a CLIP looks for", metavar="NAMES")
-    parser.add("--calibration", "", "file (default: beside local weights)", metavar="FILE")
+    parser.add(
+        "--method",
+        "lqn",
+        "whose prediction is written; a wrong name lists the methods",
+        metavar="NAME",
+    )
+    parser.add(
+        "--compare", "", "further methods to show side by side, comma-separated", metavar="NAMES"
+    )
+    parser.add("--classes", "", "class names for a CLIP, comma-separated", metavar="NAMES")
+    parser.add(
+        "--calibration",
+        "",
+        "calibration file (default: the one beside local weights)",
+        metavar="FILE",
+    )
     parser.add("--device", "auto", "auto, cpu, cuda or mps")
-    parser.add("--threads", 0, "on a CPU; 0 is PyTorch's own number")
-    parser.add("--every", 1, "of a video, each so-many-th frame")
-    parser.add("--resume", False, "leave out what is in the folder already")
-    parser.add("--strict", False, "stop at the first file that cannot be read")
+    parser.add("--threads", 0, "CPU threads; 0 is PyTorch's default")
+    parser.add("--every", 1, "of a video, use every N-th frame")
+    parser.add("--resume", False, "skip files that are already in the folder")
+    parser.add("--strict", False, "stop at the first unreadable file")
     parser.add_overrides()
     return parser.parse_intermixed_args(words)
 
@@ -58,7 +70,7 @@ def predict(arguments: Namespace) -> int:
     given = arguments.inputs, arguments.out, arguments.resume, arguments.strict, arguments.every
     summary = predict_files(model, *given)
     print(
-        f"{summary.done} files predicted, {summary.skipped} were there already, "
+        f"{summary.done} files predicted, {summary.skipped} already there, "
         f"{summary.failed} left out: {arguments.out}"
     )
     return 2 if summary.failed else 0
@@ -66,4 +78,6 @@ def predict(arguments: Namespace) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(words)
-    return exit_status(lambda: predict(arguments), "what is done is kept: go on with --resume")
+    return exit_status(
+        lambda: predict(arguments), "finished files are kept; continue with --resume"
+    )

@@ -7,8 +7,9 @@ Examples:
     lqn-seg study study/camvid MODEL.LQN.FIT.STEPS 100
     torchrun --standalone --nproc_per_node 4 -m lqn_seg study study/demo
 
-Writes results.json, table.md and plot.png into each study's OUTPUT_DIR. An override is a key of the
-study (OUTPUT_DIR, MAX_IMAGES, TEACHERS.small.WEIGHTS, ...) or of every evaluation's configuration.
+Prints a summary (--full: all tables) and writes results.json, table.md (all tables) and plot.png
+into each study's OUTPUT_DIR. An override is a key of the study (OUTPUT_DIR, MAX_IMAGES,
+TEACHERS.small.WEIGHTS, ...) or of the configuration of every evaluation.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ from lqn_seg.cli.parser import Namespace, Parser, exit_status
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg study", description=__doc__)
     parser.add_argument(
-        "studies", nargs="+", metavar="FILE", help="study files (.yaml), or shipped ones"
+        "studies", nargs="+", metavar="FILE", help="study files (.yaml), or names of shipped ones"
     )
-    parser.add("--resume", False, "go on from what is in OUTPUT_DIR")
+    parser.add("--resume", False, "continue from the results in OUTPUT_DIR")
+    parser.add("--full", False, "print all tables, not only the summary")
     parser.add_overrides(is_key=_is_key)
     return parser.parse_intermixed_args(words)
 
@@ -41,7 +43,7 @@ def run(arguments: Namespace) -> None:
 
     with launch.joined():
         for path in arguments.studies:
-            run_study(path, arguments.overrides, arguments.resume)
+            run_study(path, arguments.overrides, arguments.resume, arguments.full)
 
 
 def main(words: Sequence[str] | None = None) -> int:

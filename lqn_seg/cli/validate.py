@@ -1,9 +1,9 @@
-"""Check a data set, and the evaluators on it.
+"""Check a data set and the evaluators.
 
-Files, sizes, ids and the agreement of JSON and PNG; ground truth scored as prediction (100
-everywhere); a damaged copy of it held against pycocotools, cityscapesscripts and, where it is
-installed, panopticapi; and a stored prediction against stored figures. Returns 1 where anything is
-wrong.
+Checks files, sizes, ids and that JSON and PNG agree. Scores the ground truth as prediction (100
+everywhere), compares the scores of a damaged copy with pycocotools, cityscapesscripts and, if
+installed, panopticapi, and a stored prediction with stored scores. The exit status is 1 if
+anything is wrong.
 
 Examples:
     lqn-seg validate demo_panoptic_val
@@ -18,9 +18,9 @@ from lqn_seg.cli.parser import Namespace, Parser, exit_status
 
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = Parser("lqn-seg validate", description=__doc__)
-    parser.add_argument("name", metavar="NAME", help="of a data set, see datasets/README.md")
+    parser.add_argument("name", metavar="NAME", help="name of a data set, see datasets/README.md")
     parser.add_argument("--config-file", metavar="FILE", help="YAML that describes the data set")
-    parser.add("--max-images", 0, "the first so many; 0 is all")
+    parser.add("--max-images", 0, "number of images to check; 0 is all")
     return parser.parse_args(words)
 
 
@@ -34,9 +34,9 @@ def check(arguments: Namespace) -> int:
     result = validate(get_dataset(arguments.name), arguments.max_images)
     print(result.text())
     if result.interrupted:
-        raise KeyboardInterrupt(f"{result.images} of {result.total} images were looked at")
+        raise KeyboardInterrupt(f"{result.images} of {result.total} images were checked")
     return 1 if result.problems else 0
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    return exit_status(lambda: check(parse_arguments(words)), "nothing was looked at yet")
+    return exit_status(lambda: check(parse_arguments(words)), "nothing has been checked yet")

@@ -65,7 +65,9 @@ def register_method(name: str, answer: Answer, version: str = "") -> None:
             partial); another one whenever it changes, so that a resume does not mix the two.
     """
     if name in (*SEGMENTATION, *CLASSIFICATION) or not re.fullmatch(r"[\w-]+", name):
-        raise InputError(f"a method of one's own needs a name of its own, not {name!r}")
+        raise InputError(
+            f"a custom method needs a new name of letters, digits, _ and -, not {name!r}"
+        )
     _registered[name] = TokenMethod(name, answer, version)
 
 
@@ -76,7 +78,7 @@ def parse(name: Any, key: str) -> tuple[str, str, str]:
         InputError: YAML made a number or a list of the name.
     """
     if not isinstance(name, str):
-        raise InputError(f"{key}: a method is named by text, not by {name!r}")
+        raise InputError(f"{key}: the name of a method must be text, not {name!r}")
     rest, _, pooling = name.partition(":")
     variant, _, recipe = rest.partition("@")
     return variant, recipe, pooling
@@ -109,7 +111,7 @@ def ablation(cfg: CfgNode) -> str:
     word, _ = parse_ablation(name)
     other = _OF_SEGMENTATION if "CLASSIFICATION" in cfg else _OF_CLASSIFICATION
     if word in other:
-        raise InputError(f"MODEL.LQN.ABLATION: {word} is an ablation of the other task")
+        raise InputError(f"MODEL.LQN.ABLATION: {word} belongs to the other task")
     return name
 
 
@@ -123,11 +125,11 @@ def method_config(cfg: CfgNode, name: str) -> Method:
     if "=" in name:
         return BaselineModel.parse(name)
     if pooling:
-        raise InputError(f"method {name!r}: {pooling!r} is a pooling of classification")
+        raise InputError(f"method {name!r}: poolings such as {pooling!r} are for classification")
     nearest(variant, (*SEGMENTATION, *_registered), "method")
     if variant in (*PIXEL_CONTROLS, *_registered):
         if recipe:
-            raise InputError(f"method {name!r}: {variant} has no recipe to take from a preset")
+            raise InputError(f"method {name!r}: {variant} has no recipe, so it takes no preset")
         return _registered.get(variant) or PixelControl(variant)
     config = lqn_config(cfg, recipe)
     if variant == UNTRAINED:

@@ -174,7 +174,7 @@ def _load_yaml(path: str) -> dict[str, Any]:
     except (TypeError, AttributeError):  # of what is no mapping, here or in a base
         loaded = None
     if not isinstance(loaded, dict):
-        raise InputError(f"config {path}: it, or what it names as _BASE_, holds no keys")
+        raise InputError(f"config {path}: this file or its _BASE_ holds no keys")
     return loaded
 
 
@@ -252,7 +252,9 @@ def check_cfg(cfg: CfgNode) -> None:
     for name, section in _SECTIONS.items():
         convert(lqn[name], section, f"MODEL.LQN.{name}")
     if len(lqn.BASELINE_SIZES) not in (0, 2):
-        raise InputError(f"MODEL.LQN.BASELINE_SIZES must be (least, most): {lqn.BASELINE_SIZES}")
+        raise InputError(
+            f"MODEL.LQN.BASELINE_SIZES must be (least, most), not {lqn.BASELINE_SIZES}"
+        )
     register_entries(lqn.DATASETS)
 
 
@@ -270,5 +272,5 @@ def resolve_device(name: str, asked: bool = True) -> str:
     if present.get(kind):
         return name
     if kind != "auto" and asked:
-        raise InputError(f"device {name} was asked for, but this machine has none")
+        raise InputError(f"this machine has no device {name}")
     return next((device for device in present if present[device]), "cpu")

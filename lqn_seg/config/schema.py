@@ -110,8 +110,8 @@ class ClassificationConfig:
             raise InputError("CLASSIFICATION.METHODS names no method")
         if "tda" in self.methods and not self.history:
             raise InputError(
-                "tda learns from the images before, so its figures depend on their order: set "
-                "CLASSIFICATION.HISTORY True to run it all the same"
+                "tda learns from earlier images, so its scores depend on their order; set "
+                "CLASSIFICATION.HISTORY True to run it anyway"
             )
 
 

@@ -27,8 +27,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def mixed_precision(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
     """Products in bfloat16, for a training, where the hardware has them: emulated, an iteration of
     seconds takes minutes."""
-    fast = resolve_precision("auto", device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and fast)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and has_bfloat16(device))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 have hardware."""
+    return resolve_precision("auto", device) == "bfloat16"
 
 
 def operand_precision(device: torch.device) -> AbstractContextManager[None]:

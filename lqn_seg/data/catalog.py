@@ -79,7 +79,7 @@ def _find(name: str, source: Source, root: PathLike | None) -> Path:
     looked = ", ".join(map(str, roots))
     unset = "" if root or "DETECTRON2_DATASETS" in os.environ else " ($DETECTRON2_DATASETS unset)"
     raise InputError(
-        f"data set {name} needs {source.file}, looked for in {looked}{unset}: {source.how_to_get}"
+        f"data set {name} needs {source.file}, which is not in {looked}{unset}: {source.how_to_get}"
     )
 
 
@@ -163,7 +163,7 @@ def register_entries(entries: Sequence[Mapping[str, Any]]) -> None:
         if kind is None:
             layouts = "for COCO panoptic layout or for a folder of label PNGs"
             raise InputError(
-                f"{where} describes no data set: it needs {' or '.join(kinds)}, {layouts}"
+                f"{where} does not describe a data set: it needs {' or '.join(kinds)}, {layouts}"
             )
         parameters = {k.upper(): v for k, v in inspect.signature(kinds[kind]).parameters.items()}
         for key, parameter in parameters.items():

@@ -54,7 +54,7 @@ def _cifar10_c(split: str, name: str, root: Path) -> Dataset:
     def listing() -> Listing:
         shape, numbers = open_array(str(images)).shape, open_array(str(labels))
         if shape != (5 * _IMAGES, 32, 32, 3) or numbers.shape != (5 * _IMAGES,):
-            raise InputError(f"{images} has the shape {shape}, and {labels} {numbers.shape}")
+            raise InputError(f"{images} has the shape {shape}, but {labels} has {numbers.shape}")
         first = (int(severity) - 1) * _IMAGES
         records = [
             {"file_name": str(images), "row": first + k, "image_id": k, "label": int(label)}

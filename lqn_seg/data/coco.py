@@ -118,7 +118,7 @@ def _not_annotated(content: PanopticFile, path: Path) -> tuple[str, ...]:
         return ()
     return (
         f"annotation file {path}: no annotation has the image_id {enumeration(others)}; "
-        f"{len(others)} of {len(content.images)} images are not looked at",
+        f"{len(others)} of {len(content.images)} images are not used",
     )
 
 

@@ -56,8 +56,8 @@ def complete_records(dataset: Dataset, folder: str | os.PathLike[str]) -> list[R
         if "segments_info" in record or "sem_seg_file_name" in record:
             if max(metadata.num_classes, metadata.ignore_label) > 255:
                 raise InputError(
-                    f"data set {metadata.name} has {metadata.num_classes} classes and ignores "
-                    f"{metadata.ignore_label}; Detectron2 reads label maps of 8 bits, 0 .. 255"
+                    f"data set {metadata.name} has {metadata.num_classes} classes and the ignore "
+                    f"label {metadata.ignore_label}; Detectron2 reads 8-bit label maps, 0 .. 255"
                 )
             path = Path(folder, f"{file_name(record['image_id'])}.png")
             write_label_map(path, metadata.read_semantic(record))

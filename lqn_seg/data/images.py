@@ -150,7 +150,7 @@ def read_record(record: Mapping[str, Any], data: bytes | None = None) -> NDArray
     expected = int(record.get("height", height)), int(record.get("width", width))
     if (height, width) != expected:
         raise InputError(
-            f"image {path} is {height} x {width} (height x width){describe_turn(path)}, its "
+            f"image {path} is {height} x {width} (height x width){describe_turn(path)}, but its "
             f"annotation says {expected[0]} x {expected[1]}"
         )
     return image
@@ -186,7 +186,7 @@ def untold_turn(path: PathLike) -> str:
             return ""
     return (
         f"image {path} has the EXIF orientation {orientation}: its labels must be those of the "
-        "upright picture, which its size cannot tell"
+        "upright image, which its size cannot show"
     )
 
 
@@ -240,7 +240,7 @@ def write_label_map(path: PathLike, labels: NDArray[np.integer]) -> None:
 def _check_exact(kind: str, what: str) -> None:
     if kind not in _EXACT:
         why = "changes labels at their borders" if kind in ("JPEG", "MPO") else "may change labels"
-        raise InputError(f"{what} is a {kind.replace('MPO', 'JPEG')}, which {why}: make it a PNG")
+        raise InputError(f"{what} is a {kind.replace('MPO', 'JPEG')}, which {why}; save it as PNG")
 
 
 @contextmanager
@@ -253,10 +253,10 @@ def _sentences(path: PathLike) -> Iterator[None]:
     except IsADirectoryError:
         raise InputError(f"image {path} is a folder, expected a file") from None
     except (FileNotFoundError, NotADirectoryError):
-        broken = " (a link to nowhere)" if Path(path).is_symlink() else ""
+        broken = " (a broken link)" if Path(path).is_symlink() else ""
         raise InputError(f"image file {path} does not exist{broken}") from None
     except PermissionError:
-        raise InputError(f"image file {path} may not be read (permission denied)") from None
+        raise InputError(f"image file {path} cannot be read (permission denied)") from None
     except UnidentifiedImageError:
         raise InputError(f"file {path} is not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:

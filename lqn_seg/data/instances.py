@@ -33,14 +33,14 @@ class Instances:
         if (image.height, image.width) != (height, width):
             raise InputError(
                 f"annotation file {self.path}: image {image_id!r} is {image.height} x "
-                f"{image.width} (height x width), its record says {height} x {width}"
+                f"{image.width} (height x width), but its record says {height} x {width}"
             )
         annotations = self.annotations.get(image_id, {})
         for i, annotation in annotations.items():
             if not mask_api.area(annotation["segmentation"]):  # missed, as in pycocotools
                 warnings.warn(
                     f"annotation file {self.path}: annotations[{i}].segmentation has no pixel in "
-                    f"image {image_id!r}, and AP calls it missed",
+                    f"image {image_id!r}, so AP counts it as missed",
                     stacklevel=2,
                 )
         return [dict(annotation) for annotation in annotations.values()]

@@ -40,7 +40,7 @@ def open_array(path: str) -> NDArray[Any]:
     except FileNotFoundError:
         raise InputError(f"array file {path} does not exist") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"array file {path} is damaged or no .npy array ({error})") from None
+        raise InputError(f"array file {path} is damaged or not a .npy array ({error})") from None
 
 
 @lru_cache(maxsize=4)
@@ -113,15 +113,15 @@ def _name_folders(name: str, root: Path) -> tuple[dict[str, str], list[str]]:
         raise InputError(f"folder {root} of {name} holds no class folders")
     if {folder.casefold() for folder in folders} <= _SPLITS:
         raise InputError(
-            f"folder {root} of {name} holds splits ({', '.join(folders)}) and no classes: name one "
+            f"folder {root} of {name} holds splits ({', '.join(folders)}) and no classes; name one "
             "of them"
         )
     wnids = [folder for folder in folders if _WNID.fullmatch(folder)]
     imagenet = class_folders("imagenet") if wnids else {}
     if unknown := [wnid for wnid in wnids if wnid not in imagenet]:
         raise InputError(
-            f"folder {root} of {name} holds WordNet ids that ImageNet has no class for "
-            f"({enumeration(unknown)}): say what they are called (register_image_folder's classes)"
+            f"folder {root} of {name} holds WordNet ids that are not ImageNet classes "
+            f"({enumeration(unknown)}); name them in register_image_folder's classes"
         )
     names = {folder: imagenet.get(folder) or folder.replace("_", " ") for folder in folders}
     first: dict[str, str] = {}
@@ -134,9 +134,9 @@ def _name_folders(name: str, root: Path) -> tuple[dict[str, str], list[str]]:
             )
     notes = []
     if wnids:
-        notes.append(f"{len(wnids)} class folders are WordNet ids: they have ImageNet's names")
+        notes.append(f"{len(wnids)} class folders are WordNet ids and take ImageNet's class names")
     if all(folder.isdigit() for folder in folders):
-        notes.append(f"the class folders of {root} are numbers, and so are the classes' names")
+        notes.append(f"the class folders of {root} are numbers, and so are the class names")
     return names, notes
 
 
@@ -164,7 +164,7 @@ def _listing(
         raise InputError(f"{where} holds no images")
     lost = [p.name for p in sorted(root.iterdir()) if p.is_symlink() and not p.exists()]
     loose = [path.name for path in find_images(root).images if path.is_file()]
-    problems = {"holds links to nowhere": lost, "holds images outside the class folders": loose}
+    problems = {"holds broken links": lost, "holds images outside the class folders": loose}
     notes = {
         "class folders without an image": empty,
         "class folders that are not there": [f for f in folders if not (root / f).is_dir()],

@@ -82,7 +82,7 @@ class Metadata:
             raise InputError(f"{field} lists {missed}")
         for key, pixels in drawn.items():  # PQ believes the area, as panopticapi does
             if (area := listed[key].get("area", pixels)) != pixels:
-                areas = f"{pixels} pixels in {path}, segments_info says area {area}"
+                areas = f"{pixels} pixels in {path}, but segments_info says area {area}"
                 raise InputError(f"segment {key} of image {image_id} has {areas}")
         return ids
 

@@ -210,7 +210,7 @@ class SplitFile(Struct):
             for i, (path, label, text) in enumerate(rows):
                 check_file_name(path, f"{split}[{i}][0]")
                 if (first := names.setdefault(label, text)) != text:
-                    both = f"{text!r}, an entry before it calls it {first!r}"
+                    both = f"{text!r}, an earlier entry calls it {first!r}"
                     raise ValueError(f"{split}[{i}] calls label {label} {both}")
 
 
@@ -292,7 +292,7 @@ def check_file_name(name: str, where: str = ".file_name") -> None:
     if not path.name or path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{where} must be a relative path without '..', not {name!r}")
     if any(character < " " or "\ud800" <= character <= "\udfff" for character in name):
-        raise ValueError(f"{where} {name!r} holds a character that no file name may have")
+        raise ValueError(f"{where} {name!r} holds a character that is not allowed in file names")
     if max(len(part.encode()) for part in path.parts) > 255 or len(name) > 1000:
         raise ValueError(f"{where} {name[:40]!r} ... is too long for a file")
 

@@ -44,10 +44,10 @@ def build_teacher(cfg: CfgNode) -> Teacher[Any]:
 def _load_teacher(cfg: CfgNode) -> Teacher[Any]:
     teacher = cfg.MODEL.LQN.TEACHER
     if cfg.MODEL.WEIGHTS and cfg.MODEL.META_ARCHITECTURE == "LQNTTTMetaArch":
-        raise InputError("MODEL.WEIGHTS is not read: the weights are MODEL.LQN.TEACHER.WEIGHTS")
+        raise InputError("MODEL.WEIGHTS is not used here; set MODEL.LQN.TEACHER.WEIGHTS")
     nearest(teacher.NAME, TEACHERS, "MODEL.LQN.TEACHER.NAME")
     if not teacher.WEIGHTS and not teacher.CONFIG:
-        raise InputError("MODEL.LQN.TEACHER.WEIGHTS and .CONFIG are both empty: name one of them")
+        raise InputError("MODEL.LQN.TEACHER.WEIGHTS and .CONFIG are both empty; set one of them")
     weights, device, precision = find_local(teacher.WEIGHTS), cfg.MODEL.DEVICE, teacher.PRECISION
     if teacher.NAME == "clip":
         from lqn_seg.teachers.clip import load_clip  # open_clip takes a second
@@ -59,7 +59,21 @@ def _load_teacher(cfg: CfgNode) -> Teacher[Any]:
     if teacher.NAME == "dinov2":
         return load_dinov2(weights, config, device, size, precision)
     base = teacher.BASE if teacher.BASE == ABSOLUTE else find_local(teacher.BASE)
-    return load_eomt(weights, config, device, size, base, precision)
+    try:
+        return load_eomt(weights, config, device, size, base, precision)
+    except InputError as error:
+        raise InputError(f"{error}{_random_weights(teacher.WEIGHTS)}") from error
+
+
+def _random_weights(weights: str) -> str:
+    """How to run a published EoMT with random weights; empty where its shape is not shipped."""
+    shape = f"configs/teachers/{Path(weights).name.replace('_eomt_large', '')}.json"
+    if Path(weights).exists() or not Path(find_local(shape)).is_file():
+        return ""
+    return (
+        "; to try the command with random weights, add MODEL.LQN.TEACHER.WEIGHTS '' "
+        f"MODEL.LQN.TEACHER.CONFIG {shape}"
+    )
 
 
 def build_segmenter(
@@ -91,7 +105,7 @@ def build_segmenter(
             raise InputError(
                 f"{who} predicts {len(head.class_names)} classes{_first(head.class_names)}, "
                 f"{data_set} has {num_classes}{_first(class_names)}, and "
-                "lqn_seg/data/class_maps.py has no map between them"
+                "lqn_seg/data/class_maps.py does not map one to the other"
             )
         check_class_order(head.class_names, class_names, who, data_set)
     recipes = methods(cfg) if recipes is None else recipes
@@ -116,9 +130,9 @@ def build_head(cfg: CfgNode, teacher: Teacher[Any]) -> EomtHead | LinearHead:
     if isinstance(teacher, Dinov2Teacher) and teacher.has_head:
         return LinearHead(teacher.model, teacher.precision)
     raise InputError(
-        f"MODEL.LQN.TEACHER.NAME: {cfg.MODEL.LQN.TEACHER.NAME} has no head to segment with; "
-        "MODEL.LQN.TRAIN.BACKBONE trains one on a DINOv2: an EoMT's, or with NAME dinov2 a linear "
-        "one (configs/cityscapes256_linear.yaml)"
+        f"MODEL.LQN.TEACHER.NAME: {cfg.MODEL.LQN.TEACHER.NAME} has no segmentation head; "
+        "lqn-seg train with MODEL.LQN.TRAIN.BACKBONE trains one on a DINOv2: an EoMT's, or with "
+        "NAME dinov2 a linear one (configs/cityscapes256_linear.yaml)"
     )
 
 
@@ -128,7 +142,7 @@ def describe_class_map(segmenter: Segmenter, metadata: Metadata) -> str:
         return ""
     return (
         f"the teacher's {len(segmenter.class_map)} classes are scored as the "
-        f"{metadata.num_classes} of {metadata.name}: scores of those that are one there are added"
+        f"{metadata.num_classes} of {metadata.name}: scores of classes that are merged are added"
     )
 
 
@@ -154,9 +168,9 @@ def check_class_order(
         return
     index, name = moved[0]
     sentence = (
-        f"{who} and {data_set} order their classes differently: {name!r} is class {theirs[name]} "
-        f"of the one and {index} of the other; {len(moved)} of {len(common)} common names "
-        "stand elsewhere (where the model's are wrong, mend id2label in its config.json)"
+        f"{who} and {data_set} number their classes differently: {name!r} is class {theirs[name]} "
+        f"in the model and {index} in the data set; {len(moved)} of {len(common)} common names "
+        "differ (if the model's are wrong, correct id2label in its config.json)"
     )
     if ours.keys() == theirs.keys() or 2 * len(moved) > len(common):
         raise InputError(sentence)
@@ -183,7 +197,7 @@ def describe_teacher(cfg: CfgNode, teacher: Teacher[Any]) -> str:
     return (
         f"teacher: {named.NAME} from {source if named.WEIGHTS else 'random weights'} on "
         f"{cfg.MODEL.DEVICE} in {dtype}, {teacher.num_layers} layers of "
-        f"{rows} x {columns} tokens; {describe_input(cfg, teacher)}"
+        f"{rows} x {columns} tokens\n{describe_input(cfg, teacher)}"
     )
 
 

@@ -105,10 +105,12 @@ def calibrate_teacher(
     if output is None:
         folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
         if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
-            raise InputError("--output is needed: the teacher's weights are not in a local folder")
+            raise InputError(
+                "--output is required, because the teacher's weights are not in a local folder"
+            )
         output = folder / FILE_NAME
     if not output.parent.is_dir():
-        raise InputError(f"--output: there is no folder {output.parent}")
+        raise InputError(f"--output: folder {output.parent} does not exist")
     if output.is_dir():
         raise InputError(f"--output: {output} is a folder, expected a file")
     make_writable(output.parent)
@@ -184,5 +186,5 @@ def calibration_records(source: Path | Dataset, strict: bool = False) -> list[Re
     files = find_images(source, below=True)
     name_problems(files.problems(f"folder {source}"), strict)
     if not files.images:
-        raise InputError(f"there is no image below {source}")
+        raise InputError(f"folder {source} holds no image")
     return [{"file_name": str(file)} for file in files.images]

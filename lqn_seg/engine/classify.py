@@ -120,7 +120,7 @@ def classifications(
     datasets = [_labelled(name) for name in dict.fromkeys(cfg.DATASETS.TEST)]
     if _LEARNING & set(cfg.CLASSIFICATION.METHODS) and (resume or launch.size() > 1):
         raise InputError(
-            "tda learns from the images before, so one process must see them all: run it with "
+            "tda learns from earlier images, so one process must see all of them: run it with "
             "--num-gpus 1 and without --resume"
         )
     with fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
@@ -153,7 +153,9 @@ def build_clip(cfg: CfgNode) -> ClipTeacher:
 def _labelled(name: str) -> Dataset:
     dataset = get_dataset(name)
     if dataset.metadata.evaluator_type != EVALUATOR_TYPE:
-        raise InputError(f"DATASETS.TEST: {name} has no label per image, it is for segmentation")
+        raise InputError(
+            f"DATASETS.TEST: {name} has no image labels; it is a segmentation data set"
+        )
     return dataset
 
 

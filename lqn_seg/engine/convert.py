@@ -28,7 +28,7 @@ def convert(
     bit for bit, whole or not at all; says what it wrote. The other arguments are `load_eomt`'s."""
     output = Path(target)
     if output.exists():
-        raise InputError(f"OUTPUT: {output} is there already")
+        raise InputError(f"OUTPUT: {output} already exists")
     teacher = _load(source, config, size, base)
     print(f"loaded: {source}; converting and comparing ...", flush=True)
     image = torch.randn(1, 3, *teacher.image_size, generator=torch.Generator().manual_seed(0))
@@ -42,7 +42,7 @@ def convert(
             write_preprocessor(converted, teacher.preprocessing, teacher.image_size)
         pairs = zip(_logits(teacher, image), _logits(eomt.load_eomt(str(converted)), image))
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
-            raise InputError(f"OUTPUT: {output} would not give INPUT's logits")
+            raise InputError(f"OUTPUT: {output} would not give the same logits as INPUT")
         with _writing(output):
             converted.rename(output)
     shape, (height, width) = teacher.model.config, teacher.image_size

@@ -93,7 +93,9 @@ def build_evaluators(cfg: CfgNode, metadata: Metadata) -> dict[str, ImageEvaluat
         more = (make(metadata, beside=whole) for make in (TrimapEvaluator, ConfidenceEvaluator))
         evaluators += [whole, *more]
     if not evaluators:
-        raise InputError("MODEL.MASK_FORMER.TEST turns every output off: there is nothing to score")
+        raise InputError(
+            "MODEL.MASK_FORMER.TEST switches every output off, so there is nothing to score"
+        )
     return {evaluator.task: evaluator for evaluator in evaluators}
 
 
@@ -124,7 +126,7 @@ class DatasetRun(ABC):
         folder: receives the results.
         fingerprint: what else two runs must have in common for their results to belong together.
         conditions: in place of the configuration's.
-        resume: go on from what is in the folder. An image whose files or annotation have changed
+        resume: continue from what is in the folder. An image whose files or annotation have changed
             since is evaluated again.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
@@ -229,7 +231,7 @@ class DatasetRun(ABC):
             turn = untold_turn(record["file_name"]) if "height" in record else ""
             if turn and not self._is_noted:
                 self._is_noted = True
-                say(f"note: {turn}; other such images are not named")
+                say(f"note: {turn}; further such images are not listed")
             return Sample(record, images, self._stamp(record, data), truth)
         except Exception as error:
             return Sample(record, dict.fromkeys(names), error=error)
@@ -287,7 +289,7 @@ class DatasetRun(ABC):
         total = len(self.conditions) * len(self.records)
         left = self.store.left(self.records, len(self.records))
         count = sum(len(names) for batch in left for _, names in batch)
-        return f"{total - count} of {total} images done (each condition counts)"
+        return f"{total - count} of {total} images done (images x conditions)"
 
     @property
     def failures(self) -> dict[tuple[str, Key], str]:

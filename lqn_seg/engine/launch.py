@@ -57,7 +57,7 @@ def gather(value: Any) -> list[Any]:
     try:
         dist.all_gather_object(values, value)
     except RuntimeError as error:
-        raise PeerError("another process of this run has ended early") from error
+        raise PeerError("another process of this run ended early") from error
     return values
 
 

@@ -29,8 +29,8 @@ def check_cfg(cfg: CfgNode) -> None:
     device = resolve_device(cfg.MODEL.DEVICE)
     if device != cfg.MODEL.DEVICE:
         raise InputError(
-            f"MODEL.DEVICE {cfg.MODEL.DEVICE}: Detectron2 wants a device by its name, and the best "
-            f"one here is MODEL.DEVICE {device}"
+            f"MODEL.DEVICE {cfg.MODEL.DEVICE}: Detectron2 needs the name of a device; the best one "
+            f"here is MODEL.DEVICE {device}"
         )
 
 
@@ -82,7 +82,7 @@ class ImageScores:
                 Path(given["file_name"]).name
             )
             if record is None:
-                raise InputError(f"{given['file_name']} is no image of the evaluator's data set")
+                raise InputError(f"{given['file_name']} is not in the evaluator's data set")
             line: dict[str, Any] = {"lqn": output.get("lqn"), "mask_hash": mask_hash(output)}
             line |= {task: e.statistics(record, output) for task, e in self.evaluators.items()}
             self.images[record["image_id"]] = line

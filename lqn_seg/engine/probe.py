@@ -131,19 +131,19 @@ def student_recipe(name: str, method: object, all_layers: bool = True) -> LQNCon
     with `all_layers` none of all layers, as APM's."""
     variants = ("lqn", "lqn-src") if all_layers else ("lqn", "lqn-src", "apm")
     if not isinstance(method, LQNConfig) or method.fit.variant not in variants:
-        kind = "of all layers to look at" if all_layers else "whose steps could be looked at"
+        kind = "that covers all layers" if all_layers else "that is fitted step by step"
         raise InputError(f"--methods: {name} has no student {kind}")
     if not method.fit.steps:
-        raise InputError(f"--methods: {name} makes no step, so there is no curve")
+        raise InputError(f"--methods: {name} takes no step, so there is no curve")
     return method
 
 
 def known_classes(names: Sequence[str], who: str = "this teacher") -> str:
-    """Which classes a teacher knows, in words: whatever else is there gets one of these names too.
-    `who` is the run for a CLIP, which knows as many as it is told."""
+    """Which classes a teacher knows, in words: anything else gets one of these names too. `who` is
+    the run for a CLIP, whose classes are given."""
     more = len(names) - _NAMED
     shown = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"{who} knows {len(names)} classes and no other: {shown}"
+    return f"{who} knows only {len(names)} classes: {shown}"
 
 
 def is_unlike(

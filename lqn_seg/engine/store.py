@@ -37,7 +37,7 @@ class ResultStore:
         folder: receives ``run.json`` and ``<group>.<process>.jsonl``; all processes see it.
         fingerprint: what has to be equal for results to belong together.
         groups: names of what is done with every image (conditions).
-        resume: go on from the results in the folder; otherwise they are removed.
+        resume: continue from the results in the folder; otherwise they are removed.
         strict: stop when the disk is full.
         may_change: keys of the fingerprint that a run need not share with the one it goes on from.
     """
@@ -64,12 +64,12 @@ class ResultStore:
             if not launch.is_main() and self._fingerprint() != expected:
                 raise InputError(
                     f"OUTPUT_DIR: process {launch.rank()} does not find its own run in "
-                    f"{self.folder / 'run.json'}: all processes need the same files and a folder "
-                    "that they all see"
+                    f"{self.folder / 'run.json'}: all processes need the same files and one shared "
+                    "folder"
                 )
 
     def _open(self, fingerprint: dict[str, Any], resume: bool, may_change: set[str]) -> None:
-        """Refuse to go on from another run's results; start afresh by removing them all."""
+        """Refuse to continue another run's results; a fresh start removes them all."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             stored = self._fingerprint()
@@ -84,7 +84,7 @@ class ResultStore:
                 raise InputError(
                     f"{self.folder} holds results of another configuration, teacher, data set or "
                     f"machine (it differs in: {', '.join(others)}): choose another OUTPUT_DIR, or "
-                    "leave --resume out to start again"
+                    "start again without --resume"
                 )
         write_atomically(self.folder / "run.json", json.dumps(fingerprint, indent=2) + "\n")
 
@@ -148,8 +148,8 @@ class ResultStore:
         if changed and launch.is_main():
             more = ", ..." if len(changed) > _NAMED else ""
             say(
-                f"changed since they were evaluated (image, label or annotation), so evaluated "
-                f"again: {len(changed)} of {len(records)} images "
+                f"changed since their evaluation (image, label or annotation) and evaluated again: "
+                f"{len(changed)} of {len(records)} images "
                 f"({', '.join(map(str, changed[:_NAMED]))}{more})"
             )
 
@@ -188,7 +188,7 @@ class ResultStore:
             if self.strict:
                 raise InputError(reason) from error
             if not self.complaint:
-                say(f"{reason}; they are held in memory, and every further batch tries again")
+                say(f"{reason}; results stay in memory, and every further batch tries again")
             self.complaint = reason
 
     def _write(self, group: str, line: str) -> None:
@@ -213,8 +213,8 @@ class ResultStore:
             missing = [r["image_id"] for r in records if r["image_id"] not in entries]
             if missing:
                 raise InputError(
-                    f"{self.folder}: {len(missing)} results of {group} are not there, that of "
-                    f"image {missing[0]} for one: OUTPUT_DIR must be a folder that all machines "
+                    f"{self.folder}: {len(missing)} results of {group} are missing, for example "
+                    f"that of image {missing[0]}; OUTPUT_DIR must be a folder that all machines "
                     "share"
                 )
 

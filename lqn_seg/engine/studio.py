@@ -94,14 +94,14 @@ def readers(cfg: CfgNode, inputs: Sequence[str], count: int = 1) -> list[Callabl
         files = dict.fromkeys(file.resolve() for path in map(Path, inputs) for file in _files(path))
         return [partial(_read_file, file) for file in files]
     if not cfg.DATASETS.TEST:
-        raise InputError("--input is needed: the configuration names no DATASETS.TEST")
+        raise InputError("--input is required, because the configuration names no DATASETS.TEST")
     records = get_dataset(cfg.DATASETS.TEST[0]).records(strict=False)[: max(count, 1)]
     return [partial(Source.of_record, record) for record in records]
 
 
 def _files(path: Path) -> Sequence[Path]:
     if not path.exists():
-        raise InputError(f"--input: there is no file or folder {path}")
+        raise InputError(f"--input: {path} does not exist")
     images = find_images(path).images if path.is_dir() else [path]
     if not images:
         raise InputError(f"--input: the folder {path} holds no image")
@@ -154,7 +154,10 @@ class Studio:
             names = self.cfg.DATASETS.TEST
             return get_dataset(names[0]).metadata if names else None
         except InputError as error:
-            print(f"no data set, so class names are the teacher's: {error}", file=sys.stderr)
+            print(
+                f"class names are the teacher's, because the data set is missing: {error}",
+                file=sys.stderr,
+            )
             return None
 
     @cached_property
@@ -181,7 +184,7 @@ class Studio:
         self.segmenter = built = build_segmenter(self.cfg, things, classes, methods, names)
         self.teacher = built.teacher
         calibration = describe_calibration(self.cfg, built.calibration)
-        print(f"{describe_teacher(self.cfg, built.teacher)}; {calibration}", flush=True)
+        print(describe_teacher(self.cfg, built.teacher), calibration, sep="\n", flush=True)
         for sentence in shown(built.ineffective.values()):
             print(f"warning: {sentence}", flush=True)
         if table and (note := describe_class_map(built, table)):

@@ -16,7 +16,7 @@ def usable_records(dataset: Dataset, strict: bool = False) -> list[Record]:
         say(f"note: {note}")
     records = listed.records(strict=False)
     if not records:
-        raise InputError(f"data set {dataset.metadata.name} holds no image that can be used")
+        raise InputError(f"data set {dataset.metadata.name} has no usable image")
     return records
 
 

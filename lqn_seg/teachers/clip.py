@@ -154,7 +154,7 @@ def image_tower(model: nn.Module) -> Any:
     if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
         kind = type(visual).__name__ if visual is not None else type(model).__name__
         raise InputError(
-            f"a CLIP teacher needs open_clip's own ViT without attention pooling, not a {kind}:"
+            f"a CLIP teacher needs open_clip's own ViT without attention pooling, not a {kind};"
             f" choose a model such as {', '.join(_USUAL)}"
         )
     return visual
@@ -222,7 +222,7 @@ def _check_folder(folder: Path, config: Path, name: str, key: str) -> None:
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise InputError(f"{key}: {folder} holds no weights")
     if name:
-        raise InputError(f"{_KEY}.CONFIG must be empty, not {name!r}: {folder} brings its own")
+        raise InputError(f"{_KEY}.CONFIG must be empty, not {name!r}: {folder} has its own")
     read_json(config, key)
 
 
@@ -235,7 +235,7 @@ def check_quick_gelu(name: str, weights: str, key: str = f"{_KEY}.WEIGHTS") -> N
         known = ", ".join((near or _USUAL)[:5])
         raise InputError(
             f"{_KEY}.CONFIG: open_clip knows no model {name!r} (for example {known}), "
-            f"and there is no directory {weights}"
+            f"and the directory {weights} does not exist"
         )
     has = bool(config.get("quick_gelu", False))
     tag = open_clip.get_pretrained_cfg(name, weights)
@@ -246,7 +246,7 @@ def check_quick_gelu(name: str, weights: str, key: str = f"{_KEY}.WEIGHTS") -> N
         needs = has or "openai" in os.fspath(weights).lower()
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise InputError(f"{key}: {weights} is no file, and no tag of {name} (tags: {tags})")
+        raise InputError(f"{key}: {weights} is neither a file nor a tag of {name} (tags: {tags})")
     if needs != has:
         other = name.removesuffix("-quickgelu") if has else f"{name}-quickgelu"
         raise InputError(

@@ -136,10 +136,12 @@ def build_dinov2(
             content["architecture"], num_classes=0, pretrained_cfg_overlay=pretrained, **arguments
         )
     if not isinstance(model, VisionTransformer) or model.cls_token is None:
-        raise InputError(f"{key}: {content['architecture']} is no ViT with a CLS token")
+        raise InputError(f"{key}: {content['architecture']} is not a ViT with a CLS token")
     (height, width), patch = model.patch_embed.img_size, model.patch_embed.patch_size
     if height % patch[0] or width % patch[1]:
-        raise InputError(f"{where}: {height}x{width} pixels are no whole patches of {patch[0]}")
+        raise InputError(
+            f"{where}: {height}x{width} pixels are not a whole number of patches of {patch[0]}"
+        )
     if not weights:
         return model
     with named(f"{key}: {weights} does not fit the model"):

@@ -77,7 +77,7 @@ def _transformers(weights: str, as_stated: bool) -> Read:
             if model.config.model_type == "eomt":  # positions were learned at one size
                 raise InputError(
                     f"{where}: size is {window[0]}x{window[1]}, but config.json's image_size is "
-                    f"{size[0]}x{size[1]}: say which by MODEL.LQN.TEACHER.IMAGE_SIZE"
+                    f"{size[0]}x{size[1]}; choose one with MODEL.LQN.TEACHER.IMAGE_SIZE"
                 )
             set_image_size(model, window)
     return model, preprocessing
@@ -88,7 +88,7 @@ def _from_pretrained(weights: str) -> Any:
     if not Path(weights).is_dir():
         how = (
             "it is not in the model hub's cache and could not be fetched; download it on a "
-            f"machine with internet by `hf download {weights}` and give the directory"
+            f"machine with internet access by `hf download {weights}` and give the directory"
         )
     with named(f"{_WEIGHTS}: {weights} could not be loaded: {how}"):
         file = find_file(weights, ("config.json",), _WEIGHTS)
@@ -115,7 +115,7 @@ def _original(
     difference_to = None
     if any("pos_embed" in name for name in state):
         if base:
-            raise InputError(f"{_BASE}: {path} is on DINOv2, it is no difference to {base}")
+            raise InputError(f"{_BASE}: {path} is on DINOv2 and not a difference to {base}")
     else:
         difference_to, shape = _read_base(path, base)
         overrides = {**shape, **overrides}
@@ -134,13 +134,13 @@ def _trained(state: Mapping[str, Tensor], key: str, config: str) -> Read:
     inside = [name for name in state if name.endswith("attn_mask_probs")]
     if not inside:
         raise InputError(
-            f"{key} could not be loaded: it has not the original release's keys, and transformers' "
-            "layout is a directory with a config.json that names its model_type"
+            f"{key} could not be loaded: it does not have the original release's keys, and "
+            "transformers' layout is a directory with a config.json that names its model_type"
         )
     if not config:
         raise InputError(
-            f"{key} could not be loaded: it holds tensors alone, and {_CONFIG} must name "
-            "their shape, as in its training"
+            f"{key} could not be loaded: it holds only tensors; set {_CONFIG} to the model's "
+            "description, as in its training"
         )
     prefix = inside[0].removesuffix("attn_mask_probs")
     eomt = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
@@ -180,9 +180,9 @@ def read_eomt_config(path: str) -> Any:
     """An ``EomtConfig`` (or ``EomtDinov3Config``) from a JSON file; an `InputError` where it is
     missing, is not JSON, or has an unknown key."""
     if not Path(path).is_file():
-        raise InputError(f"{_CONFIG}: there is no file {path or '(empty)'}")
+        raise InputError(f"{_CONFIG}: file {path or '(empty)'} does not exist")
     content = read_json(Path(path), _CONFIG)
-    with named(f"{_CONFIG}: {path} is no EomtConfig"):
+    with named(f"{_CONFIG}: {path} is not an EomtConfig"):
         kind = eomt_classes(content.get("model_type", "eomt"))[0]
         unknown = sorted(set(content) - {*kind().to_dict(), "num_labels"})
         if unknown:

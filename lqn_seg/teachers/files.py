@@ -56,7 +56,7 @@ def find_file(weights: str, names: Sequence[str], key: str) -> Path | None:
     if path.is_dir():
         return next((path / name for name in names if (path / name).is_file()), None)
     if path.is_absolute() or len(path.parts) > 2 or weights.startswith("."):
-        raise InputError(f"{key}: there is no directory or file {weights}")
+        raise InputError(f"{key}: {weights} does not exist")
     use_cache_without_network()
     for name in names:
         try:
@@ -100,7 +100,7 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
     with named(f"{where}: it is not JSON"):
         content = json.loads(path.read_text())
     if not isinstance(content, dict):
-        raise InputError(f"{where}: it holds no JSON object")
+        raise InputError(f"{where}: it is not a JSON object")
     _refuse_absurd(content, where)
     return content
 
@@ -112,7 +112,7 @@ def _refuse_absurd(value: Any, where: str, name: str = "") -> None:
         for key, inner in items:
             _refuse_absurd(inner, where, f"{name}.{key}" if name else str(key))
     elif isinstance(value, int | float) and abs(value) > _LARGEST:
-        raise InputError(f"{where}: {name} is {value:g}, and no model has so many")
+        raise InputError(f"{where}: {name} is {value:g}, which is too large for a model")
 
 
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:

@@ -76,7 +76,9 @@ def attach(head: StoredHead, model: Any) -> None:
     """Give one of timm's ViTs a head; an `InputError` where their widths differ."""
     count, width = head.weight.shape
     if width != model.embed_dim:
-        raise InputError(f"{WEIGHTS} is of tokens {width} wide, the ViT's are {model.embed_dim}")
+        raise InputError(
+            f"{WEIGHTS} is for tokens of width {width}, but the ViT's width is {model.embed_dim}"
+        )
     model.head, model.class_names = nn.Linear(width, count), head.class_names
     model.head.load_state_dict({"weight": head.weight, "bias": head.bias})
 

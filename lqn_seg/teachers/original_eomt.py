@@ -104,7 +104,7 @@ def convert_original(
     if base is not None:
         vit = _add_base(vit, base, key)
     converted = {**vit, **head}
-    with named(f"{key}: the file is not that of an EoMT"):
+    with named(f"{key}: the file does not hold an EoMT"):
         model = build_eomt(_config(converted, kind, key, image_size, overrides or {}))
     load_strictly(model, converted, key)
     return model

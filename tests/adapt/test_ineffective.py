@@ -17,7 +17,7 @@ from lqn_seg.adapt.ineffective import (
 from lqn_seg.core.config import PRESETS, with_variant
 
 DEFAULT = PRESETS["default"]
-AS_TEACHER = "answers as its teacher does"
+AS_TEACHER = "predicts the same as its teacher"
 
 
 def adapting(**changes):
@@ -35,17 +35,17 @@ ALWAYS = adapting(mix_by_noise=False)
     "name, recipe, calibrated, words",
     [
         ("lqn", DEFAULT, True, ""),
-        ("lqn", DEFAULT, False, "its student is never asked"),  # two views are something
+        ("lqn", DEFAULT, False, "its student is not used"),  # two views are something
         ("lqn", adapting(views=1), False, AS_TEACHER),
         ("kernel", with_variant(adapting(views=1), "kernel"), False, AS_TEACHER),
-        ("field", with_variant(DEFAULT, "field"), False, "nothing is restored"),
+        ("field", with_variant(DEFAULT, "field"), False, "nothing is aligned"),
         ("field", with_variant(DEFAULT, "field"), True, ""),
         ("restore", with_variant(DEFAULT, "restore"), False, AS_TEACHER),
         ("restore", with_variant(DEFAULT, "restore"), True, ""),
         ("lqn@distill", PRESETS["distill"], False, ""),
         ("teacher", with_variant(DEFAULT, "teacher"), False, ""),
-        ("lqn", ALWAYS, False, "nothing is restored"),
-        ("lqn", adapting(align=False), False, "its student is never asked"),
+        ("lqn", ALWAYS, False, "nothing is aligned"),
+        ("lqn", adapting(align=False), False, "its student is not used"),
         ("lqn", fitting(steps=0), True, "STEPS is 0"),
         ("apm", fitting(learning_rate=0.0), True, "LEARNING_RATE is 0"),
         ("untrained", fitting(steps=0), True, ""),

@@ -160,7 +160,7 @@ def _earlier(teacher, images, tokens):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"model": "no such thing"}, "'no such thing' is no folder or file, no ORGANISATION/NAME"),
+        ({"model": "no such thing"}, "'no such thing' is neither a folder or file nor"),
         ({"model": "demo", "method": "lqm"}, "unknown method 'lqm': did you mean 'lqn'"),
         ({"model": "demo", "compare": ("teacher", "amp")}, "unknown method 'amp'"),
         ({"model": "demo", "calibration": "no.st"}, "there is no file no.st"),

@@ -65,6 +65,21 @@ def test_a_teacher_is_trained_by_what_its_configuration_names():
         assert trainer_for(load_any_cfg(name, device="cpu")).__name__ == kind
 
 
+def test_a_training_says_first_what_it_will_do():
+    from lqn_seg.cli.train import plan
+    from lqn_seg.config.nodes import load_any_cfg
+
+    backbone = ["MODEL.LQN.TRAIN.BACKBONE", "facebook/dinov2-small"]
+    text = plan(load_any_cfg("demo_teacher", device="cpu"))
+    assert "training: an EoMT, from random weights (configs/teachers/demo_eomt.json)" in text
+    for words in ("data: demo_panoptic_train", "4800 of 32 images", "every 200 iterations"):
+        assert words in text
+    for words in ("output/demo_teacher/checkpoint.pt", "output/demo_teacher/teacher"):
+        assert words in text
+    linear = plan(load_any_cfg("cityscapes256_linear", backbone, "cpu"))
+    assert "a linear head on a frozen DINOv2, from facebook/dinov2-small" in linear
+
+
 def test_tools_are_doors_to_the_same_functions(script):
     doors = {path.stem: path for path in (ROOT / "tools").glob("*.py")}
     mains = {command_of(name) for name in COMMANDS}
@@ -83,8 +98,8 @@ def test_predict_predicts(capsys, tmp_path):
     (tmp_path / "cut.png").write_bytes(b"")
     words = ["--out", str(tmp_path / "out"), "--method", "teacher", "--threads", "1"]
     status, out, error = said(capsys, "predict", str(scene), str(tmp_path / "cut.png"), *words)
-    assert status == 2 and "1 files predicted, 0 were there already, 1 left out" in out
+    assert status == 2 and "1 files predicted, 0 already there, 1 left out" in out
     assert "is empty (0 bytes)" in error
     assert (tmp_path / "out" / "000000_overlay.png").is_file()
     status, out, _ = said(capsys, "predict", str(scene), "--resume", *words)
-    assert status == 0 and "0 files predicted, 1 were there already" in out
+    assert status == 0 and "0 files predicted, 1 already there" in out

@@ -70,7 +70,9 @@ def test_a_data_set_of_instances_has_no_labels(tmp_path: Path) -> None:
 
 def test_missing_files_are_one_sentence(tmp_path: Path) -> None:
     for name, file in (("coco_2017_val", "instances"), ("coco_2017_val_panoptic", "panoptic")):
-        with pytest.raises(InputError, match=rf"{file}_val2017\.json, looked for in .*cocodataset"):
+        with pytest.raises(
+            InputError, match=rf"{file}_val2017\.json, which is not in .*cocodataset"
+        ):
             get_dataset(name, root=tmp_path)
 
 

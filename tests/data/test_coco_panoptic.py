@@ -141,7 +141,7 @@ def test_images_without_annotation_are_noted_and_those_that_share_a_file_left_ou
     dataset = load_coco_panoptic("mine", *write(tmp_path, content))
     (note,) = dataset.notes
     count = len(content["images"])
-    assert note.endswith(f"has the image_id 12; 1 of {count} images are not looked at")
+    assert note.endswith(f"has the image_id 12; 1 of {count} images are not used")
     assert dataset.problems == () and len(dataset.records()) == len(content["annotations"])
     content["images"][-1]["file_name"] = content["images"][0]["file_name"]
     dataset = load_coco_panoptic("mine", *write(tmp_path, content))

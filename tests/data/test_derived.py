@@ -91,5 +91,5 @@ def test_label_maps_stay_in_their_folder_whatever_an_id_is(tmp_path):
 def test_labels_that_detectron2_cannot_read_are_named(tmp_path):
     toy = dataset(tmp_path)
     many = replace(toy.metadata, categories=toy.metadata.categories * 100)
-    with pytest.raises(InputError, match=r"data set toy has 300 classes and ignores .* 8 bits"):
+    with pytest.raises(InputError, match=r"data set toy has 300 classes and the ignore .* 8-bit"):
         complete_records(Dataset(many, toy.load), tmp_path / "labels")

@@ -92,7 +92,7 @@ def test_missing_empty_folder_and_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
     cases = {
-        "link.jpg": r"does not exist \(a link to nowhere\)",
+        "link.jpg": r"does not exist \(a broken link\)",
         "none.png": "does not exist",
         "empty.png": "is empty",
         "text.png": "is not an image",

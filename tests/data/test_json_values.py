@@ -115,7 +115,7 @@ BOTH: list[tuple[str, Any, str]] = [
     ("images[0].file_name", "", "must be a relative path"),
     ("images[0].file_name", "/etc/passwd", "must be a relative path without '..', not '/etc/p"),
     ("images[0].file_name", "a/../../1.png", "must be a relative path without '..'"),
-    ("images[0].file_name", "1\0.png", "a character that no file name may have"),
+    ("images[0].file_name", "1\0.png", "a character that is not allowed in file names"),
     ("images[0].file_name", "1" * 300, "is too long for a file"),
     ("images[0].file_name", ".", "must be a relative path"),
     ("images[0]", 1, "must be an object, not 1"),
@@ -243,7 +243,7 @@ def test_a_panoptic_sets_instances_are_checked_before_the_first_image(root: Path
         ),
         ("categories[1].id", 9, "id 9 is 'dog', and coco_2017_val_panoptic has none"),
         ("images[1].id", 4, "lists no image with id 2"),
-        ("images[1].height", 7, "image 2 is 7 x 8 .*, its record says 6 x 8"),
+        ("images[1].height", 7, "image 2 is 7 x 8 .*, but its record says 6 x 8"),
     ],
 )
 def test_instances_of_another_data_set(root: Path, place: str, value: Any, message: str) -> None:
@@ -275,7 +275,7 @@ def test_a_mask_without_a_pixel_is_a_problem_of_validation(root: Path) -> None:
     beside = [[9, 9, 12, 9, 12, 12]]
     actual = validate(open_(root, changed(INSTANCES, "annotations[0].segmentation", beside)))
     (problem,) = actual.problems
-    assert "annotations[0].segmentation has no pixel in image 1, and AP calls it" in problem
+    assert "annotations[0].segmentation has no pixel in image 1, so AP counts it" in problem
 
 
 def test_colours(root: Path) -> None:
@@ -324,7 +324,7 @@ def test_an_area_that_is_not_the_maps_is_named(root: Path) -> None:
     """PQ believes the area: 1 pixel less is another IoU, and 0 would divide by zero."""
     content = changed(PANOPTIC, "annotations[0].segments_info[1].area", 0)
     dataset = open_(root, panoptic=content)
-    sentence = r"segment 2 of image 1 has 12 pixels in .*1\.png, segments_info says area 0"
+    sentence = r"segment 2 of image 1 has 12 pixels in .*1\.png, but segments_info says area 0"
     with pytest.raises(InputError, match=sentence):
         dataset.metadata.read_panoptic(dataset.records()[0])
     (problem,) = validate(dataset, progress=False).problems

@@ -191,7 +191,7 @@ def test_camvid_is_looked_for_among_the_real_data_first(tmp_path, monkeypatch) -
     real, usual = tmp_path / "real", tmp_path / "usual"
     monkeypatch.setenv("LQN_SEG_REAL_DATA", str(real))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(usual))
-    with pytest.raises(InputError, match=f"camvid/images, looked for in {real}, {usual}.*SegNet"):
+    with pytest.raises(InputError, match=f"camvid/images, which is not in {real}, {usual}.*SegNet"):
         get_dataset("camvid_sem_seg_val")
     for root, count in ((usual, 1), (real, 2)):
         for kind, suffix, mode in (("images", "jpg", "RGB"), ("labels", "png", "L")):

@@ -189,5 +189,5 @@ def test_records_of_another_reader_are_found_by_their_files(cfg):
     output = oracle.predict(record)
     evaluator.process([{**record, "image_id": "theirs"}], [output])
     assert list(evaluator.images) == [record["image_id"]]
-    with pytest.raises(InputError, match=r"elsewhere\.png is no image of"):
+    with pytest.raises(InputError, match=r"elsewhere\.png is not in"):
         evaluator.process([{"file_name": "elsewhere.png"}], [output])

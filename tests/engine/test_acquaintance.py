@@ -109,9 +109,9 @@ def test_the_distance_is_that_of_the_formula(demo):
 
 
 def test_classes_in_words():
-    assert known_classes(["a", "b"]) == "this teacher knows 2 classes and no other: a, b"
+    assert known_classes(["a", "b"]) == "this teacher knows only 2 classes: a, b"
     text = known_classes([str(k) for k in range(1000)], "this run")
-    assert text.startswith("this run knows 1000 classes") and text.endswith("and 984 more")
+    assert text.startswith("this run knows only 1000 classes") and text.endswith("and 984 more")
 
 
 def test_a_panel_of_ones_own_picture_says_what_the_teacher_knows(tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_a_panel_of_ones_own_picture_says_what_the_teacher_knows(tmp_path, capsy
     inputs = [str(tmp_path / f"{name}.png") for name in ("tiles", "scene")]
     list(draw_panels(Studio(DEMO, tmp_path, inputs, methods=["teacher", "restore"])))
     printed = "".join(capsys.readouterr())
-    assert "this teacher knows 13 classes and no other: disc, ball, ring" in printed
+    assert "this teacher knows only 13 classes: disc, ball, ring" in printed
     assert f"tiles: {WORDS}" in printed and f"scene: {WORDS}" not in printed
     tall, short = (np.asarray(Image.open(tmp_path / f"panel_{n}.png")) for n in ("tiles", "scene"))
     red = (tall.astype(int)[..., 0] - tall[..., 1] > 120)[:30]
@@ -140,7 +140,7 @@ def test_the_explorer_says_it():
         status = job.status()
         assert (WORDS in status["unlike"]) == bool(status["unlike"]) == unlike
         assert status["warnings"] == []
-        assert status["known"].startswith("this teacher knows 13 classes")
+        assert status["known"].startswith("this teacher knows only 13 classes")
 
 
 def test_captions_are_broken_to_the_width():

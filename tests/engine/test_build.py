@@ -114,12 +114,12 @@ def test_the_same_names_in_the_same_places_are_no_word_worth(theirs):
     ],
 )
 def test_another_order_of_classes_is_an_error(theirs):
-    with pytest.raises(InputError, match=r"the teacher and the data set order .* is class [12] "):
+    with pytest.raises(InputError, match=r"the teacher and the data set number .* is class [12] "):
         check_class_order(theirs, NAMES, "the teacher", "the data set")
 
 
 def test_one_name_elsewhere_may_be_another_class_and_is_said():
-    with pytest.warns(UserWarning, match=r"'tv' is class 3 of the one and 2 .* 1 of 3 common"):
+    with pytest.warns(UserWarning, match=r"'tv' is class 3 in the model and 2 .* 1 of 3 common"):
         check_class_order(("person", "car", "x", "tv"), NAMES, "the teacher", "the data set")
 
 

@@ -87,9 +87,9 @@ def test_the_file_lies_beside_local_weights_and_is_found_there(
 
 
 def test_what_is_missing_is_named(small_config, folder, tmp_path):
-    with pytest.raises(InputError, match="no image below"):
+    with pytest.raises(InputError, match="holds no image"):
         calibrate_teacher(str(small_config), tmp_path / "nowhere", output=tmp_path / "a")
-    with pytest.raises(InputError, match="--output is needed"):
+    with pytest.raises(InputError, match="--output is required"):
         calibrate_teacher(str(small_config), folder, ["MODEL.LQN.TEACHER.WEIGHTS", "some/hub-id"])
     with pytest.raises(InputError, match="at least two images, not 1"):
         calibrate_teacher(str(small_config), folder, most=1, output=tmp_path / "a")
@@ -186,5 +186,5 @@ def test_images_of_a_data_set_must_have_their_records_size(
     Image.open(first["file_name"]).crop((0, 0, 96, 60)).save(first["file_name"])
     calibrate_teacher(str(small_config), "demo_panoptic_train", output=tmp_path / "a")
     printed = capsys.readouterr().err
-    assert "is 60 x 96 (height x width), its annotation says 96 x 96" in printed
+    assert "is 60 x 96 (height x width), but its annotation says 96 x 96" in printed
     assert "1 of 8 images LEFT OUT" in printed

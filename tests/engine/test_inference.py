@@ -35,7 +35,7 @@ from lqn_seg.lab.report import report as report_module
 from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.run import check_failed, evaluate
 from lqn_seg.lab.report.segmentation import SegmentationReport
-from lqn_seg.lab.report.wording import title
+from lqn_seg.lab.report.wording import WIDTH, title
 from lqn_seg.segmentation.segmenter import Segmenter
 
 
@@ -67,11 +67,13 @@ def quality(evaluation: Evaluation) -> dict:
 
 
 def test_the_whole_run(small_config, capsys):
-    report = evaluate(str(small_config))
+    report = evaluate(str(small_config), full=True)
     printed = capsys.readouterr().out
     for words in ("PQ by condition", "95% interval", "milliseconds", "clean", "contrast"):
         assert words in printed
-    assert report.sentence() in printed
+    assert report.sentence() in " ".join(printed.split())
+    start, end = printed.index("scores 0-100"), printed.rindex("\nresults: ")
+    assert max(map(len, printed[start:end].splitlines())) <= WIDTH
     last = printed.strip().splitlines()[-1]
     assert last.startswith("pictures: ") and last.endswith(".png")
     output = small_config.parent / "output"
@@ -79,7 +81,7 @@ def test_the_whole_run(small_config, capsys):
     assert results["images"] == 5 and results["subset_of"] is None
     assert results["metrics"]["clean"]["teacher"]["lqn"]["token_cos"] == pytest.approx(1)
     # Without a calibration no student is asked: that is said, and no fit is paid for.
-    assert printed.count("warning: method lqn: without a calibration nothing is restored") == 1
+    assert printed.count("warning: method lqn: without a calibration nothing is aligned") == 1
     assert results["warnings"] and results["warnings"][0] in printed
     assert printed.index("warning: method lqn") < printed.index("PQ by condition")
     assert "students fitted, of 10 images: LQN 0" in printed
@@ -88,6 +90,17 @@ def test_the_whole_run(small_config, capsys):
     assert costs["lqn"]["gmacs_teacher"] == 2 * costs["teacher"]["gmacs_teacher"]  # two views
     assert (output / "log.txt").read_text() in printed and (output / "config.yaml").is_file()
     assert list((output / "panels").glob("*.png"))
+
+
+def test_the_summary_comes_first_and_alone(small_config, capsys):
+    report = evaluate(str(small_config))
+    printed = capsys.readouterr().out
+    assert "PQ by condition" not in printed and "--full" in printed
+    log = (small_config.parent / "output" / "log.txt").read_text()
+    summary = "\n\n".join(report.summary())
+    assert summary in printed and log.startswith(summary) and "PQ by condition" in log
+    row = next(line for line in summary.splitlines() if line.startswith("EoMT (teacher) "))
+    assert row.split()[-2:] == ["-", "1.0"] and f"{report.cost_factor('lqn'):.1f}" in summary
 
 
 def test_a_part_that_fails_takes_nothing_with_it(small_config, monkeypatch, capsys):
@@ -106,13 +119,13 @@ def test_a_part_that_fails_takes_nothing_with_it(small_config, monkeypatch, caps
     monkeypatch.setattr(segmentation, "count_gmacs", uncounted)
     monkeypatch.setattr(pictures, "comparison_panel", broken)
     monkeypatch.setattr(segmentation, "difference_table", broken)
-    report = evaluate(str(small_config))
+    report = evaluate(str(small_config), full=True)
     said = capsys.readouterr()
     assert "the cost of LQN could not be counted: aten.attention has no rule" in said.err
     assert "could not be drawn: KeyError: 'broken'" in said.err
     assert said.err.count("Traceback") == 2  # of the two bugs
-    (row,) = (line for line in cost_table(said.out) if line.startswith("LQN "))
-    assert row.split()[1:7] == ["-"] * 6 and float(row.split()[7]) > 0
+    counts, times = (line for line in cost_table(said.out) if line.startswith("LQN "))
+    assert (counts + times).split()[1:7] == ["-"] * 6 and float(times.split()[-1]) > 0
     assert "PQ by condition" in said.out and "PQ minus the teacher's" not in said.out
     assert "times the teacher's multiply-adds" not in said.out
     assert "On these 5 images" in said.out and "pictures: " not in said.out
@@ -122,9 +135,9 @@ def test_a_part_that_fails_takes_nothing_with_it(small_config, monkeypatch, caps
     assert len(report.failed) == 3
 
     monkeypatch.setattr(report_module, "resampled_totals", broken)
-    evaluate(str(small_config), resume=True)
+    evaluate(str(small_config), resume=True, full=True)
     said = capsys.readouterr()
-    assert "the intervals could not be found: KeyError" in said.err
+    assert "the intervals could not be computed: KeyError" in said.err
     assert "minus the teacher's" not in said.out and "token_cos" in said.out
 
 
@@ -462,7 +475,7 @@ def test_the_sentence_does_not_flatter(cfg, interval, words):
 def test_one_image_is_no_evidence(cfg):
     """It was "is better than its teacher (+0.2 [+0.2, +0.2])"."""
     cfg.MODEL.LQN.EVAL.MAX_IMAGES = 1
-    printed = text(SegmentationReport(run(cfg)))
+    printed = " ".join(text(SegmentationReport(run(cfg))).split())
     assert "On this one image LQN differs from its teacher on clean images by " in printed
     assert "no interval: 1 image is too few for one (10 are needed)." in printed
     assert "is better" not in printed and "told apart" not in printed and "[" not in printed
@@ -500,7 +513,8 @@ def test_a_teacher_of_other_classes_is_refused(cfg, tmp_path):
 
 def test_a_fit_that_was_paid_is_counted(small_config, capsys):
     """The recipe without alignment fits a student to every image, and its cost is there."""
-    report = evaluate(str(small_config), ["MODEL.LQN.METHODS", '("teacher", "lqn@distill")'])
+    methods = ["MODEL.LQN.METHODS", '("teacher", "lqn@distill")']
+    report = evaluate(str(small_config), methods, full=True)
     printed = capsys.readouterr().out
     assert "students fitted, of 10 images: LQN, recipe: distill 10" in printed
     assert "warning:" not in printed

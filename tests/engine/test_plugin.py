@@ -33,7 +33,7 @@ def test_truth_scores_100_whoever_lists_the_image_and_another_image_is_refused()
     results = scores.summarize(parts)
     assert results.keys() == {"lqn/panoptic_seg"} and results["lqn/panoptic_seg"]["PQ"] == 100
     assert list(scores.images) == [record["image_id"] for record in records]
-    with pytest.raises(InputError, match=r"nowhere\.png is no image of the evaluator's data set"):
+    with pytest.raises(InputError, match=r"nowhere\.png is not in the evaluator's data set"):
         scores.process([{"file_name": "nowhere.png"}], truth[:1])
     scores.reset()
     assert scores.images == {}

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lqn_seg.config.nodes import load_cfg
+from lqn_seg.engine.training import loop
 from lqn_seg.engine.training.eomt_training import (
     EomtLosses,
     annealed_mask_probabilities,
@@ -183,3 +184,14 @@ def test_a_crop_without_any_label_can_be_trained_on(augmented):
     trainer.loss(batch).backward()
     norms = [p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]
     assert torch.stack(norms).isfinite().all()
+
+
+def test_the_precision_in_force_and_the_duration_are_said(cfg, monkeypatch, capsys):
+    assert TeacherTrainer.precision(cfg) == "float32"
+    cfg.SOLVER.AMP.ENABLED = True
+    for is_fast, words in ((True, "matrix products in bfloat16"), (False, "has no effect")):
+        monkeypatch.setattr(loop, "has_bfloat16", lambda _, fast=is_fast: fast)
+        assert words in TeacherTrainer.precision(cfg)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = 8, 1
+    TeacherTrainer(cfg).train()
+    assert capsys.readouterr().err.count("s per iteration, about ") == 1

@@ -147,7 +147,7 @@ def test_its_cost_by_formula_is_what_its_modules_multiply(segmenter):
 def test_segments_and_other_classes_are_refused(street, small_config):
     cfg = load_cfg(str(small_config), street)
     with pytest.raises(
-        InputError, match=r"predicts 19 classes \(road, .*street_test has 2 \(a, b .* no map"
+        InputError, match=r"predicts 19 classes \(road, .*street_test has 2 \(a, b .* does not map"
     ):
         build_segmenter(cfg, frozenset(), 2, {"teacher": None}, ("a", "b"))
     cfg.MODEL.LQN.INFERENCE, cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = "pad", True

@@ -22,6 +22,7 @@ from lqn_seg.lab.benchmark.teachers import CLIPS, build_scene
 from lqn_seg.lab.cost import speed
 from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.cost.flops import fit_bytes
+from lqn_seg.lab.report.wording import WIDTH
 from tests.core import plain_port
 
 SMALL = LQNConfig(
@@ -119,7 +120,12 @@ def test_results_are_written_as_numbers_and_tables(tool, everything, tmp_path, c
     numbers, tables = write_numbers(results, tmp_path), tmp_path / "benchmark.txt"
     assert json.loads(numbers.read_text())["settings"]["teacher"] == "eomt-tiny"
     assert tool.main(["--read", str(numbers)]) == 0
-    assert tables.read_text() == f"{text}\n" and text in capsys.readouterr().out
+    summary = capsys.readouterr().out
+    assert tables.read_text() == f"{text}\n" and text not in summary
+    assert "fit and query of lqn in bfloat16 take" in " ".join(summary.split())
+    assert tool.main(["--read", str(numbers), "--full"]) == 0
+    assert text in (out := capsys.readouterr().out) and summary.splitlines()[1] in out
+    assert max(map(len, text.splitlines())) <= WIDTH
 
 
 def fail_at_lqn(monkeypatch, error: BaseException) -> None:
@@ -142,7 +148,7 @@ def test_ctrl_c_leaves_what_was_measured(tool, tmp_path, monkeypatch, capsys):
     assert tool.main([*QUICK, str(tmp_path)]) == 130
     kept = json.loads((tmp_path / "benchmark.json").read_text())
     assert [row["method"] for row in kept["methods"]] == ["apm"]
-    said = f"interrupted: what was measured until then is in {tmp_path}\n"
+    said = f"interrupted: measurements up to here are in {tmp_path}\n"
     assert capsys.readouterr().err == said
 
 
@@ -167,7 +173,11 @@ def test_what_fails_loses_nothing_that_was_measured(tool, tmp_path, monkeypatch,
     assert tool.main([*QUICK, str(tmp_path / "file" / "below")]) == 2
     assert tool.main(["--read", str(tmp_path / "file")]) == 2
     said = capsys.readouterr().err
-    assert "cannot write to" in said and "is no benchmark.json" in said and said.count("\n") == 2
+    assert (
+        "cannot write to" in said
+        and "is not a complete benchmark.json" in said
+        and said.count("\n") == 2
+    )
 
 
 def test_the_methods_of_classification_on_one_clip(tool, monkeypatch):

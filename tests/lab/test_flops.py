@@ -371,7 +371,7 @@ def test_eomt_config_is_read_from_a_directory(tmp_path):
     with pytest.raises(InputError, match="'vit', not an 'eomt'"):
         load_eomt_config(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="Cannot read"):
+    with pytest.raises(InputError, match="cannot read"):
         load_eomt_config(str(tmp_path))
 
 

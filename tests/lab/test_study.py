@@ -15,6 +15,7 @@ from lqn_seg.engine.evaluate import Evaluation
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.lab.cost.cost import UncountedOperatorError
+from lqn_seg.lab.report.wording import WIDTH
 from lqn_seg.lab.study import study as study_module
 from lqn_seg.lab.study.study import constants_hash, plan, study_hashes
 from lqn_seg.lab.study.study_file import load_study
@@ -126,7 +127,7 @@ def test_hashes_see_files_and_refuse(write, scenes_root, executed):
     finally:
         image.write_bytes(original)
     report = run_study(write(FROZEN=result, MAX_IMAGES=1))
-    assert f"`{result['dataset']}` | yes" in report.markdown()
+    assert f"dataset: `{result['dataset']}` (frozen)" in report.markdown()
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -245,10 +246,13 @@ def test_a_sweep_is_a_table_and_a_plot(write, tmp_path, capsys):
         "PAPER": [[4, 70.2]],
         "PAPER_LABEL": "top-1 accuracy (%)",
     }
-    report = run_study(write(SWEEP=sweep, METHODS=["teacher", "lqn"], METRIC="mIoU"))
+    path = write(SWEEP=sweep, METHODS=["teacher", "lqn"], METRIC="mIoU")
+    report = run_study(path, full=True)
     printed = capsys.readouterr().out
-    rows = [line for line in printed.splitlines() if "| LQN " in line and "| clean " in line]
-    assert [row.split("|")[4].strip() for row in rows] == ["1", "4"]
+    assert report.summary() in printed and "paper: top-1 accuracy (%)" in report.summary()
+    lines = report.markdown().splitlines()
+    rows = [line for line in lines if "| LQN " in line and " clean " in line][:2]
+    assert [row.split("|")[3].strip() for row in rows] == ["1", "4"]
     assert "70.2" not in rows[0] and "70.2" in rows[1]
     one, four = (table["methods"] for table in report.results["tables"])
     assert one["lqn"]["scores"]["clean"] != four["lqn"]["scores"]["clean"]
@@ -284,15 +288,18 @@ def test_a_part_that_fails_takes_nothing_with_it(write, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(study_module, "count_gmacs", uncounted)
     monkeypatch.setattr(curves, "draw_study", broken)
-    report = run_study(write(SEEDS=[0, 7], MAX_IMAGES=2))
+    report = run_study(write(SEEDS=[0, 7], MAX_IMAGES=2), full=True)
     said = capsys.readouterr()
     assert said.err.count("teacher tiny: the cost of LQN could not be counted") == 1
     assert said.err.count("Traceback") == 1 and "the plot could not be drawn" in said.err
-    rows = [line.split("|") for line in said.out.splitlines() if line.startswith("|")]
-    costs = [row for row in rows if row[1].strip() == "LQN"][-1]
-    assert [cell.strip() for cell in costs[7:9]] == ["-", "-"] and float(costs[2]) > 0
+    below = said.out[said.out.index("Cost per image") :].splitlines()
+    rows = [line.split("|") for line in below if line.startswith("|")]
+    costs, further = [row for row in rows if row[1].strip() == "LQN"][:2]
+    assert [costs[7].strip(), further[2].strip()] == ["-", "-"] and float(costs[2]) > 0
     # Two images have no intervals.
-    assert "without its 95% interval: 2 images are too few for one (10 are needed)" in said.out
+    assert "2 images are too few for one (10 are needed)" in " ".join(said.out.split())
+    assert all(len(line) <= WIDTH for line in report.summary().splitlines())
+    assert all(len(line) <= WIDTH for line in report.markdown().splitlines())
     assert "[" not in said.out
     results = json.loads((tmp_path / "study" / "results.json").read_text())
     assert results["tables"][0]["methods"]["lqn"]["gmacs"] == {}

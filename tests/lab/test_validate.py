@@ -87,7 +87,7 @@ def test_what_is_wrong_with_files_is_named_and_the_rest_is_scored(scenes: Path) 
     result = check()
     expected = (
         r"000000.png does not exist",
-        "000001.png is 96 x 50 (height x width), its annotation says 96 x 96",
+        "000001.png is 96 x 50 (height x width), but its annotation says 96 x 96",
         "000002.png holds segment id 77777",
         "000003.png",
         "segments_info says area",

@@ -75,7 +75,7 @@ def test_any_teacher_gives_the_figures_of_its_tokens(teacher, layers, studio, tm
         if name == "error":
             assert len(json.loads(written[-1].read_text())["LQN-[src]"]["error"]) == layers
     for name, methods in (("panels", ["teacher", "lqn-src"]), ("steps", ["lqn-src"])):
-        with pytest.raises(InputError, match=f"{teacher} has no head to segment with"):
+        with pytest.raises(InputError, match=f"{teacher} has no segmentation head"):
             list(FIGURES[name](studio(methods=methods, **request)))
 
 
@@ -112,7 +112,7 @@ def test_without_a_data_set_class_names_are_the_teachers(studio, tmp_path, capsy
     Image.new("RGB", (20, 20)).save(tmp_path / "x.png")
     shop = studio("DATASETS.TEST", "()", inputs=[str(tmp_path)], methods=["teacher", "lqn"])
     assert len(list(FIGURES["panels"](shop))) == 2
-    assert "this teacher knows 13 classes and no other: LABEL_0" in capsys.readouterr().out
+    assert "this teacher knows only 13 classes: LABEL_0" in capsys.readouterr().out
 
 
 def test_the_teacher_lies_linearly_between_its_layers(probe):
@@ -193,7 +193,7 @@ def test_alignment_of_the_demo_sees_noise_and_not_clean_scenes(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_curves_are_drawn_from_a_file_or_refused_in_a_sentence(content, tmp_path):
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(InputError, match=r"results.json is no results.json of a study"):
+    with pytest.raises(InputError, match=r"results.json is not the results.json of a study"):
         draw_curves(tmp_path / "results.json", tmp_path)
 
 
@@ -202,11 +202,11 @@ def test_curves_are_drawn_from_a_file_or_refused_in_a_sentence(content, tmp_path
     [
         ("alignment", {}, "calibration"),
         ("panels", {"methods": ["lqn"]}, "at least two"),
-        ("tokens", {"methods": ["apm"]}, "no student of all layers"),
-        ("steps", {"methods": ["teacher"]}, "no student whose steps"),
+        ("tokens", {"methods": ["apm"]}, "no student that covers all layers"),
+        ("steps", {"methods": ["teacher"]}, "no student that is fitted step by step"),
         ("error", {"corruptions": ["fogg"]}, "did you mean fog"),
         ("error", {"severity": 6, "corruptions": ["fog"]}, "severity must be 1, 2, 3, 4 or 5"),
-        ("error", {"inputs": ["nowhere"]}, "no file or folder nowhere"),
+        ("error", {"inputs": ["nowhere"]}, "nowhere does not exist"),
     ],
 )
 def test_bad_requests_are_one_sentence(name, request_, message, studio):

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from tabulate import tabulate
 
 from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES, PairedDifference
-from lqn_seg.lab.report.wording import comparison, interval_heading, interval_text, number, table
+from lqn_seg.lab.report.wording import (
+    WIDTH,
+    comparison,
+    interval_heading,
+    interval_text,
+    number,
+    table,
+    verdict_on,
+    wrapped,
+)
 
 NAN = float("nan")
 
@@ -60,3 +69,23 @@ def test_too_few_images_have_no_interval_and_no_verdict(images):
 )
 def test_the_verdict_is_where_the_interval_lies(interval, words):
     assert comparison(PairedDifference(*interval), 10, "x", "here").startswith(f"{words} x here (")
+
+
+@pytest.mark.parametrize("style", ["simple", "pipe"])
+def test_a_wide_table_goes_on_below_and_prose_is_wrapped(style):
+    heads = ["", *(f"column {k}" for k in range(20))]
+    rows = [["one", *range(20)], ["another", *range(20, 40)]]
+    blocks = table(rows, heads, ".0f", style=style).split("\n\n")
+    assert len(blocks) > 1 and all(len(line) <= WIDTH for b in blocks for line in b.splitlines())
+    assert all("another" in block for block in blocks)
+    assert [w for b in blocks for w in re.findall(r"column \d+", b.splitlines()[0])] == heads[1:]
+    assert max(map(len, wrapped("short " * 99).splitlines())) <= WIDTH
+    assert wrapped("a\nb") == "a\nb"
+
+
+def test_the_lower_error_is_the_better_one():
+    for interval, words in (((1, 0.5, 2), "is worse than"), ((-1, -2, -0.5), "is better than")):
+        result = PairedDifference(*interval)
+        assert words in comparison(result, 99, "it", "here", " ECE", lower_is_better=True)
+        given = "LQN", 99, result, (2, result), " ECE", 2.0
+        assert verdict_on(*given, lower_is_better=True).count(words) == 2

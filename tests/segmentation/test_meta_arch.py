@@ -102,5 +102,5 @@ def test_bgr_and_float_images_give_the_same_masks(build):
 
 
 def test_a_method_that_does_nothing_says_so(build):
-    with pytest.warns(IneffectiveMethodWarning, match="idle answers as its teacher"):
+    with pytest.warns(IneffectiveMethodWarning, match="idle predicts the same as its teacher"):
         LQNTTTMetaArch(build({"idle": adapted(mix_by_noise=True)}))([{"image": noise(0)}])

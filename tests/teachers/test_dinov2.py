@@ -154,7 +154,7 @@ def test_meta_s_own_file_is_read_too(folder, tmp_path):
     "content, words",
     [
         ({"architecture": "vit_small_patch14_reg4_dinov2"}, "fit"),
-        ({"architecture": "resnet18"}, "no ViT"),
+        ({"architecture": "resnet18"}, "not a ViT"),
         ({"architecture": "vit_bogus"}, "does not name a ViT"),
         ({"model_args": SHAPE}, "does not name a ViT"),
     ],
@@ -191,7 +191,7 @@ def test_the_config_names_it_and_says_that_it_has_no_head(small_config, folder):
     overrides = ["MODEL.LQN.TEACHER.NAME", "dinov2", "MODEL.LQN.TEACHER.WEIGHTS", str(folder)]
     cfg = load_cfg(str(small_config), overrides)
     assert isinstance(build_teacher(cfg), Dinov2Teacher)
-    with pytest.raises(InputError, match="no head"):
+    with pytest.raises(InputError, match="no segmentation head"):
         build_segmenter(cfg, frozenset())
     cfg.MODEL.LQN.TEACHER.IMAGE_SIZE = (28, 70)
     assert build_teacher(cfg).grid == (2, 5)

@@ -60,7 +60,7 @@ def test_a_resized_teacher_shares_its_weights_and_keeps_its_head(folder):
         ({"class_names": "road"}, "class_names must be a list of names, not 'road'"),
         ({"image_size": [28]}, r"image_size must be \[height, width\], not \[28\]"),
         ({"image_size": [True, 28]}, "image_size must be"),
-        ({"image_size": [28, 30]}, "28x30 pixels are no whole patches of 14"),
+        ({"image_size": [28, 30]}, "28x30 pixels are not a whole number of patches of 14"),
     ],
 )
 def test_a_head_that_does_not_fit_is_one_sentence(folder, changes, message):
@@ -72,7 +72,7 @@ def test_a_head_that_does_not_fit_is_one_sentence(folder, changes, message):
 
 def test_a_head_without_names_or_of_another_width_is_refused(folder):
     write_linear_head(folder, StoredHead(torch.randn(3, 16), torch.randn(3), NAMES, (28, 28)))
-    with pytest.raises(InputError, match="16 wide, the ViT's are 32"):
+    with pytest.raises(InputError, match="width 16, but the ViT's width is 32"):
         load_dinov2(str(folder))
     (folder / "head.json").unlink()
     with pytest.raises(InputError, match=r"no head\.json that names its classes"):

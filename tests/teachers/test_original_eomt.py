@@ -260,7 +260,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
 def test_a_file_of_another_kind_is_named(tmp_path):
     path = tmp_path / "file.bin"
     torch.save({"weight": torch.zeros(1)}, path)
-    with pytest.raises(InputError, match="not the original release's keys"):
+    with pytest.raises(InputError, match="not have the original release's keys"):
         load_eomt(str(path))
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(InputError, match=r"file\.bin could not be loaded"):

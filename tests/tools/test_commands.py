@@ -94,6 +94,9 @@ def test_missing_weights_of_a_real_config_are_one_sentence(tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "tue-mps/ade20k_semantic_eomt_large_512 could not be loaded" in result.stderr
+    shape = "configs/teachers/ade20k_semantic_512.json"
+    override = f"MODEL.LQN.TEACHER.WEIGHTS '' MODEL.LQN.TEACHER.CONFIG {shape}"
+    assert override in result.stderr and (ROOT / shape).is_file()
 
 
 def test_visualize_draws_ones_own_images_and_names_bad_ones(small_config, tmp_path, typed):
@@ -112,6 +115,8 @@ def test_visualize_draws_ones_own_images_and_names_bad_ones(small_config, tmp_pa
     )
     assert result.returncode == 2  # one of the two could not be read
     assert "cut.png" in result.stderr and "Traceback" not in result.stderr
+    listed = re.findall(r"^written: (\S+)", result.stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(map(str, output.iterdir()))
     panel = np.asarray(Image.open(output / "panel_photo.png"))
     assert panel.shape[1] > 3 * 90  # image, teacher, LQN, difference side by side
     assert len(np.unique(panel.reshape(-1, 3), axis=0)) > 50
@@ -153,7 +158,7 @@ def test_calibrate_writes_a_file_or_one_sentence(small_config, scenes_root, tmp_
     common = ("tools/calibrate.py", "--config", small_config, "--output", actual, "--images")
     result = typed(*common, empty)
     assert result.returncode == 2
-    assert result.stderr == f"error: there is no image below {empty}\n"
+    assert result.stderr == f"error: folder {empty} holds no image\n"
     result = typed(*common, scenes_root / "demo" / "train", "--max", 6)
     assert result.returncode == 0 and "3 passes" in result.stderr and actual.is_file()
     assert result.stdout.startswith("teacher: eomt from ")
@@ -204,7 +209,7 @@ def test_convert_writes_a_directory_or_one_sentence(teacher_folder, tmp_path, ty
     assert (output / "model.safetensors").is_file()
     assert list(output.parent.iterdir()) == [output]  # nothing is left of the work
     again = typed("tools/convert_checkpoint.py", teacher_folder, output)
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
     missing = typed("tools/convert_checkpoint.py", tmp_path / "nowhere.bin", tmp_path / "other")
     assert missing.returncode == 2 and missing.stderr.startswith("error: INPUT: ")
 
@@ -239,7 +244,7 @@ def test_what_is_converted_is_whole_or_not_there(teacher_folder, tmp_path, typed
     finally:
         os.umask(before)
     assert (tmp_path / "group").stat().st_mode & 0o777 == 0o750  # as the user's umask has it
-    assert result.returncode == 2 and "would not give INPUT's logits" in result.stderr
+    assert result.returncode == 2 and "would not give the same logits as INPUT" in result.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "group"]
     (tmp_path / "file").write_text("")
     result = typed(*command, tmp_path / "file" / "output")

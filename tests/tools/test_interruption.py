@@ -19,7 +19,7 @@ DEMO = "configs/demo_lqn.yaml"
 # tool, its arguments, and what Ctrl-C comes in
 INTERRUPTED = [
     ("train_net", ["--eval-only", "--config", DEMO], "lqn_seg.lab.report.run.evaluate"),
-    ("train_net", ["--config", DEMO], "lqn_seg.engine.training.train.TeacherTrainer"),
+    ("train_net", ["--config", DEMO], "lqn_seg.engine.training.train.TeacherTrainer.__init__"),
     ("classify", ["--config", DEMO], "lqn_seg.lab.report.run.classify"),
     (
         "classify",
@@ -35,7 +35,7 @@ INTERRUPTED = [
     (
         "train_clip",
         ["--config", "configs/classification/demo.yaml"],
-        "lqn_seg.engine.training.train_clip.ClipTrainer",
+        "lqn_seg.engine.training.train_clip.ClipTrainer.__init__",
     ),
     ("benchmark", [], "lqn_seg.lab.benchmark.benchmark.Benchmark.run"),
     ("visualize", ["tokens", "--output", "out"], "lqn_seg.engine.studio.Studio"),
@@ -119,7 +119,7 @@ def test_an_evaluation_keeps_its_images_and_goes_on(small_config, tmp_path):
 
     _, said = interrupted(start(*common, *slow), one_image_is_done)
     done, total = map(int, said.removeprefix("interrupted: ").split(" images")[0].split(" of "))
-    assert 0 < done < total == 10 and said.endswith("go on with --resume\n")
+    assert 0 < done < total == 10 and said.endswith("continue with --resume\n")
     lines = [line for path in kept.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert len(lines) == done and all(json.loads(line) for line in lines)  # none is torn
 
@@ -146,7 +146,7 @@ def test_a_training_ends_after_a_whole_iteration(
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--config", str(small_config), *overrides])
     assert script("tools", "train_net").main() == 130
     checkpoint = tmp_path / "output" / "checkpoint.pt"
-    said = f"interrupted: 3 of 50 iterations are in {checkpoint}; go on with --resume\n"
+    said = f"interrupted: 3 of 50 iterations are in {checkpoint}; continue with --resume\n"
     assert capsys.readouterr().err.endswith(said) and checkpoint.is_file()
 
 
@@ -169,4 +169,4 @@ def test_a_data_set_is_judged_by_the_images_that_were_read(
     assert script("tools", "validate_dataset").main() == 130
     said = capsys.readouterr()
     assert "SUBSET of 5: 2 images, 0 problems" in said.out and said.out.count("100.000000") >= 8
-    assert said.err.endswith("interrupted: 2 of 5 images were looked at\n")
+    assert said.err.endswith("interrupted: 2 of 5 images were checked\n")

@@ -90,7 +90,7 @@ def test_names_that_are_not_joined_by_commas_are_said(name, parse, capsys):
     for order in (["--methods", "teacher", "lqn", *words], [*words, "--methods", "teacher", "lqn"]):
         with pytest.raises(SystemExit):
             parse(name, order)
-        assert "'lqn' is no option and no KEY" in (said := capsys.readouterr().err)
+        assert "'lqn' is neither an option nor a KEY" in (said := capsys.readouterr().err)
         assert "separated by commas" in said and said.count("\n") == 1
 
 

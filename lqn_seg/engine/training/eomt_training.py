@@ -167,7 +167,7 @@ def mapped_targets(
     if instances is None and labels is None:
         raise InputError(
             "a training image has neither 'instances' nor 'sem_seg': EoMT learns from masks, which "
-            "its data set or mapper must give"
+            "the data set or mapper must provide"
         )
     if instances is not None and not len(instances):
         masks = torch.zeros(0, *instances.image_size, dtype=torch.bool)

@@ -17,12 +17,28 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from lqn_seg.core.precision import has_bfloat16
 from lqn_seg.engine.interruption import patient
-from lqn_seg.engine.store import make_writable
+from lqn_seg.engine.store import make_writable, say
 from lqn_seg.engine.training.optimizers import learning_rate_factor, two_stage_factor
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Size
 from lqn_seg.teachers.files import named
+
+_TIMED = 5  # iterations, after the first, that the expected duration is told from
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> duration(50), duration(700), duration(9000)
+    ('about 50 seconds', 'about 12 minutes', 'about 2.5 hours')
+    """
+    if seconds < 100:
+        return f"about {seconds:.0f} seconds"
+    if seconds < 6000:
+        return f"about {seconds / 60:.0f} minutes"
+    return f"about {seconds / 3600:.1f} hours"
 
 
 class _NoScalars(nullcontext[None]):
@@ -79,6 +95,18 @@ class Trainer(ABC):
         decay = self.cfg.MODEL.LQN.TRAIN.EMA
         average = get_ema_multi_avg_fn(decay)
         self.average = AveragedModel(learner, multi_avg_fn=average) if decay else None
+
+    @classmethod
+    def precision(cls, cfg: CfgNode) -> str:
+        """Of the matrix products, in words."""
+        if not cfg.SOLVER.AMP.ENABLED:
+            return "float32"
+        if has_bfloat16(torch.device(cfg.MODEL.DEVICE)):
+            return "mixed, matrix products in bfloat16"
+        return (
+            f"float32; SOLVER.AMP.ENABLED has no effect, because this {cfg.MODEL.DEVICE} has no "
+            "hardware for bfloat16"
+        )
 
     @property
     @abstractmethod
@@ -137,7 +165,7 @@ class Trainer(ABC):
         if not is_whole:
             raise KeyboardInterrupt(
                 f"{self.iteration} of {self.solver.MAX_ITER} iterations are in "
-                f"{self.checkpoint_path}; go on with --resume"
+                f"{self.checkpoint_path}; continue with --resume"
             )
         folder = self.output / "teacher"
         self.export(self.average.module if self.average else self.learner, folder)
@@ -145,16 +173,15 @@ class Trainer(ABC):
         return folder
 
     def announce(self) -> None:
-        """Say what is about to be done."""
+        """Say what is known of model and data once they are built."""
         solver, count = self.solver, self.image_count
         height, width = self.size
         total = solver.MAX_ITER * solver.IMS_PER_BATCH
         parameters = sum(x.numel() for x in self.learner.parameters()) / 1e6
         print(
-            f"training: {self.kind} of {parameters:.1f} M parameters, from {self.start}, on "
-            f"{count} images of {self.cfg.DATASETS.TRAIN[0]} at {height}x{width} pixels: "
-            f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH}, {total / count:.1f} epochs; "
-            f"at iteration {self.iteration}",
+            f"{self.kind} of {parameters:.1f} M parameters, from {self.start}, on {count} images "
+            f"of {self.cfg.DATASETS.TRAIN[0]} at {height}x{width} pixels: {total / count:.1f} "
+            f"epochs; starting at iteration {self.iteration}",
             flush=True,
         )
 
@@ -164,6 +191,8 @@ class Trainer(ABC):
         make_writable(self.output)
         self.learner.train()
         total, before, start = self.solver.MAX_ITER, self.seconds, time.perf_counter()
+        timed = range(self.iteration + 1, self.iteration + 1 + _TIMED)
+        began = start
         scalars = scalar_writer(self.output)
         bar = tqdm(total=total, initial=self.iteration, desc="training", unit="iteration")
         with patient() as stop, bar, scalars:
@@ -171,12 +200,18 @@ class Trainer(ABC):
                 loss = self.step()
                 if not math.isfinite(loss):
                     raise InputError(
-                        f"training diverged at iteration {self.iteration}: lower SOLVER.BASE_LR"
+                        f"training diverged at iteration {self.iteration}; lower SOLVER.BASE_LR"
                     )
                 if self.average:
                     self.average.update_parameters(self.learner)
                 self.losses.append(round(loss, 4))
-                self.seconds = before + time.perf_counter() - start
+                now = time.perf_counter()
+                self.seconds = before + now - start
+                if self.iteration == timed.start:  # the first one is slower
+                    began = now
+                elif self.iteration == timed.stop < total:
+                    each = (now - began) / _TIMED
+                    say(f"{each:.2g} s per iteration, {duration(each * (total - timed.stop))} left")
                 bar.set_postfix(loss=f"{np.mean(self.losses[-20:]):.3f}", refresh=False)
                 bar.update()
                 scalars.add_scalar("train/loss", loss, self.iteration)
@@ -220,8 +255,8 @@ class Trainer(ABC):
             state = torch.load(self.checkpoint_path, weights_only=True)
         if state["recipe"] != self.recipe():
             raise InputError(
-                f"{self.checkpoint_path} was made by another configuration: choose another "
-                "OUTPUT_DIR, or leave --resume out to start again"
+                f"{self.checkpoint_path} is of another configuration: choose another OUTPUT_DIR, "
+                "or start again without --resume"
             )
         self.learner.load_state_dict(state["learner"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):

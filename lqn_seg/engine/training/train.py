@@ -27,7 +27,9 @@ class TeacherTrainer(Trainer):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
         if cfg.SEED < 0:
-            raise InputError("SEED must be given and not negative: training is reproducible")
+            raise InputError(
+                "SEED must be set and not negative, so that the training can be reproduced"
+            )
         dataset = get_dataset(cfg.DATASETS.TRAIN[0])
         torch.manual_seed(cfg.SEED)
         self.model, self.preprocessing = untrained_eomt(cfg, dataset.metadata.class_names)

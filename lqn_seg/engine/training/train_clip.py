@@ -153,7 +153,9 @@ def pretrained_clip(cfg: CfgNode) -> tuple[Any, dict[str, Any], Any, Preprocessi
         ("SOLVER.BACKBONE_MULTIPLIER", cfg.SOLVER.BACKBONE_MULTIPLIER != 1),
     ):
         if is_set:
-            raise InputError(f"{other} is for a CLIP from scratch: leave it out with {key}")
+            raise InputError(
+                f"{other} is for a CLIP from scratch; do not set it together with {key}"
+            )
     weights = find_local(cfg.MODEL.LQN.TRAIN.BACKBONE)
     model, tokenizer, source = read_clip(weights, name, cfg.MODEL.DEVICE, key)
     values = clip_values(getattr(image_tower(model), "preprocess_cfg", {}), source)
@@ -258,7 +260,7 @@ def _load(records: list[dict[str, Any]], size: Size) -> tuple[Tensor, Tensor]:
         images[len(labels)] = resize_image(pixels, size, "bicubic")
         labels.append(record["label"])
     if not labels:
-        raise InputError("no image can be trained on: none of them can be read")
+        raise InputError("none of the training images can be read")
     return images[: len(labels)], torch.tensor(labels)
 
 
@@ -298,7 +300,7 @@ def save_clip(
 def read_model_cfg(path: str) -> dict[str, Any]:
     """An open_clip model configuration from a JSON file; an `InputError` where it lacks a part."""
     if not Path(path).is_file():
-        raise InputError(f"MODEL.LQN.TEACHER.CONFIG: there is no file {path or '(empty)'}")
+        raise InputError(f"MODEL.LQN.TEACHER.CONFIG: file {path or '(empty)'} does not exist")
     content = read_json(Path(path), "MODEL.LQN.TEACHER.CONFIG")
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if key not in content:

@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from lqn_seg.config.nodes import augmentation_config
+from lqn_seg.core.precision import resolve_precision
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.shipped import find_local
 from lqn_seg.engine.training.eomt_training import pixel_cross_entropy, pixel_labels
@@ -33,7 +34,7 @@ class LinearTrainer(Trainer):
         teacher, device = cfg.MODEL.LQN.TEACHER, torch.device(cfg.MODEL.DEVICE)
         self.backbone = find_local(cfg.MODEL.LQN.TRAIN.BACKBONE)
         if not self.backbone:
-            raise InputError(f"{_KEY} is empty: name the DINOv2 that the head is trained on")
+            raise InputError(f"{_KEY} is empty; name the DINOv2 that the head is trained on")
         size = tuple(teacher.IMAGE_SIZE) or None
         self.teacher = load_dinov2(self.backbone, "", device, size, teacher.PRECISION)
         self.start, self.size = self.backbone, self.teacher.image_size
@@ -51,6 +52,11 @@ class LinearTrainer(Trainer):
         rate, decay = self.solver.BASE_LR, self.solver.WEIGHT_DECAY
         optimizer = torch.optim.AdamW(model.head.parameters(), rate, weight_decay=decay)
         self.set_up(model.head, [optimizer])
+
+    @classmethod
+    def precision(cls, cfg: CfgNode) -> str:
+        stated = cfg.MODEL.LQN.TEACHER.PRECISION
+        return f"ViT {resolve_precision(stated, torch.device(cfg.MODEL.DEVICE))}, head float32"
 
     @property
     def image_count(self) -> int:

@@ -34,8 +34,8 @@ class TrainableEomt(EomtLosses):
     ) -> None:
         if segmenter.teacher.precision != "float32":
             raise InputError(
-                "MODEL.LQN.TEACHER.PRECISION must be float32 to train; SOLVER.AMP.ENABLED True "
-                "computes in less"
+                "MODEL.LQN.TEACHER.PRECISION must be float32 for training; SOLVER.AMP.ENABLED "
+                "True switches mixed precision on"
             )
         super().__init__(segmenter.teacher.model.requires_grad_(True), pixel_weight)
         self.segmenter, self.input_format = segmenter, input_format

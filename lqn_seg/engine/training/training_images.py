@@ -98,7 +98,7 @@ class TrainingImages:
             if (height, width) != self.size and not self.augmentation.crop:
                 raise InputError(
                     f"{self.records[other]['file_name']} is {height}x{width} pixels; the teacher "
-                    f"is trained at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN.AUGMENTATION "
+                    f"trains at {self.size[0]}x{self.size[1]} (MODEL.LQN.TRAIN.AUGMENTATION "
                     "crop takes images of any size)"
                 )
             return decoded
@@ -120,7 +120,7 @@ class TrainingImages:
             self._decoded[index] = read_record(record), *self._segments(record)
             if not self._named_turn and (turn := untold_turn(record["file_name"])):
                 self._named_turn = True
-                say(f"note: {turn}; other such images are not named")
+                say(f"note: {turn}; further such images are not listed")
         return self._decoded[index]
 
     def _segments(self, record: Record) -> tuple[NDArray[np.integer], list[int]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
+from lqn_seg.lab.report.wording import counted, table, wrapped
 
 Results = Mapping[str, Any]
-# A column: its head, the format of its numbers.
-Columns = Sequence[tuple[str, str]]
-_TIMES = (("ms", ".1f"), ("p95 ms", ".1f"), ("busy ms", ".1f"))
+_TIMES = ("ms", "p95 ms", "busy ms")
+
+
+def summary_text(results: Results) -> str:
+    """One sentence and one table."""
+    return "\n\n".join(filter(None, (_sentence(results), _summary(results))))
 
 
 def report_text(results: Results) -> str:
@@ -22,19 +25,54 @@ def report_text(results: Results) -> str:
 def _heading(results: Results) -> str:
     about, roofline = results["environment"], results["roofline"]
     peaks = ", ".join(f"{peak:.3g} in {p}" for p, peak in roofline["gmacs_per_ms"].items())
-    return (
-        f"{about['device']}, {about['threads']} threads, torch {about['torch']}; "
-        f"{about['date']}, commit {about['commit'][:12]}; load {about['load']:.1f} at the start.\n"
-        f"Roofline, measured: {peaks} GMACs/ms; copy {roofline['bytes_per_ms'] / 1e6:.3g} GB/s.\n"
-        "Milliseconds are medians over "
-        f"{results['settings']['repeats']} turns; busy is processor time, which other processes "
-        "hardly touch.\nGMACs: multiply-add = 1, forward and backward."
+    threads = counted(int(about["threads"]), "thread")
+    turns = counted(results["settings"]["repeats"], "turn")
+    lines = (
+        f"{about['device']}, {threads}, torch {about['torch']}; {about['date']}, commit "
+        f"{about['commit'][:12]}; load {about['load']:.1f} at the start.",
+        f"Roofline, measured: {peaks} GMACs/ms; copy {roofline['bytes_per_ms'] / 1e6:.3g} GB/s.",
+        f"Milliseconds are medians over {turns}; busy is processor time, which other processes "
+        "hardly change. GMACs: multiply-add = 1, forward and backward.",
+    )
+    return "\n".join(map(wrapped, lines))
+
+
+def _pass_ms(results: Results) -> float:
+    """Milliseconds of the teacher with its head."""
+    return sum(times["median_ms"] for times in results["teacher"]["times"].values())
+
+
+def _sentence(results: Results) -> str:
+    """On the first student."""
+    teacher, row = results["teacher"], next(iter(results["methods"]), None)
+    if row is None:
+        return ""
+    ms = row["times"]["fit"]["median_ms"] + row["times"]["query"]["median_ms"]
+    return wrapped(
+        f"On one image, fit and query of {row['method']} in {row['precision']} take {ms:.1f} ms, "
+        f"{ms / _pass_ms(results):.1f} times as long as {teacher['name']} with its head."
     )
 
 
-def _table(title: str, rows: list[list[Any]], columns: Columns, missing: str = "") -> str:
-    heads, formats = zip(*columns)
-    return f"{title}\n{tabulate(rows, heads, floatfmt=formats, missingval=missing)}"
+def _summary(results: Results) -> str:
+    rows = []
+    for row in results["methods"]:
+        fit, query = (row["times"][stage]["median_ms"] for stage in ("fit", "query"))
+        ratio = (fit + query) / _pass_ms(results)
+        cells = fit, query, ratio, row["gmacs"]["fit"], 100 * row["fraction_busy"]
+        rows.append([f"{row['method']} {row['precision']}", *cells])
+    heads = [
+        "fit\nms",
+        "query\nms",
+        "fit + query,\nx teacher",
+        "fit\nGMACs",
+        "% of roofline\n(busy)",
+    ]
+    return table(rows, ["", *heads])
+
+
+def _table(title: str, rows: list[list[Any]], heads: Sequence[str], forms: Sequence[str]) -> str:
+    return f"{wrapped(title)}\n{table(rows, heads, forms)}"
 
 
 def _teacher(results: Results) -> str:
@@ -48,7 +86,7 @@ def _teacher(results: Results) -> str:
         [stage, *_times(times), teacher["gmacs"][stage], 100 * teacher["fraction"][stage]]
         for stage, times in teacher["times"].items()
     ]
-    return _table(title, rows, (("", ""), *_TIMES, ("GMACs", ".1f"), ("% of roofline", ".1f")))
+    return _table(title, rows, ["", *_TIMES, "GMACs", "% of roofline"], [".1f"] * 5)
 
 
 def _methods(results: Results) -> str:
@@ -67,17 +105,12 @@ def _methods(results: Results) -> str:
         ]
         for row in results["methods"]
     ]
-    heads = ["M\nparameters", *(f"fit\n{head}" for head, _ in _TIMES), "query\nms", "fit\nGMACs"]
-    heads += [
-        "peak\nMiB",
-        "roofline\narithmetic ms",
-        "roofline\nmemory ms",
-        "% of roofline\n(busy)",
-    ]
-    columns = [("", ""), *((head, ".1f") for head in heads), ("drift from\nfloat32", ".1e")]
+    heads = ["M\nparameters", *(f"fit\n{head}" for head in _TIMES), "query\nms", "fit\nGMACs"]
+    heads += ["peak\nMiB", "arithmetic,\nleast ms", "memory,\nleast ms", "% of roofline\n(busy)"]
+    heads += ["drift from\nfloat32"]
     first = results["methods"][0] if results["methods"] else {"steps": 0, "positions": 0}
     title = f"students ({first['method']}: {first['steps']} steps, {first['positions']} positions)"
-    return _table(title, rows, columns, missing="-")
+    return _table(title, rows, ["", *heads], [*[".1f"] * 10, ".1e"])
 
 
 def _references(results: Results) -> str:
@@ -92,10 +125,9 @@ def _references(results: Results) -> str:
         for row in results["references"]
         for precision, ratio in row["ratio"].items()
     ]
-    columns = [("ours", ""), ("against", ""), ("its fit\nms", ".1f"), ("ratio\n(wall)", ".2f")]
-    columns += [("ratio\n(busy)", ".2f")]
-    title = "how much faster a fit is than APM's release (float32)"
-    return _table(title, rows, columns)
+    heads = ["ours", "against", "its fit\nms", "ratio\n(wall)", "ratio\n(busy)"]
+    title = "how much faster a fit is than that of APM's release (float32)"
+    return _table(title, rows, heads, ["", ".1f", ".2f", ".2f"])
 
 
 def _baselines(results: Results) -> str:
@@ -116,7 +148,7 @@ def _baselines(results: Results) -> str:
         f"one image, from pixels to class scores: {settings['views']} views, "
         f"{settings['classes'] or 1000} classes, all in {results['teacher']['precision']}"
     )
-    return _table(title, rows, [(head, ".1f") for head in heads])
+    return _table(title, rows, heads, [".1f"] * (len(heads) - 1))
 
 
 def _times(times: Mapping[str, float]) -> list[float]:

@@ -175,7 +175,9 @@ def clip_on_meta(name: str, image_size: int = 0) -> Any:
     import open_clip
 
     if name not in open_clip.list_models():
-        raise InputError(f"open_clip has no model {name!r}; one of them is ViT-B-16-quickgelu")
+        raise InputError(
+            f"open_clip has no model {name!r}; it has, for example, ViT-B-16-quickgelu"
+        )
     size = {"force_image_size": image_size} if image_size else {}
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that a model without weights has none

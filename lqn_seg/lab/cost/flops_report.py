@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from lqn_seg.core.config import VARIANTS, LQNConfig, preset, with_variant
 from lqn_seg.core.lqn import Grid
 from lqn_seg.errors import InputError
@@ -24,6 +22,7 @@ from lqn_seg.lab.cost.flops import (
     query_gmacs,
     step_macs,
 )
+from lqn_seg.lab.report.wording import table, wrapped
 
 STUDENTS = ("lqn", "lqn-src", "apm")
 STAGES = ("teacher", "align", "fit", "query", "head", "total", "paper_convention")
@@ -48,13 +47,15 @@ def load_eomt_config(directory: str | None = None) -> Any:
         config.num_labels = 133
         return config
     if not (Path(directory) / "config.json").is_file():
-        raise InputError(f"There is no 'config.json' in '{directory}'.")
+        raise InputError(f"{directory} holds no config.json")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read '{directory}/config.json': {error}") from error
+        raise InputError(f"cannot read {directory}/config.json: {error}") from error
     if not isinstance(config, EomtConfig):
-        raise InputError(f"'{directory}/config.json' is a '{config.model_type}', not an 'eomt'.")
+        raise InputError(
+            f"{directory}/config.json describes a {config.model_type!r}, not an 'eomt'"
+        )
     return config
 
 
@@ -64,17 +65,20 @@ def _eomt_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
     config.num_queries = arguments.queries or config.num_queries
     config.num_labels = arguments.labels or config.num_labels
     shape = EomtShape.from_config(config)
-    rows = []
+    rows: list[list[Any]] = []
+    own = sum(eomt_gmacs(shape).values()) * arguments.windows
     for name in reversed(VARIANTS):
         recipe = with_variant(base, name)
         costs = method_gmacs(recipe, shape, windows=arguments.windows, literal=arguments.literal)
-        rows.append([name, *(costs[f"gmacs_{stage}"] for stage in STAGES)])
+        numbers = [costs[f"gmacs_{stage}"] for stage in STAGES]
+        rows.append([name, *numbers, costs["gmacs_total"] / own])
     height, width = shape.image_size
     lines = [
-        f"GMACs per image: {height} x {width} px, {shape.num_queries} queries, "
-        f"{arguments.windows:g} windows; preset {arguments.preset}, {base.fit.steps} steps, "
-        f"{base.fit.positions_per_step} positions per step.",
-        tabulate(rows, headers=["method", *STAGES[:-1], "paper"], floatfmt=".3f"),
+        *_heading(
+            f"{height} x {width} px, {shape.num_queries} queries, windows: {arguments.windows:g}",
+            *(arguments.preset, base),
+        ),
+        table(rows, ["method", *STAGES[:-1], "paper", "x teacher"], ".3f"),
     ]
     if arguments.count:
         closed = sum(eomt_gmacs(shape).values())
@@ -88,19 +92,21 @@ def _clip_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
     model = clip_on_meta(arguments.clip, arguments.image_size or 0)
     gmacs, shape = clip_gmacs(model), clip_shapes(model)["teacher"]
     grid, width, encoders = (shape.layers, *shape.grid), shape.width, sum(gmacs.values())
-    rows = []
+    rows: list[list[Any]] = []
     for name in STUDENTS:
         recipe = with_variant(base, name)
         one_pass, further = pass_gmacs(recipe, grid, width), max(0, recipe.fit.steps - 1)
         paper = f"{encoders:.1f} + {further} x {one_pass:.1f} = {encoders + further * one_pass:.1f}"
         what = recipe, grid, width, arguments.literal
         stages = [gmacs["teacher"], fit_gmacs(*what), query_gmacs(*what)]
-        rows.append([name, *stages, sum(stages), paper])
+        rows.append([name, *stages, sum(stages), paper, sum(stages) / gmacs["teacher"]])
     lines = [
-        f"GMACs per image: {arguments.clip}, image encoder {gmacs['teacher']:.2f} + one prompt "
-        f"{gmacs['prompt']:.2f} = {encoders:.2f}; preset {arguments.preset}, {base.fit.steps} "
-        f"steps, {base.fit.positions_per_step} positions per step.",
-        tabulate(rows, ["method", "teacher", "fit", "query", "total", "paper"], floatfmt=".3f"),
+        *_heading(
+            f"{arguments.clip}, image encoder {gmacs['teacher']:.2f} + one prompt "
+            f"{gmacs['prompt']:.2f} = {encoders:.2f}",
+            *(arguments.preset, base),
+        ),
+        table(rows, ["method", "teacher", "fit", "query", "total", "paper", "x teacher"], ".3f"),
     ]
     if arguments.count:
         counts = count_clip(model)
@@ -110,11 +116,17 @@ def _clip_lines(arguments: argparse.Namespace, base: LQNConfig) -> list[str]:
     return lines
 
 
+def _heading(what: str, preset_name: str, base: LQNConfig) -> list[str]:
+    fit = base.fit
+    recipe = f"preset {preset_name}, {fit.steps} steps, {fit.positions_per_step} positions per step"
+    return [wrapped(f"GMACs per image: {what}; {recipe}."), ""]
+
+
 def _teacher_lines(what: str, closed: float, count: Cost) -> list[str]:
     return [
         f"{what}: closed form {closed:.3f} GMACs",
         f"{what}: {count.gmacs:.3f} GMACs counted by torch",
-        f"  not counted: {', '.join(count.uncounted)}",
+        wrapped(f"not counted: {', '.join(count.uncounted)}"),
     ]
 
 
@@ -127,5 +139,5 @@ def _student_lines(base: LQNConfig, grid: Grid, width: int) -> list[str]:
         closed = [recipe.fit.steps * macs / 1e9 for macs in (step.forward, step.backward)]
         counted = [cost.forward_gmacs, cost.backward_gmacs, cost.peak_bytes / 2**20]
         rows.append([name, *closed, *counted])
-    headers = ["all steps", "forward", "backward", "forward counted", "backward counted"]
-    return [tabulate(rows, [*headers, "peak MiB"], floatfmt=".3f")]
+    heads = ["all steps", "forward", "backward", "forward counted", "backward counted", "peak MiB"]
+    return ["", table(rows, heads, ".3f")]

@@ -109,7 +109,9 @@ def draw_panels(studio: Studio) -> Iterator[Path]:
     """EoMT, APM, LQN and ground truth side by side; what changed is outlined, scores written."""
     names = studio.methods or ("teacher", "apm", "lqn")
     if len(names) < 2:
-        raise InputError("--methods must name at least two methods, the last is compared")
+        raise InputError(
+            "--methods must name at least two methods; the last is compared with the first"
+        )
     segmenter = studio.build({name: method_config(studio.cfg, name) for name in names})
     default = (CLEAN,) if studio.inputs else (CLEAN, "gaussian_noise", "contrast")
     for image in studio.images():
@@ -146,8 +148,8 @@ def draw_alignment(studio: Studio) -> Iterator[Path]:
     """Damage under every corruption, and the mixing weight that follows, by a calibration."""
     if studio.calibration is None:
         raise InputError(
-            "it needs a calibration of the teacher (lqn-seg calibrate makes one from clean "
-            "images): MODEL.LQN.CALIBRATION names none, and none lies beside the weights"
+            "this figure needs a calibration of the teacher: MODEL.LQN.CALIBRATION is empty, and "
+            "there is none beside the weights (lqn-seg calibrate makes one from clean images)"
         )
     calibration = studio.calibration.to(studio.teacher.device)
     for image in studio.images():
@@ -207,7 +209,7 @@ def draw_curves(results: Path, output: Path) -> list[Path]:
         return (draw_sweep if content["sweep"] else draw_study)(content, stem)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--results: {results} is no results.json of a study ({error!r})"
+            f"--results: {results} is not the results.json of a study ({error!r})"
         ) from error
 
 

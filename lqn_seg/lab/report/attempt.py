@@ -1,4 +1,4 @@
-"""What is made of stored results may fail alone, and takes nothing else with it."""
+"""Parts of a report that may fail without stopping the others."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ def attempt(
 
 def made(name: str, make: Callable[[], str], failed: list[str]) -> str:
     """A table or sentence; empty where it cannot be made."""
-    return attempt(f"what is printed under the name '{name}' could not be made", make, "", failed)
+    return attempt(f"the part '{name}' could not be made", make, "", failed)

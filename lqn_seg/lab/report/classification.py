@@ -29,11 +29,13 @@ from lqn_seg.lab.report.report import (
 from lqn_seg.lab.report.wording import (
     CLASSIFICATION_TITLES,
     comparison,
+    counted,
     difference_table,
     interval_heading,
     no_interval,
     number,
     table,
+    wrapped,
 )
 
 _SCORES = {
@@ -47,8 +49,9 @@ _COUNTS = ("forward_gmacs", "backward_gmacs", "peak_mib", "roofline")
 class ClassificationReport(Report):
     """Of a run for each data set; the headline score is top-1 accuracy."""
 
-    titles, baseline = CLASSIFICATION_TITLES, "zero-shot"
+    titles, baseline, reference = CLASSIFICATION_TITLES, "zero-shot", "zero-shot's"
     stages, task = ("views", "teacher", "method"), "classification"
+    key, score_name = "acc1", "top-1"
 
     def __init__(self, runs: Sequence[Classification]) -> None:
         self.first, self.classifier = runs[0], runs[0].classifier
@@ -117,6 +120,10 @@ class ClassificationReport(Report):
         values = (cost.forward_gmacs, cost.backward_gmacs, cost.peak_bytes / 2**20, roofline)
         return dict(zip(_COUNTS, values))
 
+    def gmacs(self, method: str) -> float:
+        cost = self.costs.get(method) or {}
+        return cost.get("forward_gmacs", float("nan")) + cost.get("backward_gmacs", 0)
+
     @cached_property
     def peak(self) -> float:
         """The device's GMACs per millisecond in the fastest precision in use; NaN if unknown."""
@@ -139,22 +146,23 @@ class ClassificationReport(Report):
         heads = [f"ms\n{stage}" for stage in (*self.stages, "total")]
         heads += ["GMACs\nforward", "GMACs\nbackward", "MiB\npeak", "%\nof peak"]
         shown = table(rows, ["", *heads], [*[".1f"] * 4, ".3f", ".3f", ".1f", ".0f"])
-        return (
+        threads = counted(int(self.environment["threads"]), "thread")
+        heading = (
             f"cost per image: milliseconds (means over this run) on {self.environment['device']}, "
-            f"{self.environment['threads']} threads, teacher in "
-            f"{self.classifier.teacher.precision}, students in {self.precisions};\nGMACs "
-            "(multiply-add = 1) and peak memory of what one image makes, counted while the method "
-            "ran alone, a student included\nif alignment asked for one in any image; % is that "
-            "image's share, views left out, of the speed of a large matrix product in the\nfastest "
-            f"precision in use ({number(self.peak, '.3g')} GMACs/ms)\n{shown}"
+            f"{threads}, teacher in {self.classifier.teacher.precision}, students in "
+            f"{self.precisions}. GMACs (multiply-add = 1) and peak memory are of one image, "
+            "counted while the method ran alone, with a student if alignment asked for one in any "
+            "image. % of peak: that image's speed, views left out, over the speed of a large "
+            f"matrix product in the fastest precision in use ({number(self.peak, '.3g')} GMACs/ms)."
         )
+        return f"{wrapped(heading)}\n{shown}"
 
     # ---- words -----------------------------------------------------------------------------------
 
     def notes(self) -> list[str]:
         history = (
-            "TDA learns from the images before: its figures are those of this order of images. "
-            "All other rows do not depend on order or company"
+            "TDA learns from the images before it, so its scores depend on the order of the "
+            "images. No other row depends on the order or on the other images of a batch."
         )
         return [*super().notes(), *([history] if "tda" in self.methods else [])]
 

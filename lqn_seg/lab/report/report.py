@@ -1,8 +1,8 @@
-"""From the stored lines of finished runs to tables, one honest sentence and ``results.json``.
+"""From the stored lines of finished runs to one sentence, tables and ``results.json``.
 
 A `Report` is what segmentation and classification have in common: methods side by side on streams
-of images (a data set under a condition), paired differences to a baseline, and costs. Each part
-may fail alone, with a sentence; what cannot be counted is "-", and null in JSON.
+of images (a data set under a condition), paired differences to a baseline, and costs. A part that
+fails is named and left out; what cannot be counted is "-", and null in JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from lqn_seg.evaluation.panoptic import PanopticEvaluator
 from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.lab.report.attempt import attempt, made
 from lqn_seg.lab.report.provenance import environment, write_json
-from lqn_seg.lab.report.wording import counted, table, title
+from lqn_seg.lab.report.wording import (
+    UNDEFINED,
+    counted,
+    interval_text,
+    table,
+    title,
+    wrapped,
+)
 
 CORRUPTED = "mean of corruptions"
 AVERAGE = "mean of data sets"
@@ -41,8 +48,11 @@ class Report(ABC):
 
     titles: Mapping[str, str]
     baseline: str
+    reference: str  # the baseline's, in words
     stages: tuple[str, ...]  # whose milliseconds are known
     task: str  # of the headline score
+    key: str  # the headline score
+    score_name: str
 
     def __init__(self, runs: Sequence[DatasetRun], methods: Iterable[str]) -> None:
         self.runs, self.methods = list(runs), list(methods)
@@ -70,7 +80,7 @@ class Report(ABC):
         self.costs: dict[str, Any] = {}  # None where it cannot be counted; empty before `parts`
         # Method -> group -> (1 + samples,) headline scores: of all images, of each resample.
         self.scores: Scores = attempt(
-            "the intervals could not be found", self._resample, {}, self.failed
+            "the intervals could not be computed", self._resample, {}, self.failed
         )
         others = [method for method in self.scores if method != self.baseline]
         self.differences = {m: minus(self.scores, m, self.baseline) for m in others}
@@ -90,12 +100,16 @@ class Report(ABC):
         """What a method costs on an image; may raise `UncountedOperatorError`."""
 
     @abstractmethod
+    def gmacs(self, method: str) -> float:
+        """A method's multiply-adds per image; NaN where they are not counted."""
+
+    @abstractmethod
     def cost_table(self) -> str:
         """Of `costs` and `milliseconds`, with its heading."""
 
     @abstractmethod
     def sentence(self) -> str:
-        """What the tables show about one method, without flattery; empty without such a method."""
+        """What the tables show about one method; empty without such a method."""
 
     def draw(self) -> list[Path]:
         """Pictures of some images; each may fail alone."""
@@ -156,19 +170,54 @@ class Report(ABC):
     # ---- text ------------------------------------------------------------------------------------
 
     def parts(self) -> Iterator[str]:
-        """What is printed, in order: scores, then costs, which are counted then, then the rest."""
-        yield self.heading()
+        yield from self.summary()
+        yield from self.tables()
+
+    def summary(self) -> Iterator[str]:
+        """What is always printed: a sentence, a table, and what qualifies them. Counts costs."""
+        yield wrapped(self.heading())
         yield from filter(None, map(left_out, self.runs))
-        for heading, make in self.score_tables().items():
-            if body := made(heading, make, self.failed):
-                yield f"{heading}\n{body}"
         for method in self.methods:
             complaint = f"the cost of {self.title(method)} could not be counted"
             count = partial(self.cost, method)
             self.costs[method] = attempt(complaint, count, None, self.failed)
-        costs = made("costs", self.cost_table, self.failed)
         sentence = made("sentence", self.sentence, self.failed)
-        yield from filter(None, [costs, *self.notes(), sentence])
+        shown = made("summary", self.summary_table, self.failed)
+        yield from filter(None, [wrapped(sentence), shown, *map(wrapped, self.notes())])
+
+    def summary_table(self) -> str:
+        """A row per method: clean, under corruption, the difference there, the cost."""
+        clean = AVERAGE if AVERAGE in self.groups else next(iter(self.streams))
+        groups = {clean: f"{self.score_name}\n{AVERAGE if clean == AVERAGE else CLEAN}"}
+        if CORRUPTED in self.groups:
+            corruptions = counted(len(self.corrupted), "corruption")
+            groups[CORRUPTED] = f"mean of\n{corruptions}"
+        last = [*groups][-1]
+        compared = {
+            m: by_group[last] for m, by_group in self.differences.items() if last in by_group
+        }
+        heads = [*groups.values(), *([f"minus\n{self.reference}"] if compared else [])]
+        rows: list[list[Any]] = []
+        for m in self.methods:
+            row: list[Any] = [self.title(m), *(self.value(g, m, self.key) for g in groups)]
+            if compared:
+                text = interval_text(compared[m], self.images) if m in compared else UNDEFINED
+                row.append(text)
+            rows.append([*row, self.cost_factor(m)])
+        return table(rows, ["", *heads, f"multiply-adds,\nx {self.reference}"])
+
+    def cost_factor(self, method: str) -> float:
+        """A method's multiply-adds over the baseline's; NaN where they are not counted."""
+        base = self.gmacs(self.baseline) if self.baseline in self.methods else float("nan")
+        return self.gmacs(method) / base
+
+    def tables(self) -> Iterator[str]:
+        """All tables, after `summary`."""
+        for heading, make in self.score_tables().items():
+            if body := made(heading, make, self.failed):
+                yield f"{wrapped(heading)}\n{body}"
+        costs = made("costs", self.cost_table, self.failed)
+        yield from filter(None, [costs, self.fitted_note()])
 
     def score_table(self, columns: Sequence[Column], further: Sequence[Sequence[Any]] = ()) -> str:
         rows = [
@@ -179,16 +228,19 @@ class Report(ABC):
         forms = [".3f" if key == "token_cos" else ".1f" for *_, key in columns]
         return table([*rows, *further], heads, forms)
 
-    def notes(self) -> list[str]:
-        """How many students were fitted, and which fits failed."""
+    def fitted_note(self) -> str:
+        """How many students each method fitted; empty without a method that has one."""
         total = sum(len(run.conditions) * len(run.scored) for run in self.runs)
         with_student = [method for method in self.methods if method in self.model.precisions]
         counts = {m: sum(run.fitted(m) for run in self.runs) for m in with_student}
         fitted = ", ".join(f"{self.title(method)} {count}" for method, count in counts.items())
-        notes = [f"students fitted, of {counted(total, 'image')}: {fitted}"] if fitted else []
-        return notes + [
+        return wrapped(f"students fitted, of {counted(total, 'image')}: {fitted}") if fitted else ""
+
+    def notes(self) -> list[str]:
+        """What qualifies the scores: failed fits, whose images keep the teacher's prediction."""
+        return [
             f"{self.title(method)}: {counted(count, 'fit')} failed (non-finite loss or out of "
-            "memory); the teacher's prediction stands in for them"
+            "memory); these images keep the teacher's prediction"
             for method, count in self.fallbacks.items()
             if count
         ]

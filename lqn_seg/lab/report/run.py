@@ -24,6 +24,7 @@ from lqn_seg.lab.report.classification import ClassificationReport
 from lqn_seg.lab.report.pictures import Panels
 from lqn_seg.lab.report.report import Report
 from lqn_seg.lab.report.segmentation import SegmentationReport
+from lqn_seg.lab.report.wording import wrapped
 
 R = TypeVar("R", bound=Report)
 
@@ -35,6 +36,7 @@ def evaluate(
     methods: Sequence[str] = (),
     resume: bool = False,
     strict: bool = False,
+    full: bool = False,
 ) -> SegmentationReport | None:
     """Segment with the methods of a configuration side by side; print and write the report.
 
@@ -42,13 +44,14 @@ def evaluate(
 
     Args:
         methods: methods in place of the configuration's.
-        resume: go on from the results in the output folder.
+        resume: continue from the results in the output folder.
         strict: stop at the first image that fails, or when the disk is full.
+        full: print all tables, not the summary alone.
 
     Returns:
-        the report, in the main process. What cannot be made of the scores (a cost, a table, a
-        picture) is named on stderr and in ``report.failed``, and is no error; `check_failed` says
-        whether too many images were left out.
+        the report, in the main process. A cost, table or picture that cannot be made is named on
+        stderr and in ``report.failed``, and is no error; `check_failed` says whether too many
+        images were left out.
 
     Raises:
         InputError: something from outside is missing or wrong, or there is no room for results.
@@ -62,7 +65,7 @@ def evaluate(
         dataset = get_dataset(cfg.DATASETS.TEST[0])
         evaluation = Evaluation(cfg, dataset, resume, strict=strict)
     panels = Panels(evaluation).watch()
-    return _report([evaluation], lambda: SegmentationReport(evaluation, panels))
+    return _report([evaluation], lambda: SegmentationReport(evaluation, panels), full)
 
 
 def classify(
@@ -71,20 +74,21 @@ def classify(
     device: str = "",
     resume: bool = False,
     strict: bool = False,
+    full: bool = False,
 ) -> ClassificationReport | None:
     """Classify with the methods of a configuration side by side, as `evaluate` segments."""
     with launch.together():
         cfg = load_classification_cfg(config_file, overrides, device)
         runs = list(classifications(cfg, resume, strict).values())
-    return _report(runs, lambda: ClassificationReport(runs))
+    return _report(runs, lambda: ClassificationReport(runs), full)
 
 
-def _report(runs: Sequence[DatasetRun], make: Callable[[], R]) -> R | None:
+def _report(runs: Sequence[DatasetRun], make: Callable[[], R], full: bool) -> R | None:
     execute(runs)
     if not launch.is_main():
         return None
     report = make()
-    conclude(report)
+    conclude(report, full)
     return report
 
 
@@ -103,16 +107,17 @@ def execute(runs: Sequence[DatasetRun]) -> None:
             raise
         done = ", ".join(run.progress() for run in runs)
         resumable = all(run.resumable for run in runs)
-        left = "go on with --resume" if resumable else "what learns on the way starts again"
+        left = "continue with --resume" if resumable else "a method with a state (tda) restarts"
         raise KeyboardInterrupt(f"{done}; {left}") from None
 
 
 def _announce(runs: Sequence[DatasetRun]) -> None:
     first = runs[0]
     print(
-        f"{describe_teacher(first.cfg, first.model.teacher)}; "
-        f"{describe_calibration(first.cfg, first.model.calibration)}; "
-        f"results: {Path(first.cfg.OUTPUT_DIR) / 'inference'}"
+        describe_teacher(first.cfg, first.model.teacher),
+        describe_calibration(first.cfg, first.model.calibration),
+        f"results: {Path(first.cfg.OUTPUT_DIR) / 'inference'}",
+        sep="\n",
     )
     for run in runs:
         metadata = run.dataset.metadata
@@ -126,20 +131,23 @@ def _announce(runs: Sequence[DatasetRun]) -> None:
         lines += [f"note: {note}" for note in run.dataset.notes]
         lines.append(f"{run.progress()}; processes: {launch.size()}")
         name = f"{metadata.name}: " if len(runs) > 1 else ""
-        print("\n".join(f"{name}{line}" for line in lines), flush=True)
+        print("\n".join(wrapped(f"{name}{line}") for line in lines), flush=True)
 
 
-def conclude(report: Report) -> None:
-    """Write a report's scores, print its tables, count and print its costs, write all, and draw. If
-    a file cannot be written, an InputError says so after everything is printed."""
+def conclude(report: Report, full: bool) -> None:
+    """Write a report's scores, count its costs, print its summary or all of it, write all, and
+    draw. If a file cannot be written, an InputError says so after everything is printed."""
     with fixed_threads(report.cfg.MODEL.LQN.EVAL.THREADS):
         attempt("the scores are not written yet", report.write, None, report.failed)
         print()
         text = ""
-        for part in report.parts():
-            print(f"{part}\n", flush=True)
-            text += f"{part}\n\n"
+        for parts, is_shown in ((report.summary(), True), (report.tables(), full)):
+            for part in parts:
+                text += f"{part}\n\n"
+                if is_shown:
+                    print(f"{part}\n", flush=True)
         print(f"results: {report.write(text)}", flush=True)
+        print(f"all tables: {Path(report.cfg.OUTPUT_DIR) / 'log.txt'} (--full prints them)")
         for picture in report.draw()[:1]:
             print(f"pictures: {picture}")
     for run in report.runs:

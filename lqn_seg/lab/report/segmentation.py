@@ -13,13 +13,13 @@ from lqn_seg.lab.report.pictures import Panels
 from lqn_seg.lab.report.report import CORRUPTED, Additive, Report, as_dicts, count_images, describe
 from lqn_seg.lab.report.wording import (
     TITLES,
-    comparison,
+    counted,
     difference_table,
     interval_heading,
-    no_interval,
-    number,
     short_name,
     table,
+    verdict_on,
+    wrapped,
 )
 
 HEADLINE = {"panoptic_seg": "PQ", "sem_seg": "mIoU", "segm": "AP"}  # the first that is there
@@ -30,14 +30,14 @@ _QUALITY += [("segm", "AP"), ("sem_seg", "mIoU"), ("lqn", "token_cos")]
 
 
 class SegmentationReport(Report):
-    baseline, stages = "teacher", STAGES
+    baseline, reference, stages = "teacher", "the teacher's", STAGES
 
     def __init__(self, evaluation: Evaluation, panels: Panels | None = None) -> None:
         self.panels = Panels(evaluation) if panels is None else panels
         self.evaluation, self.segmenter = evaluation, evaluation.segmenter
         self.titles = {**TITLES, "teacher": f"{self.segmenter.teacher.name} (teacher)"}
         self.task = next(task for task in HEADLINE if task in evaluation.evaluators)
-        self.key = HEADLINE[self.task]
+        self.key = self.score_name = HEADLINE[self.task]
         super().__init__([evaluation], evaluation.segmenter.methods)
 
     def heading(self) -> str:
@@ -75,7 +75,7 @@ class SegmentationReport(Report):
             stats["mixing_weight"] = float(self.evaluation.fitted(method) > 0)
         return count_gmacs(self.segmenter, method, stats)
 
-    def _gmacs(self, method: str, stage: str) -> float:
+    def gmacs(self, method: str, stage: str = "total") -> float:
         return (self.costs.get(method) or {}).get(f"gmacs_{stage}", float("nan"))
 
     def cost_table(self) -> str:
@@ -84,16 +84,18 @@ class SegmentationReport(Report):
         heads += [f"ms\n{stage}" for stage in (*STAGES, "total")]
         rows: list[list[Any]] = []
         for m in self.methods:
-            counts = [self._gmacs(m, stage) for stage in names]
+            counts = [self.gmacs(m, stage) for stage in names]
             rows.append([self.title(m), *counts, *self.milliseconds(m).values()])
         shown = table(rows, ["", *heads], [*[".2f"] * 6, *[".1f"] * 5])
-        return (
+        threads = counted(int(self.environment["threads"]), "thread")
+        heading = (
             "cost per image: GMACs (multiply-add = 1, forward and backward) and milliseconds on "
-            f"{self.environment['device']}, {self.environment['threads']} thread(s), students in "
-            f"{self.precisions}.\nMilliseconds are means over the conditions: a student mixed in "
-            "by noise is fitted where an image looks damaged (its GMACs are of such an image, or "
-            f"none where there was none)\n{shown}"
+            f"{self.environment['device']}, {threads}, students in {self.precisions}. Milliseconds "
+            "are means over the conditions. A student that is mixed in by noise is fitted only "
+            "where an image looks damaged; its GMACs are those of such an image, or 0 if there "
+            "was none."
         )
+        return f"{wrapped(heading)}\n{shown}"
 
     # ---- words -----------------------------------------------------------------------------------
 
@@ -103,20 +105,14 @@ class SegmentationReport(Report):
         if not compared:
             return ""
         method = "lqn" if "lqn" in compared else compared[-1]
-        difference, images, unit = self.differences[method], self.images, f" {self.key}"
-        these = "this one image" if images == 1 else f"these {images} images"
-        text = f"On {these} {self.title(method)} "
-        text += comparison(difference[CLEAN], images, "its teacher", "on clean images", unit)
-        if count := len(self.corrupted):
-            where = f"on the mean of {count} corruption{'s' * (count > 1)}"
-            text += f" and {comparison(difference[CORRUPTED], images, 'it', where, unit)}"
-        ratio = self._gmacs(method, "total") / self._gmacs("teacher", "total")
-        cost = f", at {number(ratio)} times the teacher's multiply-adds" if ratio == ratio else ""
-        return f"{text}{cost}{no_interval(images)}."
+        found, count = self.differences[method], len(self.corrupted)
+        corrupted = (count, found[CORRUPTED]) if count else None
+        numbers = found[CLEAN], corrupted, f" {self.key}", self.cost_factor(method)
+        return verdict_on(self.title(method), self.images, *numbers)
 
-    def parts(self) -> Iterator[str]:
+    def tables(self) -> Iterator[str]:
         """Of a single method also Detectron2's lines for grep."""
-        yield from super().parts()
+        yield from super().tables()
         if len(self.methods) == 1:
             lines = []
             for task, values in self.metrics[CLEAN][self.methods[0]].items():

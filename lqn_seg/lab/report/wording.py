@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ CLASSIFICATION_TITLES = {
     "tda": "TDA (history)",
 }
 UNDEFINED = "-"
+WIDTH = 100  # columns of a console
 
 
 def title(method: str, titles: Mapping[str, str] = TITLES) -> str:
@@ -83,14 +85,38 @@ def table(
     labels: str = "left",
     style: str = "simple",
 ) -> str:
-    """Rows of a label and of numbers or texts, aligned; `forms` are those of `number`."""
+    """Rows of a label and of numbers or texts, aligned; `forms` are those of `number`. Columns that
+    do not fit into `WIDTH` go into further tables below."""
     by_column = [forms] * (len(heads) - 1) if isinstance(forms, str) else forms
     texts = [
         [label, *(v if isinstance(v, str) else number(v, f) for v, f in zip(values, by_column))]
         for label, *values in rows
     ]
-    sides = (labels, *["right"] * (len(heads) - 1)) if texts else None
-    return tabulate(texts, heads, tablefmt=style, disable_numparse=True, colalign=sides)
+
+    def drawn(columns: Sequence[int]) -> str:
+        sides = (labels, *["right"] * (len(columns) - 1)) if texts else None
+        cells, names = [[row[k] for k in columns] for row in texts], [heads[k] for k in columns]
+        return tabulate(cells, names, tablefmt=style, disable_numparse=True, colalign=sides)
+
+    blocks: list[str] = []
+    left = list(range(1, len(heads)))
+    while left or not blocks:
+        fitting = len(left)
+        while fitting > 1 and _width(drawn([0, *left[:fitting]])) > WIDTH:
+            fitting -= 1
+        blocks.append(drawn([0, *left[:fitting]]))
+        left = left[fitting:]
+    return "\n\n".join(blocks)
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.splitlines()), default=0)
+
+
+def wrapped(text: str) -> str:
+    """Prose in lines of at most `WIDTH` columns."""
+    lines = text.splitlines()
+    return "\n".join(textwrap.fill(x, WIDTH, break_on_hyphens=False) for x in lines)
 
 
 def interval_text(difference: PairedDifference, images: int, unit: str = "") -> str:
@@ -143,7 +169,12 @@ def _too_few(images: int) -> str:
 
 
 def comparison(
-    difference: PairedDifference, images: int, other: str, where: str, unit: str = ""
+    difference: PairedDifference,
+    images: int,
+    other: str,
+    where: str,
+    unit: str = "",
+    lower_is_better: bool = False,
 ) -> str:
     """ "is better than its teacher on clean images (+0.2 [+0.1, +0.3] PQ)", as far as the printed
     digits show; of too few images "differs from its teacher on clean images by +0.2 PQ"."""
@@ -154,7 +185,33 @@ def comparison(
     if difference.low != difference.low:
         verdict = "cannot be compared with"
     elif round(difference.low, 1) > 0:
-        verdict = "is better than"
+        verdict = "is worse than" if lower_is_better else "is better than"
     elif round(difference.high, 1) < 0:
-        verdict = "is worse than"
+        verdict = "is better than" if lower_is_better else "is worse than"
     return f"{verdict} {other} {where} ({text})"
+
+
+def verdict_on(
+    method: str,
+    images: int,
+    clean: PairedDifference,
+    corrupted: tuple[int, PairedDifference] | None,
+    unit: str,
+    factor: float,
+    other: str = "its teacher",
+    units: int = 0,
+    lower_is_better: bool = False,
+) -> str:
+    """A sentence on a method against another: on clean images, on the mean of so many corruptions,
+    and its multiply-adds as a factor; intervals are of `units`, by default the images."""
+    units = units or images
+    these = "this one image" if images == 1 else f"these {images} images"
+    how = unit, lower_is_better
+    text = f"On {these} {method} {comparison(clean, units, other, 'on clean images', *how)}"
+    if corrupted:
+        count, difference = corrupted
+        where = f"on the mean of {counted(count, 'corruption')}"
+        text += f" and {comparison(difference, units, 'it', where, *how)}"
+    whose = "the teacher" if other == "its teacher" else other
+    cost = f", at {number(factor)} times {whose}'s multiply-adds" if factor == factor else ""
+    return f"{text}{cost}{no_interval(units)}."

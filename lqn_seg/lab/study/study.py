@@ -89,7 +89,7 @@ def check_frozen(study: Study, hashes: Mapping[str, str]) -> None:
         if hashes[name] != expected:
             raise InputError(
                 f"study {study.name}: FROZEN says that {name} has SHA-256 {expected}, but it has "
-                f"{hashes[name]}: these are other files than the study's"
+                f"{hashes[name]}: the files differ from those of the study"
             )
 
 
@@ -146,7 +146,9 @@ def _job(
         folder /= file_names(names)[names[value]]
     count = min(n for n in (images, run.max_images, study.max_images) if n)
     if study.block > count:
-        raise InputError(f"study {study.name}: BLOCK is {study.block}, a run has {count} images")
+        raise InputError(
+            f"study {study.name}: BLOCK is {study.block}, but a run has {count} images"
+        )
     cfg = study_cfg(study, teacher, overrides)
     cfg.MODEL.LQN.METHODS = run.methods
     cfg.MODEL.LQN.EVAL.MAX_IMAGES = count

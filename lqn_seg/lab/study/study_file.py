@@ -23,6 +23,7 @@ METRICS = {
     "mIoU within 3 px of boundaries": ("trimap", "SEMANTIC_ON"),
     "ECE of the pixels": ("confidence", "SEMANTIC_ON"),
 }
+LOWER_IS_BETTER = ("ECE of the pixels",)
 FOCUS = "lqn"  # the method that is also compared with every other one
 
 
@@ -144,7 +145,7 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
             if key.split(".")[0] in _KEYS:
                 _replace(raw, key, value)
             elif key == "SEED":
-                raise InputError("SEED is set by the study: override SEEDS")
+                raise InputError("SEED is set by the study; override SEEDS")
             else:
                 further += [key, text]
         return _study(_keys(raw, _KEYS), file.stem, further)
@@ -192,7 +193,7 @@ def _check_names(study: Study) -> None:
     _check(study.metric, tuple(METRICS), "name", "METRIC ")
     for k, run in enumerate(study.runs):
         if not run.methods:
-            raise InputError(f"METHODS is missing, also in run {k + 1}")
+            raise InputError(f"METHODS is missing at the top and in run {k + 1}")
         if study.baseline not in run.methods:
             raise InputError(f"run {k + 1} lacks the BASELINE {study.baseline} among its METHODS")
         for corruption in run.corruptions:

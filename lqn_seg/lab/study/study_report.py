@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
@@ -35,9 +34,11 @@ from lqn_seg.lab.report.wording import (
     short_name,
     table,
     title,
+    verdict_on,
+    wrapped,
 )
 from lqn_seg.lab.study.study import NONE, Finished, check_frozen, plan, run_jobs, study_hashes
-from lqn_seg.lab.study.study_file import FOCUS, Study, load_study, value_name
+from lqn_seg.lab.study.study_file import FOCUS, LOWER_IS_BETTER, Study, load_study, value_name
 
 Numbers = dict[str, Any]
 # Statistics with columns of their own, or that say nothing about a method.
@@ -92,32 +93,73 @@ class StudyReport:
         parts = (made(name, make, self.failed) for name, make in makers.items())
         return "\n\n".join([*self._head(), *filter(None, parts)]) + "\n"
 
+    def summary(self) -> str:
+        """A sentence on each table, and of each its scores, one difference and one cost; of a sweep
+        its table."""
+        makers = {"the sweep": self._sweep_table} if self.study.sweep else {}
+        for numbers in () if makers else self.results["tables"]:
+            makers[numbers["heading"]] = partial(self._summary_of, numbers)
+        parts = (made(name, make, self.failed) for name, make in makers.items())
+        return "\n\n".join([f"study {self.study.name}: {self._counts()}", *filter(None, parts)])
+
+    def _counts(self) -> str:
+        study = self.study
+        of = _of(study.classes)
+        return f"{study.metric}{of} on {study.dataset} ({self.results['images_in_dataset']} images)"
+
+    def _summary_of(self, numbers: Numbers) -> str:
+        methods, baseline = numbers["methods"], _title(self.study.baseline)
+        units = numbers["images"] // self.study.block
+        groups = [
+            g for g in (CLEAN, CORRUPTED) if g in numbers["methods"][self.study.baseline]["scores"]
+        ]
+        gmacs = {m: x["gmacs"].get("gmacs_total", float("nan")) for m, x in methods.items()}
+        factors = {m: value / gmacs[self.study.baseline] for m, value in gmacs.items()}
+        found = {
+            m: _differences(x["minus_baseline"])
+            for m, x in methods.items()
+            if "minus_baseline" in x
+        }
+        rows = []
+        for method, x in methods.items():
+            text = interval_text(found[method][groups[-1]], units) if method in found else "-"
+            rows.append([x["title"], *(x["scores"][g] for g in groups), text, factors[method]])
+        shown = table(rows, ["", *groups, f"minus\n{baseline}", f"multiply-adds,\nx {baseline}"])
+        sentence = ""
+        if FOCUS in found:
+            count, by_group = len(found[FOCUS]) - len(groups), found[FOCUS]
+            corrupted = (count, by_group[CORRUPTED]) if count else None
+            where = numbers["images"], by_group[CLEAN], corrupted, f" {self.study.metric}"
+            other = "its teacher" if self.study.baseline == "teacher" else baseline
+            how = factors[FOCUS], other, units, self.study.metric in LOWER_IS_BETTER
+            sentence = verdict_on(_title(FOCUS), *where, *how)
+        parts = filter(None, [numbers["heading"], sentence])
+        return "\n\n".join([*map(wrapped, parts), shown])
+
     def _head(self) -> list[str]:
         study, machine, hashes = self.study, self.results["environment"], self.results["hashes"]
         blocks = "" if study.block == 1 else f" in blocks of {study.block} neighbours"
         head = [
             f"# Study {study.name}: {study.dataset}",
-            f"{study.metric}{_of(study.classes)} on {study.dataset} "
-            f"({self.results['images_in_dataset']} images), starting from `{study.config}`, "
-            "outputs scored by the native engine. Differences are paired; their 95% intervals are "
-            f"percentiles of {study.bootstrap_samples} bootstrap resamples of the images{blocks}, "
-            "each image with all its conditions and seeds.",
+            f"{self._counts()}, starting from `{study.config}`, scored by the native engine. "
+            "Differences are paired. Their 95% intervals are percentiles of "
+            f"{study.bootstrap_samples} bootstrap resamples of the images{blocks}, each image with "
+            "all its conditions and seeds.",
             f"Machine: {machine['device']}, {machine['threads']} threads, torch "
             f"{machine['torch']}.",
         ]
         if study.splits:
             head.append(f"Splits: {' '.join(study.splits.split())}")
-        frozen = {True: "yes", False: "no"}
-        rows = [[name, f"`{x}`", frozen[name in study.frozen]] for name, x in hashes.items()]
-        head.append(tabulate(rows, ["what", "SHA-256", "frozen"], tablefmt="pipe"))
+        frozen = {name: " (frozen)" for name in study.frozen}
+        sums = [f"- {name}: `{x}`{frozen.get(name, '')}" for name, x in hashes.items()]
         bare = [name for name in study.teachers if hashes[f"calibration/{name}"] == NONE]
         if bare:
             head.append(
-                f"Without a calibration (teacher {', '.join(bare)}) nothing is restored, and a "
-                "method mixed by noise answers as its teacher does (lqn-seg calibrate makes "
-                "one)."
+                f"Without a calibration (teacher {', '.join(bare)}) nothing is aligned, and a "
+                "method mixed by noise predicts what its teacher predicts. `lqn-seg calibrate` "
+                "makes a calibration."
             )
-        return head
+        return [*map(wrapped, head), "\n".join(["SHA-256:", "", *sums])]
 
     def _section(self, numbers: Numbers) -> str:
         """A table of scores, two of differences, and one of costs."""
@@ -131,45 +173,37 @@ class StudyReport:
             (f"{metric} of {_title(FOCUS)} minus that of each other method, likewise", to_others),
         ):
             if differences:
-                intervals = {
-                    method: {group: PairedDifference(**x) for group, x in by_group.items()}
-                    for method, by_group in differences.items()
-                }
-                parts += [heading, difference_table(intervals, units, short_name, style="pipe")]
+                intervals = {m: _differences(by_group) for m, by_group in differences.items()}
+                shown = difference_table(intervals, units, short_name, style="pipe")
+                parts += [wrapped(heading), shown]
         parts.append(_cost_table(methods))
-        failed = "{title}: {fallbacks} fits failed; the teacher's prediction stands in for them."
+        failed = "{title}: {fallbacks} fits failed; their images keep the teacher's prediction."
         parts += [failed.format(**x) for x in methods.values() if x["fallbacks"]]
         return "\n\n".join(parts)
 
     def _sweep_table(self) -> str:
-        """A row per curve (teacher, run, severity, method), images, and value."""
+        """A table per curve (teacher, run, severity): a row per method, images, and value."""
         sweep, baseline = self.study.sweep, self.study.baseline
         assert sweep is not None
         curves: dict[Any, list[Numbers]] = {}
         for numbers in self.results["tables"]:
             key = numbers["teacher"], numbers["run"], numbers["severity"]
             curves.setdefault(key, []).append(numbers)
-        rows = []
+        heads = ["method", "images", sweep.label, self.study.metric, f"minus {_title(baseline)}"]
+        heads += ["paper"] if sweep.paper else []
+        parts = [f"paper: {sweep.paper_label}"] if sweep.paper else []
         for (teacher, run, severity), tables in curves.items():
             damage = "" if severity is None else f", severity {severity}"
-            where = f"teacher {teacher}, {tables[0]['name'] or f'run {run}'}{damage}"
-            rows += [
-                [where, *self._sweep_cells(numbers, method, group)]
+            rows = [
+                self._sweep_cells(numbers, method, group)
                 for method, x in tables[0]["methods"].items()
                 for group in (CLEAN, CORRUPTED)
                 if group in x["scores"]
                 for numbers in tables
             ]
-        heads = [
-            "",
-            "method",
-            "images",
-            sweep.label,
-            self.study.metric,
-            f"minus {_title(baseline)}",
-        ]
-        heads += [f"paper: {sweep.paper_label}"] if sweep.paper else []
-        return tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
+            parts.append(f"teacher {teacher}, {tables[0]['name'] or f'run {run}'}{damage}")
+            parts.append(table(rows, heads, style="pipe"))
+        return "\n\n".join(parts)
 
     def _sweep_cells(self, numbers: Numbers, method: str, group: str) -> list[str]:
         sweep, x, difference = self.study.sweep, numbers["methods"][method], "-"
@@ -186,17 +220,19 @@ class StudyReport:
 
     # ---- files -----------------------------------------------------------------------------------
 
-    def conclude(self) -> list[Path]:
-        """Write ``results.json``, print the tables, write them as ``table.md``, and draw
-        ``plot.png``; an InputError if something cannot be written comes after the tables. Returns
-        what was written."""
+    def conclude(self, full: bool) -> list[Path]:
+        """Write ``results.json``, print the summary and, if `full`, the tables, write them as
+        ``table.md``, and draw ``plot.png``; an InputError if something cannot be written comes
+        after the tables. Returns what was written."""
         from lqn_seg.visualization.curves import draw_study, draw_sweep
 
         folder, results = Path(self.study.output_dir), json_numbers(self.results)
         write = partial(write_json, folder / "results.json", results)
         attempt("the numbers are not written yet", write, None, self.failed)
         text = self.markdown()
-        print(f"\n{text}", flush=True)
+        print(f"\n{self.summary()}\n", flush=True)
+        if full:
+            print(text, flush=True)
         written = [write(), folder / "table.md"]
         write_atomically(written[1], text)
         draw = partial(draw_sweep if self.study.sweep else draw_study, results, folder / "plot")
@@ -321,6 +357,10 @@ def _mean(stats: Sequence[dict[str, float]], key: str) -> float:
 # ---- tables --------------------------------------------------------------------------------------
 
 
+def _differences(by_group: Mapping[str, Numbers]) -> dict[str, PairedDifference]:
+    return {group: PairedDifference(**x) for group, x in by_group.items()}
+
+
 def _score_table(metric: str, methods: Mapping[str, Numbers]) -> str:
     rows, spread = [], ""
     for x in methods.values():
@@ -343,16 +383,20 @@ def _cost_table(methods: Mapping[str, Numbers]) -> str:
         rows.append([x["title"], *x["milliseconds"].values(), *gmacs, *means])
     heads = ["", *(f"ms {stage}" for stage in (*STAGES, "total")), *counts.values(), *keys]
     shown = table(rows, heads, labels="right", style="pipe")
-    return (
+    heading = (
         "Cost per image: milliseconds (mean over all conditions), GMACs (multiply-add = 1, "
-        "forward and backward; -: not counted); other columns are means over images, clean / "
-        f"corrupted\n\n{shown}"
+        "forward and backward; -: not counted). Other columns are means over images, clean / "
+        "corrupted."
     )
+    return f"{wrapped(heading)}\n\n{shown}"
 
 
-def run_study(path: str, overrides: Sequence[str] = (), resume: bool = False) -> StudyReport | None:
+def run_study(
+    path: str, overrides: Sequence[str] = (), resume: bool = False, full: bool = False
+) -> StudyReport | None:
     """Run a study's file; print and write its report, and return it in the main process. Every
-    process that `launch.joined` has joined takes its share of the images."""
+    process that `launch.joined` has joined takes its share of the images; `full` prints all
+    tables, not the summary alone."""
     with launch.together():
         study = load_study(path, overrides)
         dataset = get_dataset(study.dataset)
@@ -365,6 +409,6 @@ def run_study(path: str, overrides: Sequence[str] = (), resume: bool = False) ->
     if not launch.is_main():
         return None
     report = StudyReport(study, finished, hashes, total, failed)
-    for written in report.conclude():
+    for written in report.conclude(full):
         print(f"written: {written}")
     return report

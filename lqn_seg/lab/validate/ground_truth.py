@@ -94,7 +94,7 @@ def read_ground_truth(record: Record, metadata: Metadata) -> GroundTruth:
         ]
         truth.notes += [
             f"image {truth.image_id} has more than {MOST_DETECTIONS} instances of "
-            f"{metadata.class_names[k]}, and AP takes no more predictions: 100 cannot be reached"
+            f"{metadata.class_names[k]}, the most that AP takes, so it cannot reach 100"
             for k in truth.beyond_ap
         ]
     if "sem_seg" in tasks:

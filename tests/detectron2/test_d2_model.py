@@ -136,7 +136,7 @@ def test_bad_configurations_are_named(cfg):
     assert "13 classes" in message("DATASETS.TEST", ("ade20k_sem_seg_val",))
     assert "the best one here is MODEL.DEVICE" in message("MODEL.DEVICE", "auto")
     if not torch.cuda.is_available():
-        assert "this machine has none" in message("MODEL.DEVICE", "cuda")
+        assert "this machine has no device cuda" in message("MODEL.DEVICE", "cuda")
 
 
 def their_maskformer2_config(cfg):

@@ -237,7 +237,7 @@ def test_augmentation_keeps_size_and_range():
 
 
 def test_bad_input_is_named(cfg, tmp_path):
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="does not exist"):
         read_model_cfg(str(tmp_path / "nowhere.json"))
     (tmp_path / "half.json").write_text('{"embed_dim": 4}')
     with pytest.raises(InputError, match="lacks open_clip's key 'vision_cfg'"):

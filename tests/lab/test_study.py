@@ -88,7 +88,7 @@ def test_mistakes_beyond_the_schema_are_found_before_anything_runs(write, execut
     for changes, message in (
         ({"METHODS": ["teacher", "lqm"]}, r"did you mean 'lqn'"),
         ({"OVERRIDES": ["MODEL.LQN.FIT.STEP", 3]}, r"did you mean MODEL\.LQN\.FIT\.STEPS"),
-        ({"BLOCK": 6}, r"BLOCK is 6, a run has 5 images"),
+        ({"BLOCK": 6}, r"BLOCK is 6, but a run has 5 images"),
         ({"DATASET": "demo_panoptic_vall"}, r"demo_panoptic_val"),
     ):
         with pytest.raises(InputError, match=message):

@@ -183,7 +183,7 @@ def test_bad_baselines_are_named(folders, tmp_path, teacher_folder):
         load_universal(BaselineModel("eomt", str(teacher_folder)), "cpu")
     with pytest.raises(InputError, match="could not be loaded"):
         load_universal(BaselineModel("m", str(tmp_path)), "cpu")
-    with pytest.raises(InputError, match="no directory or file"):
+    with pytest.raises(InputError, match="does not exist"):
         load_universal(BaselineModel("m", str(tmp_path / "nowhere")), "cpu")
     for name in ("mask2former=", "=somewhere"):
         with pytest.raises(InputError, match=r"MODEL\.LQN\.METHODS"):

@@ -154,7 +154,7 @@ def test_a_wrong_answer_or_name_is_one_sentence(predict, small_config):
     with pytest.raises(InputError, match="not NoneType"):
         predict("mine")
     for name in ("lqn", "teacher", "a b", "x@paper", ""):
-        with pytest.raises(InputError, match="a name of its own"):
+        with pytest.raises(InputError, match="needs a new name"):
             register_method(name, two_views)
     cfg = load_cfg(str(small_config))
     with pytest.raises(InputError, match="did you mean 'mine'"):

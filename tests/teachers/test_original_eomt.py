@@ -265,7 +265,7 @@ def test_a_file_of_another_kind_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(InputError, match=r"file\.bin could not be loaded"):
         load_eomt(str(path))
-    with pytest.raises(InputError, match="no directory or file"):
+    with pytest.raises(InputError, match="does not exist"):
         load_eomt(str(tmp_path / "nowhere.bin"))
 
 

@@ -24,18 +24,21 @@ def upsample(logits: Tensor, guide: Tensor) -> Tensor:
         for fine, coarse in zip(size, logits.shape[-2:])
     )
     row, column = (places.round().long() for places in (rows, columns))
-    total = logits.new_zeros(*logits.shape[:2], *size)
-    weights = total[:, :1]
+    places, exponents = [], []
     for down in range(-RADIUS, RADIUS + 1):
         for right in range(-RADIUS, RADIUS + 1):
             i = (row + down).clamp(0, logits.shape[-2] - 1)
             j = (column + right).clamp(0, logits.shape[-1] - 1)
             distance = (rows - row - down).square()[:, None] + (columns - column - right).square()
             unlike = (guide - _at(cells, i, j)).square().sum(1, keepdim=True)
-            weight = (-distance / (2 * SPATIAL**2) - unlike / (2 * RANGE**2)).exp()
-            total = total + weight * _at(logits, i, j)
-            weights = weights + weight
-    return total / (weights.clamp(min=1e-12))
+            places.append((i, j))
+            exponents.append(-distance / (2 * SPATIAL**2) - unlike / (2 * RANGE**2))
+    # Softmax: the weights of a pixel that is unlike all cells underflow.
+    weights = torch.stack(exponents).softmax(0)
+    total = logits.new_zeros(*logits.shape[:2], *size)
+    for weight, (i, j) in zip(weights, places):
+        total = total + weight * _at(logits, i, j)
+    return total
 
 
 def _at(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -42,3 +42,11 @@ def test_an_edge_of_the_picture_is_one_of_the_answer():
     logits[..., 4:] = 1
     fine = upsample(logits, guide)
     assert fine[..., 15].max() < 1e-6 and fine[..., 16].min() > 1 - 1e-6
+
+
+def test_a_pixel_unlike_all_cells_has_the_logits_of_the_likest():
+    """Its weights are too small for a float."""
+    guide = torch.zeros(1, 3, 64, 64)
+    guide[..., 30, 30] = 1
+    fine = upsample(torch.full((1, 1, 8, 8), 5.0), guide)
+    torch.testing.assert_close(fine, torch.full_like(fine, 5))

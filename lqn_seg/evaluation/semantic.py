@@ -23,6 +23,7 @@ from lqn_seg.evaluation.base import (
 from lqn_seg.evaluation.classification import BINS, bin_of
 
 TRIMAP = 3  # pixels
+_TINY = 1e-30  # in place of a sum of scores that is 0
 
 
 class SemanticTruth(NamedTuple):
@@ -44,9 +45,11 @@ def confidence_of(scores: Tensor, temperature: float = 1.0) -> tuple[Tensor, Ten
     """(C, h, w) scores to the winning class (h, w) of each pixel and its share of their sum. Where
     the scores are probabilities, a temperature is that of their logits (Guo et al., 2017)."""
     best, labels = scores.max(0)  # faster than argmax
+    scores, best = scores.float(), best.float()
     if temperature != 1:
-        return labels, 1 / (scores / best.clamp(min=1e-12)).pow(1 / temperature).sum(0).clamp(min=1)
-    return labels, best / scores.sum(0).clamp(min=1e-12)
+        scores = (scores / best.clamp(min=_TINY)).pow(1 / temperature)
+        best = (best > 0).float()
+    return labels, best / scores.sum(0).clamp(min=_TINY)
 
 
 def confusion_matrix(

@@ -208,4 +208,8 @@ def test_confidence_is_the_largest_probability_at_a_temperature(temperature):
     best = (logits / temperature).softmax(0).max(0)
     assert torch.equal(labels, best.indices)
     torch.testing.assert_close(confidence, best.values)
-    assert confidence_of(torch.zeros(5, 1, 1), temperature)[1].isfinite()
+    assert confidence_of(torch.zeros(5, 1, 1), temperature)[1] == 0
+    faint = torch.tensor([3e-14, 1e-14])[:, None, None]
+    torch.testing.assert_close(*(confidence_of(k * faint, temperature)[1] for k in (1, 1e13)))
+    half = confidence_of(faint.bfloat16(), temperature)[1]  # of a model under autocast
+    assert half.dtype == torch.float32 and half > 0.5

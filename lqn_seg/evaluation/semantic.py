@@ -1,6 +1,7 @@
 """Semantic segmentation: mIoU and its relatives from one confusion matrix of the data set, of all
 pixels or of those near a boundary; and how well confidence tells what is right."""
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -116,7 +117,7 @@ class SemanticEvaluator(ImageEvaluator):
         self.temperature = temperature
         self._beside = beside or self
         self._truth: tuple[Any, SemanticTruth] | None = None
-        self._answer: tuple[Any, SemanticAnswer] | None = None
+        self._answer: tuple[weakref.ref[Any], SemanticAnswer] | None = None
 
     def prepare(self, record: Mapping[str, Any]) -> SemanticTruth:
         if self._truth is None or self._truth[0] is not record:
@@ -130,16 +131,15 @@ class SemanticEvaluator(ImageEvaluator):
         path = str(record.get("sem_seg_file_name", ""))
         return SemanticTruth(record.get("image_id"), labels, path)
 
+    def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
+        self._answer = None  # a model may write all its outputs into the same tensor
+        return super().statistics(record, output)
+
     def score(self, truth: SemanticTruth, output: Mapping[str, Any]) -> Statistics:
         return self.count(truth, self._beside.answer(truth, output))
 
     def answer(self, truth: SemanticTruth, output: Mapping[str, Any]) -> SemanticAnswer:
         """An image's predicted classes."""
-        if self._answer is None or self._answer[0] is not output:
-            self._answer = output, self._decide(truth, output)
-        return self._answer[1]
-
-    def _decide(self, truth: SemanticTruth, output: Mapping[str, Any]) -> SemanticAnswer:
         scores = output_field(truth.image_id, output, "sem_seg")
         if scores.ndim != 3 or scores.shape[0] != len(self.classes):
             raise InputError(
@@ -148,8 +148,11 @@ class SemanticEvaluator(ImageEvaluator):
             )
         shape = tuple(scores.shape[1:])
         check_shape(truth.image_id, "the semantic prediction", shape, truth.labels.shape)
-        answer = confidence_of(torch.as_tensor(scores), self.temperature)
-        return SemanticAnswer(*map(to_numpy, answer))
+        if self._answer is None or self._answer[0]() is not scores:
+            answer = confidence_of(torch.as_tensor(scores), self.temperature)
+            # Scores are large: they are not kept for the sake of a comparison.
+            self._answer = weakref.ref(scores), SemanticAnswer(*map(to_numpy, answer))
+        return self._answer[1]
 
     def count(self, truth: SemanticTruth, answer: SemanticAnswer) -> Statistics:
         """Statistics of an image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,31 @@ def test_evaluators_beside_each_other_decode_an_image_once(
             for make, line in zip((SemanticEvaluator, TrimapEvaluator, ConfidenceEvaluator), lines):
                 assert line == make(dataset.metadata).statistics(dict(record), output)
     assert calls.count(whole) == 2 and not set(calls) & set(more)
+
+
+def test_nothing_of_an_image_is_taken_for_the_next(make_dataset: Any) -> None:
+    """Where a caller uses its dictionary, or its tensor, again; and scores are not kept."""
+    labels = np.full((4, 30), SKY)
+    labels[:, 15:] = CAT
+    dataset = make_dataset([segments_of(labels)])
+    evaluator = SemanticEvaluator(dataset.metadata)
+    (record,) = dataset.records()
+    right, wrong = one_hot(labels), one_hot(SKY + CAT - labels)
+    truth, output = evaluator.prepare(record), {"sem_seg": right}
+    other = {**output, "sem_seg": wrong}
+    wanted = [evaluator.score(truth, each) for each in (output, other)]
+    assert wanted[0] != wanted[1]
+    output["sem_seg"] = wrong
+    assert evaluator.score(truth, output) == wanted[1]
+    tensor = torch.as_tensor(right).clone()
+    assert evaluator.statistics(record, {"sem_seg": tensor}) == wanted[0]
+    tensor[:] = torch.as_tensor(wrong)
+    assert evaluator.statistics(record, {"sem_seg": tensor}) == wanted[1]
+    with pytest.raises(InputError, match="but its ground truth is"):
+        evaluator.score(truth._replace(labels=labels[:, :9]), {"sem_seg": tensor})
+    kept = weakref.ref(tensor)
+    del tensor
+    assert kept() is None
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.4])

@@ -114,8 +114,9 @@ class Job:
     def add(self, name: str) -> None:
         """Predict with one more method, before all that has not begun."""
         if name not in self.methods:
+            piece = self._method_piece(name)
             self.methods.append(name)
-            self.work.first(self._method_piece(name))
+            self.work.first(piece)
 
     def _predict(self, name: str) -> None:
         method = method_config(self.studio.cfg, self._full_name(name))
@@ -275,8 +276,8 @@ class Job:
 
     def panel_png(self) -> bytes:
         """The methods side by side, as `lqn-seg figures panels` draws them."""
-        made = dict(self.predictions)
-        if len(made) < len(self.methods):
+        made, names = dict(self.predictions), list(self.methods)
+        if not made.keys() >= set(names):
             raise InputError("the masks are not ready yet")
-        predictions = {name: made[name] for name in self.methods}
+        predictions = {name: made[name] for name in names}
         return png_bytes(compare(self.studio, [self.source], [predictions], [bool(self.unlike)]))

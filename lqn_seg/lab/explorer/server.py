@@ -13,6 +13,7 @@ import secrets
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -109,8 +110,8 @@ class Explorer:
 
     def run(self, request: Mapping[str, Any]) -> str:
         """Start a job, with another ``instead`` of which nobody waits any more; returns its id."""
-        if request.get("instead") in self.jobs:
-            self.jobs[request["instead"]].work.cancelled = True
+        if replaced := self.jobs.get(str(request.get("instead"))):
+            replaced.work.cancelled = True
 
         def choice(key: str, choices: Sequence[str], default: str) -> str:
             return nearest(str(request.get(key, default)), choices, key)
@@ -144,7 +145,7 @@ class Explorer:
                 return f"{_KINDS[file.suffix]}; charset=utf-8", file.read_bytes()
             case ["api", "options"]:
                 return _json(self.options())
-            case ["api", "scene", file] if scene := self.scenes.get(file.removesuffix(".png")):
+            case ["api", "scene", file] if scene := self.scenes.get(_scene_name(file)):
                 return "image/png", png_bytes(scene.pixels)
             case ["api", "job", number, *part]:
                 return _of_job(_recall(self.jobs, number, "job"), part, query)
@@ -181,6 +182,10 @@ class Explorer:
         job = _recall(self.jobs, str(request.get("job")), "job")
         job.add(self._method(request.get("method")))
         return _json(job.status())
+
+
+def _scene_name(file: str) -> str:
+    return unquote(file).removesuffix(".png")
 
 
 def _of_job(job: Job, part: Sequence[str], query: Mapping[str, str]) -> Reply:
@@ -256,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _posted(self) -> Reply:
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > MOST_BYTES:
+        if not length.isdecimal() or int(length) > MOST_BYTES:
             self.close_connection = True  # what is still coming is not read
             most = f"more than {MOST_BYTES // 2**20} MB"
             raise InputError(f"the file is too large: {most}, or does not say how long it is")
@@ -273,6 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
         except InputError as error:
             status = 404 if isinstance(error, NotHere) else 400
             kind, content = _json({"error": str(error)})
+        except Exception as error:  # not foreseen
+            traceback.print_exc()
+            status = 500
+            kind, content = _json({"error": f"{type(error).__name__}: {error}"})
         headers = {"Content-Type": kind, "Content-Length": str(len(content)), **_HEADERS}
         try:
             self.send_response(status)

@@ -8,6 +8,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -143,13 +144,16 @@ def test_the_explorer_opens_on_a_damaged_image(visitor):
 
 def test_a_photograph_may_be_the_first_image(small_config, tmp_path, monkeypatch):
     (tmp_path / "harbour.png").write_bytes(png())
-    start = Start(photograph=str(tmp_path / "harbour.png"), methods=("teacher",))
+    name = "old harbour, 5%"  # as in an address of the page
+    (tmp_path / "harbour.png").rename(tmp_path / f"{name}.png")
+    start = Start(photograph=str(tmp_path / f"{name}.png"), methods=("teacher",))
     monkeypatch.setattr(module, "START", start)
     explorer = open_explorer(str(small_config), {}, "", [])
-    assert list(explorer.options()["scenes"].values())[:2] == ["harbour", "scene 0"]
-    job = explorer.jobs[explorer.run({"scene": "harbour", "corruption": "fog"})]
+    assert list(explorer.options()["scenes"].values())[:2] == [name, "scene 0"]
+    assert explorer.get(f"/api/scene/{quote(name)}.png", {})[0] == "image/png"
+    job = explorer.jobs[explorer.run({"scene": name, "corruption": "fog"})]
     job.work.thread.join()
-    assert job.status()["image"] == "harbour, fog-3" and "truth" not in job.status()["maps"]
+    assert job.status()["image"] == f"{name}, fog-3" and "truth" not in job.status()["maps"]
 
 
 def test_depth_slides_between_layers(visitor):
@@ -225,6 +229,8 @@ def test_wrong_requests_are_one_sentence(visitor):
         ({"scene": "0", "teacher": "other"}, "unknown teacher"),
         ({"scene": "0", "methods": ["lqm"]}, "did you mean 'lqn'"),
         ({"upload": "nobody"}, "start again"),
+        ({"scene": "0", "corruption": "fog", "severity": "much"}, "severity must be"),
+        ({"scene": "77", "instead": []}, "no scene '77'"),
         ([], "no JSON object"),
     ):
         assert words in visitor.json("/api/run", wanted)["error"]
@@ -258,3 +264,13 @@ def test_the_page_asks_nobody_else_and_other_hosts_are_refused(visitor):
 def test_an_address_that_is_taken_is_one_sentence(visitor):
     with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{visitor.port}"):
         make_server(None, port=visitor.port)
+
+
+def test_what_is_not_foreseen_gets_a_sentence_too(visitor, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr(module.Explorer, "options", broken)
+    status, _, body = visitor.ask("/api/options")
+    assert (status, json.loads(body)["error"]) == (500, "RuntimeError: out of paper")
+    assert "Traceback" in capsys.readouterr().err

@@ -34,8 +34,6 @@ from lqn_seg.engine.evaluate import (
     weights_hash,
 )
 from lqn_seg.errors import InputError, nearest
-from lqn_seg.evaluation import ConfidenceEvaluator
-from lqn_seg.evaluation.base import ImageEvaluator
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.report import Additive
@@ -205,13 +203,14 @@ def run_jobs(
 ) -> list[Finished]:
     """Run what no earlier job of the list has evaluated; jobs with more come first. `failed`
     receives a sentence for each cost that cannot be counted."""
+    left_out = _left_out(study, dataset.metadata.class_names)
     done: dict[int, Finished] = {}
     for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k)):
         job, sources = jobs[k], list(done.values())
         todo = [c for c in job.conditions if not any(f.job.covers(job, c) for f in sources)]
         if todo:
             missing = replace(job, conditions=tuple(todo))
-            sources.append(_evaluate(study, missing, dataset, resume, failed))
+            sources.append(_evaluate(study, missing, dataset, resume, failed, left_out))
         by_condition = {
             str(c): next(f for f in sources if f.job.covers(job, c)) for c in job.conditions
         }
@@ -226,7 +225,12 @@ def run_jobs(
 
 
 def _evaluate(
-    study: Study, job: Job, dataset: Dataset, resume: bool, failed: list[str]
+    study: Study,
+    job: Job,
+    dataset: Dataset,
+    resume: bool,
+    failed: list[str],
+    left_out: Sequence[int],
 ) -> Finished:
     if launch.is_main():
         names = ", ".join(map(str, job.conditions))
@@ -238,13 +242,13 @@ def _evaluate(
     task = METRICS[study.metric][0]
     evaluator = evaluation.evaluators[task]
     assert isinstance(evaluator, Additive)
-    counted_classes = _class_ids(study, evaluator)
     lines: dict[str, dict[str, Lines]] = {str(condition): {} for condition in job.conditions}
     gmacs = {}
     for method in job.methods:
         for condition in job.conditions:
             stored = evaluation.lines(condition, method)
-            stack = evaluator.stack([line[task] for line in stored])[:, counted_classes]
+            stack = evaluator.stack([line[task] for line in stored])
+            stack[:, left_out] = 0  # as if they did not occur, which no mean counts
             lines[str(condition)][method] = Lines(stack, [line["lqn"] for line in stored])
         complaint = f"teacher {job.teacher}: the cost of {title(method)} could not be counted"
         means = mean_stats(lines[str(job.conditions[0])][method].stats)
@@ -254,11 +258,7 @@ def _evaluate(
     return Finished(job, lines, gmacs, evaluator.metric)
 
 
-def _class_ids(study: Study, evaluator: ImageEvaluator) -> slice | list[int]:
-    """Which classes' sums count."""
-    if not study.classes:
-        return slice(None)
-    if isinstance(evaluator, ConfidenceEvaluator):
-        raise InputError(f"study {study.name}: METRIC {study.metric} is of all CLASSES together")
-    names = evaluator.classes
-    return [names.index(nearest(name, names, "class in CLASSES")) for name in study.classes]
+def _left_out(study: Study, names: Sequence[str]) -> list[int]:
+    """Classes of a data set that do not count."""
+    wanted = [nearest(name, names, "class in CLASSES") for name in study.classes or names]
+    return [k for k, name in enumerate(names) if name not in wanted]

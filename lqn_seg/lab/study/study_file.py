@@ -191,6 +191,8 @@ def _study(raw: dict[str, Any], name: str, further: Sequence[str]) -> Study:
 
 def _check_names(study: Study) -> None:
     _check(study.metric, tuple(METRICS), "name", "METRIC ")
+    if study.classes and METRICS[study.metric][0] == "confidence":
+        raise InputError(f"METRIC {study.metric} is of all classes together: leave CLASSES out")
     for k, run in enumerate(study.runs):
         if not run.methods:
             raise InputError(f"METHODS is missing at the top and in run {k + 1}")

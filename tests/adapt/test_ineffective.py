@@ -38,6 +38,7 @@ ALWAYS = adapting(mix_by_noise=False)
         ("lqn", DEFAULT, False, "its student is not used"),  # two views are something
         ("lqn", adapting(views=1), False, AS_TEACHER),
         ("kernel", with_variant(adapting(views=1), "kernel"), False, AS_TEACHER),
+        ("views", with_variant(DEFAULT, "views"), False, ""),  # needs no calibration
         ("field", with_variant(DEFAULT, "field"), False, "nothing is aligned"),
         ("field", with_variant(DEFAULT, "field"), True, ""),
         ("restore", with_variant(DEFAULT, "restore"), False, AS_TEACHER),
@@ -77,6 +78,8 @@ def test_the_recipe_that_was_paid():
     unaligned = paid_recipe(DEFAULT, False, False)
     assert (unaligned.fit.variant, unaligned.views) == ("views", 2)
     assert not unaligned.adapt.align
+    views = with_variant(DEFAULT, "views")
+    assert not views.adapt.align and paid_recipe(views, True, False) == views
     alone = adapting(views=1)
     assert paid_recipe(alone, True, False).fit.variant == "restore"
     assert paid_recipe(alone, False, False).fit.variant == "teacher"

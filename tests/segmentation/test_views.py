@@ -118,9 +118,11 @@ def test_a_result_does_not_depend_on_what_runs_beside_it(teacher_folder, inferen
             (result,) = alone([image])
             got, want = result[name].output["sem_seg"], results[name].output["sem_seg"]
             torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
-    assert not torch.equal(
-        together[0]["lqn"].output["sem_seg"], together[0]["field"].output["sem_seg"]
-    )
+    first = {name: prediction.output["sem_seg"] for name, prediction in together[0].items()}
+    assert not torch.equal(first["lqn"], first["field"])
+    assert not torch.equal(first["views"], first["field"])
+    (uncalibrated,) = build(teacher_folder, {"views": VIEWS}, inference=inference)(images[:1])
+    torch.testing.assert_close(uncalibrated["views"].output["sem_seg"], first["views"])
 
 
 @pytest.mark.parametrize("name, views", [("field", 2), ("field", 4), ("lqn", 2)])

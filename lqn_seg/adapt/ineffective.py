@@ -59,7 +59,7 @@ def paid_recipe(recipe: LQNConfig, calibrated: bool, fitted: bool) -> LQNConfig:
     """The recipe whose cost was paid.
 
     Args:
-        calibrated: whether the teacher has been; otherwise nothing is restored.
+        calibrated: whether the teacher has been; otherwise nothing is aligned.
         fitted: whether a student was fitted to any image.
     """
     restores = calibrated and recipe.aligns

@@ -105,9 +105,7 @@ def calibrate_teacher(
     if output is None:
         folder = Path(find_local(cfg.MODEL.LQN.TEACHER.WEIGHTS))
         if not cfg.MODEL.LQN.TEACHER.WEIGHTS or not folder.is_dir():
-            raise InputError(
-                "--output is required, because the teacher's weights are not in a local folder"
-            )
+            raise InputError("--output is required: the weights are not in a local folder")
         output = folder / FILE_NAME
     if not output.parent.is_dir():
         raise InputError(f"--output: folder {output.parent} does not exist")

@@ -137,7 +137,8 @@ def run(config: Path, *overrides: str) -> list[Classification]:
 
 
 def text(runs: list[Classification]) -> str:
-    return "\n\n".join(ClassificationReport(runs).parts())
+    report = ClassificationReport(runs)
+    return "\n\n".join([*report.summary(), *report.tables()])
 
 
 def answers(result: list[Classification]) -> dict:

@@ -51,7 +51,7 @@ def run(cfg, resume=False) -> Evaluation:
 
 
 def text(report: SegmentationReport) -> str:
-    return "\n\n".join(report.parts())
+    return "\n\n".join([*report.summary(), *report.tables()])
 
 
 def quality(evaluation: Evaluation) -> dict:

@@ -20,10 +20,9 @@ from lqn_seg.segmentation.segmenter import Segmenter
 def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -> dict[str, float]:
     """Multiply-adds per image of one of a segmenter's methods, by stage: `method_gmacs`.
 
-    What a control does to pixels is not counted; "flip" is a second pass of the teacher, "larger"
-    one on more patches. Another model, which takes images of any
-    size, is counted while it runs on one of the mean size. `stats` are means over the images of
-    `Prediction.stats`.
+    What a control does to pixels or logits is not counted; "flip" is a second pass of the teacher,
+    "larger" one on more patches. Another model, which takes images of any size, is counted while it
+    runs on one of the mean size. `stats` are means over the images of `Prediction.stats`.
     """
     if model := segmenter.baselines.get(method):
         size = (round(stats["input_height"]), round(stats["input_width"]))

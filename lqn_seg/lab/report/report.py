@@ -77,7 +77,7 @@ class Report(ABC):
             self.groups[CORRUPTED] = self.corrupted
         if len(clean) > 1:
             self.groups[AVERAGE] = clean
-        self.costs: dict[str, Any] = {}  # None where it cannot be counted; empty before `parts`
+        self.costs: dict[str, Any] = {}  # None where it cannot be counted; empty before `summary`
         # Method -> group -> (1 + samples,) headline scores: of all images, of each resample.
         self.scores: Scores = attempt(
             "the intervals could not be computed", self._resample, {}, self.failed
@@ -168,10 +168,6 @@ class Report(ABC):
         return scores
 
     # ---- text ------------------------------------------------------------------------------------
-
-    def parts(self) -> Iterator[str]:
-        yield from self.summary()
-        yield from self.tables()
 
     def summary(self) -> Iterator[str]:
         """What is always printed: a sentence, a table, and what qualifies them. Counts costs."""

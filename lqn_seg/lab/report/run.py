@@ -147,7 +147,8 @@ def conclude(report: Report, full: bool) -> None:
                 if is_shown:
                     print(f"{part}\n", flush=True)
         print(f"results: {report.write(text)}", flush=True)
-        print(f"all tables: {Path(report.cfg.OUTPUT_DIR) / 'log.txt'} (--full prints them)")
+        if not full:
+            print(f"all tables: {Path(report.cfg.OUTPUT_DIR) / 'log.txt'} (--full prints them)")
         for picture in report.draw()[:1]:
             print(f"pictures: {picture}")
     for run in report.runs:

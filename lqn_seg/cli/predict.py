@@ -58,6 +58,7 @@ def predict(arguments: Namespace) -> int:
     from lqn_seg.api.files import predict_files
     from lqn_seg.api.loading import load
     from lqn_seg.engine.probe import known_classes
+    from lqn_seg.lab.report.wording import wrapped
 
     model = load(
         arguments.model,
@@ -70,7 +71,7 @@ def predict(arguments: Namespace) -> int:
         overrides=arguments.overrides,
     )
     who = "this run" if arguments.classes else "this model"
-    print(f"{model}\n{known_classes(model.classes, who)}", flush=True)
+    print(wrapped(f"{model}\n{known_classes(model.classes, who)}"), flush=True)
     given = arguments.inputs, arguments.out, arguments.resume, arguments.strict, arguments.every
     summary = predict_files(model, *given)
     files = "1 file" if summary.done == 1 else f"{summary.done} files"

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 SHIPPED = (
     "configs/**/*.*",
     *("datasets/demo/annotations/panoptic_val.json", "datasets/demo/panoptic_val/*.png"),
-    *("datasets/demo/teacher/*.*", "datasets/demo/val/*.png"),
+    *("datasets/demo/perturbed/*.*", "datasets/demo/teacher/*.*", "datasets/demo/val/*.png"),
     *("datasets/demo_objects/teacher/*.*", "datasets/demo_objects/val/*/*.png"),
 )
 TEST = [

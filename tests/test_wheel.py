@@ -62,7 +62,8 @@ def test_the_package_is_the_installed_one(run, installed):
 
 def test_it_brings_what_the_checkout_has(installed):
     shipped = installed / "lqn_seg" / "shipped"
-    for pattern in ("configs/**/*.yaml", "configs/**/*.json", "datasets/*/val/**/*.png"):
+    patterns = ("configs/**/*.yaml", "configs/**/*.json", "datasets/*/val/**/*.png")
+    for pattern in (*patterns, "datasets/demo/perturbed/*"):
         ours = {path.relative_to(ROOT) for path in ROOT.glob(pattern)}
         assert ours == {path.relative_to(shipped) for path in shipped.glob(pattern)}
     assert (shipped / "datasets" / "demo" / "teacher" / "calibration.safetensors").is_file()
@@ -73,7 +74,7 @@ def test_predict_and_eval_run_from_anywhere(run, installed, tmp_path):
     scene = installed / "lqn_seg" / "shipped" / "datasets" / "demo" / "val" / "000000.png"
     Image.open(scene).save(tmp_path / "mine.png")
     command = installed / "bin" / "lqn-seg"
-    assert "1 files predicted" in run(command, "predict", "mine.png", "--out", "out/")
+    assert "1 file predicted" in run(command, "predict", "mine.png", "--out", "out/")
     labels = np.asarray(Image.open(tmp_path / "out" / "mine_labels.png"))
     assert labels.shape == (96, 96) and len(np.unique(labels)) > 2
     few = ("MODEL.LQN.EVAL.MAX_IMAGES", 1, "MODEL.LQN.EVAL.CORRUPTIONS", "('contrast',)")

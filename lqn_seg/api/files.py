@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,12 @@ from lqn_seg.api.model import Model
 from lqn_seg.api.pixels import Picture, Pixels
 from lqn_seg.api.result import SegmentationResult
 from lqn_seg.data.file_names import file_name
-from lqn_seg.data.images import IMAGE_SUFFIXES, decode, find_images, read_bytes
+from lqn_seg.data.images import decode, read_bytes
+from lqn_seg.data.inputs import File, find_files
 from lqn_seg.engine.store import make_writable, say, write_atomically
 from lqn_seg.errors import InputError
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 _PAUSE = 20.0  # seconds between two writings of the JSON files
-
-
-@dataclass(frozen=True)
-class File:
-    """A file to predict: ``path``, and ``name``, what it is called in results."""
-
-    path: Path
-    name: str
-
-    @property
-    def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
 @dataclass
@@ -50,40 +37,6 @@ class Summary:
     done: int = 0
     skipped: int = 0
     failed: int = 0
-
-
-def find_files(inputs: Iterable[str]) -> list[File]:
-    """The images and videos that are named: files, folders, which are searched below, and globs. An
-    `InputError` where one names nothing."""
-    found: dict[Path, File] = {}
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            below = sorted([*find_images(path, below=True).images, *_videos(path)])
-            if not below:
-                raise InputError(f"the folder {path} holds no image and no video")
-            listed = [File(file, file.relative_to(path).as_posix()) for file in below]
-        elif path.exists():
-            listed = [File(path, path.name)]
-        else:
-            matches = sorted(map(Path, glob.glob(text, recursive=True)))
-            endings = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-            listed = [File(m, m.name) for m in matches if m.suffix.lower() in endings]
-            if not listed:
-                raise InputError(f"there is no file, folder or match of {text}")
-        for file in listed:
-            found.setdefault(file.path.resolve(), file)
-    return _named_apart(list(found.values()))
-
-
-def _videos(folder: Path) -> list[Path]:
-    return [p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()]
-
-
-def _named_apart(files: list[File]) -> list[File]:
-    """Files of one name keep their whole paths."""
-    names = [file.name for file in files]
-    return [f if names.count(f.name) == 1 else File(f.path, f.path.as_posix()) for f in files]
 
 
 def predict_files(

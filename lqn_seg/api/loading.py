@@ -16,7 +16,7 @@ from lqn_seg.config.nodes import adaptation, check_cfg, load_any_cfg, method_con
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.data.class_tables import categories_of
 from lqn_seg.data.metadata import Category, Metadata
-from lqn_seg.data.shipped import find_config
+from lqn_seg.data.shipped import find_config, find_local
 from lqn_seg.engine.build import build_calibration, build_head, build_segmenter, build_teacher
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.clip import FOLDER_CONFIG
@@ -97,7 +97,7 @@ def load(
 
 def configuration_of(model: str) -> tuple[str, list[Any]]:
     """The configuration file of what `load` takes, and the keys that name its teacher."""
-    path, key = Path(model), "MODEL.LQN.TEACHER"
+    path, key = Path(find_local(model)), "MODEL.LQN.TEACHER"
     device = ["MODEL.DEVICE", "auto"]
     architecture, colon, weights = model.partition(":")
     if path.is_dir():

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lqn_seg.data.images import pixels_of, read_image
+from lqn_seg.data.shipped import find_local
 from lqn_seg.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -38,7 +39,10 @@ def read_picture(image: ImageLike, number: int = 0) -> Picture:
         number: names what comes without a file.
     """
     if isinstance(image, str | os.PathLike):
-        return Picture(read_image(image), Path(image).name)
+        path = Path(find_local(os.fspath(image)))
+        if path.is_dir():
+            raise InputError(f"image {image} is a folder: pass a list of its files")
+        return Picture(read_image(path), path.name)
     unnamed = f"image-{number}.png"
     if isinstance(image, Image.Image):
         return Picture(pixels_of(image), unnamed)

@@ -19,6 +19,7 @@ from lqn_seg.data.schema import Category
 from lqn_seg.segmentation.postprocess import Instances
 from lqn_seg.visualization.files import png_bytes
 from lqn_seg.visualization.panels import (
+    DIFFERENCE_LEGEND,
     Cell,
     Row,
     Segmentation,
@@ -169,7 +170,10 @@ class SegmentationResult(Result):
             return panel([Row([Cell(drawn)])], legend)
         answers = {n: r.segmentation for n, r in self.compared.items() if isinstance(r, type(self))}
         row = comparison_row(self.image, None, answers, self.about.categories)
-        return panel([row], legend_entries([*answers.values()], self.about.categories))
+        legend = legend_entries([*answers.values()], self.about.categories)
+        # Semantic maps have no instances that could differ.
+        legend += DIFFERENCE_LEGEND if self.panoptic else DIFFERENCE_LEGEND[::2]
+        return panel([row], legend)
 
     def __str__(self) -> str:
         segments = self.segmentation.segments

@@ -21,7 +21,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of clean images")
     source.add_argument("--dataset", metavar="NAME", help="or images of a registered data set")
     parser.add("--max", 0, "number of images to use, spread over all; 0 is all")
-    quantile = "fraction left out at both ends of each range (default: the library's QUANTILE)"
+    quantile = "fraction left out at both ends of each range (default: 0.02)"
     parser.add_argument("--quantile", type=float, help=quantile)
     parser.add("--strict", False, "stop at the first unreadable image")
     parser.add_argument(

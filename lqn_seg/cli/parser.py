@@ -127,6 +127,9 @@ class Parser(argparse.ArgumentParser):
             word = message.split()[2]
             message = f"{word!r} is neither an option nor a KEY: {_PAIRS}, and several names in "
             message += "one option are separated by commas"
+            # Where a configuration may stand alone, `config`, the word is a second one.
+            if {"config_file", "config"} & {a.dest for a in self._actions} == {"config_file"}:
+                message += "; a configuration follows --config-file"
         self.exit(2, f"error: {message}{hint}; see {self.prog} --help\n")
 
     def _options(self) -> list[str]:

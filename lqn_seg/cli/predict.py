@@ -23,7 +23,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     what = "image or video files, folders, globs"
     parser.add_argument("inputs", nargs="+", metavar="PATH", help=what)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
-    model = "folder, file or hub id of an EoMT, ARCHITECTURE:TAG of a CLIP, or a configuration"
+    model = "folder, file or hub id of an EoMT, folder of a DINOv2 with a linear head, folder or "
+    model += "ARCHITECTURE:TAG of a CLIP, or a configuration"
     parser.add("--model", "demo", model, metavar="NAME")
     parser.add(
         "--method",
@@ -51,11 +52,14 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
 
 
 def predict(arguments: Namespace) -> int:
-    from lqn_seg.api.files import find_files, predict_files
+    from lqn_seg.data.inputs import find_files
+
+    find_files(arguments.inputs)  # what is missing is said before PyTorch is imported
+    from lqn_seg.api.files import predict_files
     from lqn_seg.api.loading import load
     from lqn_seg.engine.probe import known_classes
+    from lqn_seg.lab.report.wording import wrapped
 
-    find_files(arguments.inputs)  # what is missing is said before the model is loaded
     model = load(
         arguments.model,
         method=arguments.method,
@@ -66,13 +70,13 @@ def predict(arguments: Namespace) -> int:
         threads=arguments.threads,
         overrides=arguments.overrides,
     )
-    print(f"{model}\n{known_classes(model.classes, 'this model')}", flush=True)
+    who = "this run" if arguments.classes else "this model"
+    print(wrapped(f"{model}\n{known_classes(model.classes, who)}"), flush=True)
     given = arguments.inputs, arguments.out, arguments.resume, arguments.strict, arguments.every
     summary = predict_files(model, *given)
-    print(
-        f"{summary.done} files predicted, {summary.skipped} already there, "
-        f"{summary.failed} left out: {arguments.out}"
-    )
+    files = "1 file" if summary.done == 1 else f"{summary.done} files"
+    left = f"{summary.skipped} already there, {summary.failed} left out"
+    print(f"{files} predicted, {left}: {arguments.out}")
     return 2 if summary.failed else 0
 
 

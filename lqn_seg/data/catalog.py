@@ -34,6 +34,7 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 _BUILTIN = {**SEGMENTATION, **CLASSIFICATION}
+_UNSET = "; DETECTRON2_DATASETS, which is unset, can name another folder"
 # name -> the reader of its layout, and what that reader wants beside the name
 _registered: dict[str, tuple[Callable[..., Dataset], tuple[object, ...]]] = {}
 # Called after every registration; the Detectron2 plugin keeps its catalog in step.
@@ -77,9 +78,9 @@ def _find(name: str, source: Source, root: PathLike | None) -> Path:
         if (folder / source.file).exists():
             return folder
     looked = ", ".join(map(str, roots))
-    unset = "" if root or "DETECTRON2_DATASETS" in os.environ else " ($DETECTRON2_DATASETS unset)"
+    hint = "" if root or "DETECTRON2_DATASETS" in os.environ else _UNSET
     raise InputError(
-        f"data set {name} needs {source.file}, which is not in {looked}{unset}: {source.how_to_get}"
+        f"data set {name} needs {source.file}, which is not in {looked}: {source.how_to_get}{hint}"
     )
 
 

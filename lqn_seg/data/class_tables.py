@@ -1,5 +1,5 @@
-"""What checkpoints do not say of their classes: which are things (have instances), and of some the
-names. Told by the names, or where there are none by their number."""
+"""What checkpoints do not say of their classes: which are things (have instances), of some the
+names, and the colours of Cityscapes. Told by the names, or where there are none by their number."""
 
 import re
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ _COCO_STUFF = (
     *("wall-other-merged", "rug-merged"),
 )
 _CITYSCAPES = [label for label in CITYSCAPES_LABELS if not label.ignoreInEval]  # by train id
+_CITYSCAPES_COLORS = {label.name: label.color for label in _CITYSCAPES}
 _DEMO_THINGS = ("disc", "ball", "ring", "square", "crate", "triangle", "star", "rod")
 _DEMO_STUFF = ("sky", "grass", "water", "brick", "sand")
 # All names by class, and those that are things.
@@ -61,7 +62,12 @@ def categories_of(
     if all(_UNNAMED.fullmatch(name) for name in names):
         names = next((table for table, _ in _TABLES if len(table) == len(names)), names)
     if things is None:
-        plain = {plain_name(name) for name in names}
-        known = next((t for _, t in _TABLES if len(plain & t) >= _MOST * len(t)), known)
+        given = {plain_name(name) for name in names}
+        known = next((t for _, t in _TABLES if len(given & t) >= _MOST * len(t)), known)
     known = frozenset(map(plain_name, known))
-    return tuple(Category(i, name, plain_name(name) in known) for i, name in enumerate(names))
+    plain = [plain_name(name) for name in names]
+    colors = _CITYSCAPES_COLORS if set(plain) == _CITYSCAPES_COLORS.keys() else {}
+    return tuple(
+        Category(i, name, key in known, colors.get(key))
+        for i, (name, key) in enumerate(zip(names, plain))
+    )

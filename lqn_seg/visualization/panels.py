@@ -112,6 +112,9 @@ def difference_map(
     result = np.where(category == other, SAME, CATEGORY_DIFFERS)
     things = np.array([bool(c.isthing) for c in categories] + [False])  # [-1] is void
     both_thing = (result == SAME) & things[category]
+    for each in (first, second):  # a semantic map has one segment for a thing's class
+        whole = {int(x["id"]): int(not x.get("isthing", True)) for x in each.segments}
+        both_thing &= _by_id(each.ids, whole, 0) == 0
     pairs, overlap = np.unique(
         np.stack([first.ids[both_thing], second.ids[both_thing]]), axis=1, return_counts=True
     )

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import lqn_seg
-from lqn_seg.api.files import find_files, predict_files
+from lqn_seg.api.files import predict_files
 from lqn_seg.api.model import Model
 from lqn_seg.data.images import read_image
+from lqn_seg.data.inputs import find_files
 from lqn_seg.errors import InputError
 
 

@@ -69,6 +69,13 @@ def test_every_kind_of_image_is_the_same_image(demo, scenes, tmp_path):
         assert same(demo(image), expected)
 
 
+def test_what_is_shipped_is_found_from_anywhere(demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scene = "datasets/demo/val/000000.png"
+    model = lqn_seg.load("datasets/demo/teacher", method="teacher", threads=1)
+    assert len(model.classes) == 13 and demo(scene).file == model(scene).file == "000000.png"
+
+
 def test_images_of_different_sizes_come_in_lists(demo, scenes):
     pixels = read_image(scenes[1])
     images = [scenes[0], pixels[:60, :90], Image.fromarray(pixels[:80])]
@@ -82,6 +89,7 @@ def test_images_of_different_sizes_come_in_lists(demo, scenes):
     ("image", "said"),
     [
         ("nowhere.jpg", "image file nowhere.jpg does not exist"),
+        ("datasets/demo/val", "val is a folder: pass a list of its files"),
         (3, "an image must be a path, a PIL image, an array or a tensor, not int"),
         (np.zeros((4, 4, 3)), r"must be \(height, width, 3\) uint8 RGB, got float64 \(4, 4, 3\)"),
         (torch.zeros(3, 4, 5, dtype=torch.uint8), r"channels come last: .permute\(1, 2, 0\)"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,10 @@ def test_predict_says_what_is_missing_before_it_loads(capsys, tmp_path, monkeypa
     monkeypatch.setattr("lqn_seg.api.loading.load", None)
     status, _, error = said(capsys, "predict", "no.jpg", "--out", str(tmp_path))
     assert (status, error) == (2, "error: there is no file, folder or match of no.jpg\n")
+    code = "import sys; from lqn_seg.cli.predict import main; status = main(sys.argv[1:]); "
+    code += "print(status, 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "no.jpg", "--out", str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "2 False\n"
 
 
 def test_predict_predicts(capsys, tmp_path):
@@ -98,7 +104,7 @@ def test_predict_predicts(capsys, tmp_path):
     (tmp_path / "cut.png").write_bytes(b"")
     words = ["--out", str(tmp_path / "out"), "--method", "teacher", "--threads", "1"]
     status, out, error = said(capsys, "predict", str(scene), str(tmp_path / "cut.png"), *words)
-    assert status == 2 and "1 files predicted, 0 already there, 1 left out" in out
+    assert status == 2 and "1 file predicted, 0 already there, 1 left out" in out
     assert "is empty (0 bytes)" in error
     assert (tmp_path / "out" / "000000_overlay.png").is_file()
     status, out, _ = said(capsys, "predict", str(scene), "--resume", *words)

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from lqn_seg.cli import explore
 from lqn_seg.cli.parser import Parser, exit_status, names
 from lqn_seg.engine.interruption import patient
 from lqn_seg.errors import InputError, PeerError
@@ -121,3 +122,11 @@ def test_another_thread_is_never_interrupted():
 def test_names_are_separated_by_commas():
     assert names("teacher,lqn@paper") == ["teacher", "lqn@paper"] and names("") == []
     assert names("a,") == ["a"]
+
+
+def test_a_configuration_without_its_option_is_told_the_option(capsys):
+    with pytest.raises(SystemExit):
+        explore.parse_arguments(["demo"])
+    assert "a configuration follows --config-file; see lqn-seg explore --help" in (
+        capsys.readouterr().err
+    )

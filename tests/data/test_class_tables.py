@@ -28,7 +28,10 @@ def test_the_demo_has_its_data_sets_things():
 def test_cityscapes_without_names_has_its_authors():
     evaluated = [label for label in labels if not label.ignoreInEval]
     found = categories_of(unnamed(19))
-    assert [(c.name, c.isthing) for c in found] == [(x.name, x.hasInstances) for x in evaluated]
+    assert [(c.name, c.isthing, c.color) for c in found] == [
+        (x.name, x.hasInstances, x.color) for x in evaluated
+    ]
+    assert categories_of(["road", "sky"])[0].color is None
 
 
 def test_coco_without_names_has_its_authors():

@@ -97,6 +97,13 @@ def test_difference_map_counts_void_as_a_category_and_stuff_has_no_instances():
     assert difference_map(first, second, CATEGORIES).tolist() == [[SAME, CATEGORY_DIFFERS, 0, 0]]
 
 
+def test_difference_map_of_semantic_maps_knows_no_instances():
+    first, second = (one_segment_per_class(np.array([x])) for x in ([2, 1, 1, 1], [2, 2, 2, 2]))
+    things = [c for c in CATEGORIES if c.isthing] * 2
+    expected = [[SAME, CATEGORY_DIFFERS, CATEGORY_DIFFERS, CATEGORY_DIFFERS]]
+    assert difference_map(first, second, things).tolist() == expected
+
+
 def test_draw_difference_colors_only_what_differs():
     image = np.full((1, 3, 3), 200, np.uint8)
     drawn = draw_difference(image, np.array([[0, 1, 2]], np.uint8), (1, 3))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lqn_seg.data.catalog import Dataset, Metadata, Record, get_dataset
 from lqn_seg.data.images import read_id_map
+from lqn_seg.data.shipped import shipped_root
 from lqn_seg.engine.interruption import patient
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import ImageEvaluator
@@ -32,7 +33,7 @@ from lqn_seg.lab.validate.references import build_references
 
 TOLERANCE = 1e-6  # of a score 0 .. 100
 STORED_DATASET = "demo_panoptic_val"
-_DATASETS = Path(__file__).resolve().parents[3] / "datasets"
+_DATASETS = shipped_root() / "datasets"
 STORED = _DATASETS / "demo" / "perturbed"
 # What is printed of each task.
 HEADLINES = {

@@ -108,7 +108,7 @@ def test_pages_and_pictures_are_all_reached():
     site = (ROOT / "mkdocs.yml").read_text()
     for page in [*PAGES[:-1], *API, *RESULTS]:
         assert str(page.relative_to(ROOT / "docs")) in site
-    shown = "".join(page.read_text() for page in [*PAGES, *ROOT.glob("*.md")])
+    shown = "".join(page.read_text() for page in [*PAGES, *RESULTS, *ROOT.glob("*.md")])
     for picture in (ROOT / "docs" / "images").iterdir():
         assert f"images/{picture.name}" in shown, picture.name
         assert picture.stat().st_size < 600_000, picture.name

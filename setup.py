@@ -18,7 +18,7 @@ SHIPPED = (
     *("datasets/demo_objects/teacher/*.*", "datasets/demo_objects/val/*/*.png"),
 )
 TEST = [
-    "setuptools",
+    "setuptools>=75",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",

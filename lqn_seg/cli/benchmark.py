@@ -92,7 +92,7 @@ def report(numbers: Path, full: bool) -> None:
         print(f"{text}\n", flush=True)
     tables = numbers.with_name("benchmark.txt")
     tables.write_text(f"{text}\n")
-    print(f"all tables: {tables} (--full prints them)")
+    print(f"all tables: {tables}{'' if full else ' (--full prints them)'}")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ SHIPPED = (
     *("datasets/demo_objects/teacher/*.*", "datasets/demo_objects/val/*/*.png"),
 )
 TEST = [
+    "pip>=24.0",  # with setuptools: builds a wheel and installs it
     "setuptools>=75",
     "pytest>=8.3",
     "pytest-timeout>=2.3",

@@ -192,6 +192,8 @@ def _source(answer: Any) -> tuple[str, str]:
     """What is written of a callable, and why that is not all of it; empty where it is."""
     is_function = inspect.isfunction(answer)
     try:
+        if is_function and answer.__code__.co_filename == "<string>":
+            raise OSError  # of `eval`; Python 3.13 may find another text of that name
         source = textwrap.dedent(inspect.getsource(answer if is_function else type(answer)))
     except (OSError, TypeError):
         if inspect.isroutine(answer):

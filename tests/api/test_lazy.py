@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc
+import re
 import subprocess
 import sys
 
@@ -35,4 +36,5 @@ def test_the_public_names_are_there_and_say_what_they_are():
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         lqn_seg.lode  # noqa: B018
     text = pydoc.plain(pydoc.render_doc(lqn_seg))
-    assert "load(model: " in text and "class Result" in text and "class Model" in text
+    assert re.search(r"load\(\s*model: ", text)  # Python 3.13 breaks lines of signatures
+    assert "class Result" in text and "class Model" in text

@@ -35,8 +35,8 @@ def why_ineffective(name: str, recipe: LQNConfig, calibrated: bool) -> str:
         if calibrated:
             return ""
         return (
-            f"method {name} predicts the same as its teacher: without a calibration nothing is "
-            f"aligned; {CALIBRATE}"
+            f"method {name} predicts the same as its teacher: without a calibration {_NOTHING}; "
+            f"{CALIBRATE}"
         )
     if fit.variant == "field":
         return "" if calibrated else f"method {name}: without a calibration {_NOTHING}; {CALIBRATE}"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lqn_seg.adapt.timing import Clock
-from lqn_seg.core.precision import resolve_precision
+from lqn_seg.core.precision import has_bfloat16
 
 _WARM_UPS = 2
 COPIED_FLOATS = 1 << 25  # 128 MiB: far beyond any cache
@@ -91,7 +91,7 @@ class Roofline:
 
 def peak_gmacs_per_ms(device: torch.device, precision: str, side: int = 1024) -> float:
     """GMACs a millisecond of a large square matrix product, as of students."""
-    if precision != "float32" and resolve_precision("auto", device) == "float32":
+    if precision != "float32" and not has_bfloat16(device):
         side //= 8  # emulated: minutes at full size
     a = torch.randn(1, side, side, device=device).to(getattr(torch, precision))
     return side**3 / 1e9 / _best_ms(lambda: a @ a)

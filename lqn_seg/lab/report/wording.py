@@ -25,6 +25,16 @@ TITLES = {
     "denoise": "denoised pixels",
     "standardise": "standardised pixels",
     "larger": "larger input",
+    "dehaze": "dehazed pixels",
+    "multiscale": "multi-scale, flip",
+    "tent": "TENT",
+    "sar": "SAR",
+    "memo": "MEMO",
+    "cotta": "CoTTA",
+    "sitta": "SITTA",
+    "mlmp": "MLMP",
+    "neo": "NEO",
+    "adain": "AdaIN",
     "untrained": "untrained student (0 steps)",
     "mask2former": "Mask2Former",
     "maskformer": "MaskFormer",
@@ -49,9 +59,12 @@ WIDTH = 100  # columns of a console
 def title(method: str, titles: Mapping[str, str] = TITLES) -> str:
     """A method's name as people write it.
 
-    >>> title("lqn@paper:mean"), title("mask2former=a/folder")
-    ('LQN, recipe: paper, pooling: mean', 'Mask2Former')
+    >>> title("lqn@paper:mean"), title("mask2former=a/folder"), title("tent(steps=3)")
+    ('LQN, recipe: paper, pooling: mean', 'Mask2Former', 'TENT (steps=3)')
     """
+    method, has_settings, settings = method.partition("(")
+    if has_settings:
+        return f"{titles.get(method, method)} ({settings}"
     label, is_other_model, _ = method.partition("=")
     if is_other_model:
         return titles.get(label, label)

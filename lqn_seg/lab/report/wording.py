@@ -46,6 +46,7 @@ CLASSIFICATION_TITLES = {
     "ensemble": "zero-shot, 80 prompts",
     "teacher": "views, not restored",
     "zero": "ZERO",
+    "vte": "VTE",
     "mta": "MTA",
     "tps": "TPS",
     "gs-bias": "GS-Bias",

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
+from lqn_seg.adapt.dense.settings import DENSE
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.class_maps import class_map
 from lqn_seg.data.segmentation_sets import IDD_LITE_CLASSES
@@ -103,7 +104,7 @@ def street(tmp_path_factory, backbone):
 
 METHODS = (
     *("teacher", "restore", "lqn", "lqn@distill", "lqn-src", "apm@paper", "kernel", "ridge"),
-    *("untrained", "blur", "denoise", "standardise", "flip", "larger"),
+    *("untrained", "blur", "denoise", "standardise", "dehaze", "flip", *DENSE),
 )
 
 

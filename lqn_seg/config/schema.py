@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from lqn_seg.adapt.classification_methods import PROMPTS, VIEWS
 from lqn_seg.data.augmentation import AugmentationConfig
-from lqn_seg.data.corruptions import CORRUPTIONS
+from lqn_seg.data.corruptions import parse_corruption
 from lqn_seg.errors import InputError, nearest
 
 Section = TypeVar("Section")
@@ -91,7 +91,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for name in self.corruptions:
-            nearest(name, CORRUPTIONS, "corruption in MODEL.LQN.EVAL.CORRUPTIONS")
+            parse_corruption(name, "corruption in MODEL.LQN.EVAL.CORRUPTIONS")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""The fifteen corruptions of ImageNet-C, five severities, seeded.
+"""Fifteen corruptions of ImageNet-C, four of our own, chains and halves; five severities, seeded.
+
+A name is one of `ALL_CORRUPTIONS`, or several joined by "+", which are applied in this order, each
+at the severity (`fog+jpeg_compression`). With "half_" before it, all of it happens to one half of
+the image alone (`half_fog+jpeg_compression`). Names hold a-z, "_" and "+" only, so that they can
+stand in file names of any system, in YAML and on a command line, and a "-" can end them.
 
 Formulas and constants: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
 Corruptions and Perturbations" (ICLR 2019), and its published code. Departures:
@@ -10,9 +15,11 @@ Corruptions and Perturbations" (ICLR 2019), and its published code. Departures:
 - results are rounded to nearest, not truncated, to 8 bits;
 - the kernel of defocus blur is normalised to sum exactly 1;
 - frost is drawn (`distortions.frost_texture`), not cut from photographs.
+
+`OWN_STRENGTHS` are ours: there are no published constants. They were set by eye on street
+photographs, so that severity 3 looks like a photograph that people would still upload.
 """
 
-import difflib
 import io
 import math
 import zlib
@@ -22,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lqn_seg.errors import InputError
+from lqn_seg.errors import InputError, nearest
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 Float = NDArray[np.float64]
@@ -61,13 +68,62 @@ STRENGTHS: dict[str, tuple[Any, ...]] = {  # severities 1 .. 5
     "jpeg_compression": (25, 18, 15, 10, 7),  # quality
 }
 CORRUPTIONS: tuple[str, ...] = tuple(STRENGTHS)
+OWN_STRENGTHS: dict[str, tuple[Any, ...]] = {  # severities 1 .. 5
+    # drops per 1000 pixels; length and width of a streak; weight of streaks, contrast kept
+    "rain": (
+        (2.0, 14, 0.4, 0.4, 0.95),
+        (3.0, 16, 0.4, 0.45, 0.9),
+        (4.5, 19, 0.45, 0.5, 0.85),
+        (6.5, 22, 0.5, 0.55, 0.75),
+        (9.0, 26, 0.5, 0.65, 0.65),
+    ),
+    # spots per 224 x 224 pixels, their radius, sigma of the blur behind them, darkness
+    "dirt": (
+        (5, 8, 3, 0.3),
+        (6, 10, 4, 0.35),
+        (8, 12, 5, 0.4),
+        (9, 14, 6, 0.5),
+        (10, 17, 8, 0.6),
+    ),
+    "low_resolution": (1 / 2, 2 / 5, 1 / 3, 1 / 4, 1 / 6),  # of the side
+    # side, quality before and after it is enlarged
+    "reupload": ((0.8, 70, 75), (0.7, 55, 65), (0.6, 45, 50), (0.5, 30, 40), (0.4, 20, 30)),
+}
+ALL_CORRUPTIONS: tuple[str, ...] = (*CORRUPTIONS, *OWN_STRENGTHS)
+_ALL = STRENGTHS | OWN_STRENGTHS
+_HALF, _LONGEST = "half_", 100  # characters, of names that are file names
+
+
+def parse_corruption(name: str, what: str = "corruption") -> tuple[bool, tuple[str, ...]]:
+    """Whether a name is of one half, and its links, each one of `ALL_CORRUPTIONS`; an InputError,
+    which calls the name `what` and suggests the nearest, where it is not of this form.
+
+    >>> parse_corruption("half_fog+rain"), parse_corruption("fog")
+    ((True, ('fog', 'rain')), (False, ('fog',)))
+    """
+    if len(name) > _LONGEST:
+        raise InputError(f"{what} {name[:20]!r} ... is longer than {_LONGEST} characters")
+    chain = name.removeprefix(_HALF)
+    links = tuple(nearest(link, ALL_CORRUPTIONS, what) for link in chain.split("+"))
+    return chain != name, links
+
+
+def strengths_of(name: str) -> Any:
+    """The constants behind a name at severities 1 .. 5: `STRENGTHS` of one of ImageNet-C's, else by
+    link. InputError as in `parse_corruption`."""
+    _, links = parse_corruption(name)
+    return STRENGTHS[name] if name in STRENGTHS else {link: _ALL[link] for link in links}
 
 
 def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
     """Corrupt one image (H, W, 3) uint8, RGB; the result depends on the arguments alone.
 
+    A link of a chain is keyed on its own name and on the pixels that it is given: the first one
+    does what it does alone. Which half a "half_" means is keyed on the image alone, the same for
+    all names and severities; its pixels are those of the whole image corrupted, the others stay.
+
     Args:
-        name: one of `CORRUPTIONS`.
+        name: see the module.
         severity: 1 (mild) .. 5 (strong).
         seed: non-negative; another seed draws other noise and weather.
 
@@ -79,20 +135,40 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0) -> Pixels:
         raise InputError(f"corrupt needs a uint8 array of RGB pixels, got {kind}")
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(f"corrupt needs an image of shape (H, W, 3), got {image.shape}")
-    if name not in STRENGTHS:
-        near = difflib.get_close_matches(name, CORRUPTIONS, n=1, cutoff=0.3) or CORRUPTIONS
-        raise InputError(f"unknown corruption {name!r}: did you mean {' or '.join(near)}?")
+    of_half, links = parse_corruption(name)
     if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
         raise InputError(f"corruption severity must be 1, 2, 3, 4 or 5, got {severity!r}")
     if seed < 0:
         raise InputError(f"corruption seed must not be negative, got {seed}")
-    image = np.ascontiguousarray(image)
-    key = [seed, zlib.crc32(image.data), zlib.crc32(name.encode()), int(severity)]
-    strength, random = STRENGTHS[name][int(severity) - 1], np.random.default_rng(key)
+    result = image = np.ascontiguousarray(image)
+    for link in links:
+        result = _corrupt(result, link, int(severity), seed)
+    if of_half:
+        half = _half(image, seed)
+        damaged, result = result, image.copy()
+        result[half] = damaged[half]
+    return result
+
+
+def _half(image: Pixels, seed: int) -> tuple[slice, slice]:
+    """Left, right, top or bottom; the middle line of an odd side is of the second half."""
+    whole, row, column = slice(None), image.shape[0] // 2, image.shape[1] // 2
+    halves = (
+        *((whole, slice(column)), (whole, slice(column, None))),
+        *((slice(row), whole), (slice(row, None), whole)),
+    )
+    key = [seed, zlib.crc32(image.data), zlib.crc32(_HALF.encode())]
+    return halves[np.random.default_rng(key).integers(4)]
+
+
+def _corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
+    """A single corruption of a contiguous image."""
+    key = [seed, zlib.crc32(image.data), zlib.crc32(name.encode()), severity]
+    strength, random = _ALL[name][severity - 1], np.random.default_rng(key)
     if name == "pixelate":
         return _pixelate(image, strength)
     if name == "jpeg_compression":
-        return _jpeg(image, strength)
+        return jpeg(image, strength)
     x = image / 255
     if name == "gaussian_noise":
         y = x + random.normal(0, strength, x.shape)
@@ -120,7 +196,8 @@ def _pixelate(image: Pixels, fraction: float) -> Pixels:
     return np.array(picture.resize((width, height), Image.Resampling.BOX))
 
 
-def _jpeg(image: Pixels, quality: int) -> Pixels:
+def jpeg(image: Pixels, quality: int) -> Pixels:
+    """What Pillow makes of a JPEG of this quality, 1 .. 95."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.array(Image.open(file).convert("RGB"))

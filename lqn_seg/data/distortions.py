@@ -1,9 +1,11 @@
-"""The corruptions of ImageNet-C that need more than a line: noise, blur, weather and warping.
+"""The corruptions that need more than a line: ImageNet-C's noise, blur, weather and warping, and
+four of our own (`rain`, `dirt`, `low_resolution`, `reupload`).
 
 Formulas and constants are those of `corruptions` (Hendrycks and Dietterich, ICLR 2019, and its
 published code), with the same departures: lengths in pixels grow with the image, and nothing in
 between is rounded to 8 bits. At 224 x 224 pixels and with equal random numbers the results are the
-published code's to a level or two of 255, but for frost: see `frost_texture`.
+published code's to a level or two of 255, but for frost: see `frost_texture`. Our own have neither
+published formulas nor constants (`corruptions.OWN_STRENGTHS`).
 """
 
 import math
@@ -13,11 +15,21 @@ from typing import Any
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
-from lqn_seg.data.corruptions import REFERENCE_SIDE, Float, Random, convolve, plasma_fractal
+from lqn_seg.data.corruptions import (
+    REFERENCE_SIDE,
+    Float,
+    Pixels,
+    Random,
+    convolve,
+    jpeg,
+    plasma_fractal,
+)
 
 LUMA = (0.299, 0.587, 0.114)  # grey of RGB
+_MUD = (0.2, 0.17, 0.13)  # RGB of `dirt`
 
 
 def distort(x: Float, name: str, strength: Any, random: Random) -> Float:
@@ -25,7 +37,7 @@ def distort(x: Float, name: str, strength: Any, random: Random) -> Float:
 
     Args:
         name: one of `DISTORTIONS`.
-        strength: an entry of `corruptions.STRENGTHS`.
+        strength: an entry of `corruptions.STRENGTHS` or `corruptions.OWN_STRENGTHS`.
         random: the only source of random numbers.
     """
     scale = min(x.shape[:2]) / REFERENCE_SIDE
@@ -210,10 +222,83 @@ def _smooth(x: Float, sigma: float) -> Float:
     return scipy.fft.idctn(scipy.fft.dctn(x) * np.outer(*response))
 
 
+def rain(
+    x: Float,
+    random: Random,
+    scale: float,
+    density: float,
+    length: float,
+    width: float,
+    weight: float,
+    kept: float,
+) -> Float:
+    """Thin, bright streaks that all fall in one direction, within 25 degrees of the vertical, in
+    front of a scene that has lost contrast."""
+    drops = random.random(x.shape[:2]) < density / 1000 / scale**2
+    light = drops * random.uniform(0.3, 1, x.shape[:2])
+    sigma, thickness = max(length * scale / 2, 0.5), max(width * scale, 0.4)
+    streaks = ndimage.gaussian_filter(light, thickness)[..., None]
+    streaks = _streak(streaks, length * scale, sigma, random.uniform(-115, -65))
+    streaks *= math.pi * thickness * sigma  # a lone streak is as bright as its drop was
+    mean = x.mean(axis=(0, 1))
+    grey = mean + kept * (x - mean)
+    return grey + weight * np.clip(streaks, 0, 1) * np.maximum(0.9 - grey, 0)
+
+
+def dirt(
+    x: Float,
+    random: Random,
+    scale: float,
+    count: float,
+    radius: float,
+    sigma: float,
+    darkness: float,
+) -> Float:
+    """Spots on the lens, each of a few drops that ran together: what is behind them is blurred and
+    darkened, the more so the nearer to their middle."""
+    height, width = x.shape[:2]
+    spots = math.ceil(count * height * width / (REFERENCE_SIDE * scale) ** 2)
+    centres = random.uniform(0, (height, width), (spots, 1, 2))
+    sizes = random.uniform(0.5, 1, (spots, 1, 1)) * radius * scale
+    drops = (centres + sizes * random.normal(0, 1, (spots, 8, 2))).reshape(-1, 2)
+    row, column = np.floor(drops).astype(int).T
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    cells = np.bincount((row * width + column)[inside], minlength=height * width).astype(float)
+    spread = radius * scale / 2
+    thickness = 2 * math.pi * spread**2 * _smooth(cells.reshape(height, width), spread)
+    cover = np.clip((thickness - 0.2) / 2, 0, 1)[..., None]
+    behind = ndimage.gaussian_filter(x, (sigma * scale, sigma * scale, 0))
+    return x + cover * ((1 - darkness) * behind + darkness * np.array(_MUD) - x)
+
+
+def low_resolution(x: Float, random: Random, scale: float, part: float) -> Float:
+    """Shrink to `part` of the side and enlarge again, both bicubic."""
+    height, width = x.shape[:2]
+    return _resized(_resized(_pixels(x), part * height, part * width), height, width) / 255
+
+
+def reupload(x: Float, random: Random, scale: float, part: float, first: int, second: int) -> Float:
+    """What two sites in a row do to an upload: shrink to `part` of the side, JPEG of quality
+    `first`, enlarge, JPEG of quality `second`."""
+    height, width = x.shape[:2]
+    small = jpeg(_resized(_pixels(x), part * height, part * width), first)
+    return jpeg(_resized(small, height, width), second) / 255
+
+
+def _pixels(x: Float) -> Pixels:
+    return np.rint(x * 255).astype(np.uint8)
+
+
+def _resized(image: Pixels, height: float, width: float) -> Pixels:
+    size = max(1, round(width)), max(1, round(height))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
 DISTORTIONS: dict[str, Callable[..., Float]] = {
     function.__name__: function
     for function in (
         *(shot_noise, impulse_noise, glass_blur, motion_blur, zoom_blur),
         *(snow, frost, elastic_transform),
+        *(rain, dirt, low_resolution, reupload),
     )
 }

@@ -3,14 +3,11 @@
 from importlib.resources import files
 from pathlib import Path
 
-from cityscapesscripts.helpers.labels import labels as CITYSCAPES_LABELS
-
+from lqn_seg.data.cityscapes_sets import CITYSCAPES_SETS
 from lqn_seg.data.coco import load_coco_instances, load_coco_panoptic
-from lqn_seg.data.images import is_junk, split_hidden
-from lqn_seg.data.label_folders import list_pairs, load_label_folders
-from lqn_seg.data.metadata import Category, Dataset, Listing, Metadata
+from lqn_seg.data.label_folders import load_label_folders
+from lqn_seg.data.metadata import Dataset
 from lqn_seg.data.sources import SETS, sources
-from lqn_seg.errors import InputError
 
 
 def _demo(split: str, name: str, root: Path) -> Dataset:
@@ -81,47 +78,6 @@ def _ade20k_panoptic(split: str, name: str, root: Path) -> Dataset:
     )
 
 
-CITYSCAPES_IGNORE = 255
-# By label id 0 .. 33: the train id, a contiguous id or `CITYSCAPES_IGNORE`. ("license plate" has id
-# -1 and is in no label map.)
-CITYSCAPES_TRAIN_IDS = tuple(label.trainId for label in CITYSCAPES_LABELS if label.id >= 0)
-
-
-def _cityscapes(split: str, name: str, root: Path) -> Dataset:
-    """The 19 evaluated classes, from `labelIds` files. An image's id is its file name up to
-    `_leftImg8bit.png`."""
-    evaluated = [k for k in CITYSCAPES_LABELS if not k.ignoreInEval]  # by train id
-    image_dir = root / "cityscapes" / "leftImg8bit" / split
-    label_dir = root / "cityscapes" / "gtFine" / split
-    metadata = Metadata(
-        name=name,
-        # No instances are read here, so there are no things.
-        categories=tuple(Category(k.trainId, k.name, False, k.color) for k in evaluated),
-        evaluator_type="cityscapes_sem_seg",
-        ignore_label=CITYSCAPES_IGNORE,
-        label_table=CITYSCAPES_TRAIN_IDS,
-        image_root=str(image_dir),
-        sem_seg_root=str(label_dir),
-    )
-
-    def listing() -> Listing:
-        suffix, label_suffix = "_leftImg8bit.png", "_gtFine_labelIds.png"
-        files_there = split_hidden(
-            p for p in sorted(image_dir.glob(f"*/*{suffix}")) if not is_junk(p.parent)
-        )
-        if not files_there.images:
-            raise InputError(f"folder {image_dir} of {name} holds no <city>/*{suffix} file")
-        pairs = []
-        for image in files_there.images:
-            frame = image.name.removesuffix(suffix)
-            pairs.append((frame, image, label_dir / image.parent.name / f"{frame}{label_suffix}"))
-        labels = {*label_dir.glob(f"*/*{label_suffix}")} - {label for _, _, label in pairs}
-        problems = files_there.problems(f"folder {image_dir} of {name}")
-        return list_pairs(name, pairs, sorted(labels), problems)
-
-    return Dataset(metadata, listing)
-
-
 CAMVID_CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
     *("pedestrian", "bicyclist"),
@@ -143,13 +99,6 @@ def _camvid(split: str, name: str, root: Path) -> Dataset:
     return load_label_folders(name, images, labels, CAMVID_CLASSES, CAMVID_IGNORE, drives)
 
 
-def _cityscapes256(split: str, name: str, root: Path) -> Dataset:
-    """Frames squeezed to 256 x 256, with label maps of train ids."""
-    images, labels = (root / "cityscapes256" / kind / split for kind in ("images", "labels"))
-    evaluated = tuple(k.name for k in CITYSCAPES_LABELS if not k.ignoreInEval)  # by train id
-    return load_label_folders(name, images, labels, evaluated, CITYSCAPES_IGNORE)
-
-
 IDD_LITE_CLASSES = (
     *("drivable", "non-drivable", "living things", "vehicles", "roadside objects"),
     *("far objects", "sky"),
@@ -169,8 +118,7 @@ SEGMENTATION = sources(
         "coco_2017_<split>": _coco_instances,
         "ade20k_sem_seg_<split>": _ade20k,
         "ade20k_panoptic_<split>": _ade20k_panoptic,
-        "cityscapes_fine_sem_seg_<split>": _cityscapes,
-        "cityscapes256_sem_seg_<split>": _cityscapes256,
+        **CITYSCAPES_SETS,
         "camvid_sem_seg_<split>": _camvid,
         "idd_lite_sem_seg_<split>": _idd_lite,
     },

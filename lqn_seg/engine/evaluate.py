@@ -59,7 +59,7 @@ _QUIET = 30.0  # seconds between two lines of progress in a file
 
 @dataclass(frozen=True)
 class Condition:
-    """A corruption at a severity, or the clean images."""
+    """A corruption at a severity, or the clean images; its `str` names files of results."""
 
     corruption: str = CLEAN
     severity: int = 0

@@ -13,9 +13,9 @@ from cityscapesscripts.preparation.json2labelImg import json2labelImg
 from PIL import Image
 
 from lqn_seg.data.catalog import get_dataset
+from lqn_seg.data.cityscapes_sets import CITYSCAPES_IGNORE as IGNORE
+from lqn_seg.data.cityscapes_sets import CITYSCAPES_TRAIN_IDS as TRAIN_IDS
 from lqn_seg.data.images import read_label_map
-from lqn_seg.data.segmentation_sets import CITYSCAPES_IGNORE as IGNORE
-from lqn_seg.data.segmentation_sets import CITYSCAPES_TRAIN_IDS as TRAIN_IDS
 from lqn_seg.errors import InputError
 
 NAME = "cityscapes_fine_sem_seg_val"
@@ -97,7 +97,7 @@ def test_what_is_missing_is_named(tmp_path: Path, script, monkeypatch, capsys) -
         dataset.records()
     for image in (tmp_path / "cityscapes" / "leftImg8bit").rglob("*.png"):
         image.unlink()
-    with pytest.raises(InputError, match=r"holds no <city>/"):
+    with pytest.raises(InputError, match=r"holds no <folder>/"):
         dataset.records()
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from lqn_seg.core.config import PRESETS
-from lqn_seg.data.corruptions import CORRUPTIONS
+from lqn_seg.data.corruptions import ALL_CORRUPTIONS
 from lqn_seg.data.file_names import file_name
 from lqn_seg.data.images import read_image, upright_size
 from lqn_seg.data.shipped import find_local
@@ -119,7 +119,7 @@ class Explorer:
         teachers = list(self.studios)
         studio = self.studios[choice("teacher", teachers, teachers[0])]
         preset = choice("preset", [*PRESETS], studio.cfg.MODEL.LQN.PRESET)
-        name = choice("corruption", [CLEAN, *CORRUPTIONS], CLEAN)
+        name = choice("corruption", [CLEAN, *ALL_CORRUPTIONS], CLEAN)
         condition = Condition(name, request.get("severity", 3)) if name != CLEAN else Condition()
         if "upload" in request:
             source = _recall(self.uploads, str(request["upload"]), "upload")
@@ -155,7 +155,7 @@ class Explorer:
         """What there is to choose from, and what to begin with."""
         methods = [{"name": n, "title": title(n)} for n in offered(self.first.cfg)]
         return {
-            "corruptions": [CLEAN, *CORRUPTIONS],
+            "corruptions": [CLEAN, *ALL_CORRUPTIONS],
             "presets": list(PRESETS),
             "preset": self.first.cfg.MODEL.LQN.PRESET,
             "scenes": {key: source.name for key, source in self.scenes.items()},

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import Dataset
-from lqn_seg.data.corruptions import STRENGTHS
+from lqn_seg.data.corruptions import strengths_of
 from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher
@@ -70,7 +70,7 @@ def study_hashes(study: Study, dataset: Dataset) -> dict[str, str]:
 
 def constants_hash(study: Study) -> str:
     """SHA-256 of the constants of the corruptions in a study."""
-    used = {name: STRENGTHS[name] for run in study.runs for name in run.corruptions}
+    used = {name: strengths_of(name) for run in study.runs for name in run.corruptions}
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 

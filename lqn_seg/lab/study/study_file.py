@@ -11,7 +11,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct, structs
 
-from lqn_seg.data.corruptions import CORRUPTIONS
+from lqn_seg.data.corruptions import parse_corruption
 from lqn_seg.data.file_names import file_names
 from lqn_seg.data.shipped import find_config
 from lqn_seg.errors import InputError
@@ -199,7 +199,7 @@ def _check_names(study: Study) -> None:
         if study.baseline not in run.methods:
             raise InputError(f"run {k + 1} lacks the BASELINE {study.baseline} among its METHODS")
         for corruption in run.corruptions:
-            _check(corruption, CORRUPTIONS, "name", "CORRUPTIONS ")
+            parse_corruption(corruption, "name in CORRUPTIONS")
     if not study.teachers:
         raise InputError("TEACHERS names no teacher")
     for key, name in file_names(study.teachers).items():

@@ -1,4 +1,4 @@
-"""Many methods at once: p-values of bootstrap differences, Holm's correction, ranks, tuned settings.
+"""Many methods at once: p-values of differences, Holm's correction, ranks, tuned settings.
 
 All take scores of all images and of each resample, as the metric of `resampled_totals` gives them:
 (1 + samples, ...). Undefined scores are NaN.

@@ -55,7 +55,7 @@ class Task(Protocol):
     """What the frozen head says of tokens: for ablations that need it."""
 
     def log_scores(self, tokens: Tensor, context: Any) -> Tensor:
-        """(B, H * W, D) last-layer tokens to (B, m, C) scores of m pixels, patches or images."""
+        """(B, H, W, D) last-layer tokens, of any grid, to a map (B, C, h, w) of scores."""
 
     def segments(self, seen: Pass) -> Tensor:
         """(B, H, W) int64, the segment or class that each position belongs to."""
@@ -152,8 +152,10 @@ class Method:
         student: whether it fits something to the image.
         whole_image: whether it wants all windows of an image at once.
         precision: of its own matrix products; empty where there are none.
+        history: whether its answer to an image depends on those before it.
     """
 
+    history = False
     views = 1
     bilateral = False
     student = False
@@ -169,6 +171,9 @@ class Method:
     ) -> None:
         self.aligned, self.layer, self.recipe = aligned, layer or teacher.num_layers, recipe
         self.views = recipe.views if recipe else 1
+
+    def reset(self) -> None:
+        """Forget the images before."""
 
     def encode(self, images: Images) -> Pass:
         return images.encode(self.aligned)

@@ -26,8 +26,8 @@ TITLES = {
     "denoise": "denoised pixels",
     "standardise": "standardised pixels",
     "larger": "larger input",
-    "untrained": "untrained student (0 steps)",
     "dehaze": "dehazed pixels",
+    "multiscale": "multi-scale, flip",
     "tent": "TENT",
     "sar": "SAR",
     "memo": "MEMO",
@@ -36,7 +36,7 @@ TITLES = {
     "mlmp": "MLMP",
     "neo": "NEO",
     "adain": "AdaIN",
-    "multiscale": "several scales",
+    "untrained": "untrained student (0 steps)",
     "mask2former": "Mask2Former",
     "maskformer": "MaskFormer",
     "oneformer": "OneFormer",
@@ -47,6 +47,7 @@ CLASSIFICATION_TITLES = {
     "ensemble": "zero-shot, 80 prompts",
     "teacher": "views, not restored",
     "zero": "ZERO",
+    "vte": "VTE",
     "mta": "MTA",
     "tps": "TPS",
     "gs-bias": "GS-Bias",
@@ -61,15 +62,14 @@ def title(method: str, titles: Mapping[str, str] = TITLES) -> str:
     """A method's name as people write it.
 
     >>> title("lqn@paper:mean"), title("mask2former=a/folder"), title("tent(steps=3)")
-    ('LQN, recipe: paper, pooling: mean', 'Mask2Former', 'TENT (steps 3)')
+    ('LQN, recipe: paper, pooling: mean', 'Mask2Former', 'TENT (steps=3)')
     """
     before, has_settings, settings = method.partition("(")
     label, is_other_model, _ = before.partition("=")
     if is_other_model:
         return titles.get(label, label)
     if has_settings:
-        words = settings.removesuffix(")").replace(",", ", ").replace("=", " ").replace("_", " ")
-        return f"{title(before, titles)} ({words})"
+        return f"{titles.get(before, before)} ({settings}"
     rest, _, query = method.partition(":")
     variant, _, recipe = rest.partition("@")
     name = titles.get(variant, variant) + (f", recipe: {recipe}" if recipe else "")

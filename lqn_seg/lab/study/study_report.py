@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,8 @@ from lqn_seg.lab.report.attempt import attempt, made
 from lqn_seg.lab.report.provenance import environment, json_numbers, write_json
 from lqn_seg.lab.report.report import CORRUPTED
 from lqn_seg.lab.report.wording import verdict_on, wrapped
+from lqn_seg.lab.study.export import csv_text, latex_text
+from lqn_seg.lab.study.schema import SCHEMA
 from lqn_seg.lab.study.study import NONE, Finished, check_frozen, plan, run_jobs, study_hashes
 from lqn_seg.lab.study.study_file import FOCUS, LOWER_IS_BETTER, Study, load_study
 from lqn_seg.lab.study.study_numbers import Numbers, short_title, table_heading, table_numbers
@@ -51,6 +53,7 @@ class StudyReport:
                 tables += filter(None, [attempt(complaint, find, None, failed)])
         keys = ("config", "dataset", "metric", "baseline", "splits", "block", "bootstrap_samples")
         self.results: Numbers = {
+            "schema": SCHEMA,
             "study": study.name,
             "environment": environment(finished[0].job.cfg.MODEL.LQN.EVAL.THREADS),
             **{key: getattr(study, key) for key in keys},
@@ -136,8 +139,9 @@ class StudyReport:
 
     def conclude(self, full: bool) -> list[Path]:
         """Write ``results.json``, print the summary and, if `full`, the tables, write them as
-        ``table.md``, and draw ``plot.png`` and ``pareto.png``; an InputError if something cannot be
-        written comes after the tables. Returns what was written."""
+        ``table.md``, ``table.csv`` and ``table.tex``, and draw ``plot.png`` and ``pareto.png``; an
+        InputError if something cannot be written comes after the tables. Returns what was
+        written."""
         from lqn_seg.visualization.curves import draw_study, draw_sweep
         from lqn_seg.visualization.pareto import draw_pareto
 
@@ -155,10 +159,19 @@ class StudyReport:
             print(text, flush=True)
         written = [write(), folder / "table.md"]
         write_atomically(written[1], text)
+        for name, make in {"table.csv": csv_text, "table.tex": latex_text}.items():
+            write_text = partial(self._write_text, folder / name, make, results)
+            written += attempt(f"{name} could not be written", write_text, [], self.failed)
         for name, draw in plots.items():
             complaint = f"the plot {name} could not be drawn"
             written += attempt(complaint, partial(draw, results, folder / name), [], self.failed)
         return written
+
+    def _write_text(
+        self, path: Path, make: Callable[[Numbers], str], results: Numbers
+    ) -> list[Path]:
+        write_atomically(path, make(results))
+        return [path]
 
 
 def run_study(

@@ -36,6 +36,19 @@ def units(results: Numbers, numbers: Numbers) -> int:
     return numbers["images"] // results["block"]
 
 
+def compared_groups(numbers: Numbers) -> list[str]:
+    """Clean, and what is compared."""
+    return list(dict.fromkeys((CLEAN, numbers["compared"])))
+
+
+def p_of(numbers: Numbers, x: Numbers) -> str:
+    """A method's p-value after Holm; "-" of the baseline, and of too few images."""
+    if not numbers["has_intervals"] or x.get("p") is None or x["p"] != x["p"]:
+        return "-"
+    is_least = x["p"] <= numbers["smallest_p"]  # no resample was on the other side
+    return p_text(x["p_holm"], x["p_holm"] if is_least else 0)
+
+
 def section(results: Numbers, numbers: Numbers) -> str:
     """Everything about one table: the comparison, scores, differences, classes, costs."""
     metric, baseline, methods = results["metric"], results["baseline"], numbers["methods"]
@@ -91,7 +104,7 @@ def comparison_heading(results: Numbers, numbers: Numbers) -> str:
 def comparison_table(results: Numbers, numbers: Numbers, style: str = "simple") -> str:
     """A row per method: scores, the difference that is compared, p, rank, budget."""
     group, count = numbers["compared"], units(results, numbers)
-    groups = list(dict.fromkeys((CLEAN, group)))
+    groups = compared_groups(numbers)
     heads = ["", *(g.replace(CORRUPTED, "mean\ncorrupted") for g in groups)]
     heads += [f"minus\n{short_title(results['baseline'])}", "p (Holm)", "rank"]
     heads += ["teacher\npasses", "time"]
@@ -113,13 +126,10 @@ def comparison_table(results: Numbers, numbers: Numbers, style: str = "simple") 
 
 def _judged(numbers: Numbers, x: Numbers, group: str, count: int) -> list[Any]:
     """Difference, p and rank of a method; its budget is filled in by the caller."""
-    difference, p = "-", "-"
+    difference = "-"
     if "minus_baseline" in x:
         difference = interval_text(PairedDifference(**x["minus_baseline"][group]), count)
-        smallest = numbers["smallest_p"]
-        factor = x["p_holm"] / x["p"] if x["p"] == smallest else 1
-        p = p_text(x["p_holm"], factor * smallest) if numbers["has_intervals"] else "-"
-    return [difference, p, rank_text(**x["rank"], images=count), "", ""]
+    return [difference, p_of(numbers, x), rank_text(**x["rank"], images=count), "", ""]
 
 
 def _other(also: Numbers, method: str, group: str, count: int) -> list[Any]:

@@ -138,7 +138,9 @@ def _placed(text: Annotation, taken: Sequence[Bbox], inside: Bbox) -> Bbox:
     """Moves a label to the first place that is free, or else to the one that covers least."""
 
     def move(place: tuple[float, float]) -> Bbox:
-        text.set_ha("left" if place[0] > 1e-6 else "right" if place[0] < -1e-6 else "center")
+        text.set_horizontalalignment(
+            "left" if place[0] > 1e-6 else "right" if place[0] < -1e-6 else "center"
+        )
         text.xyann = place
         return text.get_window_extent()
 

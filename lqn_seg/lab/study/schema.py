@@ -175,8 +175,9 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def described() -> str:
     """All fields as Markdown, a table per kind of object, the file first."""
-    kinds = [Results, TableOf, MethodOf, Interval, RankOf, Budget, Tuned, AlsoOf, ClassesOf]
-    return "\n\n".join(map(_described, kinds))
+    kinds: list[type[Struct]] = [Results, TableOf, MethodOf, Interval, RankOf, Budget, Tuned]
+    kinds += [AlsoOf, ClassesOf]
+    return "\n\n".join(_described(kind) for kind in kinds)
 
 
 def _described(kind: type[Struct]) -> str:

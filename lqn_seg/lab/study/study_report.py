@@ -163,7 +163,7 @@ class StudyReport:
             write_text = partial(self._write_text, folder / name, make, results)
             written += attempt(f"{name} could not be written", write_text, [], self.failed)
         for name, draw in plots.items():
-            complaint = f"the plot {name} could not be drawn"
+            complaint = f"the plot could not be drawn ({name}.png)"
             written += attempt(complaint, partial(draw, results, folder / name), [], self.failed)
         return written
 

@@ -43,7 +43,9 @@ def draw_pareto(results: Results, stem: Path) -> list[Path]:
     panels = [(table, axis) for table, axis in panels if len(_costs(table, axis)) > 1]
     if not panels:
         return []
-    figure = Figure(figsize=(8, 4.6 * len(panels)), layout="constrained")
+    most = max(len(_costs(table, axis)) for table, axis in panels)
+    height = max(4.6, 3.4 + 0.13 * most) * len(panels)
+    figure = Figure(figsize=(8, height), layout="constrained")
     every = list(zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels))
     for axes, (table, axis) in every:
         _panel(axes, results, table, axis)

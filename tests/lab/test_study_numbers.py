@@ -24,14 +24,21 @@ from lqn_seg.lab.report.wording import WIDTH
 from lqn_seg.lab.study.export import COLUMNS, csv_text, latex_escaped, latex_text
 from lqn_seg.lab.study.leaderboard import SOURCES, leaderboard
 from lqn_seg.lab.study.schema import check_results, described, read_results
-from lqn_seg.lab.study.study import Finished, Job, Lines
+from lqn_seg.lab.study.study import Finished, Job
 from lqn_seg.lab.study.study_file import Study, load_study
 from lqn_seg.lab.study.study_report import StudyReport
 from lqn_seg.lab.study.study_tables import section
 
 ROOT = Path(__file__).parents[2]
 TRIMAP = "mIoU within 3 px of boundaries"
-METHODS = ("teacher", "tent", "lqn", "tent(steps=3)", "tent(steps=9,learning_rate=1e-3)")
+METHODS = (
+    "teacher",
+    "tent",
+    "lqn",
+    "tent(steps=3)",
+    "tent(steps=9,learning_rate=1e-3)",
+    "sar(steps=2)",
+)
 CORRUPTIONS = ("contrast", "fog", "snow")
 IMAGES, SAMPLES, CLASSES = 12, 60, ("road", "sky_2", "cat & dog")
 BEST = {"tent": "contrast-3", "tent(steps=3)": "fog-3", METHODS[4]: "snow-3"}
@@ -73,7 +80,7 @@ def finished() -> list[Finished]:
                     right += k * 0.1 * (method != "lqn")
                     stacks[metric] = np.stack([right, right + 3, right + 4], -1)
                 stats = [{"teacher_ms": 1.0 + k, "fit_ms": k, "query_ms": 0.0, "head_ms": 1.0}]
-                lines[condition][method] = Lines(stacks, stats * IMAGES)
+                lines[condition][method] = SimpleNamespace(stacks=stacks, stats=stats * IMAGES)
         gmacs = {m: {"gmacs_total": 2.0 * (k + 1)} for k, m in enumerate(METHODS)}
         job = Job("a_b", 0, seed, None, cfg, METHODS, conditions, IMAGES, "")
         jobs.append(Finished(job, lines, gmacs, evaluators))
@@ -111,7 +118,7 @@ def test_a_tuned_row_is_that_of_a_slow_loop(report, finished):
         return float(np.mean([score(method or choice(n, images), n, images) for n in names[1:]]))
 
     (table,) = report.results["tables"]
-    assert list(table["methods"]) == ["teacher", "tent, tuned", "lqn"]
+    assert list(table["methods"]) == ["teacher", "tent, tuned", "lqn", "sar(steps=2)"]
     tuned = table["methods"]["tent, tuned"]
     every = np.arange(IMAGES)
     assert tuned["title"] == "TENT, tuned" and tuned["tuned"]["variants"] == settings
@@ -132,9 +139,9 @@ def test_a_tuned_row_is_that_of_a_slow_loop(report, finished):
 def test_p_is_corrected_over_the_rows_of_the_table(report):
     (table,) = report.results["tables"]
     compared = [x for x in table["methods"].values() if "p" in x]
-    assert len(compared) == 2  # of five methods three are one, and one is the baseline
+    assert len(compared) == 3  # of six methods three are one, and one is the baseline
     assert [x["p_holm"] for x in compared] == holm([x["p"] for x in compared])
-    assert {x["rank"]["rank"] for x in table["methods"].values()} == {1, 2, 3}
+    assert {x["rank"]["rank"] for x in table["methods"].values()} == {1, 2, 3, 4}
     assert min(x["p"] for x in compared) >= table["smallest_p"] == 2 / (SAMPLES + 1)
 
 
@@ -159,6 +166,7 @@ def test_tables_fit_and_say_what_they_are(report):
     assert re.search(r"TENT, tuned .*\[.*\] .*(< 0\.\d+|0\.\d{3}) +[\d.]+ \[", summary)
     used = " ".join(text.split())
     assert "TENT, tuned: settings that are best on the other corruptions: " in used
+    assert "SAR (" not in summary.split("Settings: ")[0] and "Settings: SAR (steps=2)." in summary
     few = {**report.results["tables"][0], "images": 5, "has_intervals": False}
     assert "[" not in section(report.results, few).split("mIoU (0-100")[0]
 
@@ -185,7 +193,7 @@ def test_mistakes_of_also_and_tuned_are_one_sentence(study, tmp_path):
 
 def test_csv_is_read_back(report, results):
     rows = list(csv.DictReader(io.StringIO(csv_text(results))))
-    assert tuple(rows[0]) == COLUMNS and len(rows) == 3 * 5
+    assert tuple(rows[0]) == COLUMNS and len(rows) == 4 * 5
     (table,) = results["tables"]
     for row in rows:
         x = table["methods"][row["method"]]
@@ -209,7 +217,7 @@ def test_latex_is_escaped_and_balanced(results):
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1]
-    assert len(rows) == 4 and {row.count(" & ") for row in rows} == {len(columns) - 1}
+    assert len(rows) == 5 and {row.count(" & ") for row in rows} == {len(columns) - 1}
     assert text.count(r"\textbf{") >= 2 and text.count("\\begin{") == text.count("\\end{")
     plain = re.sub(r"\\[%&#_{}$]", "", text)
     assert plain.count("{") == plain.count("}") and plain.count("$") % 2 == 0
@@ -262,7 +270,7 @@ def test_the_leaderboard_ranks_and_marks(results, tmp_path, capsys):
     lines = page.read_text().splitlines()
     assert "## a_b on made_up, severity 3" in lines
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
-    assert rows[0][:4] == ["method", "source", "needs", "passes"] and len(rows) == 5
+    assert rows[0][:4] == ["method", "source", "needs", "passes"] and len(rows) == 6
     ranks = [float(row[-1].split(" [")[0]) for row in rows[2:]]
     assert ranks == sorted(ranks)
     assert rows[2][5].startswith("**") and not rows[3][5].startswith("**")

@@ -10,7 +10,7 @@ from lqn_seg.evaluation.bootstrap import PairedDifference
 from lqn_seg.lab.report.wording import interval_text, number, rank_text
 from lqn_seg.lab.study.schema import read_results
 from lqn_seg.lab.study.study_numbers import Numbers
-from lqn_seg.lab.study.study_tables import compared_groups, p_of, units
+from lqn_seg.lab.study.study_tables import compared_groups, p_of, settings_note, units
 
 OURS, NOTHING = "this project", "nothing"
 GRADIENTS, CALIBRATION = "gradients", "calibration (clean pictures)"
@@ -98,6 +98,7 @@ def _section(results: Numbers, numbers: Numbers) -> str:
         f"`{results['study']}`, {results['environment'].get('device', 'cpu')}.",
         "",
         *(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)),
+        *(f"\n{note}" for note in settings_note(numbers)),
     ]
     return "\n".join(lines)
 

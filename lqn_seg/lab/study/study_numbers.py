@@ -38,7 +38,7 @@ class Row:
     scores by metric, (1 + samples, seeds, conditions) of all images and of each resample."""
 
     name: str
-    title: str
+    title: str  # without settings, where no other row has the same
     sources: list[str]
     values: dict[str, Array]
     classes: Array  # (1 + samples, classes), of the conditions that are compared
@@ -118,16 +118,17 @@ def _row(
 ) -> Row:
     found = [_values(study, jobs, names, source) for source in settings or [method]]
     corrupted = list(range(1, len(names)))
+    base = method.partition("(")[0]
     if settings:  # the choice is made again in every resample, so that intervals hold it
         means = np.stack([values[study.metric].mean(1) for values in found])
         chosen = best_elsewhere(means, corrupted, study.metric in LOWER_IS_BETTER)
         sources = [settings[k] for k in chosen[0]]
         values = {metric: _picked([v[metric] for v in found], chosen) for metric in found[0]}
-        base = method.partition("(")[0]
         name, shown = f"{base}, tuned", f"{short_title(base)}, tuned"
     else:
         values, sources = found[0], [method] * len(names)
-        name, shown = method, short_title(method)
+        is_alone = len(variants(base, jobs[0].job.methods)) == 1
+        name, shown = method, short_title(base if is_alone else method)
     by_class = values.pop(_CLASSES)[:, :, corrupted or [0]].mean((1, 2))
     return Row(name, shown, sources, values, by_class, settings)
 
@@ -283,16 +284,15 @@ def _costs(
     """Milliseconds, GMACs, failed fits and statistics: means of what answered under each
     condition."""
 
-    def stats(columns: Sequence[int]) -> list[dict[str, float]]:
-        return [s for f in jobs for k in columns for s in f.lines[names[k]][row.sources[k]].stats]
-
-    every = stats(range(len(names)))
+    # Lines may lie on a disk: each is asked for once.
+    by_name = [[s for f in jobs for s in f.lines[n][m].stats] for n, m in zip(names, row.sources)]
+    every = [s for stats in by_name for s in stats]
     times = {stage: _mean(every, f"{stage}_ms") for stage in STAGES}
     return {
         "milliseconds": {**times, "total": sum(ms for ms in times.values() if ms == ms)},
         "gmacs": _mean_gmacs(jobs[0].gmacs, row.sources),
         "statistics": {
-            group: {key: _mean(stats(columns), key) for key in keys}
+            group: {key: _mean([s for k in columns for s in by_name[k]], key) for key in keys}
             for group, columns in groups.items()
         },
         "fallbacks": int(sum(s.get("fallback", 0) for s in every)),

@@ -26,6 +26,7 @@ from lqn_seg.lab.study.study_tables import (
     comparison_table,
     intervals,
     section,
+    settings_note,
     sweep_table,
     units,
 )
@@ -95,7 +96,8 @@ class StudyReport:
 
     def _summary_of(self, numbers: Numbers) -> str:
         parts = filter(None, [numbers["heading"], self._sentence(numbers)])
-        return "\n\n".join([*map(wrapped, parts), comparison_table(self.results, numbers)])
+        shown = comparison_table(self.results, numbers)
+        return "\n\n".join([*map(wrapped, parts), shown, *settings_note(numbers)])
 
     def _sentence(self, numbers: Numbers) -> str:
         """On the focus against the baseline; empty where one of them is not there."""

@@ -21,6 +21,7 @@ from lqn_seg.lab.report.wording import (
     rank_text,
     short_name,
     table,
+    title,
     wrapped,
 )
 from lqn_seg.lab.study.study_file import FOCUS
@@ -54,7 +55,8 @@ def section(results: Numbers, numbers: Numbers) -> str:
     metric, baseline, methods = results["metric"], results["baseline"], numbers["methods"]
     count = units(results, numbers)
     parts = [f"## {numbers['heading']}", wrapped(comparison_heading(results, numbers))]
-    parts += [comparison_table(results, numbers, "pipe"), _score_table(metric, methods)]
+    parts += [comparison_table(results, numbers, "pipe"), *settings_note(numbers)]
+    parts.append(_score_table(metric, methods))
     to_baseline = {m: x["minus_baseline"] for m, x in methods.items() if m != baseline}
     whose = f"that of {short_title(baseline)}"
     differences = {f"{metric} minus {whose}, {interval_heading(count)}": to_baseline}
@@ -75,6 +77,16 @@ def section(results: Numbers, numbers: Numbers) -> str:
     failed = "{title}: {fallbacks} fits failed; their images keep the teacher's prediction."
     parts += [failed.format(**x) for x in methods.values() if x["fallbacks"]]
     return "\n\n".join(parts)
+
+
+def settings_note(numbers: Numbers) -> list[str]:
+    """The settings that titles leave out, as one sentence or none."""
+    missing = [
+        title(method)
+        for method, x in numbers["methods"].items()
+        if "(" in method and "=" not in method.partition("(")[0] and "(" not in x["title"]
+    ]
+    return [wrapped(f"Settings: {'; '.join(missing)}.")] if missing else []
 
 
 def _title(numbers: Numbers, method: str) -> str:

@@ -23,6 +23,7 @@ COMMANDS = {
     "figures": ("figures", "draw the inside of a fit, as PNG and SVG"),
     "explore": ("explore", "the same as an interactive page on this machine"),
     "study": ("study", "run teachers x corruptions x methods x seeds from one YAML file"),
+    "leaderboard": ("leaderboard", "make a page of the stored results of studies"),
     "benchmark": ("benchmark", "time every stage of every method on this machine"),
     "flops": ("flops", "count the multiply-adds of every method"),
     "validate": ("validate", "check a data set and the evaluators"),
@@ -34,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns its exit status, 2 where the command line is wrong."""
     given = list(sys.argv[1:] if words is None else words)
     parser = Parser("lqn-seg", usage="lqn-seg COMMAND ...", description=__doc__)
-    parser.epilog = "commands:\n" + "\n".join(f"  {k:<10} {COMMANDS[k][1]}" for k in COMMANDS)
+    parser.epilog = "commands:\n" + "\n".join(f"  {k:<11} {COMMANDS[k][1]}" for k in COMMANDS)
     parser.add_argument("--version", action="version", version=f"lqn-seg {__version__}")
     if not given or given[0].startswith("-"):
         parser.parse_args(given)

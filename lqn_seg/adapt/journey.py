@@ -152,8 +152,10 @@ class Method:
         student: whether it fits something to the image.
         whole_image: whether it wants all windows of an image at once.
         precision: of its own matrix products; empty where there are none.
+        history: whether its answer to an image depends on those before it.
     """
 
+    history = False
     views = 1
     bilateral = False
     student = False
@@ -169,6 +171,9 @@ class Method:
     ) -> None:
         self.aligned, self.layer, self.recipe = aligned, layer or teacher.num_layers, recipe
         self.views = recipe.views if recipe else 1
+
+    def reset(self) -> None:
+        """Forget the images before."""
 
     def encode(self, images: Images) -> Pass:
         return images.encode(self.aligned)

@@ -156,6 +156,16 @@ class Segmenter:
         return Segmenter(*parts, class_map=self.class_map)
 
     @property
+    def history(self) -> bool:
+        """Whether a method's answer to an image depends on those before it."""
+        return any(adapter.history for adapter in self.adapters.values())
+
+    def reset(self) -> None:
+        """Forget what methods with a history have seen: a new stream of images begins."""
+        for adapter in self.adapters.values():
+            adapter.reset()
+
+    @property
     def precisions(self) -> dict[str, str]:
         """What each student's matrix products are computed in: ``auto`` depends on the machine."""
         return {name: a.precision for name, a in self.adapters.items() if a.precision}

@@ -13,7 +13,8 @@ import time
 import pytest
 
 from lqn_seg.engine import launch
-from lqn_seg.engine.store import ResultStore, format_line, parse_line, write_atomically
+from lqn_seg.engine.store import ResultStore, write_atomically
+from lqn_seg.engine.stored import format_line, parse_line
 from lqn_seg.errors import InputError
 
 RECORDS = [{"image_id": k} for k in range(40)]

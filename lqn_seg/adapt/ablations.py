@@ -87,9 +87,9 @@ def _entropy(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, A
         raise InputError("MODEL.LQN.ABLATION entropy needs the last layer among FIT.LAYERS")
 
     def loss(tokens: Tensor, _: Tensor) -> Tensor:
-        tokens = view.in_units(tokens, depth)[:, : patches * columns]
-        log_p = task.log_scores(tokens, seen.context).float().log_softmax(-1)
-        return -(log_p.exp() * log_p).sum(-1).mean(1)
+        tokens = view.in_units(tokens, depth)[:, : patches * columns].unflatten(1, (-1, columns))
+        log_p = task.log_scores(tokens, seen.context).float().log_softmax(1)
+        return -(log_p.exp() * log_p).sum(1).flatten(1).mean(1)
 
     def sampler(student: int, key: RandomKey) -> Tensor:
         drawn = fitter.uniform(student, key)[1:, :, : rows * columns]

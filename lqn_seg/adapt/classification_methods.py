@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # The teacher with one prompt and with 80; its two controls, with the run's prompts.
 CONTROLS = ("teacher CLS", "teacher patch mean")
 PLAIN = ("zero-shot", "ensemble")
-BASELINES = ("zero", "mta", "tps", "gs-bias", "tpt", "tda")
-NEED_VIEWS = ("zero", "mta")  # of one view they give the answer to that view
+BASELINES = ("zero", "vte", "mta", "tps", "gs-bias", "tpt", "tda")
+NEED_VIEWS = ("zero", "vte", "mta")  # of one view they give the answer to that view
 PROMPTS = ("single", "ensemble")
 VIEWS = 64  # of a test image, the image itself included, that the baselines look at
 CORNER_VIEWS = 10  # the most that students adapt to: `lqn_seg.adapt.views.corner_view`
@@ -93,12 +93,13 @@ def make_baseline(
     Args:
         text: (C, E) class features of prompts of its own, for the plain methods.
     """
-    from lqn_seg.adapt.baselines import gs_bias, mta, tda, tps, tpt, zero, zero_shot
+    from lqn_seg.adapt.baselines import gs_bias, mta, tda, tps, tpt, vte, zero, zero_shot
 
     makers: dict[str, Callable[[], Baseline]] = {
         **dict.fromkeys((CONTROLS[0], *PLAIN), lambda: zero_shot.ZeroShot(text)),
         CONTROLS[1]: zero_shot.PatchMean,
         "zero": zero.Zero,
+        "vte": vte.Vte,
         "mta": mta.Mta,
         "tps": tps.Tps,
         "gs-bias": gs_bias.GsBias,

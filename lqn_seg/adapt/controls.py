@@ -1,8 +1,8 @@
 """Controls: what a student has to beat.
 
-On other pixels: blur, denoise, standardise, CLAHE, flip. In the student's place, two closed forms
-that predict a position's last-layer token from the others' by how alike they look at the guiding
-layer and how near they lie: a kernel smoother and kernel ridge regression.
+On other pixels: blur, denoise, standardise, CLAHE, dehaze, flip. In the student's place, two closed
+forms that predict a position's last-layer token from the others' by how alike they look at the
+guiding layer and how near they lie: a kernel smoother and kernel ridge regression.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from lqn_seg.core.config import LQNConfig
 from lqn_seg.core.view import guiding_tokens
 from lqn_seg.teachers.base import Teacher
 
-LARGER = 1.25  # side of the larger input, in the teacher's own
 BLUR_SIGMA = 0.7  # pixels at a side of 96, as below
 DENOISE_STRENGTH = 15.0  # of 255
 CLIP_LIMIT, TILES = 2.0, 8  # of CLAHE
+# Of dehazing: side of the dark channel's window at a short side of 400; share of the haze that is
+# removed; least transmission; brightest share of the dark channel that tells the air light; radius
+# (in windows) and regularisation of the guided filter.
+DARK_SIDE, HAZE, LEAST_SEEN, AIR, GUIDE, SMOOTH = 15 / 400, 0.95, 0.1, 0.001, 4, 1e-3
 RIDGE = 0.3  # of the kernel's own diagonal
 _REFERENCE_SIDE = 96
 
@@ -74,16 +77,10 @@ def change_pixels(name: str, pixels: Tensor, calibration: Calibration | None) ->
     """(B, 3, h, w) pixels in 0..1, changed by the control of that name."""
     if name == "standardise":
         return pixels if calibration is None else _standardise(pixels, calibration.pixels)
-    change = {"blur": _blur, "denoise": _denoise, "clahe": _clahe}[name]
+    change = {"blur": _blur, "denoise": _denoise, "clahe": _clahe, "dehaze": dehaze}[name]
     images = (255 * pixels).round().byte().movedim(1, 3).cpu().numpy()
     changed = np.stack([change(np.ascontiguousarray(image)) for image in images])
     return torch.from_numpy(changed).movedim(3, 1).to(pixels.device).float() / 255
-
-
-def larger_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """(height, width) of the larger input in pixels, in whole patches."""
-    height, width = (round(LARGER * side / patch) * patch for side in size)
-    return height, width
 
 
 def pixel_statistics(pixels: Tensor) -> Tensor:
@@ -122,6 +119,39 @@ def _clahe(image: np.ndarray) -> np.ndarray:
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     lab[..., 0] = cv2.createCLAHE(CLIP_LIMIT, (TILES, TILES)).apply(lab[..., 0])
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+
+
+def dehaze(image: np.ndarray) -> np.ndarray:
+    """He, Sun and Tang, "Single Image Haze Removal Using Dark Channel Prior" (CVPR 2009): in clear
+    air some colour is dark near every pixel. The transmission is refined by their guided filter
+    (ECCV 2010) in place of matting. (H, W, 3) uint8."""
+    import cv2
+
+    pixels = image.astype(np.float32) / 255
+    side = 2 * round(DARK_SIDE * min(image.shape[:2]) / 2) + 1
+    window = np.ones((side, side), np.uint8)
+    dark = cv2.erode(pixels.min(2), window)
+    brightest = np.argsort(dark.ravel())[-max(1, round(AIR * dark.size)) :]
+    air = np.maximum(pixels.reshape(-1, 3)[brightest].mean(0), 1e-3)
+    seen = 1 - HAZE * cv2.erode((pixels / air).min(2), window)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    seen = guided_filter(grey, seen, GUIDE * side)[..., None]
+    clear = (pixels - air) / np.maximum(seen, LEAST_SEEN) + air
+    return np.rint(255 * clear.clip(0, 1)).astype(np.uint8)
+
+
+def guided_filter(guide: np.ndarray, values: np.ndarray, side: int) -> np.ndarray:
+    """(H, W) float32 values, smoothed within the edges of a guide: means of the lines that fit the
+    values best over the guide in each square of so many pixels (He, Sun and Tang, Eq. 5 to 8)."""
+    import cv2
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return cv2.blur(x, (side, side), borderType=cv2.BORDER_REFLECT)
+
+    mean_guide, mean_values = mean(guide), mean(values)
+    variance = mean(guide * guide) - mean_guide**2
+    slope = (mean(guide * values) - mean_guide * mean_values) / (variance + SMOOTH)
+    return mean(slope) * guide + mean(mean_values - slope * mean_guide)
 
 
 class ClosedForm(Method):

@@ -55,7 +55,7 @@ class Task(Protocol):
     """What the frozen head says of tokens: for ablations that need it."""
 
     def log_scores(self, tokens: Tensor, context: Any) -> Tensor:
-        """(B, H * W, D) last-layer tokens to (B, m, C) scores of m pixels, patches or images."""
+        """(B, H, W, D) last-layer tokens, of any grid, to a map (B, C, h, w) of scores."""
 
     def segments(self, seen: Pass) -> Tensor:
         """(B, H, W) int64, the segment or class that each position belongs to."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from lqn_seg.adapt.dense.settings import DenseMethod
 from lqn_seg.core.config import LQNConfig
 from lqn_seg.errors import InputError, nearest
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # (teacher, normalised images (B, 3, h, w), their token field (B, L, H, W, D)) -> (B, H, W, D).
 Answer = Callable[["Teacher[Any]", "Tensor", "Tensor"], "Tensor"]
-PIXEL_CONTROLS = ("blur", "denoise", "standardise", "clahe", "flip", "bilateral", "larger")
+PIXEL_CONTROLS = ("blur", "denoise", "standardise", "clahe", "dehaze", "flip", "bilateral")
 # The paper's ablations, and ours, that gained nothing (docs/results): runnable all the same
 # (`ablations.py`). Some end in numbers: views-8, source-2-5-8.
 ABLATIONS = {
@@ -91,10 +92,10 @@ class PixelControl:
     Attributes:
         name: "blur" (Gaussian) or "denoise" (non-local means), where the image looks
             damaged; "standardise" (each channel to the clean images' average), "clahe" (histogram
-            equalisation of the lightness by tiles), "flip" (last-layer tokens averaged over the
-            image and its mirror image, a second pass), "bilateral" (what the head says is enlarged
-            along the image's edges: `segmentation.bilateral`) or "larger" (the teacher at
-            `controls.LARGER` times its input's side), always.
+            equalisation of the lightness by tiles), "dehaze" (by the dark channel), "flip"
+            (last-layer tokens averaged over the image and its mirror image, a second pass) or
+            "bilateral" (what the head says is enlarged along the image's edges:
+            `segmentation.bilateral`), always.
     """
 
     name: str
@@ -185,7 +186,7 @@ class TokenMethod:
 
 
 # None is the teacher itself.
-Method = LQNConfig | PixelControl | BaselineModel | TokenMethod | None
+Method = LQNConfig | PixelControl | DenseMethod | BaselineModel | TokenMethod | None
 
 
 def _source(answer: Any) -> tuple[str, str]:

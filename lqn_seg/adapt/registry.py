@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 from lqn_seg.adapt.controls import ClosedForm, OnOtherPixels
+from lqn_seg.adapt.dense import settings
+from lqn_seg.adapt.dense.adain import OnAdaIn
+from lqn_seg.adapt.dense.cotta import OnCotta
+from lqn_seg.adapt.dense.memo import OnMemo
+from lqn_seg.adapt.dense.mlmp import OnMlmp
+from lqn_seg.adapt.dense.neo import OnNeo
+from lqn_seg.adapt.dense.sar import OnSar
+from lqn_seg.adapt.dense.sitta import OnSitta
+from lqn_seg.adapt.dense.tent import OnTent
 from lqn_seg.adapt.journey import Answer, Images, Method, Pass, adapt
 from lqn_seg.adapt.lqn import LQN
 from lqn_seg.adapt.methods import Method as NamedMethod
@@ -44,7 +53,21 @@ def _of_recipe(recipe: LQNConfig, teacher: Teacher[Any], context: bool, layer: i
     return LQN(recipe, teacher, context, layer)
 
 
+_DENSE: dict[type, Callable[[Any, Teacher[Any]], Method]] = {
+    settings.Tent: OnTent,
+    settings.Sar: OnSar,
+    settings.Memo: OnMemo,
+    settings.Cotta: OnCotta,
+    settings.Sitta: OnSitta,
+    settings.Mlmp: OnMlmp,
+    settings.AdaIn: OnAdaIn,
+    settings.Neo: OnNeo,
+}
 _MAKERS: dict[type, Callable[..., Method]] = {
+    **{
+        of: lambda named, teacher, *_, make=make: make(named, teacher)
+        for of, make in _DENSE.items()
+    },
     type(None): lambda _, teacher, *__: Method(teacher),
     LQNConfig: _of_recipe,
     PixelControl: lambda control, teacher, *_: OnOtherPixels(control, teacher),

@@ -306,8 +306,9 @@ class Classifier:
     # ---- what the texts say of tokens: `adapt.journey.Task` --------------------------------------
 
     def log_scores(self, tokens: Tensor, context: Any) -> Tensor:
-        """(B, H * W, D) last-layer tokens to (B, H * W, C) class logits."""
-        return self.teacher.logit_scale * self.teacher.project(tokens) @ self.text["text"].T
+        """(B, H, W, D) last-layer tokens to (B, C, H, W) class logits."""
+        logits = self.teacher.logit_scale * self.teacher.project(tokens) @ self.text["text"].T
+        return logits.movedim(-1, 1)
 
     def segments(self, seen: Pass) -> Tensor:
         """(B, H, W) the class that each patch is likest to."""

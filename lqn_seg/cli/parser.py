@@ -154,8 +154,8 @@ def find_choice(parser: Parser, name: str, choices: Collection[str]) -> str:
 
 
 def names(given: str) -> list[str]:
-    """What a comma-separated option names."""
-    return [name for name in given.split(",") if name]
+    """What a comma-separated option names; commas in brackets are a name's own."""
+    return [name for name in re.split(r",(?![^(]*\))", given) if name]
 
 
 def exit_status(command: Callable[[], int | None], left: str = "continue with --resume") -> int:

@@ -5,14 +5,17 @@
   recipe with 0 steps); `PIXEL_CONTROLS`; in classification also ``zero-shot``, ``ensemble`` and the
   baselines; the names of `register_method`;
 - ``VARIANT@PRESET``: the variant with that preset's recipe, at this configuration's student sizes;
+- ``tent``, ``multiscale`` and the others of `DENSE`, also with settings: ``tent(steps=3)``;
 - ``VARIANT:POOLING`` and ``VARIANT@PRESET:POOLING``: classification, how tokens become one feature;
 - ``LABEL=WEIGHTS``: segmentation, another model as a baseline: ``mask2former=DIRECTORY``.
 """
 
 import re
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
 from typing import Any
 
+import yaml
 from fvcore.common.config import CfgNode
 
 from lqn_seg.adapt.classification_methods import (
@@ -22,6 +25,7 @@ from lqn_seg.adapt.classification_methods import (
     Adaptation,
     usual_views,
 )
+from lqn_seg.adapt.dense.settings import DENSE, DenseMethod
 from lqn_seg.adapt.methods import (
     PIXEL_CONTROLS,
     Answer,
@@ -36,7 +40,7 @@ from lqn_seg.core.config import ALIASES, CONTROLS, VARIANTS, LQNConfig, preset, 
 from lqn_seg.errors import InputError, nearest
 
 UNTRAINED = "untrained"
-SEGMENTATION = (*VARIANTS, *ALIASES, UNTRAINED, *PIXEL_CONTROLS)
+SEGMENTATION = (*VARIANTS, *ALIASES, UNTRAINED, *PIXEL_CONTROLS, *DENSE)
 _STUDENTS = tuple(name for name in VARIANTS if name not in ("teacher", *CONTROLS))
 CLASSIFICATION = (*PLAIN, *_STUDENTS, *ALIASES, *WITHOUT_STUDENT, *BASELINES)
 _registered: dict[str, TokenMethod] = {}
@@ -122,12 +126,17 @@ def method_config(cfg: CfgNode, name: str) -> Method:
         InputError: no method or preset has that name.
     """
     variant, recipe, pooling = parse(name, "MODEL.LQN.METHODS")
-    if "=" in name:
+    if is_model(name):
         return BaselineModel.parse(name)
     if pooling:
         raise InputError(f"method {name!r}: poolings such as {pooling!r} are for classification")
+    variant, given = bracketed(variant)
     nearest(variant, (*SEGMENTATION, *_registered), "method")
-    if variant in (*PIXEL_CONTROLS, *_registered):
+    if given and variant not in DENSE:
+        raise InputError(f"method {name!r}: {variant} takes no settings in brackets")
+    if variant in DENSE and not recipe:
+        return dense_method(variant, given)
+    if variant in (*PIXEL_CONTROLS, *DENSE, *_registered):
         if recipe:
             raise InputError(f"method {name!r}: {variant} has no recipe, so it takes no preset")
         return _registered.get(variant) or PixelControl(variant)
@@ -136,6 +145,43 @@ def method_config(cfg: CfgNode, name: str) -> Method:
         return replace(config, fit=replace(config.fit, steps=0))
     config = with_variant(config, variant)
     return None if config.fit.variant == "teacher" else config
+
+
+def is_model(name: str) -> bool:
+    """Whether a name is LABEL=WEIGHTS; the settings of other methods stand in brackets."""
+    return "=" in name.partition("(")[0]
+
+
+def bracketed(name: str) -> tuple[str, str]:
+    """A name and what stands in brackets behind it: "tent(steps=3)" is "tent" and "steps=3".
+
+    Raises:
+        InputError: the brackets are not closed, or hold nothing.
+    """
+    match = re.fullmatch(r"([^()]*)(?:\(([^()]+)\))?", name)
+    if not match:
+        raise InputError(f"method {name!r}: settings stand like this: tent(steps=3)")
+    return match[1], match[2] or ""
+
+
+def dense_method(name: str, given: str) -> DenseMethod:
+    """A test-time method with settings such as "steps=3,continual=true"; lists take brackets of
+    their own.
+
+    Raises:
+        InputError: there is no such setting, or a value is of the wrong kind.
+    """
+    try:
+        values = yaml.safe_load("{" + given.replace("=", ": ") + "}")
+    except yaml.YAMLError:
+        raise InputError(f"method {name}({given}): settings stand like this: steps=3") from None
+    known = [field.name for field in fields(DENSE[name])]
+    for key, value in values.items():
+        nearest(str(key), known, f"setting of method {name}")
+        if isinstance(value, str):  # YAML knows no 1e-3
+            with suppress(ValueError):
+                values[key] = float(value)
+    return convert(values, DENSE[name], f"method {name}")
 
 
 def methods(cfg: CfgNode) -> dict[str, Method]:

@@ -87,9 +87,12 @@ class LayerRange:
             change = torch.where(self.signal, wanted - deviation, 0.0)
         parts = (parts - mean[:, None, None]) * change.exp()[:, None, None]
         parts += target[:, None, None]
-        with operand_precision(tokens.device):
-            aligned = F.linear(parts, self.basis) + self.centre
-        return aligned.to(tokens.dtype), damage
+        return self.tokens(parts).to(tokens.dtype), damage
+
+    def tokens(self, parts: Tensor) -> Tensor:
+        """(B, H, W, D) tokens of components."""
+        with operand_precision(parts.device):
+            return F.linear(parts, self.basis) + self.centre
 
     @property
     def signal(self) -> Tensor:

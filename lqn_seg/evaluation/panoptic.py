@@ -176,5 +176,9 @@ class PanopticEvaluator(ImageEvaluator):
         """One of the nine numbers from summed counts (..., C, 4) -> (...)."""
         return panoptic_quality(totals, self._is_thing())[key]
 
+    def per_class(self, totals: NDArray[np.floating]) -> NDArray[np.float64]:
+        """PQ of each category, (..., C, 4) -> (..., C), 0 .. 100, NaN where it does not occur."""
+        return 100 * _per_class(totals)["PQ"]
+
     def _is_thing(self) -> NDArray[np.bool_]:
         return np.isin(np.arange(len(self.classes)), list(self.metadata.thing_ids))

@@ -181,6 +181,10 @@ class SemanticEvaluator(ImageEvaluator):
         """One of the four numbers from pixel totals (..., C, 3) -> (...)."""
         return semantic_quality(totals)[key]
 
+    def per_class(self, totals: NDArray[np.floating]) -> NDArray[np.float64]:
+        """IoU of each class, (..., C, 3) -> (..., C), 0 .. 100, NaN where there is no truth."""
+        return 100 * _per_class(totals)[0]
+
 
 class TrimapEvaluator(SemanticEvaluator):
     """The same of the pixels at most `TRIMAP` px from a pixel of another class (Kohli et al.,
@@ -223,6 +227,10 @@ class ConfidenceEvaluator(SemanticEvaluator):
         pixels, right, confidence = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
         with np.errstate(invalid="ignore"):
             return 100 * np.abs(right - confidence).sum(-1) / pixels.sum(-1)
+
+    def per_class(self, totals: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Of all classes together: (..., BINS, 3) -> (..., C) of NaN."""
+        return np.full((*totals.shape[:-2], len(self.classes)), np.nan)
 
 
 def near_boundary(labels: NDArray[np.int64], ignored: int) -> NDArray[np.bool_]:

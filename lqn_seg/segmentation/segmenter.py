@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lqn_seg.adapt.controls import larger_size
+from lqn_seg.adapt.dense.settings import MultiScale
 from lqn_seg.adapt.ineffective import warn
 from lqn_seg.adapt.journey import Adapted, Images, Pass, adapt, centred
-from lqn_seg.adapt.methods import Method, PixelControl, SegmentationConfig
+from lqn_seg.adapt.methods import Method, SegmentationConfig
 from lqn_seg.adapt.registry import make_method
 from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.adapt.timing import Clock
@@ -31,6 +31,7 @@ from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.segmentation.baselines import UniversalModel
 from lqn_seg.segmentation.bilateral import upsample
+from lqn_seg.segmentation.other_sizes import OtherSizes
 from lqn_seg.segmentation.postprocess import (
     class_scores,
     instance_inference,
@@ -128,12 +129,15 @@ class Segmenter:
                 f"MODEL.MASK_FORMER.TEST: {why}, so SEMANTIC_ON alone can be True, not PANOPTIC_ON "
                 "or INSTANCE_ON"
             )
-        larger = [name for name, m in self.methods.items() if m == PixelControl("larger")]
-        self.larger = self._larger(larger) if larger else None
+        self.other_sizes = {
+            name: self._other_sizes(name, method)
+            for name, method in self.methods.items()
+            if isinstance(method, MultiScale)
+        }
         self.adapters = {
             name: make_method(method, teacher)
             for name, method in self.methods.items()
-            if name not in (*larger, *self.baselines)
+            if name not in (*self.other_sizes, *self.baselines)
         }
         self.per_image = any(adapter.whole_image for adapter in self.adapters.values())
         self._check_methods()
@@ -147,12 +151,20 @@ class Segmenter:
         for adapter in self.adapters.values():
             adapter.check(noise)
 
-    def _larger(self, names: Sequence[str]) -> Segmenter:
-        """The teacher alone at a larger input: images meet it in windows of its own."""
-        patch = self.teacher.image_size[0] // self.teacher.grid[0]
-        teacher = self.teacher.resized(larger_size(self.teacher.image_size, patch))
-        head, methods = type(self.head)(teacher.model, teacher.precision), dict.fromkeys(names)
-        parts = teacher, head, methods, self.thing_ids, self.config
+    def _other_sizes(self, name: str, settings: MultiScale) -> OtherSizes:
+        made = OtherSizes([self._at_scale(scale) for scale in settings.scales], settings.flip)
+        if len(made.passes) > 1 and self.tasks != ["semantic"]:
+            raise InputError(
+                f"method {name} averages class scores, so MODEL.MASK_FORMER.TEST.SEMANTIC_ON alone "
+                "can be True, not PANOPTIC_ON or INSTANCE_ON"
+            )
+        return made
+
+    def _at_scale(self, scale: float) -> Segmenter:
+        """The teacher alone, whom images meet in windows of another size."""
+        teacher = self.teacher.at_scale(scale)
+        head = type(self.head)(teacher.model, teacher.precision)
+        parts = teacher, head, {"teacher": None}, self.thing_ids, self.config
         return Segmenter(*parts, class_map=self.class_map)
 
     @property
@@ -218,9 +230,9 @@ class Segmenter:
             {name: self._finish(layout, windows, size) for name, windows in by_name.items()}
             for size, layout, by_name in zip(sizes, layouts, parts)
         ]
-        if self.larger:
-            for by_name, larger in zip(predictions, self.larger(images, sizes)):
-                by_name.update(larger)
+        for name, other in self.other_sizes.items():
+            for by_name, prediction in zip(predictions, other(images, sizes)):
+                by_name[name] = prediction
         for image, size, by_name in zip(images, sizes, predictions):
             for name, model in self.baselines.items():
                 by_name[name] = self._compare(model, image, size)
@@ -300,13 +312,12 @@ class Segmenter:
     # ---- what the head says of tokens: `adapt.journey.Task` --------------------------------------
 
     def log_scores(self, tokens: Tensor, context: PrefixContext) -> Tensor:
-        """(B, H * W, D) last-layer tokens to (B, pixels, C) logarithms of semantic scores.
+        """(B, H, W, D) last-layer tokens to (B, C, h, w) logarithms of semantic scores.
 
         They are not normalised over classes; their shares are a distribution per pixel.
         """
-        said = _split(*self.head(tokens.unflatten(1, self.teacher.grid), context.last))
-        scores = torch.stack([class_scores(*logits) for logits in said])
-        return scores.flatten(2).mT.clamp(min=1e-30).log()
+        said = _split(*self.head(tokens, context.last))
+        return torch.stack([class_scores(*logits) for logits in said]).clamp(min=1e-30).log()
 
     def segments(self, seen: Pass) -> Tensor:
         """(B, H, W) the query, or else the class, that the teacher gives each position to."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,12 @@ class Teacher(ABC, Generic[ContextT]):
             prefixes.append(state[:, :count])
         return torch.stack(fields, 1), replace(context, prefix=torch.stack(prefixes, 1))
 
+    def forward(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:
+        """`encode`, with gradients where they are on."""
+        self.check_images(images)
+        patches, context = self.start(images)
+        return self.run(0, patches if hook is None else hook(0, patches), context, hook)
+
     @torch.no_grad()
     def encode(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:
         """Token field (B, L, H, W, D), block outputs of layers 1..L, and its context, in one pass.
@@ -147,9 +153,7 @@ class Teacher(ABC, Generic[ContextT]):
                 where they are not of the teacher's size.
             hook: replaces the patch tokens of the embedding and of each layer as they come.
         """
-        self.check_images(images)
-        patches, context = self.start(images)
-        return self.run(0, patches if hook is None else hook(0, patches), context, hook)
+        return self.forward(images, hook)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -170,6 +174,19 @@ class Teacher(ABC, Generic[ContextT]):
             return tokens, context
         field, context = self.run(layer, tokens, context)
         return field[:, -1], context
+
+    def resized(self, size: Size) -> Self:
+        """The same teacher for images of another (height, width), multiples of the patch size, all
+        but the positions shared; an `InputError` where its images have one size."""
+        raise InputError(f"the {self.name} teacher takes images of one size")
+
+    def at_scale(self, scale: float) -> Self:
+        """`resized` by a factor, to whole patches."""
+        height, width = (
+            max(round(scale * tokens), 1) * (side // tokens)
+            for side, tokens in zip(self.image_size, self.grid)
+        )
+        return self.resized((height, width))
 
     def check_images(self, images: Tensor) -> None:
         """Raises InputError where (B, 3, h, w) images are not of the teacher's size."""

@@ -60,8 +60,6 @@ class Dinov2Teacher(Teacher[PrefixContext]):
         return isinstance(self.model.head, nn.Linear)
 
     def resized(self, size: Size) -> Dinov2Teacher:
-        """The same teacher for images of another (height, width), multiples of the patch size, all
-        but the positions shared."""
         shared = {id(x): x for x in (*self.model.parameters(), *self.model.buffers())}
         model = copy.deepcopy(self.model, shared)
         model.set_input_size(size)

@@ -73,8 +73,6 @@ class EomtTeacher(Teacher[EomtContext]):
         self._mask_probabilities: list[float] = self.model.attn_mask_probs.tolist()
 
     def resized(self, size: Size) -> EomtTeacher:
-        """The same teacher for images of another (height, width), all but the positions shared; an
-        `InputError` where a side is no multiple of the patch size."""
         shared = {id(x): x for x in (*self.model.parameters(), *self.model.buffers())}
         model = copy.deepcopy(self.model, shared)
         set_image_size(model, size)

@@ -47,13 +47,13 @@ def _differences(axes: Axes, results: Results, table: Results) -> None:
     for k, (method, entry) in enumerate(methods.items()):
         x = np.arange(len(groups)) + (k - (len(methods) - 1) / 2) * 0.8 / len(methods)
         differences = [entry["minus_baseline"][group] for group in groups]
-        style = {**_style(results, method), "label": entry["title"]}
-        _whiskers(axes, x, differences, style, [table] * len(groups))
+        style = {**method_style(results, method), "label": entry["title"]}
+        add_whiskers(axes, x, differences, style, [table] * len(groups))
     axes.axhline(0, color="black", linewidth=0.8)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color="0.9", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), map(_readable, groups), rotation=20, ha="right")
-    axes.set(xlabel="images", ylabel=_difference_label(results), title=table["heading"])
+    axes.set_xticks(range(len(groups)), map(readable, groups), rotation=20, ha="right")
+    axes.set(xlabel="images", ylabel=difference_label(results), title=table["heading"])
 
 
 def _against_cost(axes: Axes, results: Results, table: Results) -> None:
@@ -62,16 +62,16 @@ def _against_cost(axes: Axes, results: Results, table: Results) -> None:
         zero = {"difference": 0.0, "low": 0.0, "high": 0.0}  # the baseline, to itself
         difference = entry.get("minus_baseline", {}).get(group, zero)
         x = np.array([entry["milliseconds"]["total"]])
-        style = {**_style(results, method), "label": entry["title"]}
-        _whiskers(axes, x, [difference], style, [table])
+        style = {**method_style(results, method), "label": entry["title"]}
+        add_whiskers(axes, x, [difference], style, [table])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(low / 1.5, max(high * 1.5, low * 10))  # at least a decade: ticks stay readable
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    axes.set(xlabel="milliseconds per image (log scale)", ylabel=_difference_label(results))
-    axes.set_title(f"{_readable(group)}, against cost")
+    axes.set(xlabel="milliseconds per image (log scale)", ylabel=difference_label(results))
+    axes.set_title(f"{readable(group)}, against cost")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
@@ -84,14 +84,14 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
         entries = [table["methods"][method] for table in tables]
         # Clean, and the mean of the corruptions.
         for group, line in zip(dict.fromkeys((groups[0], groups[-1])), ("--", "-")):
-            label = f"{entry['title']}, {_readable(group)}"
-            style: dict[str, Any] = {**_style(results, method), "linestyle": line, "label": label}
+            label = f"{entry['title']}, {readable(group)}"
+            style = {**method_style(results, method), "linestyle": line, "label": label}
             left.plot(x, np.array([e["scores"][group] for e in entries], dtype=float), **style)
             if "minus_baseline" in entry:
-                _whiskers(right, x, [e["minus_baseline"][group] for e in entries], style, tables)
+                add_whiskers(right, x, [e["minus_baseline"][group] for e in entries], style, tables)
     right.axhline(0, color="black", linewidth=0.8)
     left.set_ylabel(f"{results['metric']} (0-100), {results['dataset']}")
-    right.set_ylabel(_difference_label(results))
+    right.set_ylabel(difference_label(results))
     for axes in (left, right):
         axes.set_xlabel(sweep["label"])
         if not numeric:
@@ -110,7 +110,7 @@ def _sweep(left: Axes, right: Axes, results: Results, tables: Sequence[Results])
         right.legend(fontsize="small")
 
 
-def _whiskers(
+def add_whiskers(
     axes: Axes,
     x: np.ndarray,
     differences: Sequence[Results],
@@ -131,15 +131,15 @@ def _groups(table: Results) -> list[str]:
     return list(next(iter(table["methods"].values()))["scores"])
 
 
-def _style(results: Results, method: str) -> dict[str, Any]:
+def method_style(results: Results, method: str) -> dict[str, Any]:
     """A method looks the same in every table of a study."""
     methods = dict.fromkeys(m for table in results["tables"] for m in table["methods"])
     return series_style(list(methods).index(method))
 
 
-def _difference_label(results: Results) -> str:
+def difference_label(results: Results) -> str:
     return f"{results['metric']} minus that of {results['baseline']}\n(95% interval)"
 
 
-def _readable(group: str) -> str:
+def readable(group: str) -> str:
     return group.rsplit("-", 1)[0].replace("_", " ")

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 
 from lqn_seg.adapt.controls import (
     BLUR_SIGMA,
+    SMOOTH,
     change_pixels,
-    larger_size,
+    dehaze,
+    guided_filter,
     pixel_statistics,
     smooth,
 )
@@ -108,11 +110,6 @@ def test_images_are_changed_alone_and_keep_shape_and_type(name):
         torch.testing.assert_close(alone[0], together[b])
 
 
-@pytest.mark.parametrize("side, patch, larger", [(512, 16, 640), (96, 8, 120), (100, 10, 120)])
-def test_the_larger_side_is_a_quarter_more_in_whole_patches(side, patch, larger):
-    assert larger_size((side, 4 * side), patch) == (larger, round(5 * side / patch) * patch)
-
-
 # --- before a teacher
 
 
@@ -201,3 +198,36 @@ def test_a_constant_stays_units_come_back_and_images_are_alone(form):
     broken = smooth(fields, 0.5, form)
     torch.testing.assert_close(broken[0], answer[0], atol=1e-4, rtol=1e-4)
     assert not broken[1].isfinite().all()
+
+
+# --- dehazing
+
+
+def test_dehazing_finds_what_the_haze_hid():
+    """Haze as its model has it, I = J t + A (1 - t), of one transmission over a clear picture."""
+    random = np.random.default_rng(0)
+    clear = random.integers(0, 256, (96, 128, 3)).astype(np.float64)
+    clear[..., 1] *= random.random((96, 128)) < 0.7  # some colour is dark near every pixel
+    air, seen = np.array([230.0, 225, 220]), 0.6
+    hazy = (clear * seen + air * (1 - seen)).round().astype(np.uint8)
+    hazy[:3, :40] = air.round()  # as the sky is
+    got = dehaze(hazy).astype(np.float64)[8:]
+    before, after = (np.abs(x - clear[8:]).mean() for x in (hazy[8:], got))
+    assert after < 0.25 * before
+
+
+def test_the_guided_filter_is_the_best_line_in_each_window():
+    random = np.random.default_rng(1)
+    guide, values = random.random((2, 7, 9)).astype(np.float32)
+    side, half = 3, 1
+    padded = [np.pad(x.astype(np.float64), half, mode="symmetric") for x in (guide, values)]
+    slope, shift = np.zeros((7, 9)), np.zeros((7, 9))
+    for i in range(7):
+        for j in range(9):
+            g, v = (x[i : i + side, j : j + side].ravel() for x in padded)
+            slope[i, j] = np.cov(g, v, bias=True)[0, 1] / (g.var() + SMOOTH)
+            shift[i, j] = v.mean() - slope[i, j] * g.mean()
+    means = [np.pad(x, half, mode="symmetric") for x in (slope, shift)]
+    windows = [np.lib.stride_tricks.sliding_window_view(x, (3, 3)).mean((2, 3)) for x in means]
+    want = windows[0] * guide + windows[1]
+    np.testing.assert_allclose(guided_filter(guide, values, side), want, atol=1e-4)

@@ -20,6 +20,7 @@ from lqn_seg.adapt.baselines.mta import Mta
 from lqn_seg.adapt.baselines.tda import Tda
 from lqn_seg.adapt.baselines.tps import Tps
 from lqn_seg.adapt.baselines.tpt import Tpt
+from lqn_seg.adapt.baselines.vte import Vte
 from lqn_seg.adapt.baselines.zero import Zero
 from tests.classification.conftest import NAMES
 
@@ -60,6 +61,16 @@ def test_the_most_confident_views_are_taken(features):
         assert torch.equal(select_confident(logits, 0.3)[index], logits[index][selected])
     rows = select_confident(logits, 0.0, features.views)
     assert rows.shape == (3, 1, 12)  # at least one
+
+
+def test_vte_is_the_mean_of_the_most_confident_views(features):
+    got = Vte(keep=0.3)(features)
+    for index in range(3):
+        selected = literal_selection(features.logits()[index], 0.3)
+        assert len(selected) > 1
+        mean = sum(features.views[index][k] for k in selected)
+        want = (features.scale * (mean / mean.norm()) @ features.text.T).softmax(-1)
+        torch.testing.assert_close(got[index], want)
 
 
 def literal_zero(views, text, scale, keep):

@@ -194,7 +194,14 @@ def test_what_does_nothing_says_so_once_in_python(build, calibration):
         "clip-lqn": Adaptation(mix_by_noise),
         "clip-restore": Adaptation(with_variant(LQN, "restore")),
     }
-    methods = {**mute, "own": Adaptation(LQN), "zero": None, "mta": None, "teacher CLS": None}
+    methods = {
+        **mute,
+        "own": Adaptation(LQN),
+        "zero": None,
+        "vte": None,
+        "mta": None,
+        "teacher CLS": None,
+    }
     classifier, images = build(methods), [photo(0), photo(1)]
     with pytest.warns(IneffectiveMethodWarning) as seen:
         result = classifier(images)
@@ -204,11 +211,11 @@ def test_what_does_nothing_says_so_once_in_python(build, calibration):
         for name in mute:
             assert torch.equal(answers[name].probabilities, answers["teacher CLS"].probabilities)
     assert not build(methods, calibration).ineffective
-    alone = build(dict.fromkeys(("zero", "mta", "teacher CLS")), views=1)
+    alone = build(dict.fromkeys(("zero", "vte", "mta", "teacher CLS")), views=1)
     assert "CLASSIFICATION.VIEWS is 1" in alone.ineffective["zero"]
     for answers in alone(images):  # the class that the teacher's own answer names
         best = {name: p.probabilities.argmax() for name, p in answers.items()}
-        assert best["zero"] == best["mta"] == best["teacher CLS"]
+        assert best["zero"] == best["vte"] == best["mta"] == best["teacher CLS"]
 
 
 def test_the_answer_of_several_views_is_their_mean_direction(build, calibration, teacher, text):

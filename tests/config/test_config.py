@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from fvcore.common.config import CfgNode
 
+from lqn_seg.adapt.dense.settings import Cotta, MultiScale, Sar, Tent
 from lqn_seg.adapt.methods import SegmentationConfig
+from lqn_seg.cli.parser import names
 from lqn_seg.config.methods import adaptation
 from lqn_seg.config.nodes import (
     add_lqn_config,
@@ -104,6 +106,46 @@ def test_the_untrained_control_is_the_recipe_with_no_step():
 def test_a_method_that_is_none_is_named(name, reason):
     with pytest.raises(InputError, match=reason):
         method_config(get_cfg(), name)
+
+
+@pytest.mark.parametrize(
+    "name, method",
+    [
+        ("tent", Tent()),
+        ("tent(steps=3,learning_rate=1e-4)", Tent(3, 1e-4)),
+        ("sar(continual=true)", Sar(continual=True)),
+        ("cotta(scales=[0.5,1.0], restored=0)", Cotta(scales=(0.5, 1.0), restored=0.0)),
+        ("multiscale(flip=false)", MultiScale(flip=False)),
+    ],
+)
+def test_settings_stand_in_brackets_behind_a_name(name, method):
+    assert method_config(get_cfg(), name) == method
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("tent(step=3)", "did you mean 'steps'"),
+        ("tent(steps=many)", "method tent.STEPS: expected `int`.* not 'many'"),
+        ("tent(steps=-1)", "method tent.STEPS: expected `int` >= 0"),
+        ("tent(steps)", "method tent.STEPS: expected `int`"),
+        ("tent(steps=3", "settings stand like this"),
+        ("tent(steps=[)", "settings stand like this"),
+        ("tent()", "settings stand like this"),
+        ("lqn(steps=3)", "lqn takes no settings in brackets"),
+        ("blur(steps=3)", "blur takes no settings in brackets"),
+        ("tent@paper", "tent has no recipe"),
+        ("tnet(steps=3)", "did you mean 'tent'"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(name, reason):
+    with pytest.raises(InputError, match=reason):
+        method_config(get_cfg(), name)
+
+
+def test_commas_in_brackets_are_a_names_own():
+    listed = ["teacher", "tent(steps=3,learning_rate=1e-4)", "cotta(scales=[1.0,2.0])"]
+    assert names(",".join(listed)) == listed
 
 
 def test_a_recipe_keeps_the_students_sizes_and_nothing_else():

@@ -34,7 +34,7 @@ from tests.classification.conftest import TEXT, VISION, build_clip
 
 ALL = (
     *("ensemble", "teacher", "apm@paper:mean", "lqn@paper:mean", "restore", "lqn-src", "lqn"),
-    *("lqn:reentry", "zero", "mta", "tps", "gs-bias", "tpt", "tda"),
+    *("lqn:reentry", "zero", "vte", "mta", "tps", "gs-bias", "tpt", "tda"),
 )
 
 

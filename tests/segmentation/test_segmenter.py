@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lqn_seg.adapt.calibration import calibrate
+from lqn_seg.adapt.dense.settings import Larger
 from lqn_seg.adapt.ineffective import IneffectiveMethodWarning
 from lqn_seg.adapt.methods import PixelControl, SegmentationConfig
 from lqn_seg.core.config import with_variant
@@ -82,7 +83,7 @@ def test_larger_is_the_teacher_at_a_larger_input(build, inference):
     teacher = build().teacher.resized((40, 40))
     config = SegmentationConfig(inference=inference, panoptic=False)
     alone = Segmenter(teacher, EomtHead(teacher.model), {"teacher": None}, THINGS, config)
-    methods = {"larger": PixelControl("larger"), "lqn": RECIPE, "teacher": None}
+    methods = {"larger": Larger(), "lqn": RECIPE, "teacher": None}
     (result,) = build(methods, inference=inference, **protocol)([pixels])
     (expected,) = alone([pixels])
     assert list(result) == list(methods)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,15 @@ from lqn_seg.adapt.classification_methods import CONTROLS
 from lqn_seg.classification.published import DATASETS, NOT_RUN, TEACHER, published
 from lqn_seg.engine.classify import Classification
 from lqn_seg.engine.evaluate import CLEAN
+from lqn_seg.evaluation.bootstrap import FEWEST_IMAGES
 from lqn_seg.evaluation.classification import BINS
 from lqn_seg.lab.cost.speed import peak_gmacs_per_ms
 from lqn_seg.lab.report.attempt import attempt
+from lqn_seg.lab.report.budget import budgets, fronts
 from lqn_seg.lab.report.costs import classification_cost
+from lqn_seg.lab.report.provenance import json_numbers
 from lqn_seg.lab.report.report import (
+    AVERAGE,
     CORRUPTED,
     Differences,
     Report,
@@ -98,7 +103,7 @@ class ClassificationReport(Report):
         return tables
 
     def _differences(self, differences: Differences) -> Callable[[], str]:
-        return partial(difference_table, differences, self.images, _short, self.titles)
+        return partial(difference_table, differences, self.images, _short, self.title)
 
     def published_rows(self) -> list[list[Any]]:
         """Other people's scores with the same teacher on the same clean images, marked as such."""
@@ -142,7 +147,11 @@ class ClassificationReport(Report):
         return lines
 
     def cost_table(self) -> str:
-        rows = [[self.title(method), *line.values()] for method, line in self.cost_lines().items()]
+        front = self.budget_table()["front"].values() if self.differences else ()
+        rows = [
+            [self.title(m) + "*" * (m in set().union(*front)), *line.values()]
+            for m, line in self.cost_lines().items()
+        ]
         heads = [f"ms\n{stage}" for stage in (*self.stages, "total")]
         heads += ["GMACs\nforward", "GMACs\nbackward", "MiB\npeak", "%\nof peak"]
         shown = table(rows, ["", *heads], [*[".1f"] * 4, ".3f", ".3f", ".1f", ".0f"])
@@ -154,8 +163,49 @@ class ClassificationReport(Report):
             "counted while the method ran alone, with a student if alignment asked for one in any "
             "image. % of peak: that image's speed, views left out, over the speed of a large "
             f"matrix product in the fastest precision in use ({number(self.peak, '.3g')} GMACs/ms)."
+            " *: on the Pareto front of pareto.png, by GMACs or by time: nothing reaches as much "
+            "for less."
         )
         return f"{wrapped(heading)}\n{shown}"
+
+    def budget_table(self) -> dict[str, Any]:
+        """What `draw_pareto` takes as a table: gains against costs, those of zero-shot being 1."""
+        costs = budgets(
+            {m: self.gmacs(m) for m in self.methods},
+            {m: self.milliseconds(m)["total"] for m in self.methods},
+            self.baseline,
+        )
+        group = next(
+            g for g in (CORRUPTED, AVERAGE, *self.groups) if g in self.scores[self.baseline]
+        )
+        gains = {m: float(by_group[group][0]) for m, by_group in self.scores.items()}
+        compared = as_dicts(self.differences)
+        return {
+            "heading": ", ".join(run.dataset.metadata.name for run in self.runs),
+            "compared": group,
+            "has_intervals": self.images >= FEWEST_IMAGES,
+            "budget_unit": self.baseline,
+            "front": fronts(costs, gains),
+            "methods": {
+                m: {"title": self.title(m), "budget": costs[m]}
+                | ({"minus_baseline": compared[m]} if m in compared else {})
+                for m in self.methods
+            },
+        }
+
+    def draw(self) -> list[Path]:
+        """``pareto.png``, where there are methods to compare."""
+        from lqn_seg.visualization.pareto import draw_pareto
+
+        if not self.differences:
+            return []
+
+        def draw() -> list[Path]:
+            shown = {"metric": _SCORES[self.key], "baseline": self.title(self.baseline)}
+            results = {**shown, "tables": [self.budget_table()]}
+            return draw_pareto(json_numbers(results), Path(self.cfg.OUTPUT_DIR) / "pareto")
+
+        return attempt("the plot pareto could not be drawn", draw, [], self.failed)
 
     # ---- words -----------------------------------------------------------------------------------
 
@@ -192,6 +242,7 @@ class ClassificationReport(Report):
             "focus": self.focus,
             "focus_minus": as_dicts(self.lead),
             "costs": self.cost_lines(),
+            "budget": self.budget_table() if self.costs and self.differences else {},
         }
 
 

@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from lqn_seg.adapt.calibration import alarmed
+from lqn_seg.adapt.dense.encoder import OnWeights
+from lqn_seg.adapt.dense.settings import DenseMethod
 from lqn_seg.adapt.ineffective import paid_recipe
+from lqn_seg.adapt.journey import Images, adapt
 from lqn_seg.adapt.methods import PixelControl
 from lqn_seg.classification.classifier import Classifier
 from lqn_seg.core.config import LQNConfig, with_variant
+from lqn_seg.core.random import RandomKey
 from lqn_seg.engine.classify import Classification
 from lqn_seg.lab.cost.cost import Cost, measure
 from lqn_seg.lab.cost.flops import method_gmacs, teacher_shape
@@ -20,9 +26,11 @@ from lqn_seg.segmentation.segmenter import Segmenter
 def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -> dict[str, float]:
     """Multiply-adds per image of one of a segmenter's methods, by stage: `method_gmacs`.
 
-    What a control does to pixels or logits is not counted; "flip" is a second pass of the teacher,
-    "larger" one on more patches. Another model, which takes images of any size, is counted while it
-    runs on one of the mean size. `stats` are means over the images of `Prediction.stats`.
+    What a control does to pixels or logits is not counted; "flip" is a second pass of the teacher.
+    Other sizes are passes on other numbers of patches. Other people's test-time methods are counted
+    while they run on one window, forward and backward. Another model, which takes images of any
+    size, is counted while it runs on one of the mean size. `stats` are means over the images of
+    `Prediction.stats`.
     """
     if model := segmenter.baselines.get(method):
         size = (round(stats["input_height"]), round(stats["input_width"]))
@@ -30,8 +38,10 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
         total = sum(measure(partial(model.forward_size, size, task)).gmacs for task in tasks)
         whole = dict.fromkeys(("gmacs_teacher", "gmacs_total", "gmacs_paper_convention"), total)
         return whole | {f"gmacs_{stage}": 0.0 for stage in ("align", "fit", "query", "head")}
-    if segmenter.larger and method in segmenter.larger.methods:
-        return count_gmacs(segmenter.larger, method, stats)
+    if other := segmenter.other_sizes.get(method):
+        passes = [count_gmacs(each, "teacher", {"windows": 1}) for each, _ in other.passes]
+        windows = stats["windows"] / len(passes)
+        return {key: windows * sum(one[key] for one in passes) for key in passes[0]}
     shape, windows = teacher_shape(segmenter.teacher), stats["windows"]
     recipe = segmenter.methods[method]
     if isinstance(recipe, LQNConfig):
@@ -39,10 +49,46 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
         recipe = paid_recipe(recipe, segmenter.calibration is not None, is_fitted)
         return method_gmacs(recipe, shape, windows=windows)
     costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
+    if isinstance(recipe, DenseMethod):
+        return costs | _measured(segmenter, method, windows)
     if isinstance(recipe, PixelControl) and recipe.name == "flip":
         twice = ("gmacs_teacher", "gmacs_total", "gmacs_paper_convention")
         return costs | {stage: costs[stage] + costs["gmacs_teacher"] for stage in twice}
     return costs
+
+
+def _measured(segmenter: Segmenter, method: str, windows: float) -> dict[str, float]:
+    """Stages of `count_gmacs` of a test-time method whose cost has no formula here; besides
+    ``gmacs_backward``, a part of the fit, and ``peak_mib``, of tensors made on the way."""
+    cost = dense_cost(segmenter, method)
+    shape = teacher_shape(segmenter.teacher)
+    teacher = method_gmacs(with_variant(LQNConfig(), "teacher"), shape)
+    learns = isinstance(segmenter.adapters[method], OnWeights)
+    stages = {
+        # What learns makes its own passes.
+        "teacher": 0.0 if learns else teacher["gmacs_teacher"],
+        "align": 0.0 if learns else cost.gmacs - teacher["gmacs_teacher"],
+        "fit": cost.gmacs if learns else 0.0,
+        "backward": cost.backward_gmacs,
+    }
+    total = cost.gmacs + teacher["gmacs_head"]
+    stages |= {"total": total, "paper_convention": total}
+    counted = {f"gmacs_{stage}": windows * value for stage, value in stages.items()}
+    return {**counted, "peak_mib": cost.peak_bytes / 2**20}
+
+
+@torch.no_grad()
+def dense_cost(segmenter: Segmenter, method: str) -> Cost:
+    """What a test-time method costs on one window of noise, without the head."""
+    teacher, adapter = segmenter.teacher, segmenter.adapters[method]
+    noise = torch.rand(1, 3, *teacher.image_size, generator=torch.Generator().manual_seed(0))
+    keys = [RandomKey(0)]
+    images = Images(teacher, noise.to(teacher.device), keys, segmenter.calibration, segmenter)
+    images.encode()  # what failures fall back to
+    adapter.reset()
+    cost = measure(lambda: adapt(adapter, images))
+    adapter.reset()
+    return cost
 
 
 def classification_cost(run: Classification, method: str) -> tuple[Cost, float]:

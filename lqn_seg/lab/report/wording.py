@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,16 @@ TITLES = {
     "denoise": "denoised pixels",
     "standardise": "standardised pixels",
     "larger": "larger input",
+    "dehaze": "dehazed pixels",
+    "multiscale": "multi-scale, flip",
+    "tent": "TENT",
+    "sar": "SAR",
+    "memo": "MEMO",
+    "cotta": "CoTTA",
+    "sitta": "SITTA",
+    "mlmp": "MLMP",
+    "neo": "NEO",
+    "adain": "AdaIN",
     "untrained": "untrained student (0 steps)",
     "mask2former": "Mask2Former",
     "maskformer": "MaskFormer",
@@ -36,6 +47,7 @@ CLASSIFICATION_TITLES = {
     "ensemble": "zero-shot, 80 prompts",
     "teacher": "views, not restored",
     "zero": "ZERO",
+    "vte": "VTE",
     "mta": "MTA",
     "tps": "TPS",
     "gs-bias": "GS-Bias",
@@ -49,12 +61,15 @@ WIDTH = 100  # columns of a console
 def title(method: str, titles: Mapping[str, str] = TITLES) -> str:
     """A method's name as people write it.
 
-    >>> title("lqn@paper:mean"), title("mask2former=a/folder")
-    ('LQN, recipe: paper, pooling: mean', 'Mask2Former')
+    >>> title("lqn@paper:mean"), title("mask2former=a/folder"), title("tent(steps=3)")
+    ('LQN, recipe: paper, pooling: mean', 'Mask2Former', 'TENT (steps=3)')
     """
-    label, is_other_model, _ = method.partition("=")
+    before, has_settings, settings = method.partition("(")
+    label, is_other_model, _ = before.partition("=")
     if is_other_model:
         return titles.get(label, label)
+    if has_settings:
+        return f"{titles.get(before, before)} ({settings}"
     rest, _, query = method.partition(":")
     variant, _, recipe = rest.partition("@")
     name = titles.get(variant, variant) + (f", recipe: {recipe}" if recipe else "")
@@ -131,18 +146,43 @@ def difference_table(
     differences: Mapping[str, Mapping[str, PairedDifference]],
     images: int,
     short: Callable[[str], str],
-    titles: Mapping[str, str] = TITLES,
+    name: Callable[[str], str] = title,
     methods_down: bool = True,
     style: str = "simple",
 ) -> str:
     """A row per method and a column per group, or the other way round."""
     groups = list(next(iter(differences.values())))
-    labels, heads = [title(m, titles) for m in differences], [short(g) for g in groups]
+    labels, heads = [name(m) for m in differences], [short(g) for g in groups]
     cells = [[interval_text(d[g], images) for g in groups] for d in differences.values()]
     if not methods_down:
         labels, heads, cells = heads, labels, [list(column) for column in zip(*cells)]
     rows = [[label, *texts] for label, texts in zip(labels, cells)]
     return table(rows, ["", *heads], labels="right", style=style)
+
+
+def p_text(p: float | None, smallest: float) -> str:
+    """A p-value to three digits; "< 0.024" where no resample was on the other side of 0, which is
+    `smallest`, and likewise where a correction multiplied it.
+
+    >>> p_text(0.0316, 0.002), p_text(0.002, 0.002), p_text(1.0, 0.002), p_text(None, 0.002)
+    ('0.032', '< 0.002', '1.000', '-')
+    """
+    if p is None or p != p:
+        return UNDEFINED
+    if p <= smallest * (1 + 1e-9):
+        return f"< {math.ceil(round(1e6 * p) / 1e3) / 1e3:.3f}"
+    return f"{p:.3f}"
+
+
+def rank_text(rank: float, low: float, high: float, images: int) -> str:
+    """ "2 [1, 4]"; of too few images without the interval.
+
+    >>> rank_text(2, 1, 4, 60), rank_text(2.5, 1, 4, 5)
+    ('2 [1, 4]', '2.5')
+    """
+    if rank is None or rank != rank:
+        return UNDEFINED
+    return f"{rank:g}" if images < FEWEST_IMAGES else f"{rank:g} [{low:g}, {high:g}]"
 
 
 def interval_heading(images: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,14 @@ from lqn_seg.engine.evaluate import (
     weights_hash,
 )
 from lqn_seg.errors import InputError, nearest
+from lqn_seg.evaluation.panoptic import PanopticEvaluator
+from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.costs import count_gmacs
-from lqn_seg.lab.report.report import Additive
 from lqn_seg.lab.report.wording import title
 from lqn_seg.lab.study.study_file import METRICS, RunEntry, Study, value_name
 
+Counting = PanopticEvaluator | SemanticEvaluator  # whose metric is of sums over images
 NONE = "none"  # in place of the hash of a calibration that is not there
 
 # ---- what the files hold -------------------------------------------------------------------------
@@ -157,13 +159,14 @@ def _job(
 
 
 def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] = ()) -> CfgNode:
-    """The study's configuration for a teacher; only the output that the metric needs is made."""
+    """The study's configuration for a teacher; only outputs that the metrics need are made."""
     outputs, entry = ("PANOPTIC_ON", "SEMANTIC_ON", "INSTANCE_ON"), study.teachers[teacher]
+    needed = {METRICS[metric][1] for metric in study.metrics}
     pairs: list[tuple[str, Any]] = [
         ("MODEL.LQN.TEACHER.WEIGHTS", entry.weights),
         *([("MODEL.LQN.TEACHER.NAME", entry.name)] if entry.name else []),
         ("DATASETS.TEST", (study.dataset,)),
-        *((f"MODEL.MASK_FORMER.TEST.{o}", o == METRICS[study.metric][1]) for o in outputs),
+        *((f"MODEL.MASK_FORMER.TEST.{o}", o in needed) for o in outputs),
         *overrides,
         # All methods of all runs, so that a wrong name is found now.
         ("MODEL.LQN.METHODS", tuple(sorted({name for run in study.runs for name in run.methods}))),
@@ -179,13 +182,15 @@ def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] =
 
 
 class Lines(NamedTuple):
-    """One method's images under one condition: what the metric sums up, and `Prediction.stats`."""
+    """One method's images under one condition: what each metric sums up, and
+    `Prediction.stats`."""
 
-    stack: NDArray[np.float64]
+    stacks: dict[str, NDArray[np.float64]]
     stats: list[dict[str, float]]
 
     def first(self, images: int) -> Lines:
-        return Lines(self.stack[:images], self.stats[:images])
+        stacks = {metric: stack[:images] for metric, stack in self.stacks.items()}
+        return Lines(stacks, self.stats[:images])
 
 
 @dataclass
@@ -195,7 +200,7 @@ class Finished:
     job: Job
     lines: dict[str, dict[str, Lines]]
     gmacs: dict[str, dict[str, float]]  # of methods whose cost can be counted
-    metric: Callable[[NDArray[np.float64]], NDArray[np.float64]]  # totals (S, ...) to (S,)
+    evaluators: dict[str, Counting]  # by metric, of totals (S, ...)
 
 
 def run_jobs(
@@ -220,7 +225,7 @@ def run_jobs(
         }
         origin = sources[-1] if todo else by_condition[CLEAN]
         gmacs = {m: origin.gmacs[m] for m in job.methods if m in origin.gmacs}
-        done[k] = Finished(job, lines, gmacs, origin.metric)
+        done[k] = Finished(job, lines, gmacs, origin.evaluators)
     return [done[k] for k in range(len(jobs))]
 
 
@@ -239,23 +244,44 @@ def _evaluate(
     with launch.together():
         evaluation = Evaluation(job.cfg, dataset, resume, conditions=job.conditions, strict=True)
     evaluation.run()
-    task = METRICS[study.metric][0]
-    evaluator = evaluation.evaluators[task]
-    assert isinstance(evaluator, Additive)
+    evaluators: dict[str, Counting] = {}
+    for metric in study.metrics:
+        evaluator = evaluation.evaluators[METRICS[metric][0]]
+        assert isinstance(evaluator, Counting)
+        evaluators[metric] = evaluator
     lines: dict[str, dict[str, Lines]] = {str(condition): {} for condition in job.conditions}
     gmacs = {}
     for method in job.methods:
         for condition in job.conditions:
             stored = evaluation.lines(condition, method)
-            stack = evaluator.stack([line[task] for line in stored])
-            stack[:, left_out] = 0  # as if they did not occur, which no mean counts
-            lines[str(condition)][method] = Lines(stack, [line["lqn"] for line in stored])
+            stacks = {
+                metric: evaluator.stack([line[evaluator.task] for line in stored])
+                for metric, evaluator in evaluators.items()
+            }
+            for stack in stacks.values():
+                stack[:, left_out] = 0  # as if they did not occur, which no mean counts
+            lines[str(condition)][method] = Lines(stacks, [line["lqn"] for line in stored])
         complaint = f"teacher {job.teacher}: the cost of {title(method)} could not be counted"
-        means = mean_stats(lines[str(job.conditions[0])][method].stats)
-        count = partial(count_gmacs, evaluation.segmenter, method, means)
+        stats = [s for by_method in lines.values() for s in by_method[method].stats]
+        count = partial(_mean_gmacs, evaluation, method, stats)
         if counted := attempt(complaint, count, None, failed):
             gmacs[method] = counted
-    return Finished(job, lines, gmacs, evaluator.metric)
+    return Finished(job, lines, gmacs, evaluators)
+
+
+def _mean_gmacs(
+    evaluation: Evaluation, method: str, stats: Sequence[dict[str, float]]
+) -> dict[str, float]:
+    """`count_gmacs` per image, where a student is fitted for some of the images alone."""
+    means = mean_stats(stats)
+    if "mixing_weight" not in means:
+        return count_gmacs(evaluation.segmenter, method, means)
+    share = float(np.mean([s["mixing_weight"] > 0 for s in stats]))
+    without, fitted = (
+        count_gmacs(evaluation.segmenter, method, {**means, "mixing_weight": weight})
+        for weight in (0.0, 1.0)
+    )
+    return {key: (1 - share) * without[key] + share * fitted[key] for key in fitted}
 
 
 def _left_out(study: Study, names: Sequence[str]) -> list[int]:

@@ -95,7 +95,12 @@ class StudyFile(Shared, frozen=True, rename=str.upper, kw_only=True):
     teachers: dict[str, TeacherEntry]
     runs: list[RunEntry]
     metric: Text = "PQ"
+    # Metrics with columns of their own, of the same predictions.
+    also: Annotated[tuple[Text, ...], _says(_LISTED.format("metrics"))] = ()
     classes: Annotated[tuple[Text, ...], _says(_LISTED.format("classes"))] = ()  # empty: all
+    # Methods of which a run has several settings, as ``tent`` and ``tent(steps=3)``: they become
+    # one row, each condition with the settings that are best on the other corruptions.
+    tuned: Annotated[tuple[Text, ...], _says(_LISTED.format("methods"))] = ()
     sweep: SweepEntry | None = None
     baseline: Text = "teacher"  # that differences are taken to
     block: Positive = 1  # neighbouring images that the bootstrap keeps together (video frames)
@@ -110,6 +115,16 @@ class Study(StudyFile, frozen=True, kw_only=True):
     """A study's file, and its name without the suffix."""
 
     name: str
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metric that is compared first."""
+        return self.metric, *self.also
+
+
+def variants(base: str, methods: Sequence[str]) -> list[str]:
+    """The methods that are one with several settings: "tent" and "tent(steps=3)" are "tent"."""
+    return [method for method in methods if method.partition("(")[0] == base]
 
 
 _SHARED = tuple(field.encode_name for field in structs.fields(Shared))
@@ -191,8 +206,14 @@ def _study(raw: dict[str, Any], name: str, further: Sequence[str]) -> Study:
 
 def _check_names(study: Study) -> None:
     _check(study.metric, tuple(METRICS), "name", "METRIC ")
-    if study.classes and METRICS[study.metric][0] == "confidence":
-        raise InputError(f"METRIC {study.metric} is of all classes together: leave CLASSES out")
+    for metric in study.also:
+        _check(metric, tuple(METRICS), "name", "ALSO ")
+        if metric == study.metric:
+            raise InputError(f"ALSO names {metric}, which is the METRIC")
+    for metric in study.metrics if study.classes else ():
+        if METRICS[metric][0] == "confidence":
+            raise InputError(f"METRIC {metric} is of all classes together: leave CLASSES out")
+    _check_tuned(study)
     for k, run in enumerate(study.runs):
         if not run.methods:
             raise InputError(f"METHODS is missing at the top and in run {k + 1}")
@@ -208,6 +229,23 @@ def _check_names(study: Study) -> None:
     of_teachers = [f"{what}/{key}" for what in ("teacher", "calibration") for key in study.teachers]
     for key in study.frozen:
         _check(key, ("dataset", "corruptions", *of_teachers), "key", "FROZEN ")
+
+
+def _check_tuned(study: Study) -> None:
+    listed = {method for run in study.runs for method in run.methods}
+    for base in study.tuned:
+        _check(base, {method.partition("(")[0] for method in listed}, "method", "TUNED ")
+        if study.baseline in variants(base, list(listed)):
+            raise InputError(f"TUNED names {base}, which is the BASELINE")
+        for k, run in enumerate(study.runs):
+            several = len(variants(base, run.methods)) > 1
+            if several and len(run.corruptions) < 2:
+                raise InputError(
+                    f"TUNED {base} is chosen on other corruptions, but run {k + 1} has "
+                    f"{len(run.corruptions)}: at least 2 are needed"
+                )
+        if all(len(variants(base, run.methods)) < 2 for run in study.runs):
+            raise InputError(f"TUNED names {base}, of which no run has two settings to choose from")
 
 
 def _sweep(raw: Any) -> SweepEntry:

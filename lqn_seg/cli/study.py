@@ -41,8 +41,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
 
 
 def _is_key(word: str) -> bool:
-    is_path = "/" in word or word.endswith((".yaml", ".yml")) or Path(word).is_dir()
-    return not is_path
+    """Keys are in capitals; what is there is a file or a folder."""
+    is_path = "/" in word or word.endswith((".yaml", ".yml")) or Path(word).exists()
+    return word.split(".")[0].isupper() and not is_path
 
 
 def run(arguments: Namespace) -> None:

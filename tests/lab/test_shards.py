@@ -11,11 +11,13 @@ import yaml
 from lqn_seg.adapt.timing import Clock
 from lqn_seg.cli.study import main
 from lqn_seg.engine import launch
+from lqn_seg.engine.evaluate import Evaluation
 from lqn_seg.engine.shard import Shard
 from lqn_seg.engine.store import ResultStore
 from lqn_seg.errors import InputError
 from lqn_seg.lab.study.shards import merge, run_shard
 from lqn_seg.lab.study.study_report import run_study
+from lqn_seg.segmentation.segmenter import Segmenter
 from lqn_seg.visualization import curves, pareto
 
 
@@ -168,3 +170,28 @@ def test_the_store_of_a_shard_needs_the_same_run(tmp_path):
     assert set(store("x", "2of2").results("clean")) == {1}
     with pytest.raises(InputError, match=r"differs in: records\)"):
         store("y", "2of2")
+
+
+def test_what_learns_on_the_way_begins_every_condition_afresh(study, tmp_path, monkeypatch):
+    """Condition by condition; without images between, the second is what it is alone."""
+    events: list[str] = []
+    reset, predict = Segmenter.reset, Evaluation.predict
+    monkeypatch.setattr(Segmenter, "reset", lambda self: events.append("reset") or reset(self))
+
+    def watched(self, condition, samples):
+        events.append(str(condition))
+        return predict(self, condition, samples)
+
+    monkeypatch.setattr(Evaluation, "predict", watched)
+    learning = ["METHODS", "[teacher, 'tent(continual=true,learning_rate=0.1)']"]
+    few = [*learning, "MODEL.LQN.BATCH", "1", "MAX_IMAGES", "3", "METRIC", "mIoU"]
+
+    def stored(folder: Path, severities: str) -> str:
+        events.clear()
+        run_study(study, [*few, *in_folder(folder), "SEVERITIES", severities])
+        return next(folder.rglob("fog-5.0.jsonl")).read_text()
+
+    several = stored(tmp_path / "several", "[3, 5]")
+    assert events == [x for c in ("clean", "fog-3", "fog-5") for x in ("reset", *[c] * 3)]
+    alone = stored(tmp_path / "alone", "[5]")
+    assert several == alone

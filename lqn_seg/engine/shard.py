@@ -3,14 +3,16 @@ torch."""
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from lqn_seg.errors import InputError
 
 T = TypeVar("T")
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Shard:
     """Part `number`, from 1 on, of `count` parts; the only one is the whole."""
 
     number: int = 1

@@ -319,6 +319,6 @@ def test_results_are_on_the_disk_alone(tmp_path, monkeypatch):
     tracemalloc.start()
     found = store.found
     size, peak = tracemalloc.get_traced_memory()
-    assert size < 400 * len(records) and peak < 2e6  # of 20 MB
+    assert size < 600 * len(records) and peak < 2e6  # of 20 MB
     assert found.results("clean")[7]["methods"]["lqn"][:2] == [7, 7]
     tracemalloc.stop()

@@ -325,14 +325,14 @@ STORED = [[{"image_id": n, "methods": {"lqn": {"score": n / 3}}}] for n in range
 
 
 def make_results(folder: Path) -> None:
-    from lqn_seg.engine.store import format_line
+    from lqn_seg.engine.stored import format_line
 
     (folder / "clean.0.jsonl").write_text("".join(map(format_line, STORED)))
 
 
 def read_results(folder: Path) -> None:
     """A damaged line is no result; what is read is what was stored."""
-    from lqn_seg.engine.store import parse_line
+    from lqn_seg.engine.stored import parse_line
 
     with (folder / "clean.0.jsonl").open(errors="replace") as file:
         result = [parse_line(text) for text in file]

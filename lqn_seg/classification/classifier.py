@@ -245,6 +245,11 @@ class Classifier:
             for name, recipe in methods.items()
         }
 
+    @property
+    def history(self) -> bool:
+        """Whether a method's answer to an image depends on those before it."""
+        return any(baseline.history for baseline in self.baselines.values())
+
     def reset(self) -> None:
         """Forget what methods with a history have seen: a new stream of images begins."""
         for baseline in self.baselines.values():

@@ -20,11 +20,11 @@ from lqn_seg.data.corruptions import Pixels
 from lqn_seg.data.file_names import file_names
 from lqn_seg.data.labelled_images import EVALUATOR_TYPE
 from lqn_seg.data.shipped import find_local
-from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_calibration, build_teacher, describe_teacher
 from lqn_seg.engine.calibrate import calibrate_on, calibration_records
-from lqn_seg.engine.evaluate import Condition, DatasetRun, Sample, tensors_hash
-from lqn_seg.engine.store import Result, make_writable
+from lqn_seg.engine.evaluate import Condition, DatasetRun, Sample, check_history, tensors_hash
+from lqn_seg.engine.store import make_writable
+from lqn_seg.engine.stored import Result
 from lqn_seg.engine.usable import spread
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.classification import ClassificationEvaluator
@@ -52,8 +52,6 @@ class Classification(DatasetRun):
         self.evaluator = ClassificationEvaluator(dataset.metadata)
         parts = cfg, teacher, calibration, self.evaluator.classes, recipes
         self.classifier = classifier = build_classifier(*parts, dataset.metadata.name)
-        self.resumable = not _LEARNING & set(recipes)
-        self._condition: Condition | None = None  # that the classifier has met last
         evaluators = {self.evaluator.task: self.evaluator}
         fingerprint = {
             "methods": {name: repr(recipe) for name, recipe in recipes.items()},
@@ -73,9 +71,6 @@ class Classification(DatasetRun):
     def predict(
         self, condition: Condition, samples: Sequence[Sample]
     ) -> list[dict[str, Prediction]]:
-        if condition != self._condition:
-            self.classifier.reset()
-            self._condition = condition
         return self.classifier([sample.images[str(condition)] for sample in samples])
 
     def score(self, sample: Sample, prediction: Prediction) -> Result:
@@ -118,11 +113,7 @@ def classifications(
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST must name at least one data set of labelled images")
     datasets = [_labelled(name) for name in dict.fromkeys(cfg.DATASETS.TEST)]
-    if _LEARNING & set(cfg.CLASSIFICATION.METHODS) and (resume or launch.size() > 1):
-        raise InputError(
-            "tda learns from earlier images, so one process must see all of them: run it with "
-            "--num-gpus 1 and without --resume"
-        )
+    check_history([m for m in cfg.CLASSIFICATION.METHODS if m in _LEARNING], resume)
     with fixed_threads(cfg.MODEL.LQN.EVAL.THREADS):
         teacher = build_clip(cfg)
         calibration = build_calibration(cfg, teacher)

@@ -12,7 +12,7 @@ import json
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,9 @@ from lqn_seg.data.input_hash import input_hash
 from lqn_seg.data.labelled_images import read_labelled_image
 from lqn_seg.engine import launch
 from lqn_seg.engine.build import build_segmenter, describe_class_map
-from lqn_seg.engine.store import STAMP, Batch, Key, Result, ResultStore, say
+from lqn_seg.engine.shard import WHOLE, Shard
+from lqn_seg.engine.store import Batch, ResultStore, say
+from lqn_seg.engine.stored import STAMP, Key, Result
 from lqn_seg.engine.usable import name_problems
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation import (
@@ -130,10 +132,12 @@ class DatasetRun(ABC):
             since is evaluated again.
         strict: stop at the first image that cannot be read or scored, which is otherwise named,
             counted and left out under all conditions.
-    """
+        shard: the part of the images that this job evaluates; other jobs see to the others.
 
-    # A method that learns on the way sees all images of a condition before the next one's.
-    resumable = True
+    Attributes:
+        resumable: not with a method that learns on the way: it sees all images of a condition
+            before the next one's.
+    """
 
     def __init__(
         self,
@@ -147,6 +151,7 @@ class DatasetRun(ABC):
         conditions: Sequence[Condition] | None = None,
         resume: bool = False,
         strict: bool = False,
+        shard: Shard = WHOLE,
     ) -> None:
         self.cfg, self.dataset, self.records, self.model = cfg, dataset, records, model
         self.evaluators, self.folder, self.strict = evaluators, folder, strict
@@ -158,11 +163,18 @@ class DatasetRun(ABC):
                 name_problems(dataset.problems)
             raise InputError(f"no image can be evaluated: {dataset.problems[0]}")
         self._is_noted = False
+        self.resumable = not model.history
+        self.mine = shard.of(records, model.config.batch)
         self.fingerprint = {**self._common_fingerprint(listed), **fingerprint}
         names = [str(condition) for condition in self.conditions]
-        self.store = ResultStore(folder, self.fingerprint, names, resume, strict, ("records",))
-        if resume:
-            self.store.forget_changed(records, self._stamp)
+        how = resume, strict, ("records",), shard.name
+        self.store = ResultStore(folder, self.fingerprint, names, *how)
+        if resume or shard.name:
+            self.forget_changed()
+
+    def forget_changed(self) -> None:
+        """Let no result count of an image whose files or annotation have changed since."""
+        self.store.forget_changed(self.mine, self._stamp)
 
     def _common_fingerprint(self, listed: list[Record]) -> dict[str, Any]:
         metadata, teacher = self.dataset.metadata, self.model.teacher
@@ -193,22 +205,25 @@ class DatasetRun(ABC):
     def run(self, progress: bool = True) -> None:
         """Predict and score what is not on disk yet; each process does its part of it."""
         launch.keep_memory()
-        batches = self.store.shard(self.records, self.model.config.batch, apart=not self.resumable)
+        batches = self.store.shard(self.mine, self.model.config.batch, apart=not self.resumable)
         # Each image is read and its truth decoded once, prefetched where that pays.
         how: dict[str, Any] = {"collate_fn": self._read_batch, "num_workers": self.workers}
         loader: Iterable[list[Sample]] = DataLoader(batches, batch_size=None, **how)  # type: ignore[arg-type]
-        threads = self.cfg.MODEL.LQN.EVAL.THREADS
+        threads, met = self.cfg.MODEL.LQN.EVAL.THREADS, None
         with fixed_threads(threads), _progress_bar(batches, progress) as bar:
             for samples in loader:
                 for condition in self.conditions:
                     todo = [sample for sample in samples if str(condition) in sample.images]
                     if todo:
+                        if condition != met:
+                            self.model.reset()
+                            met = condition
                         bar.set_description(f"{condition!s:<20}", refresh=False)
                         predictions = self._predictions(condition, todo)
                         lines = [self._line(condition, s, p) for s, p in zip(todo, predictions)]
                         self.store.append(str(condition), lines)
                         bar.update(len(todo))
-        self.store.finish(self.records)
+        self.store.finish(self.mine)
         if launch.is_main() and not self.scored:
             raise InputError(f"no image could be evaluated: {next(iter(self.failures.values()))}")
 
@@ -310,8 +325,14 @@ class DatasetRun(ABC):
 
     def lines(self, condition: Condition | str, method: str) -> list[Result]:
         """One method's line for every scored image, in the data set's order."""
-        stored = self.store.entries[str(condition)]
-        return [stored[record["image_id"]]["methods"][method] for record in self.scored]
+        return [by_method[method] for by_method in self.each(condition)]
+
+    def each(self, condition: Condition | str) -> Iterator[dict[str, Result]]:
+        """For every scored image, in the data set's order, each method's line; one image is in
+        memory at a time."""
+        stored = self.store.results(str(condition))
+        for record in self.scored:
+            yield stored[record["image_id"]]["methods"]
 
     def fitted(self, method: str) -> int:
         """To how many images a student was fitted and mixed in, each condition counting."""
@@ -325,7 +346,7 @@ class DatasetRun(ABC):
             task: evaluator.summarize([line[task] for line in lines])
             for task, evaluator in self.evaluators.items()
         }
-        return result | {"lqn": mean_stats([line["lqn"] for line in lines])}
+        return result | {"lqn": mean_stats(line["lqn"] for line in lines)}
 
 
 class Evaluation(DatasetRun):
@@ -345,6 +366,7 @@ class Evaluation(DatasetRun):
         resume: bool = False,
         conditions: Sequence[Condition] | None = None,
         strict: bool = False,
+        shard: Shard = WHOLE,
     ) -> None:
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
             dataset = dataset.with_instances()  # what is wrong there is said before the first image
@@ -354,6 +376,8 @@ class Evaluation(DatasetRun):
         self.segmenter = build_segmenter(
             cfg, metadata.thing_ids, metadata.num_classes, class_names=metadata.class_names
         )
+        adapters = self.segmenter.adapters.items()
+        check_history([n for n, adapter in adapters if adapter.history], resume, shard)
         if note := describe_class_map(self.segmenter, metadata):
             dataset = dataclasses.replace(dataset, notes=(*dataset.notes, note))
         evaluators = build_evaluators(cfg, metadata)
@@ -367,7 +391,7 @@ class Evaluation(DatasetRun):
         }
         super().__init__(
             *(cfg, dataset, records, self.segmenter, evaluators, folder, fingerprint),
-            *(conditions, resume, strict),
+            *(conditions, resume, strict, shard),
         )
 
     def image(self, condition: Condition, record: Record) -> torch.Tensor:
@@ -392,6 +416,16 @@ class Evaluation(DatasetRun):
         return {**scores, "lqn": prediction.stats, "mask_hash": mask_hash(prediction.output)}
 
 
+def check_history(names: Collection[str], resume: bool, shard: Shard = WHOLE) -> None:
+    """Refuse to interrupt or split what methods of these names learn from image to image."""
+    if names and (resume or shard.name or launch.size() > 1):
+        verb = "learns" if len(names) == 1 else "learn"
+        raise InputError(
+            f"{', '.join(names)} {verb} from earlier images, so one process must see all of them: "
+            "run it in one process (--num-gpus 1), without --resume and without --shard"
+        )
+
+
 def _tensor(image: Pixels) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
@@ -409,10 +443,14 @@ def _progress_bar(batches: Sequence[Batch], progress: bool) -> Any:
     )
 
 
-def mean_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_stats(stats: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each statistic over the images; ``fallback``, where there is one, is their number."""
-    totals = {key: sum(s[key] for s in stats) for key in stats[0]}
-    return {k: total if k == "fallback" else total / len(stats) for k, total in totals.items()}
+    totals: dict[str, float] = {}
+    count = 0
+    for one in stats:
+        totals = {key: totals.get(key, 0) + one[key] for key in totals or one}
+        count += 1
+    return {k: total if k == "fallback" else total / count for k, total in totals.items()}
 
 
 def _digest(text: str) -> str:

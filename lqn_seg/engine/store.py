@@ -8,26 +8,23 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import sys
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tqdm import tqdm
 
 from lqn_seg.engine import launch
+from lqn_seg.engine.stored import Index, Key, Results, format_line
 from lqn_seg.errors import InputError
 
-Key = int | str
 Record = dict[str, Any]
-Result = dict[str, Any]
 Batch = list[tuple[Record, list[str]]]  # records, and the groups that lack a result of each
-STAMP = "input_hash"
-_LINE = re.compile(r'\{"crc32": (\d+), "images": (\[.*\])\}')
 _NAMED = 5  # images that are named where some have changed
+_COPIED = 32  # entries of one line where results are copied
 
 
 class ResultStore:
@@ -40,6 +37,8 @@ class ResultStore:
         resume: continue from the results in the folder; otherwise they are removed.
         strict: stop when the disk is full.
         may_change: keys of the fingerprint that a run need not share with the one it goes on from.
+        shard: name of a job whose company may write into the folder at the same time, unheard: it
+            always resumes, and shares all of the fingerprint.
     """
 
     def __init__(
@@ -50,99 +49,83 @@ class ResultStore:
         resume: bool = False,
         strict: bool = False,
         may_change: Sequence[str] = (),
+        shard: str = "",
     ) -> None:
-        self.folder, self.groups, self.strict = folder, list(groups), strict
+        self.folder, self.groups, self.strict, self.shard_name = folder, list(groups), strict, shard
         self.unwritten: list[tuple[str, str]] = []  # (group, line) that found no room on the disk
         self.complaint = ""  # why not
         self._stale: set[tuple[Key, str]] = set()  # (image id, stamp) of results that do not count
-        self._entries: dict[str, dict[Key, Result]] | None = None
-        expected = json.loads(json.dumps(fingerprint))
+        self._found: Index | None = None
+        self.fingerprint = json.loads(json.dumps(fingerprint))
         with launch.together():
             if launch.is_main():
-                self._open(expected, resume, set(may_change))
+                self._open(resume, set(may_change))
         with launch.together():
-            if not launch.is_main() and self._fingerprint() != expected:
+            if not launch.is_main() and read_fingerprint(folder) != self.fingerprint:
                 raise InputError(
                     f"OUTPUT_DIR: process {launch.rank()} does not find its own run in "
                     f"{self.folder / 'run.json'}: all processes need the same files and one shared "
                     "folder"
                 )
 
-    def _open(self, fingerprint: dict[str, Any], resume: bool, may_change: set[str]) -> None:
+    def _open(self, resume: bool, may_change: set[str]) -> None:
         """Refuse to continue another run's results; a fresh start removes them all."""
+        path, text = self.folder / "run.json", json.dumps(self.fingerprint, indent=2) + "\n"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            stored = self._fingerprint()
+            # Shards write results after run.json, so those that are there now have theirs already.
+            files = list(self.folder.glob("*.jsonl"))
+            if self.shard_name and not files:
+                write_first(path, text)
+            stored = read_fingerprint(self.folder)
         except OSError as error:
             raise InputError(f"OUTPUT_DIR: cannot use {self.folder} ({error.strerror})") from error
+        if self.shard_name:
+            self._check_same(self.folder, stored or {}, set(), "choose another OUTPUT_DIR")
+            return
         if not resume or stored is None:
-            for old in self.folder.glob("*.jsonl"):
+            for old in files:
                 old.unlink()
         else:
-            keys = sorted({*fingerprint, *stored} - may_change)
-            if others := [key for key in keys if fingerprint.get(key) != stored.get(key)]:
-                raise InputError(
-                    f"{self.folder} holds results of another configuration, teacher, data set or "
-                    f"machine (it differs in: {', '.join(others)}): choose another OUTPUT_DIR, or "
-                    "start again without --resume"
-                )
-        write_atomically(self.folder / "run.json", json.dumps(fingerprint, indent=2) + "\n")
+            remedy = "choose another OUTPUT_DIR, or start again without --resume"
+            self._check_same(self.folder, stored, may_change, remedy)
+        write_atomically(path, text)
 
-    def _fingerprint(self) -> dict[str, Any] | None:
-        """What ``run.json`` says; nothing where it is damaged, None where there is none."""
-        path = self.folder / "run.json"
-        if not path.is_file():
-            return None
-        try:
-            stored = json.loads(path.read_text())
-        except ValueError:
-            return {}
-        return stored if isinstance(stored, dict) else {}
+    def _check_same(
+        self, folder: Path, stored: dict[str, Any], may_change: set[str], remedy: str
+    ) -> None:
+        keys = sorted({*self.fingerprint, *stored} - may_change)
+        if others := [key for key in keys if self.fingerprint.get(key) != stored.get(key)]:
+            raise InputError(
+                f"{folder} holds results of another configuration, teacher, data set or machine "
+                f"(it differs in: {', '.join(others)}): {remedy}"
+            )
 
     @property
-    def entries(self) -> dict[str, dict[Key, Result]]:
-        """By group and image id, the last result that counts, whichever process or run wrote it;
-        a failure only where there is no result."""
-        if self._entries is None:
-            self._entries = {group: {} for group in self.groups}
-            for group, entry in self._lines():
-                key, kept = entry["image_id"], self._entries[group]
-                made_good = "failed" in entry and "failed" not in kept.get(key, entry)
-                if (key, entry.get(STAMP, "")) not in self._stale and not made_good:
-                    kept[key] = entry
-        return self._entries
+    def found(self) -> Index:
+        """What is there now, of all processes."""
+        if self._found is None:
+            self._found = Index(self.folder, self.groups, self.unwritten, self._stale)
+        return self._found
 
-    def _lines(self) -> Iterator[tuple[str, Result]]:
-        """All entries: files in the order of their names, then what found no room."""
-        for group in self.groups:
-            for path in sorted(self.folder.glob(f"{group}.*.jsonl")):
-                with path.open(errors="replace") as file:
-                    for entry in itertools.chain.from_iterable(map(parse_line, file)):
-                        yield group, entry
-        for group, text in self.unwritten:
-            for entry in parse_line(text):
-                yield group, entry
-
-    def results(self, group: str) -> dict[Key, Result]:
-        return {key: entry for key, entry in self.entries[group].items() if "failed" not in entry}
+    def results(self, group: str) -> Results:
+        return self.found.results(group)
 
     def failures(self, group: str) -> dict[Key, str]:
-        entries = self.entries[group].items()
-        return {key: entry["failed"] for key, entry in entries if "failed" in entry}
+        return self.found.failures[group]
 
     def forget_changed(self, records: Sequence[Record], stamp: Callable[[Record], str]) -> None:
         """Let no result count whose ``STAMP`` is not its record's `stamp` now, and name the images.
         Every process has to call it; each reads its part of the records."""
-        stamps: dict[Key, set[str]] = {}
-        for _, entry in self._lines():
-            if "failed" not in entry:
-                stamps.setdefault(entry["image_id"], set()).add(entry.get(STAMP, ""))
+        stamps = self.found.stamps
         known = [record for record in records if record["image_id"] in stamps]
         mine = [(r["image_id"], stamp(r)) for r in known[launch.rank() :: launch.size()]]
         now = dict(itertools.chain.from_iterable(launch.gather(mine)))
+        stale = {(key, old) for key in now for old in stamps[key] - {now[key]}}
+        if stale == self._stale:
+            return
         before = {group: self.results(group).keys() for group in self.groups}
-        self._stale = {(key, old) for key in now for old in stamps[key] - {now[key]}}
-        self._entries = None
+        self._stale, self._found = stale, None
         lost = {key for group in self.groups for key in before[group] - self.results(group).keys()}
         changed = [record["image_id"] for record in known if record["image_id"] in lost]
         if changed and launch.is_main():
@@ -152,6 +135,22 @@ class ResultStore:
                 f"{len(changed)} of {len(records)} images "
                 f"({', '.join(map(str, changed[:_NAMED]))}{more})"
             )
+
+    def copy_from(self, folder: Path) -> set[int]:
+        """Take the results that this folder lacks from another folder of the same run; returns
+        into how many shards the runs were split that wrote there. An `InputError` if the other
+        folder holds another run."""
+        stored = read_fingerprint(folder)
+        if stored is None:
+            raise InputError(f"{folder} has no run.json, so it holds no results")
+        self._check_same(folder, stored, set(), "its results cannot be merged with those of others")
+        other = Index(folder, self.groups)
+        for group in self.groups:
+            theirs, mine = other.results(group), self.results(group)
+            lacking = iter([key for key in theirs if key not in mine])
+            while some := list(itertools.islice(lacking, _COPIED)):
+                self.append(group, [theirs[key] for key in some])
+        return other.shards
 
     def left(self, records: Sequence[Record], batch: int, apart: bool = False) -> list[Batch]:
         """Batches that are not finished, the same in every process; failures are tried again. Where
@@ -170,14 +169,13 @@ class ResultStore:
 
     def shard(self, records: Sequence[Record], batch: int, apart: bool = False) -> list[Batch]:
         """This process's part of what is `left`; every process has to ask for its own."""
-        self._entries = None
         todo = self.left(records, batch, apart)
         launch.gather(None)  # nobody writes before all have seen what is left
         return todo[launch.rank() :: launch.size()]
 
     def append(self, group: str, entries: Sequence[Mapping[str, Any]]) -> None:
         """Write a batch's entries, after all that could not be written before it."""
-        self._entries = None
+        self._found = None
         self.unwritten.append((group, format_line(entries)))
         try:
             while self.unwritten:
@@ -192,7 +190,8 @@ class ResultStore:
             self.complaint = reason
 
     def _write(self, group: str, line: str) -> None:
-        with (self.folder / f"{group}.{launch.rank()}.jsonl").open("a+b") as file:
+        process = self.shard_name or launch.rank()
+        with (self.folder / f"{group}.{process}.jsonl").open("a+b") as file:
             data = line.encode()
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
@@ -208,9 +207,11 @@ class ResultStore:
         others = launch.gather((self.unwritten, self.complaint))
         self.unwritten = [line for unwritten, _ in others for line in unwritten]
         self.complaint = next((complaint for _, complaint in others if complaint), "")
-        self._entries = None
-        for group, entries in self.entries.items() if launch.is_main() else ():
-            missing = [r["image_id"] for r in records if r["image_id"] not in entries]
+        if launch.size() > 1:
+            self._found = None  # they have written
+        for group in self.groups if launch.is_main() else ():
+            there = {*self.results(group), *self.failures(group)}
+            missing = [r["image_id"] for r in records if r["image_id"] not in there]
             if missing:
                 raise InputError(
                     f"{self.folder}: {len(missing)} results of {group} are missing, for example "
@@ -219,18 +220,34 @@ class ResultStore:
                 )
 
 
-def format_line(entries: Sequence[Mapping[str, Any]]) -> str:
-    """A batch as a line of JSON that carries its own checksum."""
-    body = json.dumps(entries)
-    return f'{{"crc32": {zlib.crc32(body.encode())}, "images": {body}}}\n'
+def read_fingerprint(folder: Path) -> dict[str, Any] | None:
+    """What ``run.json`` says; nothing where it is damaged, None where there is none."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
-def parse_line(text: str) -> list[dict[str, Any]]:
-    """The batch of a line; nothing from one that is torn or damaged."""
-    match = _LINE.fullmatch(text.rstrip("\n"))
-    if match is None or zlib.crc32(match[2].encode()) != int(match[1]):
-        return []
-    return json.loads(match[2])
+def write_first(path: Path, text: str) -> None:
+    """Write a file that appears whole, unless another process has been faster."""
+    partial = path.with_name(f"{path.name}.{uuid4().hex}")
+    try:
+        with partial.open("x") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, path)  # unlike a renaming it replaces nothing
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from lqn_seg.config.methods import adaptation
 from lqn_seg.config.nodes import load_classification_cfg
 from lqn_seg.data import catalog
 from lqn_seg.engine.classify import Classification, calibrate_clip, classifications
-from lqn_seg.engine.store import parse_line
+from lqn_seg.engine.stored import parse_line
 from lqn_seg.engine.training.train_clip import save_clip
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.cost import UncountedOperatorError

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from lqn_seg.engine import launch
-from lqn_seg.engine.store import ResultStore, parse_line
+from lqn_seg.engine.store import ResultStore
+from lqn_seg.engine.stored import parse_line
 from lqn_seg.errors import InputError, PeerError
 from lqn_seg.lab.report.run import evaluate
 

@@ -9,11 +9,13 @@ import random
 import resource
 import signal
 import time
+import tracemalloc
 
 import pytest
 
-from lqn_seg.engine import launch
-from lqn_seg.engine.store import ResultStore, format_line, parse_line, write_atomically
+from lqn_seg.engine import launch, stored
+from lqn_seg.engine.store import ResultStore, write_atomically, write_first
+from lqn_seg.engine.stored import format_line, parse_line
 from lqn_seg.errors import InputError
 
 RECORDS = [{"image_id": k} for k in range(40)]
@@ -222,7 +224,7 @@ def test_missing_results_of_other_machines_are_named(tmp_path):
     fill(store)
     (tmp_path / "fog-3.0.jsonl").unlink()
     with pytest.raises(InputError, match=r"40 results of fog-3 .*folder that all machines share"):
-        store.finish(RECORDS)
+        opened(tmp_path).finish(RECORDS)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -262,3 +264,61 @@ def test_a_result_counts_for_the_content_that_it_was_made_of(
         path.unlink()
     if processes == 1:
         assert ("clean", 5) in fill_stamped(resumed())
+
+
+def racing(folder, number: int) -> None:
+    shard = f"{number}of8"
+    store = ResultStore(folder, {"methods": "x"}, ["clean"], shard=shard)
+    store.append("clean", [{"image_id": number}])
+
+
+def test_shards_that_start_at_the_same_moment_keep_each_others_results(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for turn in range(5):
+        folder = tmp_path / str(turn)
+        shards = [context.Process(target=racing, args=(folder, k)) for k in range(1, 9)]
+        for process in shards:
+            process.start()
+        for process in shards:
+            process.join()
+        assert [process.exitcode for process in shards] == [0] * 8
+        store = ResultStore(folder, {"methods": "x"}, ["clean"], shard="1of8")
+        assert set(store.results("clean")) == set(range(1, 9)) and store.found.shards == {8}
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"run.json", *(f"clean.{k}of8.jsonl" for k in range(1, 9))}
+
+
+def test_the_first_of_several_writers_wins(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    write_first(path, "1")
+    write_first(path, "2")
+    assert path.read_text() == "1" and list(tmp_path.iterdir()) == [path]
+
+    def unknown(*_: object) -> None:
+        raise PermissionError(1, "this file system has no hard links")
+
+    monkeypatch.setattr(os, "link", unknown)
+    write_first(path, "3")
+    assert path.read_text() == "3" and list(tmp_path.iterdir()) == [path]
+
+
+def test_results_are_on_the_disk_alone(tmp_path, monkeypatch):
+    """What is in memory of a result does not grow with it, and nothing is read between batches."""
+    records = [{"image_id": k} for k in range(200)]
+    store = opened(tmp_path, groups=["clean"])
+    read: list[str] = []
+    heads = stored._heads
+    monkeypatch.setattr(stored, "_heads", lambda text: read.append(text) or heads(text))
+    for batch in store.shard(records, 2):
+        entries = [{**r, "methods": {"lqn": [r["image_id"]] * 20_000}} for r, _ in batch]
+        store.append("clean", entries)
+    assert not read
+    del entries
+    read.clear()
+    monkeypatch.undo()
+    tracemalloc.start()
+    found = store.found
+    size, peak = tracemalloc.get_traced_memory()
+    assert size < 600 * len(records) and peak < 2e6  # of 20 MB
+    assert found.results("clean")[7]["methods"]["lqn"][:2] == [7, 7]
+    tracemalloc.stop()

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from fvcore.common.config import CfgNode
-from numpy.typing import NDArray
 
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.data.catalog import Dataset
@@ -33,15 +32,14 @@ from lqn_seg.engine.evaluate import (
     mean_stats,
     weights_hash,
 )
+from lqn_seg.engine.shard import WHOLE, Shard
 from lqn_seg.errors import InputError, nearest
-from lqn_seg.evaluation.panoptic import PanopticEvaluator
-from lqn_seg.evaluation.semantic import SemanticEvaluator
 from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.wording import title
+from lqn_seg.lab.study.lines import Counting, Lines, Shelf, shelve
 from lqn_seg.lab.study.study_file import METRICS, RunEntry, Study, value_name
 
-Counting = PanopticEvaluator | SemanticEvaluator  # whose metric is of sums over images
 NONE = "none"  # in place of the hash of a calibration that is not there
 
 # ---- what the files hold -------------------------------------------------------------------------
@@ -181,18 +179,6 @@ def study_cfg(study: Study, teacher: str, overrides: Sequence[tuple[str, Any]] =
     return load_cfg(study.config, flat)
 
 
-class Lines(NamedTuple):
-    """One method's images under one condition: what each metric sums up, and
-    `Prediction.stats`."""
-
-    stacks: dict[str, NDArray[np.float64]]
-    stats: list[dict[str, float]]
-
-    def first(self, images: int) -> Lines:
-        stacks = {metric: stack[:images] for metric, stack in self.stacks.items()}
-        return Lines(stacks, self.stats[:images])
-
-
 @dataclass
 class Finished:
     """A job's lines, by condition and method, and what is made of them."""
@@ -210,11 +196,9 @@ def run_jobs(
     receives a sentence for each cost that cannot be counted."""
     left_out = _left_out(study, dataset.metadata.class_names)
     done: dict[int, Finished] = {}
-    for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k)):
+    for k, missing in missing_jobs(jobs).items():
         job, sources = jobs[k], list(done.values())
-        todo = [c for c in job.conditions if not any(f.job.covers(job, c) for f in sources)]
-        if todo:
-            missing = replace(job, conditions=tuple(todo))
+        if missing.conditions:
             sources.append(_evaluate(study, missing, dataset, resume, failed, left_out))
         by_condition = {
             str(c): next(f for f in sources if f.job.covers(job, c)) for c in job.conditions
@@ -223,10 +207,30 @@ def run_jobs(
             name: {m: source.lines[name][m].first(job.images) for m in job.methods}
             for name, source in by_condition.items()
         }
-        origin = sources[-1] if todo else by_condition[CLEAN]
+        origin = sources[-1] if missing.conditions else by_condition[CLEAN]
         gmacs = {m: origin.gmacs[m] for m in job.methods if m in origin.gmacs}
         done[k] = Finished(job, lines, gmacs, origin.evaluators)
     return [done[k] for k in range(len(jobs))]
+
+
+def missing_jobs(jobs: Sequence[Job]) -> dict[int, Job]:
+    """Each job with those conditions alone that no job before it covers, by its index, in the order
+    in which they run: jobs with more come first."""
+    result: dict[int, Job] = {}
+    for k in sorted(range(len(jobs)), key=lambda k: (-jobs[k].images, -len(jobs[k].methods), k)):
+        job, earlier = jobs[k], [jobs[other] for other in result]
+        todo = (c for c in job.conditions if not any(e.covers(job, c) for e in earlier))
+        result[k] = replace(job, conditions=tuple(todo))
+    return result
+
+
+def evaluation_of(
+    job: Job, dataset: Dataset, resume: bool = False, shard: Shard = WHOLE
+) -> Evaluation:
+    """Of a job's images under its conditions. Strict: differences are paired over images, so every
+    job needs all of them."""
+    with launch.together():
+        return Evaluation(job.cfg, dataset, resume, job.conditions, strict=True, shard=shard)
 
 
 def _evaluate(
@@ -240,43 +244,33 @@ def _evaluate(
     if launch.is_main():
         names = ", ".join(map(str, job.conditions))
         print(f"{job}: {job.images} images, {', '.join(job.methods)}; {names}", flush=True)
-    # Strict: differences are paired over images, so every job needs all of them.
-    with launch.together():
-        evaluation = Evaluation(job.cfg, dataset, resume, conditions=job.conditions, strict=True)
+    evaluation = evaluation_of(job, dataset, resume)
     evaluation.run()
     evaluators: dict[str, Counting] = {}
     for metric in study.metrics:
         evaluator = evaluation.evaluators[METRICS[metric][0]]
         assert isinstance(evaluator, Counting)
         evaluators[metric] = evaluator
-    lines: dict[str, dict[str, Lines]] = {str(condition): {} for condition in job.conditions}
+    shelf = Shelf(evaluation.folder)
+    lines = {
+        str(condition): shelve(evaluation.each(condition), job.methods, evaluators, left_out, shelf)
+        for condition in job.conditions
+    }
     gmacs = {}
     for method in job.methods:
-        for condition in job.conditions:
-            stored = evaluation.lines(condition, method)
-            stacks = {
-                metric: evaluator.stack([line[evaluator.task] for line in stored])
-                for metric, evaluator in evaluators.items()
-            }
-            for stack in stacks.values():
-                stack[:, left_out] = 0  # as if they did not occur, which no mean counts
-            lines[str(condition)][method] = Lines(stacks, [line["lqn"] for line in stored])
         complaint = f"teacher {job.teacher}: the cost of {title(method)} could not be counted"
-        stats = [s for by_method in lines.values() for s in by_method[method].stats]
-        count = partial(_mean_gmacs, evaluation, method, stats)
+        count = partial(_mean_gmacs, evaluation, method, [by[method] for by in lines.values()])
         if counted := attempt(complaint, count, None, failed):
             gmacs[method] = counted
     return Finished(job, lines, gmacs, evaluators)
 
 
-def _mean_gmacs(
-    evaluation: Evaluation, method: str, stats: Sequence[dict[str, float]]
-) -> dict[str, float]:
+def _mean_gmacs(evaluation: Evaluation, method: str, lines: Sequence[Lines]) -> dict[str, float]:
     """`count_gmacs` per image, where a student is fitted for some of the images alone."""
-    means = mean_stats(stats)
+    means = mean_stats(s for one in lines for s in one.stats)
     if "mixing_weight" not in means:
         return count_gmacs(evaluation.segmenter, method, means)
-    share = float(np.mean([s["mixing_weight"] > 0 for s in stats]))
+    share = float(np.mean([s["mixing_weight"] > 0 for one in lines for s in one.stats]))
     without, fitted = (
         count_gmacs(evaluation.segmenter, method, {**means, "mixing_weight": weight})
         for weight in (0.0, 1.0)

@@ -68,21 +68,21 @@ def test_names_in_the_plot_cover_no_other_and_no_point(tmp_path, monkeypatch):
     monkeypatch.setattr(
         pareto, "save_figure", lambda figure, stem: kept.append(figure) or save(figure, stem)
     )
-    png, svg = pareto.draw_pareto(crowd(11), tmp_path / "pareto")
+    png, svg = pareto.draw_pareto(crowd(20), tmp_path / "pareto")
     with Image.open(png) as image:
         assert 780 <= image.width <= 900
     assert ET.parse(svg) is not None
     passes, time = kept[0].axes
     names = [[t for t in axes.texts if t.get_text()] for axes in (passes, time)]
-    assert [len(texts) for texts in names] == [11, 12]  # one has no passes
+    assert [len(texts) for texts in names] == [20, 21]  # one has no passes
     for axes, texts in zip((passes, time), names):
         boxes = [text.get_window_extent() for text in texts]
         assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
         points = axes.transData.transform([text.xy for text in texts])
         assert not any(box.contains(*point) for box in boxes for point in points)
         assert {t.get_text() for t in texts if t.get_fontweight() == "bold"} == {
-            crowd(11)["tables"][0]["methods"][m]["title"]
-            for m in crowd(11)["tables"][0]["front"]["passes" if axes is passes else "time"]
+            crowd(20)["tables"][0]["methods"][m]["title"]
+            for m in crowd(20)["tables"][0]["front"]["passes" if axes is passes else "time"]
         }
 
 

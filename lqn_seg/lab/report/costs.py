@@ -13,7 +13,7 @@ from lqn_seg.adapt.dense.encoder import OnWeights
 from lqn_seg.adapt.dense.settings import DenseMethod
 from lqn_seg.adapt.ineffective import paid_recipe
 from lqn_seg.adapt.journey import Images, adapt
-from lqn_seg.adapt.methods import PixelControl
+from lqn_seg.adapt.methods import PixelControl, TokenMethod
 from lqn_seg.classification.classifier import Classifier
 from lqn_seg.core.config import LQNConfig, with_variant
 from lqn_seg.core.random import RandomKey
@@ -29,8 +29,8 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
     What a control does to pixels or logits is not counted; "flip" is a second pass of the teacher.
     Other sizes are passes on other numbers of patches. Other people's test-time methods are counted
     while they run on one window, forward and backward. Another model, which takes images of any
-    size, is counted while it runs on one of the mean size. `stats` are means over the images of
-    `Prediction.stats`.
+    size, is counted while it runs on one of the mean size. Functions of the user's are not counted:
+    nothing is returned. `stats` are means over the images of `Prediction.stats`.
     """
     if model := segmenter.baselines.get(method):
         size = (round(stats["input_height"]), round(stats["input_width"]))
@@ -44,6 +44,8 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
         return {key: windows * sum(one[key] for one in passes) for key in passes[0]}
     shape, windows = teacher_shape(segmenter.teacher), stats["windows"]
     recipe = segmenter.methods[method]
+    if isinstance(recipe, TokenMethod):
+        return {}
     if isinstance(recipe, LQNConfig):
         is_fitted = stats.get("mixing_weight", 1) > 0
         recipe = paid_recipe(recipe, segmenter.calibration is not None, is_fitted)

@@ -107,7 +107,7 @@ def execute(runs: Sequence[DatasetRun]) -> None:
             raise
         done = ", ".join(run.progress() for run in runs)
         resumable = all(run.resumable for run in runs)
-        left = "continue with --resume" if resumable else "a method with a state (tda) restarts"
+        left = "continue with --resume" if resumable else "a method that keeps a state restarts"
         raise KeyboardInterrupt(f"{done}; {left}") from None
 
 

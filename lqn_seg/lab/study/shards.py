@@ -7,19 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from lqn_seg.data.catalog import Dataset, get_dataset
+from lqn_seg.data.catalog import Dataset
 from lqn_seg.engine.evaluate import Evaluation
 from lqn_seg.engine.shard import Shard
 from lqn_seg.errors import InputError
-from lqn_seg.lab.study.study import (
-    Job,
-    check_frozen,
-    evaluation_of,
-    missing_jobs,
-    plan,
-    study_hashes,
-)
-from lqn_seg.lab.study.study_file import Study, load_study
+from lqn_seg.lab.study.study import Job, evaluation_of, missing_jobs, open_study
+from lqn_seg.lab.study.study_file import Study
 
 
 def run_shard(path: str, overrides: Sequence[str], shard: Shard) -> None:
@@ -71,11 +64,9 @@ def merge(path: str, overrides: Sequence[str], folders: Sequence[str]) -> None:
 
 def _opened(path: str, overrides: Sequence[str]) -> tuple[Study, Dataset, list[Job]]:
     """A study's file, its images, and all evaluations that have something to do."""
-    study = load_study(path, overrides)
-    dataset = get_dataset(study.dataset)
-    jobs = plan(study, len(dataset.records(strict=False)))
-    check_frozen(study, study_hashes(study, dataset))
-    return study, dataset, [job for job in missing_jobs(jobs).values() if job.conditions]
+    opened = open_study(path, overrides)
+    jobs = [job for job in missing_jobs(opened.jobs).values() if job.conditions]
+    return opened.study, opened.dataset, jobs
 
 
 def _beside(folder: str, study: Study, job: Job) -> Path:

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from fvcore.common.config import CfgNode
 
 from lqn_seg.config.nodes import load_cfg
-from lqn_seg.data.catalog import Dataset
+from lqn_seg.data.catalog import Dataset, get_dataset
 from lqn_seg.data.corruptions import strengths_of
 from lqn_seg.data.file_names import file_names
 from lqn_seg.engine import launch
@@ -38,7 +38,7 @@ from lqn_seg.lab.report.attempt import attempt
 from lqn_seg.lab.report.costs import count_gmacs
 from lqn_seg.lab.report.wording import title
 from lqn_seg.lab.study.lines import Counting, Lines, Shelf, shelve
-from lqn_seg.lab.study.study_file import METRICS, RunEntry, Study, value_name
+from lqn_seg.lab.study.study_file import METRICS, RunEntry, Study, load_study, value_name
 
 NONE = "none"  # in place of the hash of a calibration that is not there
 
@@ -89,6 +89,27 @@ def check_frozen(study: Study, hashes: Mapping[str, str]) -> None:
                 f"study {study.name}: FROZEN says that {name} has SHA-256 {expected}, but it has "
                 f"{hashes[name]}: the files differ from those of the study"
             )
+
+
+class Opened(NamedTuple):
+    """A study's file, its images, all evaluations, and what the files hold (`study_hashes`)."""
+
+    study: Study
+    dataset: Dataset
+    images: int
+    jobs: list[Job]
+    hashes: dict[str, str]
+
+
+def open_study(path: str, overrides: Sequence[str]) -> Opened:
+    """Read and check all that can be before the first evaluation."""
+    study = load_study(path, overrides)
+    dataset = get_dataset(study.dataset)
+    images = len(dataset.records(strict=False))
+    jobs = plan(study, images)
+    hashes = study_hashes(study, dataset)
+    check_frozen(study, hashes)
+    return Opened(study, dataset, images, jobs, hashes)
 
 
 # ---- what is evaluated ---------------------------------------------------------------------------

@@ -149,9 +149,11 @@ def _values(
     of all images, then of each resample."""
     result: dict[str, Array] = {}
     for metric, evaluator in jobs[0].evaluators.items():
-        stacks = [[f.lines[name][method].stacks[metric] for name in names] for f in jobs]
-        images_first = np.stack([np.stack(by_name, axis=1) for by_name in stacks], axis=1)
-        totals = resampled_totals(images_first, study.bootstrap_samples, block=study.block)
+        by_name = []
+        for name in names:  # one condition's images in memory at a time
+            stack = np.stack([f.lines[name][method].stacks[metric] for f in jobs], axis=1)
+            by_name.append(resampled_totals(stack, study.bootstrap_samples, block=study.block))
+        totals = np.stack(by_name, axis=2)
         result[metric] = evaluator.metric(totals)
         if metric == study.metric:
             result[_CLASSES] = evaluator.per_class(totals)

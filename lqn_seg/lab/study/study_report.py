@@ -9,7 +9,6 @@ from pathlib import Path
 
 from msgspec import structs
 
-from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine import launch
 from lqn_seg.engine.evaluate import CLEAN
 from lqn_seg.engine.store import write_atomically
@@ -19,8 +18,8 @@ from lqn_seg.lab.report.report import CORRUPTED
 from lqn_seg.lab.report.wording import verdict_on, wrapped
 from lqn_seg.lab.study.export import csv_text, latex_text
 from lqn_seg.lab.study.schema import SCHEMA
-from lqn_seg.lab.study.study import NONE, Finished, check_frozen, plan, run_jobs, study_hashes
-from lqn_seg.lab.study.study_file import FOCUS, LOWER_IS_BETTER, Study, load_study
+from lqn_seg.lab.study.study import NONE, Finished, open_study, run_jobs
+from lqn_seg.lab.study.study_file import FOCUS, LOWER_IS_BETTER, Study
 from lqn_seg.lab.study.study_numbers import Numbers, short_title, table_heading, table_numbers
 from lqn_seg.lab.study.study_tables import (
     comparison_table,
@@ -183,17 +182,12 @@ def run_study(
     process that `launch.joined` has joined takes its share of the images; `full` prints all
     tables, not the summary alone."""
     with launch.together():
-        study = load_study(path, overrides)
-        dataset = get_dataset(study.dataset)
-        total = len(dataset.records(strict=False))
-        jobs = plan(study, total)
-        hashes = study_hashes(study, dataset)
-        check_frozen(study, hashes)
+        opened = open_study(path, overrides)
     failed: list[str] = []
-    finished = run_jobs(study, jobs, dataset, resume, failed)
+    finished = run_jobs(opened.study, opened.jobs, opened.dataset, resume, failed)
     if not launch.is_main():
         return None
-    report = StudyReport(study, finished, hashes, total, failed)
+    report = StudyReport(opened.study, finished, opened.hashes, opened.images, failed)
     for written in report.conclude(full):
         print(f"written: {written}")
     return report

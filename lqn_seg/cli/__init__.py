@@ -35,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns its exit status, 2 where the command line is wrong."""
     given = list(sys.argv[1:] if words is None else words)
     parser = Parser("lqn-seg", usage="lqn-seg COMMAND ...", description=__doc__)
-    parser.epilog = "commands:\n" + "\n".join(f"  {k:<11} {COMMANDS[k][1]}" for k in COMMANDS)
+    parser.epilog = "commands:\n" + "\n".join(f"  {k:<12} {COMMANDS[k][1]}" for k in COMMANDS)
     parser.add_argument("--version", action="version", version=f"lqn-seg {__version__}")
     if not given or given[0].startswith("-"):
         parser.parse_args(given)

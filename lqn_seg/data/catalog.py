@@ -61,11 +61,22 @@ def get_dataset(name: str, root: PathLike | None = None) -> Dataset:
         source = _BUILTIN[name]
         return source.load(name, _find(name, source, root))
     names = dataset_names()
-    # One pattern for the nineteen corruptions at five severities of a set.
-    corrupted = re.compile(rf"_c_({'|'.join(C_CORRUPTIONS)})_[1-5]$")
-    families = sorted({corrupted.sub("_c_<corruption>_<1..5>", known) for known in names})
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or families
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or _families(names)
     raise InputError(f"unknown data set {name!r}: did you mean {' or '.join(near)}?")
+
+
+def _families(names: Sequence[str]) -> list[str]:
+    """Names with one pattern for the splits of a set, and for the nineteen corruptions at five
+    severities."""
+    corrupted = re.compile(rf"_c_({'|'.join(C_CORRUPTIONS)})_[1-5]$")
+    splits: dict[str, list[str]] = {}
+    for name in sorted({corrupted.sub("_c_<corruption>_<1..5>", known) for known in names}):
+        base, _, split = re.sub(r"_(train|tune|val|report|test)$", r"|\1", name).partition("|")
+        splits.setdefault(base, []).append(split)
+    return [
+        base + (f"_{{{','.join(some)}}}" if len(some) > 1 else f"_{some[0]}" if some[0] else "")
+        for base, some in splits.items()
+    ]
 
 
 def _find(name: str, source: Source, root: PathLike | None) -> Path:

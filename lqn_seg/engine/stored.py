@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from lqn_seg.errors import InputError
+
 Key = int | str
 Result = dict[str, Any]
 STAMP = "input_hash"
@@ -29,7 +31,10 @@ class Place(NamedTuple):
             return parse_line(self.source)[self.number]
         with self.source.open("rb") as file:
             file.seek(self.offset)
-            return parse_line(_decode(file.readline()))[self.number]
+            entries = parse_line(_decode(file.readline()))
+        if self.number < len(entries):
+            return entries[self.number]
+        raise InputError(f"{self.source} has changed since it was read: another run writes there")
 
 
 class Results(Mapping[Key, Result]):

@@ -192,9 +192,9 @@ def test_training_is_the_originals_step_by_step(trainer, monkeypatch):
     for step in range(STEPS):
         loss = trainer.step()
         # In the end rounding turns a sign in the attention mask, or takes another point: then
-        # another CPU has the loss to 1e-3, and no longer the gradient.
+        # another CPU has the loss to 5e-3, and no longer the gradient.
         exact = step < 7
-        assert loss == pytest.approx(LOSSES[step], rel=1e-5 if exact else 1e-3), step
+        assert loss == pytest.approx(LOSSES[step], rel=1e-5 if exact else 5e-3), step
         assert not exact or norms[step] == pytest.approx(NORMS[step], rel=1e-4), step
         masked = trainer.model.attn_mask_probs.tolist()
         assert masked == pytest.approx(PROBABILITIES[step], rel=1e-5, abs=1e-7), step

@@ -204,7 +204,7 @@ def test_curves_are_drawn_from_a_file_or_refused_in_a_sentence(content, tmp_path
         ("panels", {"methods": ["lqn"]}, "at least two"),
         ("tokens", {"methods": ["apm"]}, "no student that covers all layers"),
         ("steps", {"methods": ["teacher"]}, "no student that is fitted step by step"),
-        ("error", {"corruptions": ["fogg"]}, "did you mean fog"),
+        ("error", {"corruptions": ["fogg"]}, "did you mean 'fog'"),
         ("error", {"severity": 6, "corruptions": ["fog"]}, "severity must be 1, 2, 3, 4 or 5"),
         ("error", {"inputs": ["nowhere"]}, "nowhere does not exist"),
     ],

@@ -28,11 +28,11 @@ SOURCES = {
     "tent": Source("Wang et al., ICLR 2021", GRADIENTS),
     "memo": Source("Zhang et al., NeurIPS 2022", GRADIENTS),
     "sar": Source("Niu et al., ICLR 2023", GRADIENTS),
-    "cotta": Source("Wang et al., CVPR 2022", GRADIENTS),
+    "cotta": Source("after Wang et al., CVPR 2022", GRADIENTS),
     "sitta": Source("Janouskova et al., TMLR 2024", GRADIENTS),
-    "mlmp": Source("Noori et al., NeurIPS 2025", GRADIENTS),
-    "neo": Source("Murphy et al., ICLR 2026", CALIBRATION),
-    "adain": Source("Huang and Belongie, ICCV 2017", CALIBRATION),
+    "mlmp": Source("after Noori et al., NeurIPS 2025", GRADIENTS),
+    "neo": Source("after Murphy et al., ICLR 2026", CALIBRATION),
+    "adain": Source("after Huang and Belongie, ICCV 2017", CALIBRATION),
     "multiscale": Source("common practice"),
     "larger": Source("common practice"),
     "flip": Source("common practice"),
@@ -59,7 +59,8 @@ from the stored `results.json` of studies ([its fields](../results_file.md)); [a
 own](../method.md#in-the-same-table-and-on-the-leaderboard) lands in the same table. *Passes* are
 multiply-adds over the teacher's; differences have 95% intervals (paired bootstrap over images);
 *p* is two-sided, after Holm's correction over the table; ranks have 95% intervals. The best of a
-column is bold."""
+column is bold. *After* a paper: the method departs from it, as its file in `lqn_seg/adapt/dense`
+says."""
 _EMPTY = "No results are stored yet."
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -247,6 +248,17 @@ def test_results_follow_their_schema_and_no_other(results, tmp_path):
         read_results(path)
     page = (ROOT / "docs" / "results_file.md").read_text()
     assert described() in page, "make docs/results_file.md again of `schema.described`"
+
+
+def test_a_continual_method_is_marked(study, finished):
+    jobs = [replace(job, continual=frozenset({METHODS[-1]})) for job in finished]
+    report = StudyReport(study, jobs, {"calibration/a_b": "0"}, 500, [])
+    (table,) = report.results["tables"]
+    assert table["continual"] == [METHODS[-1]]
+    assert "continual, from image to image" in report.summary()
+    assert (
+        "continual" not in StudyReport(study, finished, {"calibration/a_b": "0"}, 500, []).summary()
+    )
 
 
 def test_everything_is_written_and_each_may_fail_alone(report, tmp_path, monkeypatch, capsys):

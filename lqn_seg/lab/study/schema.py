@@ -113,6 +113,12 @@ class TableOf(Struct, forbid_unknown_fields=True):
     has_intervals: Annotated[bool, _says("false: too few images, intervals mean nothing")]
     overrides: Annotated[list[list[Any]], _says("[key, value] pairs of the configuration")]
     compared: Annotated[str, _says("the group of p, rank, front and classes")]
+    continual: Annotated[
+        list[str],
+        _says(
+            "methods that go on from image to image, in the data set's order, under each condition"
+        ),
+    ]
     smallest_p: Annotated[float, _says("the least that p can be, of so many resamples")]
     budget_unit: Annotated[str, _says("the method whose cost is 1")]
     front: Annotated[

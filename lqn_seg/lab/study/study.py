@@ -208,6 +208,7 @@ class Finished:
     lines: dict[str, dict[str, Lines]]
     gmacs: dict[str, dict[str, float]]  # of methods whose cost can be counted
     evaluators: dict[str, Counting]  # by metric, of totals (S, ...)
+    continual: frozenset[str] = frozenset()  # methods that start afresh for no image
 
 
 def run_jobs(
@@ -230,7 +231,7 @@ def run_jobs(
         }
         origin = sources[-1] if missing.conditions else by_condition[CLEAN]
         gmacs = {m: origin.gmacs[m] for m in job.methods if m in origin.gmacs}
-        done[k] = Finished(job, lines, gmacs, origin.evaluators)
+        done[k] = Finished(job, lines, gmacs, origin.evaluators, origin.continual)
     return [done[k] for k in range(len(jobs))]
 
 
@@ -283,7 +284,9 @@ def _evaluate(
         count = partial(_mean_gmacs, evaluation, method, [by[method] for by in lines.values()])
         if counted := attempt(complaint, count, None, failed):
             gmacs[method] = counted
-    return Finished(job, lines, gmacs, evaluators)
+    adapters = evaluation.segmenter.adapters
+    continual = frozenset(name for name, adapter in adapters.items() if adapter.history)
+    return Finished(job, lines, gmacs, evaluators, continual)
 
 
 def _mean_gmacs(evaluation: Evaluation, method: str, lines: Sequence[Lines]) -> dict[str, float]:

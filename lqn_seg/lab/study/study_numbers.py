@@ -90,6 +90,7 @@ def table_numbers(study: Study, jobs: Sequence[Finished], severity: int | None) 
         "has_intervals": job.images // study.block >= FEWEST_IMAGES,
         "overrides": [list(pair) for pair in run.pairs],
         "compared": list(groups)[-1],
+        "continual": [row.name for row in rows if jobs[0].continual & {*row.sources}],
         **_compared(study, jobs, rows, names, groups),
     }
 

@@ -80,13 +80,19 @@ def section(results: Numbers, numbers: Numbers) -> str:
 
 
 def settings_note(numbers: Numbers) -> list[str]:
-    """The settings that titles leave out, as one sentence or none."""
+    """The settings that titles leave out, and which methods are continual, each in a sentence."""
     missing = [
         title(method)
         for method, x in numbers["methods"].items()
         if "(" in method and "=" not in method.partition("(")[0] and "(" not in x["title"]
     ]
-    return [wrapped(f"Settings: {'; '.join(missing)}.")] if missing else []
+    notes = [f"Settings: {'; '.join(missing)}."] if missing else []
+    if names := [_title(numbers, method) for method in numbers["continual"]]:
+        notes.append(
+            f"{', '.join(names)}: continual, from image to image in the data set's order, anew for "
+            "each condition. All other methods start afresh for every image."
+        )
+    return list(map(wrapped, notes))
 
 
 def _title(numbers: Numbers, method: str) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +30,19 @@ class Place(NamedTuple):
     def read(self) -> Result:
         if isinstance(self.source, str):
             return parse_line(self.source)[self.number]
-        with self.source.open("rb") as file:
-            file.seek(self.offset)
-            entries = parse_line(_decode(file.readline()))
+        about = self.source.stat()
+        entries = _line_at(self.source, self.offset, (about.st_mtime_ns, about.st_size))
         if self.number < len(entries):
             return entries[self.number]
         raise InputError(f"{self.source} has changed since it was read: another run writes there")
+
+
+@lru_cache(maxsize=1)  # a line has a batch of images, which are asked for one after the other
+def _line_at(path: Path, offset: int, stamp: tuple[int, int]) -> list[Result]:
+    """The entries of the line at an offset of a file, which has changed where the stamp has."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return parse_line(_decode(file.readline()))
 
 
 class Results(Mapping[Key, Result]):

@@ -92,6 +92,7 @@ class Teacher(ABC, Generic[ContextT]):
         self.width, self.grid, self.image_size = width, grid, image_size
         self.precision = precision
         self.preprocessing = preprocessing or Preprocessing()
+        self.layer_precision = precision  # "float32" while the layers' weights are learnt
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
@@ -128,7 +129,7 @@ class Teacher(ABC, Generic[ContextT]):
         if layer == 0:
             state = self.enter(state)
         for index, block in enumerate(list(self.blocks)[layer:], layer + 1):
-            with self.products():
+            with products_in(self.layer_precision, self.device):
                 state = block(state)
             patches = state[:, count:].unflatten(1, self.grid)
             if hook is not None:

@@ -19,7 +19,7 @@ from lqn_seg.core.precision import resolve_precision
 from lqn_seg.teachers.base import Hook, PrefixContext, Preprocessing, Size, Teacher
 from lqn_seg.teachers.eomt_checkpoints import read_eomt
 from lqn_seg.teachers.eomt_model import set_image_size
-from lqn_seg.teachers.modules import accelerate, lower_weights
+from lqn_seg.teachers.modules import accelerate, lower_weights, products_in
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class EomtTeacher(Teacher[EomtContext]):
                 state = torch.cat([queries[-1], state], 1)
             if block >= 0:
                 masks.append(self._attention_mask(state, block, masks[-1]))
-            with self.products():
+            with products_in(self.layer_precision, self.device):
                 state = self.model.layers[index](state, masks[-1], **positions)
             first_patch = state.shape[1] - self.grid[0] * self.grid[1]
             patches = state[:, first_patch:].unflatten(1, self.grid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,8 +29,9 @@ from lqn_seg.adapt.dense.settings import (
 )
 from lqn_seg.adapt.dense.sitta import soft_iou_loss
 from lqn_seg.adapt.dense.statistics import clean_average
+from lqn_seg.adapt.journey import Images, adapt
 from lqn_seg.adapt.methods import SegmentationConfig
-from lqn_seg.core.random import image_key
+from lqn_seg.core.random import RandomKey, image_key
 from lqn_seg.errors import InputError
 from lqn_seg.lab.report.costs import count_gmacs, dense_cost
 from lqn_seg.segmentation.postprocess import semantic_inference
@@ -274,6 +276,32 @@ def test_a_continual_method_goes_on_from_the_last_image_until_it_is_reset(build,
     assert torch.equal(scores(segmenter, NOISY), first)
     with pytest.raises(InputError, match="BATCH 1"):
         build(method, batch=2)([NOISY])
+
+
+@pytest.mark.parametrize("method", [Sitta(1, 1e-5), Memo(1, 1e-6, copies=2)])
+def test_small_steps_of_lowered_weights_are_not_rounded_away(teacher_folder, method):
+    """Tokens move as far as where all is in float32, from the same rounded weights."""
+    moved = {}
+    for precision in ("float32", "bfloat16"):
+        teacher = load_eomt(str(teacher_folder), precision=precision)
+        if precision == "float32":
+            for layer in teacher.model.layers:
+                for module in layer.modules():
+                    if isinstance(module, torch.nn.Linear | torch.nn.MultiheadAttention):
+                        for x in module.parameters(recurse=False):
+                            x.data = x.data.bfloat16().float()
+        head = EomtHead(teacher.model, precision)
+        parts = head, {"it": method, "none": replace(method, steps=0)}
+        config = SegmentationConfig(panoptic=False)
+        segmenter = Segmenter(teacher, *parts, frozenset(range(8)), config)
+        images = Images(teacher, NOISY[None].float() / 255, [RandomKey(0)], None, segmenter)
+        with torch.no_grad():
+            stepped, stayed = (
+                adapt(segmenter.adapters[name], images).tokens for name in ("it", "none")
+            )
+        moved[precision] = (stepped - stayed).norm().item()
+        assert teacher.layer_precision == precision
+    assert moved["bfloat16"] == pytest.approx(moved["float32"], rel=0.3)
 
 
 def test_a_fit_needs_gradients(build):

@@ -26,7 +26,8 @@ Weights = list[Tensor]
 class OnCotta(OnWeights[Cotta]):
     def __init__(self, settings: Cotta, teacher: Teacher[Any]) -> None:
         super().__init__(settings, teacher)
-        self.teachers = [teacher.at_scale(scale) for scale in settings.scales]
+        self.scaled = [teacher.at_scale(scale) for scale in settings.scales]
+        self.teachers += self.scaled
 
     def parameters(self, teacher: Teacher[Any]) -> list[nn.Parameter]:
         return all_weights(teacher)
@@ -58,7 +59,7 @@ class OnCotta(OnWeights[Cotta]):
         """(1, h, w) classes: those of all scales together where the source is `unsure`."""
         own = image.log_p(image.see()).exp()
         total = torch.zeros_like(own)
-        for teacher in self.teachers:
+        for teacher in self.scaled:
             for flip in (False, True):
                 total += self._at_scale(teacher, image, flip, own.shape[1:3])
         return torch.where(unsure, total.argmax(-1), own.argmax(-1))

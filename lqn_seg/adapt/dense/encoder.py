@@ -77,10 +77,10 @@ class OnWeights(Method, Generic[SettingsT]):
 
     def __init__(self, settings: SettingsT, teacher: Teacher[Any]) -> None:
         super().__init__(teacher)
-        self.settings, self.teacher = settings, teacher
+        self.settings, self.teacher, self.teachers = settings, teacher, [teacher]
         self.history = settings.continual
         self.chosen = self.parameters(teacher)
-        self.source = [parameter.detach() for parameter in self.chosen]
+        self.source = [parameter.detach().float() for parameter in self.chosen]
         self.reset()
 
     def reset(self) -> None:
@@ -128,11 +128,24 @@ class OnWeights(Method, Generic[SettingsT]):
         finally:
             _set(self.chosen, before)
 
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Within, layers whose lowered weights are learnt compute in float32: rounding to 16 bits
+        would swallow most of a small step."""
+        lowered = [t for t in self.teachers if any(p.dtype != torch.float32 for p in self.chosen)]
+        for teacher in lowered:
+            teacher.layer_precision = "float32"
+        try:
+            yield
+        finally:
+            for teacher in lowered:
+                teacher.layer_precision = teacher.precision
+
     def _one(self, image: OneImage) -> Seen:
-        with trainable(self.chosen), torch.enable_grad():
-            _set(self.chosen, self.kept or ())
+        with self._in_float32(), trainable(self.chosen), torch.enable_grad():
+            _set(self.chosen, [kept.clone() for kept in self.kept or ()])
             seen = self.learn(image)
-            if self.history:
+            if self.history and seen.field[:, -1].isfinite().all():
                 self.kept = [parameter.detach().clone() for parameter in self.chosen]
         return seen
 
@@ -189,10 +202,10 @@ def trainable(parameters: Parameters) -> Iterator[None]:
     """A frozen model's parameters in float32 and with gradients; on leaving they are what they
     were, to the bit."""
     before = [parameter.data for parameter in parameters]
-    for parameter in parameters:
-        parameter.data = parameter.data.float().clone()
-        parameter.requires_grad_(True)
     try:
+        for parameter in parameters:
+            parameter.data = parameter.data.float().clone()
+            parameter.requires_grad_(True)
         yield
     finally:
         for parameter in parameters:

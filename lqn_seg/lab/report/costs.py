@@ -51,7 +51,9 @@ def count_gmacs(segmenter: Segmenter, method: str, stats: Mapping[str, float]) -
         recipe = paid_recipe(recipe, segmenter.calibration is not None, is_fitted)
         return method_gmacs(recipe, shape, windows=windows)
     costs = method_gmacs(with_variant(LQNConfig(), "teacher"), shape, windows=windows)
-    if isinstance(recipe, DenseMethod):
+    calibrated = segmenter.calibration is not None
+    learns = isinstance(segmenter.adapters[method], OnWeights)
+    if isinstance(recipe, DenseMethod) and (learns or calibrated):  # else it is the teacher
         return costs | _measured(segmenter, method, windows)
     if isinstance(recipe, PixelControl) and recipe.name == "flip":
         twice = ("gmacs_teacher", "gmacs_total", "gmacs_paper_convention")

@@ -60,7 +60,10 @@ own](../method.md#in-the-same-table-and-on-the-leaderboard) lands in the same ta
 multiply-adds over the teacher's; differences have 95% intervals (paired bootstrap over images);
 *p* is two-sided, after Holm's correction over the table; ranks have 95% intervals. The best of a
 column is bold. *After* a paper: the method departs from it, as its file in `lqn_seg/adapt/dense`
-says."""
+says.
+
+**To be measured again:** MEMO, CoTTA and SITTA. These rows were computed in bfloat16, which rounded
+most of their small steps away; since then layers whose weights are learnt compute in float32."""
 _EMPTY = "No results are stored yet."
 
 

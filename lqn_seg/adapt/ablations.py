@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lqn_seg.adapt.baselines.features import entropy
+from lqn_seg.adapt.dense.encoder import log_p
 from lqn_seg.adapt.journey import Answer, Images, Pass
 from lqn_seg.adapt.methods import parse_ablation
 from lqn_seg.core.lqn import Loss, Sampler, StudentFitter, Students
@@ -88,8 +90,7 @@ def _entropy(method: LQN, images: Images, seen: Pass, count: int) -> dict[str, A
 
     def loss(tokens: Tensor, _: Tensor) -> Tensor:
         tokens = view.in_units(tokens, depth)[:, : patches * columns].unflatten(1, (-1, columns))
-        log_p = task.log_scores(tokens, seen.context).float().log_softmax(1)
-        return -(log_p.exp() * log_p).sum(1).flatten(1).mean(1)
+        return entropy(log_p(task, tokens, seen.context)).flatten(1).mean(1)
 
     def sampler(student: int, key: RandomKey) -> Tensor:
         drawn = fitter.uniform(student, key)[1:, :, : rows * columns]

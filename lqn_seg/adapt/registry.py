@@ -64,10 +64,6 @@ _DENSE: dict[type, Callable[[Any, Teacher[Any]], Method]] = {
     settings.Neo: OnNeo,
 }
 _MAKERS: dict[type, Callable[..., Method]] = {
-    **{
-        of: lambda named, teacher, *_, make=make: make(named, teacher)
-        for of, make in _DENSE.items()
-    },
     type(None): lambda _, teacher, *__: Method(teacher),
     LQNConfig: _of_recipe,
     PixelControl: lambda control, teacher, *_: OnOtherPixels(control, teacher),
@@ -87,4 +83,6 @@ def make_method(
         context: whether its student shall give context tokens too.
         layer: whose tokens it answers with; 0 is the last.
     """
+    if make := _DENSE.get(type(named)):
+        return make(named, teacher)
     return _MAKERS[type(named)](named, teacher, context, layer)

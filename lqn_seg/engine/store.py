@@ -236,10 +236,7 @@ def write_first(path: Path, text: str) -> None:
     """Write a file that appears whole, unless another process has been faster."""
     partial = path.with_name(f"{path.name}.{uuid4().hex}")
     try:
-        with partial.open("x") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(partial, text)
         try:
             os.link(partial, path)  # unlike a renaming it replaces nothing
         except FileExistsError:
@@ -254,15 +251,19 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file that appears whole or, with an `InputError`, not at all."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(partial, text)
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {path} ({error.strerror})") from error
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def make_writable(folder: Path) -> None:

@@ -39,9 +39,8 @@ class Seen:
 class OneImage:
     """An image and what looks at it: pixels (1, 3, h, w) in 0..1."""
 
-    teacher: Teacher[Any]
-    task: Task
     images: Images
+    task: Task
     pixels: Tensor
     key: RandomKey
 
@@ -49,7 +48,7 @@ class OneImage:
         """The teacher's pass over the image, or over B copies of it (B, 3, h, w), with gradients
         where they are on."""
         inputs = self.images.inputs(self.pixels if pixels is None else pixels)
-        return Seen(*self.teacher.forward(inputs))
+        return Seen(*self.images.teacher.forward(inputs))
 
     def log_p(self, seen: Seen, mirrored: Tensor | None = None) -> Tensor:
         """`log_p` of the last layer; of copies, (B,) bool, that are mirrored the tokens are turned
@@ -77,7 +76,7 @@ class OnWeights(Method, Generic[SettingsT]):
 
     def __init__(self, settings: SettingsT, teacher: Teacher[Any]) -> None:
         super().__init__(teacher)
-        self.settings, self.teacher, self.teachers = settings, teacher, [teacher]
+        self.settings, self.teachers = settings, [teacher]  # that see the learnt weights
         self.history = settings.continual
         self.chosen = self.parameters(teacher)
         self.source = [parameter.detach().float() for parameter in self.chosen]
@@ -110,7 +109,7 @@ class OnWeights(Method, Generic[SettingsT]):
             raise InputError("a continual method takes one image at a time: set MODEL.LQN.BATCH 1")
         assert images.task is not None
         singles = [
-            OneImage(images.teacher, images.task, images, pixels[None], key)
+            OneImage(images, images.task, pixels[None], key)
             for pixels, key in zip(images.pixels, images.keys)
         ]
         learnt = [self._one(image) for image in singles]

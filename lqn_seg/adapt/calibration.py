@@ -32,6 +32,7 @@ CHECKPOINT = "checkpoint"  # in a file: `checkpoint_hash` of the teacher that it
 PRECISION = "precision"  # and the teacher's: rounding moves the weakest directions
 QUANTILE = 0.02
 PASSES = 3  # over the images
+DIRECTIONS = 160  # of a layer's tokens that are aligned, the strongest; the rest stay as they are
 _READINGS = ("undamaged", "residual")
 _LATER = ("distance", "noise")  # readings that older files do not have
 _FIELDS = ("centre", "basis", "mean", "deviation", "gain")
@@ -164,8 +165,8 @@ def load_calibration(
     fits = [
         0 <= layer <= teacher.num_layers
         and tuple(clean.centre.shape) == shape
-        and tuple(clean.basis.shape) == (width, width)
-        and clean.mean.shape == clean.deviation.shape == (2, width)
+        and clean.basis.shape == (width, clean.mean.shape[1])
+        and clean.mean.shape == clean.deviation.shape
         for layer, clean in layers.items()
     ]
     if not fits or not all(fits):
@@ -220,7 +221,7 @@ class RangeBuilder:
         self._given = None if centre is None else centre.cpu()
         self._count = 0
         self._sum = self._outer = torch.zeros(())
-        # (B, 2 D) means and log deviations, of the images (0) and of every look at them.
+        # (B, 2 R) means and log deviations, of the images (0) and of every look at them.
         self._statistics: defaultdict[int, list[Tensor]] = defaultdict(list)
         self._range: LayerRange | None = None
 
@@ -251,8 +252,9 @@ class RangeBuilder:
         second = self._outer / self._count - cross - cross.T
         second = (second + centre.flatten(0, 1).T @ centre.flatten(0, 1)) / places
         offset = shifted.mean(0)
-        basis = torch.linalg.eigh(second - offset.outer(offset)).eigenvectors.float()
-        empty = torch.zeros(2, centre.shape[-1])
+        basis = torch.linalg.eigh(second - offset.outer(offset)).eigenvectors
+        basis = basis[:, -DIRECTIONS:].float().contiguous()
+        empty = torch.zeros(2, basis.shape[1])
         return LayerRange(centre.float(), basis, empty, empty, empty[:, 0])
 
     def finish(self, quantile: float) -> LayerRange:

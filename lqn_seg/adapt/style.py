@@ -2,7 +2,7 @@
 
 Related: Wiener's filter, of two covariances instead of two spectra; domain randomisation.
 
-Shapes: B or n images, 2 D statistics: means and log deviations along D directions.
+Shapes: B or n images, 2 R statistics: means and log deviations along R directions.
 """
 
 import zlib
@@ -91,8 +91,8 @@ def fit_style(clean: Tensor, changed: Tensor) -> Style:
     clean images show is measured on images that the filter was not made from.
 
     Args:
-        clean: (n, 2 D) statistics of clean images.
-        changed: (looks, n, 2 D) of the same images augmented.
+        clean: (n, 2 R) statistics of clean images.
+        changed: (looks, n, 2 R) of the same images augmented.
     """
     folds = max(min(FOLDS, len(clean) // 2), 1)
     fold = clean[:, 0].argsort().argsort() % folds  # whatever order the images came in

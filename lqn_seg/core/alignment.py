@@ -1,7 +1,7 @@
 """Statistics alignment: an image's token statistics, less what damage, light and weather did.
 
-Along the principal directions of a layer's clean tokens, noise raises the deviations of the weak
-directions, blur lowers them, fog and contrast lower all. A calibration knows a layer's `Style`, the
+Along the strongest directions of a layer's clean tokens, noise raises the deviations of the weaker
+ones, blur lowers them, fog and contrast lower all. A calibration knows a layer's `Style`, the
 part of such deviations that changes of clean pictures explain: `Aligner` removes it, layer by layer
 while the teacher runs. What only another content explains stays: a street in snow is no damaged
 street. Without a style, statistics are pulled to the nearest end of the clean range; inside the
@@ -9,7 +9,7 @@ range nothing changes. How far layer 0 would have to be pulled is the image's *d
 
 Related: re-centring of activations at test time (NEO), statistics per image (AdaBN).
 
-Shapes: B images, H x W grid, D features; layer 0 is the patch embedding.
+Shapes: B images, H x W grid, D features, R directions; layer 0 is the patch embedding.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ UNDAMAGED = 0.95
 
 @dataclass(frozen=True)
 class Style:
-    """A Wiener filter of a layer's (B, 2 D) means and log deviations: the part that augmentations
+    """A Wiener filter of a layer's (B, 2 R) means and log deviations: the part that augmentations
     of clean images move, against the spread that clean images have anyway."""
 
-    middle: Tensor  # (2 D,) of clean images
-    spread: Tensor  # (2 D,) their deviation
-    read: Tensor  # (2 D, R) a statistic, less the middle and over the spread, to R directions
-    write: Tensor  # (2 D, R) back, weighted by what is style in them
+    middle: Tensor  # (2 R,) of clean images
+    spread: Tensor  # (2 R,) their deviation
+    read: Tensor  # (2 R, K) a statistic, less the middle and over the spread, to K directions
+    write: Tensor  # (2 R, K) back, weighted by what is style in them
     least: Tensor  # () length of a style that `UNDAMAGED` of clean images keep to
 
     def of(self, statistics: Tensor) -> Tensor:
-        """(B, 2 D) style of statistics, over the spread."""
+        """(B, 2 R) style of statistics, over the spread."""
         return (statistics - self.middle) / self.spread @ self.read @ self.write.mT
 
     def remove(self, statistics: Tensor) -> Tensor:
-        """(B, 2 D) statistics without the style, as far as it is longer than clean images'."""
+        """(B, 2 R) statistics without the style, as far as it is longer than clean images'."""
         style = self.of(statistics)
         length = style.norm(dim=1, keepdim=True).clamp(min=1e-9)
         return statistics - style * (1 - self.least / length).clamp(min=0) * self.spread
@@ -56,14 +56,14 @@ class LayerRange:
     """What clean images keep to at one layer: lower and upper quantiles over images."""
 
     centre: Tensor  # (H, W, D) a position's token: a blank image's at layer 0, else the mean
-    basis: Tensor  # (D, D) principal directions of clean tokens less the centre, as columns
-    mean: Tensor  # (2, D) of a direction's mean over positions
-    deviation: Tensor  # (2, D) of the logarithm of its deviation over positions
+    basis: Tensor  # (D, R) strongest directions of clean tokens less the centre, as columns
+    mean: Tensor  # (2, R) of a direction's mean over positions
+    deviation: Tensor  # (2, R) of the logarithm of its deviation over positions
     gain: Tensor  # (2,) of the logarithm of all directions' deviation together
     style: Style | None = None
 
     def components(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Components (B, H, W, D) of tokens, their means and log deviations (B, D)."""
+        """Components (B, H, W, R) of tokens, their means and log deviations (B, R)."""
         with operand_precision(tokens.device):  # bfloat16 would drown weak directions
             parts = F.linear(tokens.float() - self.centre, self.basis.mT)
         variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
@@ -85,18 +85,23 @@ class LayerRange:
             plain = self.style.remove(torch.cat([mean, deviation], 1))
             target, wanted = plain.chunk(2, 1)
             change = torch.where(self.signal, wanted - deviation, 0.0)
-        parts = (parts - mean[:, None, None]) * change.exp()[:, None, None]
-        parts += target[:, None, None]
-        return self.tokens(parts).to(tokens.dtype), damage
+        return self.restated(tokens, parts, mean, target, change), damage
 
-    def tokens(self, parts: Tensor) -> Tensor:
-        """(B, H, W, D) tokens of components."""
-        with operand_precision(parts.device):
-            return F.linear(parts, self.basis) + self.centre
+    def restated(
+        self, tokens: Tensor, parts: Tensor, mean: Tensor, target: Tensor, change: Tensor
+    ) -> Tensor:
+        """(B, H, W, D) tokens, their components given other statistics: the mean `target`, and log
+        deviations higher by `change`, (B, R). What lies beside the directions stays."""
+        growth = change.expm1()[:, None, None]
+        shift = (target - mean * change.exp())[:, None, None]
+        with operand_precision(tokens.device):
+            return (tokens + F.linear(torch.addcmul(shift, parts, growth), self.basis)).to(
+                tokens.dtype
+            )
 
     @property
     def signal(self) -> Tensor:
-        """(D,) bool, the directions that carry signal."""
+        """(R,) bool, the directions that carry signal."""
         typical = self.deviation.mean(0)
         return typical > typical.max() + 0.5 * torch.log(torch.tensor(_LEAST_VARIANCE))
 
@@ -152,5 +157,5 @@ class Aligner:
 
 
 def total_deviation(deviation: Tensor) -> Tensor:
-    """(B, D) log deviations of the directions to (B, 1) that of all together."""
+    """(B, R) log deviations of the directions to (B, 1) that of all together."""
     return 0.5 * (2 * deviation).logsumexp(1, keepdim=True)

@@ -196,6 +196,24 @@ def test_with_a_style_statistics_become_what_it_leaves(clean, blank):
     assert torch.equal(damage, result.align(images)[1]) and damage.max() > 0.9
 
 
+@pytest.mark.parametrize("styled", [False, True])
+def test_only_the_strongest_directions_change(clean, monkeypatch, styled):
+    whole = build(clean, 0.1)
+    monkeypatch.setattr("lqn_seg.adapt.calibration.DIRECTIONS", 4)
+    result = build(clean, 0.1)
+    assert result.basis.shape == (FEATURES, 4) and result.mean.shape == (2, 4)
+    torch.testing.assert_close(result.basis, whole.basis[:, -4:])
+    if styled:
+        push = torch.cat([torch.zeros(4), torch.full((4,), 0.5)])[:, None]
+        style = Style(torch.zeros(8), torch.ones(8), push, push, torch.tensor(0.1))
+        result = replace(result, style=style)
+    images = damaged_images(clean)
+    moved = (result.align(images)[0] - images).double()
+    assert moved.abs().amax((1, 2, 3)).max() > 0.5
+    beside = moved @ whole.basis[:, :-4].double()
+    torch.testing.assert_close(beside, torch.zeros_like(beside), atol=1e-4, rtol=0)
+
+
 def test_inside_the_range_nothing_changes(clean, blank):
     result = build(clean, 0.0, blank)
     tokens, damage = result.align(clean)

@@ -17,8 +17,9 @@ from lqn_seg.teachers.eomt import load_eomt
 def test_an_eomt_l_costs_what_is_published_of_it():
     """394.1 GMACs a pass on ADE20K at 512 px, of which its head has 23.7 (tests/lab/test_flops.py
     counts both), and its queries 4 blocks' share; ten times the embedding and 12 of 24 blocks
-    without queries; 13 layers of 32 x 32 tokens of width 1024 in twelve products."""
-    products = 12 * 13 * 32 * 32 * 1024**2 / 1e9
+    without queries; 13 layers of 32 x 32 tokens of width 1024 in a square product
+    and eleven to 160 directions."""
+    products = 13 * 32 * 32 * (1024**2 + 11 * 1024 * 160) / 1e9
     half = (32 * 32 * 3 * 16**2 * 1024 + 12 * (12 * 1029 * 1024**2 + 2 * 1029**2 * 1024)) / 1e9
     expected = 10 * half + (394.1 - 23.7) + products
     assert calibration.large_input_gmacs() == pytest.approx(expected, rel=1e-3)

@@ -31,6 +31,5 @@ class OnAdaIn(OnStatistics):
         parts, mean, deviation = clean.components(tokens)
         wanted, size = clean_average(clean)
         # A direction without signal would have its rounding enlarged.
-        change = torch.where(clean.signal, size - deviation, 0.0).exp()
-        parts = (parts - mean[:, None, None]) * change[:, None, None] + wanted
-        return clean.tokens(parts).to(tokens.dtype)
+        change = torch.where(clean.signal, size - deviation, 0.0)
+        return clean.restated(tokens, parts, mean, wanted, change)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lqn_seg.adapt.dense.settings import Neo
@@ -29,5 +30,5 @@ class OnNeo(OnStatistics):
         clean = calibration.layers[layer]
         parts, mean, _ = clean.components(tokens)
         wanted, _ = clean_average(clean)
-        moved = parts + self.share * (wanted - mean)[:, None, None]
-        return clean.tokens(moved).to(tokens.dtype)
+        target = mean + self.share * (wanted - mean)
+        return clean.restated(tokens, parts, mean, target, torch.zeros_like(mean))

@@ -40,7 +40,7 @@ class OnStatistics(Method):
 
 
 def clean_average(clean: LayerRange) -> tuple[Tensor, Tensor]:
-    """(D,) mean and log deviation of clean images in each direction; the middle of their range
+    """(R,) mean and log deviation of clean images in each direction; the middle of their range
     where no style is known."""
     if clean.style is None:
         return clean.mean.mean(0), clean.deviation.mean(0)

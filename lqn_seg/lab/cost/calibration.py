@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from lqn_seg.adapt.calibration import PASSES, calibrated_layers, look
+from lqn_seg.adapt.calibration import DIRECTIONS, PASSES, calibrated_layers, look
 from lqn_seg.adapt.style import LOOKS
 from lqn_seg.engine.calibrate import Calibrated
 from lqn_seg.lab.cost.cost import UncountedOperatorError, measure
@@ -57,7 +57,8 @@ def large_input_gmacs() -> float:
 
 def _passes_gmacs(seen: float, whole: float, layers: int, patches: int, width: int) -> float:
     """All runs of the teacher but the last pass's end at the last calibrated layer. The tokens of
-    each such layer go through a square product in each, the covariance or the components, and in
-    the last there and back."""
-    runs = PASSES + LOOKS
-    return (runs - 1) * seen + whole + (runs + 1) * layers * patches * width**2 / 1e9
+    each such layer go through a square product for the covariance, and to the strongest directions
+    in each of the other runs, in the last there and back."""
+    runs, rank = PASSES + LOOKS, min(DIRECTIONS, width)
+    products = layers * patches * width * (width + runs * rank) / 1e9
+    return (runs - 1) * seen + whole + products

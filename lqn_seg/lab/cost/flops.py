@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import ceil, prod
 from typing import Any
 
-from lqn_seg.adapt.calibration import calibrated_layers
+from lqn_seg.adapt.calibration import DIRECTIONS, calibrated_layers
 from lqn_seg.adapt.methods import parse_ablation
 from lqn_seg.core.config import NO_STUDENT, LQNConfig, StudentConfig
 from lqn_seg.core.lqn import Grid
@@ -345,9 +345,10 @@ def join_gmacs(teacher: EomtShape, views: int) -> float:
 
 
 def align_gmacs(teacher: EomtShape) -> float:
-    """Turning the tokens of each calibrated layer into principal directions and back."""
+    """Turning the tokens of each calibrated layer into its strongest directions and back."""
     layers = len(calibrated_layers(teacher.layers, teacher.num_blocks))
-    return layers * 2 * teacher.patches * teacher.width**2 / 1e9
+    rank = min(DIRECTIONS, teacher.width)
+    return layers * 2 * teacher.patches * teacher.width * rank / 1e9
 
 
 def kernel_gmacs(grid: Grid, feature_dim: int, solve: bool = False) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from lqn_seg.core.precision import operand_precision
 
 _SIDE, _STEP = 8, 2  # of a block, and from one block to the next, in pixels
+_STRIPE = 16  # pixels from one row of stripes to the next, a multiple of the step
 _MIDDLE = range(4, 9)  # row plus column frequency
 _THRESHOLD = 3.0  # deviations
 _NORMAL_MEDIAN = 0.6745  # of the absolute value, in deviations
@@ -30,7 +31,7 @@ def noise_deviation(pixels: Tensor) -> Tensor:
     do not count."""
     with operand_precision(pixels.device):
         colours = torch.einsum("ij,bjhw->bihw", _cosines(3, pixels), pixels.float())
-        blocks = _transform(colours, _SIDE)  # (B, 3, 64, rows, columns)
+        blocks = _transform(colours, _SIDE)  # (B, 3, 64, blocks)
     frequency = torch.arange(_SIDE, device=pixels.device)
     frequency = (frequency[:, None] + frequency).flatten()
     middle = (frequency >= _MIDDLE[0]) & (frequency <= _MIDDLE[-1])
@@ -58,30 +59,36 @@ def _threshold(pixels: Tensor, deviation: float) -> Tensor:
     height, width = pixels.shape[2:]
     margin = _SIDE - _STEP
     below, right = (margin + -(side + 2 * margin - _SIDE) % _STEP for side in (height, width))
-    mixing = _cosines(3, pixels)
+    mixing, basis = _cosines(3, pixels), _block_basis(pixels)
     with operand_precision(pixels.device):
         colours = torch.einsum("ij,bjhw->bihw", mixing, pixels)
         padded = F.pad(colours, (margin, right, margin, below), mode="reflect")
-        blocks = _transform(padded, _STEP)
-        keep = blocks.abs() > _THRESHOLD * deviation
-        keep[:, :, 0] = True  # the mean
-        flat = (blocks * keep).flatten(0, 1)
-        summed = F.conv_transpose2d(flat, _filters(pixels), stride=_STEP)
-        inside = summed[:, 0, margin : margin + height, margin : margin + width]
-        colours = inside.unflatten(0, (-1, 3)) / (_SIDE // _STEP) ** 2
+        summed = torch.zeros_like(padded)
+        # In stripes, whose coefficients a processor's cache can hold.
+        for top in range(0, padded.shape[2] - margin, _STRIPE):
+            stripe = padded[:, :, top : top + _STRIPE + margin]
+            blocks = _transform(stripe, _STEP)  # (B, 3, 64, blocks)
+            kept = F.hardshrink(blocks, _THRESHOLD * deviation)
+            kept[:, :, 0] = blocks[:, :, 0]  # the mean
+            parts = (basis.mT @ kept).flatten(0, 1)
+            back = F.fold(parts, stripe.shape[2:], _SIDE, stride=_STEP)
+            summed[:, :, top : top + _STRIPE + margin] += back.view_as(stripe)
+        inside = summed[:, :, margin : margin + height, margin : margin + width]
+        colours = inside / (_SIDE // _STEP) ** 2
         return torch.einsum("ij,bihw->bjhw", mixing, colours).clamp(0, 1)
 
 
 def _transform(colours: Tensor, step: int) -> Tensor:
-    """(B, C, h, w) to the coefficients (B, C, 64, rows, columns) of blocks `step` pixels apart."""
-    blocks = F.conv2d(colours.flatten(0, 1)[:, None], _filters(colours), stride=step)
-    return blocks.unflatten(0, colours.shape[:2])
+    """(B, C, h, w) to the coefficients (B, C, 64, n) of its n blocks `step` pixels apart."""
+    blocks = F.unfold(colours.flatten(0, 1)[:, None], _SIDE, stride=step)
+    return (_block_basis(colours) @ blocks).unflatten(0, colours.shape[:2])
 
 
-def _filters(like: Tensor) -> Tensor:
-    """(64, 1, 8, 8) the block transform's basis; the first is the mean's."""
+def _block_basis(like: Tensor) -> Tensor:
+    """(64, 64) the block transform: a coefficient, of an 8 x 8 block, in each row. The first is
+    the mean's."""
     cosines = _cosines(_SIDE, like)
-    return torch.einsum("ai,bj->abij", cosines, cosines).flatten(0, 1)[:, None]
+    return torch.kron(cosines, cosines)
 
 
 def _cosines(size: int, like: Tensor) -> Tensor:

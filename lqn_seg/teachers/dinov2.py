@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from lqn_seg.teachers.base import PrefixContext, Preprocessing, Size, Teacher
 from lqn_seg.teachers.eomt_model import VIT_PARTS, build_eomt, image_size_of
 from lqn_seg.teachers.files import WEIGHT_FILES, find_file, named, read_json, read_weights
 from lqn_seg.teachers.linear_head import attach, read_linear_head
-from lqn_seg.teachers.modules import accelerate, lower_weights
+from lqn_seg.teachers.modules import accelerate, attend, lower_weights
 from lqn_seg.teachers.original_eomt import HEAD_WIDTH, convert_timm, load_strictly, rename
 from lqn_seg.teachers.preprocessing import interpolation_of, timm_values
 
@@ -54,6 +55,9 @@ class Dinov2Teacher(Teacher[PrefixContext]):
             *(precision, preprocessing_of_timm(model)),
         )
         accelerate(model)
+        for module in model.modules():
+            if type(module) is Attention and _is_plain(module):
+                module.__class__ = _Attention
 
     @property
     def has_head(self) -> bool:
@@ -70,6 +74,18 @@ class Dinov2Teacher(Teacher[PrefixContext]):
             state = self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(images)))
         count = self.model.num_prefix_tokens
         return state[:, count:].unflatten(1, self.grid), PrefixContext(state[:, None, :count])
+
+
+class _Attention(Attention):
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
+        mixed = attend(self.q_norm(q), self.k_norm(k), v, attn_mask)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def _is_plain(attention: Any) -> bool:
+    gate = getattr(attention, "gate", None)  # timm 1.0.24 and later
+    return gate is None and isinstance(attention.norm, nn.Identity)
 
 
 def preprocessing_of_timm(model: VisionTransformer) -> Preprocessing:

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AttentionInterface
 
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.teachers.base import Hook, PrefixContext, Preprocessing, Size, Teacher
 from lqn_seg.teachers.eomt_checkpoints import read_eomt
 from lqn_seg.teachers.eomt_model import set_image_size
-from lqn_seg.teachers.modules import accelerate, lower_weights, products_in
+from lqn_seg.teachers.modules import accelerate, attend, lower_weights, products_in
+
+_ATTENTION = "lqn_seg"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class EomtTeacher(Teacher[EomtContext]):
             *(precision, preprocessing, config.num_blocks),
         )
         accelerate(model)
+        AttentionInterface.register(_ATTENTION, _attention)
+        config._attn_implementation = _ATTENTION
         self.num_queries: int = config.num_queries
         self.refresh()
 
@@ -141,6 +146,17 @@ class EomtTeacher(Teacher[EomtContext]):
         first_patch = length - covered.shape[2]
         added[:, 0, : self.num_queries, first_patch:].masked_fill_(~covered, -1e9)
         return added.expand(-1, self.model.config.num_attention_heads, -1, -1)
+
+
+def _attention(
+    _: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, **__: Any
+) -> tuple[Tensor, None]:
+    """`attend` as transformers asks for it: (B, h, T, d) to (B, T, h, d)."""
+    if dropout:  # in training
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+    else:
+        mixed = attend(q, k, v, mask)
+    return mixed.transpose(1, 2), None
 
 
 def load_eomt(

@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from lqn_seg.teachers.modules import ONE_DNN, accelerate, lower_weights
+from lqn_seg.teachers import modules
+from lqn_seg.teachers.modules import ONE_DNN, accelerate, attend, lower_weights
 from tests.classification.conftest import build_clip
 
 WIDTH, HEADS = 192, 6
@@ -70,6 +72,44 @@ def test_self_attention_is_pytorchs_own(mask):
     (theirs,) = torch.autograd.grad(expected.square().sum(), inputs)
     (gradient,) = torch.autograd.grad(result.square().sum(), inputs)
     torch.testing.assert_close(gradient, theirs)
+
+
+@pytest.fixture
+def plain_products(monkeypatch):
+    """`attend` by plain products, whatever the processor; as if 60 tokens were thousands."""
+    monkeypatch.setattr(modules, "_plain_products_pay", lambda: True)
+    monkeypatch.setattr(modules, "_PIECE", 1 << 10)
+
+
+def queries_keys_values(length: int, **options) -> list[torch.Tensor]:
+    """(2, 5, T, 16) each; the keys share a mean, as a ViT's do."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 5, length, 16).unbind()
+    return [x.bfloat16().to(**options) for x in (2 * q, k + 8 * torch.randn(16), v)]
+
+
+@pytest.mark.parametrize("length", [1, 20, 61])  # all heads at once, some, and some rows of one
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_in_bfloat16_is_close_to_float32s(plain_products, length, autocast):
+    q, k, v = queries_keys_values(length)
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = attend(*(x.float() if autocast else x for x in (q, k, v)))
+    assert ours.dtype == torch.bfloat16 and ours.shape == exact.shape
+    # 2 % where the keys keep their mean
+    assert (ours - exact).norm() <= 0.008 * exact.norm()
+
+
+@pytest.mark.parametrize("case", ["mask", "gradients", "float32", "other processors"])
+def test_attention_is_pytorchs_own_elsewhere(plain_products, monkeypatch, case):
+    float32 = {"dtype": torch.float32} if case == "float32" else {}
+    q, k, v = queries_keys_values(20, **float32)
+    q.requires_grad_(case == "gradients")
+    mask = torch.randn(20, 20).to(q.dtype) if case == "mask" else None
+    if case == "other processors":
+        monkeypatch.setattr(modules, "_plain_products_pay", lambda: False)
+    ours, usual = attend(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, mask)
+    assert torch.equal(ours, usual) and ours.requires_grad == q.requires_grad
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -16,7 +16,7 @@ VARIANTS = ("lqn", "lqn-src", "apm", "teacher", *CONTROLS)
 ALIASES = {"two-word": "lqn"}
 # Features of a location that say whether it is a source or a destination.
 FLAG_FEATURES = 2
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 def axis_features(position_dim: int, axes: int) -> tuple[int, ...]:

@@ -7,14 +7,24 @@ import torch
 from lqn_seg.core.config import PRECISIONS
 from lqn_seg.errors import InputError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# int8 is for the linear products of a teacher's layers; all others are then in bfloat16.
+DTYPES = {
+    **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16},
+    "int8": torch.bfloat16,
+}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """What "auto" means on a device: bfloat16 where matrix products have hardware for it. An
-    `InputError` where it is none of `PRECISIONS`."""
+    `InputError` where it is none of `PRECISIONS`, or int8 and the device has no products for it."""
     if precision not in PRECISIONS:
         raise InputError(f"a precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "int8" and not (
+        device.type == "cpu" and torch.cpu._is_vnni_supported() and has_bfloat16(device)
+    ):
+        raise InputError(
+            "int8 needs a CPU with AVX-512 VNNI and bfloat16: choose another precision"
+        )
     if precision != "auto":
         return precision
     if device.type == "cuda":

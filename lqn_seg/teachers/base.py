@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lqn_seg.errors import InputError
-from lqn_seg.teachers.modules import products_in
+from lqn_seg.teachers.modules import products_in, quantise
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,7 +70,7 @@ class Teacher(ABC, Generic[ContextT]):
         num_query_layers: how many of the last layers also carry object queries; 0 in a CLIP.
         width, grid: D and (H, W).
         image_size: (height, width) in pixels that `encode` takes.
-        precision: of its matrix products: "float32", "bfloat16" or "float16".
+        precision: of its matrix products: one of `DTYPES`.
     """
 
     name: ClassVar[str]
@@ -88,6 +88,8 @@ class Teacher(ABC, Generic[ContextT]):
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.blocks: Iterable[nn.Module] = blocks
+        if precision == "int8":
+            quantise(blocks)
         self.num_layers, self.num_query_layers = len(blocks), num_query_layers
         self.width, self.grid, self.image_size = width, grid, image_size
         self.precision = precision

@@ -7,12 +7,14 @@ pieces (`attend`).
 """
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lqn_seg.core.precision import DTYPES, has_bfloat16, operand_precision
 
@@ -20,6 +22,7 @@ from lqn_seg.core.precision import DTYPES, has_bfloat16, operand_precision
 _WORTH_A_LOOK_UP = 1 << 20
 # None where PyTorch was built without it.
 ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+INT8_PRODUCT: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 # Attention weights that `attend` holds at once: 2 MiB in bfloat16.
 _PIECE = 1 << 20
 
@@ -102,6 +105,55 @@ class _Linear(nn.Linear):
         return dense(input, self.weight, self.bias)
 
 
+class _Int8Linear(_Linear):
+    """Of (B, T, k) inputs in int8: weights by output, inputs by image, which then do not depend on
+    one another. Where gradients are recorded or the weights learnt, it is the `_Linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        if learns or self.weight.dtype != torch.bfloat16 or torch.jit.is_tracing():
+            return super().forward(input)
+        weight, scales, zeros = _in_int8(self.weight)
+        bias = None if self.bias is None else self.bias.float()
+        images = []
+        for image in input.flatten(1, -2):
+            rows, scale, zero = _rounded(image)
+            images.append(
+                INT8_PRODUCT(
+                    *(rows, scale, zero, weight, scales, zeros, bias),
+                    *(1.0, 0, torch.bfloat16, "none", [], "none"),
+                )
+            )
+        return torch.stack(images).unflatten(1, input.shape[1:-1])
+
+
+def _rounded(values: Tensor) -> tuple[Tensor, float, int]:
+    """Values to the 256 steps between the smallest and the largest: (value / scale + zero)."""
+    low, high = (float(x) for x in torch.aminmax(values))
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255 or 1.0
+    zero = round(-low / scale)
+    steps = values.float().mul(1 / scale).round_().add_(zero).clamp_(0, 255)
+    return steps.to(torch.uint8), scale, zero
+
+
+# Beside the weights and not in their place: models are saved, copied and learnt with plain ones.
+_INT8: Any = WeakTensorKeyDictionary()
+
+
+def _in_int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An (m, k) weight as oneDNN wants it, its (m,) scales and zeros; made once."""
+    state = weight.data_ptr(), weight._version
+    known, made = _INT8.get(weight, (None, None))
+    if known != state:
+        scales = weight.abs().amax(1).float().div_(127).clamp_(min=1e-30)
+        steps = (weight / scales[:, None]).round().to(torch.int8)
+        packed = torch.ops.onednn.qlinear_prepack(steps, None)
+        made = packed, scales, torch.zeros(len(weight), dtype=torch.int32)
+        _INT8[weight] = state, made
+    return made
+
+
 class _SelfAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` of (B, T, D) with itself, whatever its `batch_first` says."""
 
@@ -123,6 +175,14 @@ def accelerate(model: nn.Module) -> None:
             module.__class__ = _Linear
         elif type(module) is nn.MultiheadAttention:
             module.__class__ = _SelfAttention
+
+
+def quantise(layers: Iterable[nn.Module]) -> None:
+    """Exchange the classes of a frozen teacher's linear layers for those that compute in int8."""
+    for layer in layers:
+        for module in layer.modules():
+            if type(module) in (nn.Linear, _Linear):
+                module.__class__ = _Int8Linear
 
 
 def lower_weights(model: nn.Module, precision: str) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lqn_seg.core.precision import has_bfloat16, resolve_precision
+from lqn_seg.errors import InputError
+from lqn_seg.lab.cost.cost import measure
 from lqn_seg.teachers import modules
-from lqn_seg.teachers.modules import ONE_DNN, accelerate, attend, lower_weights
+from lqn_seg.teachers.clip import ClipTeacher
+from lqn_seg.teachers.modules import ONE_DNN, accelerate, attend, lower_weights, quantise
 from tests.classification.conftest import build_clip
 
 WIDTH, HEADS = 192, 6
@@ -129,3 +134,60 @@ def test_float32_weights_stay_as_they_are():
     model = nn.Linear(3, 3)
     lower_weights(model, "float32")
     assert model.weight.dtype == torch.float32
+
+
+needs_int8 = pytest.mark.skipif(
+    not (torch.cpu._is_vnni_supported() and has_bfloat16(torch.device("cpu"))), reason="no VNNI"
+)
+
+
+def in_int8(plain: nn.Linear) -> nn.Linear:
+    made = copy.deepcopy(plain)
+    lower_weights(made, "int8")
+    quantise([made])
+    return made
+
+
+@needs_int8
+@pytest.mark.parametrize("bias", [True, False])
+def test_int8_products_are_close_image_by_image_and_leave_the_weights(bias):
+    plain, x = nn.Linear(WIDTH, 3 * WIDTH, bias=bias), torch.rand(2, 50, WIDTH) - 0.1
+    x[1] *= 100
+    ours = in_int8(plain)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got, exact = ours(x), plain(x)
+        assert got.dtype == torch.bfloat16 and got.shape == exact.shape
+        assert ((got - exact).flatten(1).norm(dim=1) < 0.02 * exact.flatten(1).norm(dim=1)).all()
+        assert not torch.equal(got, exact)
+        assert torch.equal(got[:1], ours(x[:1]))
+        weights = {name: value.bfloat16() for name, value in plain.state_dict().items()}
+        torch.testing.assert_close(ours.state_dict(), weights, rtol=0, atol=0)
+        ours.weight.mul_(2)  # other weights, loaded into the same layer
+        assert (ours(x) - got).norm() > 0.1 * got.norm()
+
+
+@needs_int8
+def test_int8_layers_learn_in_bfloat16():
+    plain, x = nn.Linear(WIDTH, WIDTH), torch.randn(2, 50, WIDTH, requires_grad=True)
+    lowered = copy.deepcopy(plain).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(in_int8(plain)(x), lowered(x))
+
+
+@needs_int8
+def test_a_teacher_in_int8_is_close_is_copied_and_is_counted():
+    model = build_clip().eval()
+    exact = ClipTeacher(copy.deepcopy(model), None)
+    teacher = ClipTeacher(model, None, "int8")
+    lower_weights(model.visual, "int8")
+    images = torch.randn(2, 3, 32, 32)
+    field, want = teacher.encode(images)[0], exact.encode(images)[0]
+    assert 0 < (field - want).norm() < 0.05 * want.norm()
+    assert torch.equal(copy.deepcopy(teacher).encode(images)[0], field)
+    counted = [measure(partial(x.encode, images)).forward_gmacs for x in (teacher, exact)]
+    assert counted[0] == pytest.approx(counted[1])
+
+
+def test_int8_is_refused_where_there_is_none():
+    with pytest.raises(InputError, match="int8 needs a CPU"):
+        resolve_precision("int8", torch.device("cuda"))

@@ -27,7 +27,7 @@ from lqn_seg.core.lqn import Grid, StudentFitter
 from lqn_seg.core.random import RandomKey
 from lqn_seg.errors import InputError
 from lqn_seg.lab.cost.flops import EomtShape
-from lqn_seg.teachers.modules import ONE_DNN
+from lqn_seg.teachers.modules import INT8_PRODUCT, ONE_DNN
 
 _MATMUL_WORDS = frozenset(
     ("matmul", "mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot", "tensordot")
@@ -108,6 +108,10 @@ _RULES: dict[Any, Callable[..., int]] = {
 }
 if ONE_DNN is not None:
     _RULES[ONE_DNN] = lambda inputs, weight, *_, **__: 2 * inputs.numel() * len(weight)
+if INT8_PRODUCT is not None:  # whose fifth argument holds a scale for each row of the weight
+    _RULES[INT8_PRODUCT] = lambda inputs, _s, _z, _w, scales, *_, **__: (
+        2 * inputs.numel() * len(scales)
+    )
 
 
 class _Meter(TorchDispatchMode):
@@ -123,7 +127,7 @@ class _Meter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        before = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        before = {_storage(x) for x in _tensors((args, kwargs))}
         out = func(*args, **kwargs)
         rule = _RULES.get(packet, flop_counter.flop_registry.get(packet))
         if rule is not None:
@@ -131,8 +135,8 @@ class _Meter(TorchDispatchMode):
             self.macs[backward] += rule(*args, **kwargs, out_val=out) / 2
         else:
             self.uncounted.add(str(packet))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and _storage(tensor) not in before:
+        for tensor in _tensors(out):
+            if _storage(tensor) not in before:
                 self._follow(tensor.untyped_storage())
         return out
 
@@ -147,6 +151,12 @@ class _Meter(TorchDispatchMode):
     def _release(self, key: int, size: int) -> None:
         self.held -= size
         self._known.discard(key)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """Those of a call that have a storage: oneDNN's own weights show none."""
+    leaves = [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+    return [x for x in leaves if x.layout != torch._mkldnn]  # type: ignore[attr-defined]
 
 
 def _storage(tensor: Tensor) -> int:

@@ -41,7 +41,8 @@ def guided_kernel(guide: Tensor) -> Tensor:
     rows, columns = (torch.arange(1.0, side + 1, device=guide.device) for side in (height, width))
     positions = torch.cartesian_prod(rows, columns) / (POSITION_BANDWIDTH * max(height, width))
     tokens = guide.flatten(1, 2) / (GUIDE_BANDWIDTH * guide.shape[-1] ** 0.5)
-    distance = torch.cdist(tokens, tokens).square_() + torch.cdist(positions, positions).square_()
+    distance = torch.cdist(tokens, tokens).square_()
+    distance += torch.cdist(positions, positions).square_()
     return distance.mul_(-0.5).exp_()
 
 
@@ -49,7 +50,7 @@ def leave_one_out_error(kernel: Tensor, tokens: Tensor) -> Tensor:
     """(B,) error, over variance, of predicting each of the (B, H, W, D) tokens as the (B, N, N)
     kernel's mean of all *other* tokens."""
     flat = tokens.flatten(1, 2).float()
-    others = kernel - torch.diag_embed(kernel.diagonal(dim1=1, dim2=2))
+    others = kernel.diagonal_scatter(torch.zeros_like(kernel[..., 0]), dim1=1, dim2=2)
     # A position unlike all others is predicted by nobody: from the mean of all, then.
     total = others.sum(-1, keepdim=True)
     mean = flat.mean(1, keepdim=True)

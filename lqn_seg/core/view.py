@@ -18,11 +18,11 @@ from lqn_seg.errors import InputError
 
 @dataclass(frozen=True)
 class View:
-    """Of B images; the targets are standardised where there are statistics."""
+    """Of B images; targets are standardised where there are statistics, as they are asked for."""
 
     patches: Tensor  # (B, h/s * w/s, 3 s s) as the convolution of stride s sees them
     layers: Tensor  # (m,) numbers of the fitted layers, ascending
-    targets: Tensor  # (B, m * H * W, D) their tokens
+    fields: Tensor  # (B, L, H * W, D) tokens of all layers
     mean: Tensor | None  # (B, m, D) over positions
     deviation: Tensor | None
     guide: Tensor | None  # (B, H * W, D) standardised tokens of the guiding layer, if it is read
@@ -53,19 +53,16 @@ class View:
         with torch.no_grad():
             patches = F.unfold(images.to(device).float(), student.stride, stride=student.stride)
             guide = guiding_tokens(fields, student.guide).flatten(1, 2) if student.guide else None
-            fitted = fields if len(layers) == shape[1] else fields[:, [k - 1 for k in layers]]
-            tokens = fitted.flatten(2, 3).float()  # (B, m, H * W, D)
+            tokens = fields.flatten(2, 3)
             mean = deviation = None
-            if config.fit.target_norm == "layer":
-                variance, mean = torch.var_mean(tokens, dim=2, correction=0, keepdim=True)
+            if config.fit.target_norm == "layer":  # layer by layer: no copy of the field
+                found = [torch.var_mean(tokens[:, k - 1].float(), 1, correction=0) for k in layers]
+                variance, mean = (torch.stack(one, 1) for one in zip(*found))
                 deviation = variance.sqrt_().clamp_(min=1e-6)
-                tokens = (tokens - mean).div_(deviation)
-                mean, deviation = mean.squeeze(2), deviation.squeeze(2)
             numbers = torch.tensor(layers, device=device, dtype=torch.float32)
             places = coordinates or [torch.arange(1.0, side + 1) for side in shape[2:4]]
             rows, columns = (axis.to(device, torch.float32) for axis in places)
-        targets = tokens.flatten(1, 2)
-        return cls(patches.mT.contiguous(), numbers, targets, mean, deviation, guide, rows, columns)
+        return cls(patches.mT.contiguous(), numbers, tokens, mean, deviation, guide, rows, columns)
 
     @cached_property
     def addresses(self) -> Tensor:
@@ -81,7 +78,12 @@ class View:
 
     def targets_at(self, indices: Tensor) -> Tensor:
         """(B, n) indices among the m H W fitted tokens to their (B, n, D)."""
-        return _at(self.targets, indices)
+        fitted, place = indices // self.fields.shape[2], indices % self.fields.shape[2]
+        image = torch.arange(len(indices), device=indices.device)[:, None]
+        tokens = self.fields[image, self.layers[fitted].long() - 1, place].float()
+        if self.mean is None or self.deviation is None:
+            return tokens
+        return (tokens - _at(self.mean, fitted)) / _at(self.deviation, fitted)
 
     def guide_at(self, indices: Tensor) -> Tensor | None:
         """(B, n, D) guide at the same indices."""

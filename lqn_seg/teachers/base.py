@@ -17,7 +17,8 @@ from lqn_seg.teachers.modules import products_in, quantise
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# (layer, patch tokens (B, H, W, D)) -> what the teacher goes on with; layer 0 is the embedding.
+# (layer, patch tokens (B, H, W, D)) -> what the teacher goes on with, of the same type; layer 0 is
+# the embedding.
 Hook = Callable[[int, Tensor], Tensor]
 Size = tuple[int, int]
 
@@ -59,6 +60,30 @@ class PrefixContext:
 
 
 ContextT = TypeVar("ContextT", bound=PrefixContext)
+
+
+class Layers:
+    """(B, H, W, D) tokens of so many layers, handed over one after the other, as a (B, L, H, W, D)
+    field. They are in memory once: stacking them in the end would take them twice."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._tokens: list[Tensor] = []  # with gradients on, which writing in place would break
+        self._field = torch.empty(0)
+        self._written = 0
+
+    def append(self, tokens: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self._tokens.append(tokens)
+            return
+        if not self._written:
+            self._field = tokens.new_empty(len(tokens), self._count, *tokens.shape[1:])
+        self._field[:, self._written] = tokens
+        self._written += 1
+
+    @property
+    def field(self) -> Tensor:
+        return torch.stack(self._tokens, 1) if self._tokens else self._field
 
 
 class Teacher(ABC, Generic[ContextT]):
@@ -126,7 +151,7 @@ class Teacher(ABC, Generic[ContextT]):
         """Layers ``layer + 1`` to L from patches (B, H, W, D) and the context up to ``layer``:
         patches of the layers run (B, L - layer, H, W, D), and the whole context."""
         prefixes = list(context.prefix[:, : layer + 1].unbind(1))
-        count, fields = prefixes[0].shape[1], []
+        count, layers = prefixes[0].shape[1], Layers(self.num_layers - layer)
         state = torch.cat([prefixes[-1], patches.flatten(1, 2)], 1)
         if layer == 0:
             state = self.enter(state)
@@ -137,9 +162,9 @@ class Teacher(ABC, Generic[ContextT]):
             if hook is not None:
                 patches = hook(index, patches)
                 state = torch.cat([state[:, :count], patches.flatten(1, 2)], 1)
-            fields.append(patches)
+            layers.append(patches)
             prefixes.append(state[:, :count])
-        return torch.stack(fields, 1), replace(context, prefix=torch.stack(prefixes, 1))
+        return layers.field, replace(context, prefix=torch.stack(prefixes, 1))
 
     def forward(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:
         """`encode`, with gradients where they are on."""

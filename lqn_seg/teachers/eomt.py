@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from lqn_seg.core.precision import resolve_precision
-from lqn_seg.teachers.base import Hook, PrefixContext, Preprocessing, Size, Teacher
+from lqn_seg.teachers.base import Hook, Layers, PrefixContext, Preprocessing, Size, Teacher
 from lqn_seg.teachers.eomt_checkpoints import read_eomt
 from lqn_seg.teachers.eomt_model import set_image_size
 from lqn_seg.teachers.modules import accelerate, attend, lower_weights, products_in
@@ -98,7 +98,7 @@ class EomtTeacher(Teacher[EomtContext]):
         passed = max(layer - first_query_layer, 0)  # query layers
         prefixes = list(context.prefix[:, : layer + 1].unbind(1))
         queries = list(context.queries[:, : passed + 1].unbind(1))
-        masks, fields = list(context.masks[: passed + 1]), []
+        masks, layers = list(context.masks[: passed + 1]), Layers(self.num_layers - layer)
         positions = self._positions()
         state = torch.cat([prefixes[-1], patches.flatten(1, 2)], 1)
         if passed:
@@ -116,13 +116,13 @@ class EomtTeacher(Teacher[EomtContext]):
             if hook is not None:
                 patches = hook(index + 1, patches)
                 state = torch.cat([state[:, :first_patch], patches.flatten(1, 2)], 1)
-            fields.append(patches)
+            layers.append(patches)
             first_prefix = self.num_queries if block >= 0 else 0
             prefixes.append(state[:, first_prefix:first_patch])
             if block >= 0:
                 queries.append(state[:, : self.num_queries])
         context = EomtContext(torch.stack(prefixes, 1), torch.stack(queries, 1), tuple(masks))
-        return torch.stack(fields, 1), context
+        return layers.field, context
 
     def _positions(self) -> dict[str, Any]:
         """What layers with rotary position embeddings (DINOv3) want beside their input."""

@@ -3,14 +3,20 @@
 The teacher has random weights, so nothing is downloaded. The output folder receives benchmark.json
 and benchmark.txt.
 
+--memory prints instead what a process holds at most, by method (memory.json); --growth how cost
+grows with pixels, layers, views, classes and images (growth.json, and a plot where matplotlib is
+installed).
+
 Examples:
     lqn-seg benchmark                               # CLIP ViT-B/16, the paper's student
     lqn-seg benchmark --teacher eomt-l --image-size 640 --device cuda
     lqn-seg benchmark --baselines zero,mta,tps,tpt --variants default --no-references
+    lqn-seg benchmark --memory --teacher eomt-l --image-size 1280
+    lqn-seg benchmark --growth
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +44,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--no-references", dest="references", action="store_false", help=without)
     read = "measure nothing, print the tables of this benchmark.json"
     parser.add_argument("--read", type=Path, metavar="FILE", help=read)
+    parser.add("--memory", False, "measure the memory of an EoMT and of methods on it")
+    parser.add("--growth", False, "measure how the cost of small EoMTs grows")
     parser.add("--full", False, "print all tables, not only the summary")
     parser.add("--output", Path("output/benchmark"), "output folder", metavar="DIR")
     return parser.parse_args(words)
@@ -47,10 +55,14 @@ def run(arguments: Namespace) -> None:
     if arguments.read:
         report(arguments.read, arguments.full)
         return
+    if arguments.memory or arguments.growth:
+        (_memory if arguments.memory else _growth)(arguments, partial(print, flush=True))
+        return
     from lqn_seg.engine.store import make_writable
     from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
 
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("read", "full", "output")}
+    others = ("read", "full", "output", "memory", "growth")
+    settings = {k: v for k, v in vars(arguments).items() if k not in others}
     for key in ("variants", "precisions", "baselines"):
         settings[key] = tuple(names(settings[key]))
     config = BenchmarkConfig(**settings)
@@ -76,6 +88,35 @@ def run(arguments: Namespace) -> None:
             f"no tables, because {missing.name} is not installed; install it and run "
             f"lqn-seg benchmark --read {numbers}"
         )
+
+
+def _memory(arguments: Namespace, say: Callable[[str], None]) -> None:
+    from lqn_seg.lab.benchmark.memory import MemoryConfig, memory_text, peaks
+    from lqn_seg.lab.report.provenance import write_json
+
+    precision = names(arguments.precisions)[0]
+    config = MemoryConfig(arguments.teacher, arguments.image_size, precision, arguments.threads)
+    numbers = {"settings": vars(config), "peaks": peaks(config, say)}
+    say(f"\n{memory_text(numbers)}\n")
+    say(f"written: {write_json(arguments.output / 'memory.json', numbers)}")
+
+
+def _growth(arguments: Namespace, say: Callable[[str], None]) -> None:
+    from lqn_seg.adapt.threads import fixed_threads
+    from lqn_seg.lab.benchmark.growth import growth, growth_text
+    from lqn_seg.lab.report.provenance import write_json
+
+    with fixed_threads(arguments.threads):
+        points = growth(arguments.repeats, say=say)
+    say(f"\n{growth_text(points)}\n")
+    written = [write_json(arguments.output / "growth.json", {"points": points})]
+    try:
+        from lqn_seg.visualization.growth import draw_growth
+
+        written += draw_growth(points, arguments.output / "growth")
+    except ModuleNotFoundError as missing:
+        say(f"no plot, because {missing.name} is not installed (the extra figures)")
+    say(f"written: {', '.join(map(str, written))}")
 
 
 def report(numbers: Path, full: bool) -> None:

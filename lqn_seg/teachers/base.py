@@ -67,14 +67,13 @@ class Layers:
     field. They are in memory once: stacking them in the end would take them twice."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
-        self._tokens: list[Tensor] = []  # with gradients on, which writing in place would break
+        self._count, self._written = count, 0
+        self._listed: list[Tensor] = []  # with gradients on, which writing in place would break
         self._field = torch.empty(0)
-        self._written = 0
 
     def append(self, tokens: Tensor) -> None:
         if torch.is_grad_enabled():
-            self._tokens.append(tokens)
+            self._listed.append(tokens)
             return
         if not self._written:
             self._field = tokens.new_empty(len(tokens), self._count, *tokens.shape[1:])
@@ -83,7 +82,7 @@ class Layers:
 
     @property
     def field(self) -> Tensor:
-        return torch.stack(self._tokens, 1) if self._tokens else self._field
+        return torch.stack(self._listed, 1) if self._listed else self._field
 
 
 class Teacher(ABC, Generic[ContextT]):
@@ -163,7 +162,7 @@ class Teacher(ABC, Generic[ContextT]):
                 patches = hook(index, patches)
                 state = torch.cat([state[:, :count], patches.flatten(1, 2)], 1)
             layers.append(patches)
-            prefixes.append(state[:, :count])
+            prefixes.append(state[:, :count].clone())  # a part would hold all of the layer
         return layers.field, replace(context, prefix=torch.stack(prefixes, 1))
 
     def forward(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:

@@ -118,9 +118,10 @@ class EomtTeacher(Teacher[EomtContext]):
                 state = torch.cat([state[:, :first_patch], patches.flatten(1, 2)], 1)
             layers.append(patches)
             first_prefix = self.num_queries if block >= 0 else 0
-            prefixes.append(state[:, first_prefix:first_patch])
+            # Copies: a part would hold all of the layer.
+            prefixes.append(state[:, first_prefix:first_patch].clone())
             if block >= 0:
-                queries.append(state[:, : self.num_queries])
+                queries.append(state[:, : self.num_queries].clone())
         context = EomtContext(torch.stack(prefixes, 1), torch.stack(queries, 1), tuple(masks))
         return layers.field, context
 

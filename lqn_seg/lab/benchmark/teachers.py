@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
@@ -18,6 +18,10 @@ from lqn_seg.lab.cost.flops import EomtShape, clip_gmacs, eomt_gmacs
 from lqn_seg.teachers.base import Teacher
 from lqn_seg.teachers.clip import ClipTeacher
 from lqn_seg.teachers.modules import lower_weights
+
+if TYPE_CHECKING:
+    from lqn_seg.teachers.eomt import EomtTeacher
+    from lqn_seg.teachers.eomt_head import EomtHead
 
 # open_clip's names.
 CLIPS = {"clip-b16": "ViT-B-16-quickgelu", "clip-l14": "ViT-L-14-quickgelu"}
@@ -85,30 +89,46 @@ def build_scene(
 def _eomt(
     name: str, image_size: int, classes: int, precision: str
 ) -> tuple[Teacher[Any], Head, dict[str, float]]:
-    # Here, because transformers' EoMT asks for scipy, which a CLIP does not.
-    from transformers import EomtConfig
-
-    from lqn_seg.teachers.eomt import EomtTeacher
-    from lqn_seg.teachers.eomt_head import EomtHead
-    from lqn_seg.teachers.eomt_model import build_eomt
-
-    width, layers, heads, side, changes = EOMTS[name]
-    config = EomtConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=image_size or side,
-        **{"num_labels": 133, **changes, **({"num_labels": classes} if classes else {})},
+    teacher = random_eomt(
+        name, image_size, precision, **({"num_labels": classes} if classes else {})
     )
-    model = build_eomt(config)
-    nn.init.zeros_(model.attn_mask_probs)  # masked attention off, as in evaluation
-    teacher, head = EomtTeacher(model, precision), EomtHead(model, precision)
-    lower_weights(model, precision)
+    head = eomt_head(teacher)
 
     def segment(tokens: Tensor, context: Any) -> Any:
         return head(tokens, context.last_queries)
 
-    return teacher, segment, eomt_gmacs(EomtShape.from_config(config))
+    return teacher, segment, eomt_gmacs(EomtShape.from_config(teacher.model.config))
+
+
+def random_eomt(
+    name: str, image_size: int = 0, precision: str = "float32", **changes: Any
+) -> EomtTeacher:
+    """One of `EOMTS`, with changes to its configuration; an image side of 0 is its own."""
+    # Here, because transformers' EoMT asks for scipy, which a CLIP does not.
+    from transformers import EomtConfig
+
+    from lqn_seg.teachers.eomt import EomtTeacher
+    from lqn_seg.teachers.eomt_model import build_eomt
+
+    width, layers, heads, side, own = EOMTS[name]
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": image_size or side,
+        "num_labels": 133,
+    }
+    model = build_eomt(EomtConfig(**{**shape, **own, **changes}))
+    nn.init.zeros_(model.attn_mask_probs)  # masked attention off, as in evaluation
+    teacher = EomtTeacher(model, precision)
+    lower_weights(model, precision)
+    return teacher
+
+
+def eomt_head(teacher: EomtTeacher) -> EomtHead:
+    from lqn_seg.teachers.eomt_head import EomtHead
+
+    return EomtHead(teacher.model, teacher.precision)
 
 
 def _clip(

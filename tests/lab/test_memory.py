@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from lqn_seg.adapt.calibration import alarmed, calibrate
+from lqn_seg.adapt.journey import adapt
 from lqn_seg.adapt.methods import SegmentationConfig
 from lqn_seg.config.nodes import load_cfg
 from lqn_seg.core.config import PRESETS, StudentConfig
+from lqn_seg.core.random import RandomKey
 from lqn_seg.data.catalog import get_dataset
 from lqn_seg.engine.evaluate import Evaluation
 from lqn_seg.errors import InputError
@@ -24,7 +26,7 @@ from lqn_seg.lab.cost.cost import measure
 from lqn_seg.lab.report.wording import WIDTH
 from lqn_seg.segmentation.segmenter import Segmenter
 
-SIDE = 256
+SIDE = 128
 SMALL = StudentConfig(
     input_size=28, stride=14, widths=(16,), position_dim=16, init="he", guide=0.125
 )
@@ -44,7 +46,7 @@ def teacher_of(layers: int, side: int = SIDE):
 def fields_held(run) -> float:
     """By how many fields the peak of ``run(teacher)`` grows where the field grows by one."""
     peaks, sizes = [], []
-    for layers in (8, 24):
+    for layers in (16, 32):
         teacher = teacher_of(layers)
         peaks.append(run(teacher))
         sizes.append(4 * layers * math.prod(teacher.grid) * teacher.width)
@@ -56,22 +58,24 @@ def test_a_teacher_holds_its_field_once():
     assert fields_held(lambda t: measure(lambda: t.encode(images)).peak_bytes) < 1.1
 
 
-@pytest.mark.parametrize(("method", "views"), [("restore", 1), ("field", 2), ("lqn", 2)])
+@pytest.mark.parametrize(("method", "views"), [("field", 2), ("lqn", 2)])
 def test_a_method_holds_the_field_of_each_view_once(method, views):
-    image = memory.random_image(SIDE, SIDE)
+    """Up to its tokens: what the head makes of them depends on no layer."""
+    image = memory.random_image(SIDE, SIDE)[None].float() / 255
 
     def peak(teacher) -> int:
-        clean = torch.stack([image, image.flip(-1)]).float() / 255
-        calibration = alarmed(calibrate(teacher, lambda: [clean]))
+        calibration = calibrate(teacher, lambda: [torch.cat([image, image.flip(-1)])])
+        calibration = replace(alarmed(calibration), noise=math.inf)  # its removal comes before
         recipes, config = {method: memory.recipe(method)}, SegmentationConfig()
         parts = teacher, eomt_head(teacher), recipes, frozenset(), config, calibration
         segmenter = Segmenter(*parts)
-        stats = []
-        cost = measure(lambda: stats.append(segmenter([image])[0][method].stats))
-        assert method != "lqn" or stats[0]["mixing_weight"] > 0  # a student was fitted
+        images = segmenter._seen_in(views, image, [RandomKey(0)], None)
+        adapted = []
+        cost = measure(lambda: adapted.append(adapt(segmenter.adapters[method], images)))
+        assert method != "lqn" or adapted[0].fit_ms > 0
         return cost.peak_bytes
 
-    assert fields_held(peak) < 1.1 * views
+    assert 0.9 * views < fields_held(peak) < 1.1 * views
 
 
 def test_gradients_flow_through_all_layers_of_a_field():

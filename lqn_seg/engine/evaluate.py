@@ -323,9 +323,9 @@ class DatasetRun(ABC):
         failed = {key for _, key in self.failures}
         return [record for record in self.records if record["image_id"] not in failed]
 
-    def lines(self, condition: Condition | str, method: str) -> list[Result]:
-        """One method's line for every scored image, in the data set's order."""
-        return [by_method[method] for by_method in self.each(condition)]
+    def lines(self, condition: Condition | str, method: str) -> Iterator[Result]:
+        """One method's line for every scored image, as of `each`."""
+        return (by_method[method] for by_method in self.each(condition))
 
     def each(self, condition: Condition | str) -> Iterator[dict[str, Result]]:
         """For every scored image, in the data set's order, each method's line; one image is in
@@ -336,12 +336,15 @@ class DatasetRun(ABC):
 
     def fitted(self, method: str) -> int:
         """To how many images a student was fitted and mixed in, each condition counting."""
-        lines = [line for condition in self.conditions for line in self.lines(condition, method)]
-        return sum(line["lqn"].get("mixing_weight", 0) > 0 for line in lines)
+        return sum(
+            line["lqn"].get("mixing_weight", 0) > 0
+            for condition in self.conditions
+            for line in self.lines(condition, method)
+        )
 
     def metrics(self, condition: Condition | str, method: str) -> dict[str, dict[str, float]]:
         """All metrics of a method under a condition, by task, 0..100; ``lqn`` holds the means."""
-        lines = self.lines(condition, method)
+        lines = list(self.lines(condition, method))  # AP is of all images' instances together
         result = {
             task: evaluator.summarize([line[task] for line in lines])
             for task, evaluator in self.evaluators.items()

@@ -145,7 +145,9 @@ def answers(result: list[Classification]) -> dict:
     """By image and method, on clean images."""
     (one,) = result
     return {
-        record["image_id"]: [one.lines("clean", m)[k]["classification"] for m in ("lqn", "zero")]
+        record["image_id"]: [
+            list(one.lines("clean", m))[k]["classification"] for m in ("lqn", "zero")
+        ]
         for k, record in enumerate(one.scored)
     }
 

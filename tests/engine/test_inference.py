@@ -228,7 +228,7 @@ def test_a_resume_evaluates_what_has_changed_since(
 
     def resumed() -> list[int]:
         evaluation = run(cfg, resume=True)
-        assert len(evaluation.lines("clean", "lqn")) == 5
+        assert len(list(evaluation.lines("clean", "lqn"))) == 5
         done = sorted({key for _, key in executed})
         assert len(executed) == 2 * len(done)  # under both conditions
         executed.clear()
@@ -388,7 +388,7 @@ def test_results_hold_every_image_and_its_own_figures(cfg, small_config):
     assert len(results["teacher"]) == 16 and results["seed"] == 0
     assert any(key.startswith("PQ-") for key in results["metrics"]["clean"]["lqn"]["panoptic_seg"])
     result = results["per_image"]["contrast-3"]["lqn"]
-    lines = report.evaluation.lines("contrast-3", "lqn")
+    lines = list(report.evaluation.lines("contrast-3", "lqn"))
     assert [image["mask_hash"] for image in result] == [line["mask_hash"] for line in lines]
     for key, task in (("PQ", "panoptic_seg"), ("mIoU", "sem_seg")):
         evaluator = report.evaluation.evaluators[task]
@@ -440,7 +440,7 @@ def test_the_intervals_are_those_of_the_paired_bootstrap(cfg):
     evaluator = report.evaluation.evaluators["sem_seg"]
 
     def stacked(method, names):
-        lines = [report.evaluation.lines(name, method) for name in names]
+        lines = [list(report.evaluation.lines(name, method)) for name in names]
         return np.stack([evaluator.stack([x["sem_seg"] for x in y]) for y in lines], axis=1)
 
     groups = {**{name: [name] for name in report.streams}, "mean of corruptions": report.corrupted}

@@ -139,7 +139,7 @@ class Report(ABC):
         """How many fits of each method failed."""
         return {m: int(sum(x.get("fallback", 0) for x in self.statistics(m))) for m in self.methods}
 
-    def lines(self, stream: str, method: str) -> list[dict[str, Any]]:
+    def lines(self, stream: str, method: str) -> Iterator[dict[str, Any]]:
         run, condition = self.streams[stream]
         return run.lines(condition, method)
 

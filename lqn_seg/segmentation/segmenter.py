@@ -303,11 +303,12 @@ class Segmenter:
         """Logits of B windows, from the head's of V B: the queries are the first view's, so that a
         segment is the same one in all. With the windows' pixels as a guide, enlarged by them."""
         context = adapted.context[: len(adapted.context) // views]
-        masks, classes = self.head(adapted.tokens, context.repeat(views, 1, 1))
-        joined = join(masks, views, self.teacher.grid)
+        # One view after the other: the head holds several times what it says.
+        said = [self.head(tokens, context) for tokens in adapted.tokens.chunk(views)]
+        joined = join(torch.cat([masks for masks, _ in said]), views, self.teacher.grid)
         if guide is not None:
             joined = upsample(joined, guide)
-        return joined, None if classes is None else classes[: len(joined)]
+        return joined, said[0][1]
 
     # ---- what the head says of tokens: `adapt.journey.Task` --------------------------------------
 

@@ -54,8 +54,8 @@ class View:
             patches = F.unfold(images.to(device).float(), student.stride, stride=student.stride)
             guide = guiding_tokens(fields, student.guide).flatten(1, 2) if student.guide else None
             tokens = fields.flatten(2, 3)
-            mean = deviation = None
-            if config.fit.target_norm == "layer":  # layer by layer: no copy of the field
+            mean = deviation = None  # layer by layer: no copy of the field
+            if config.fit.target_norm == "layer":
                 found = [torch.var_mean(tokens[:, k - 1].float(), 1, correction=0) for k in layers]
                 variance, mean = (torch.stack(one, 1) for one in zip(*found))
                 deviation = variance.sqrt_().clamp_(min=1e-6)
@@ -79,8 +79,7 @@ class View:
     def targets_at(self, indices: Tensor) -> Tensor:
         """(B, n) indices among the m H W fitted tokens to their (B, n, D)."""
         fitted, place = indices // self.fields.shape[2], indices % self.fields.shape[2]
-        image = torch.arange(len(indices), device=indices.device)[:, None]
-        tokens = self.fields[image, self.layers[fitted].long() - 1, place].float()
+        tokens = _at(self.fields, self.layers[fitted].long() - 1, place).float()
         if self.mean is None or self.deviation is None:
             return tokens
         return (tokens - _at(self.mean, fitted)) / _at(self.deviation, fitted)
@@ -119,9 +118,9 @@ class View:
         return torch.addcmul(mean, tokens, deviation)
 
 
-def _at(rows: Tensor, indices: Tensor) -> Tensor:
-    """(B, R, D) and (B, n) to (B, n, D)."""
-    return rows[torch.arange(len(rows), device=rows.device)[:, None], indices]
+def _at(rows: Tensor, *indices: Tensor) -> Tensor:
+    """(B, R, D) and (B, n) to (B, n, D); with another axis before D, two of (B, n)."""
+    return rows[torch.arange(len(rows), device=rows.device)[:, None], *indices]
 
 
 def guiding_tokens(fields: Tensor, fraction: float) -> Tensor:

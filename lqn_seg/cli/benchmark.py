@@ -55,10 +55,12 @@ def run(arguments: Namespace) -> None:
     if arguments.read:
         report(arguments.read, arguments.full)
         return
+    from lqn_seg.engine.store import make_writable
+
+    make_writable(arguments.output)
     if arguments.memory or arguments.growth:
         (_memory if arguments.memory else _growth)(arguments, partial(print, flush=True))
         return
-    from lqn_seg.engine.store import make_writable
     from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
 
     others = ("read", "full", "output", "memory", "growth")
@@ -66,7 +68,6 @@ def run(arguments: Namespace) -> None:
     for key in ("variants", "precisions", "baselines"):
         settings[key] = tuple(names(settings[key]))
     config = BenchmarkConfig(**settings)
-    make_writable(arguments.output)
     benchmark = Benchmark(config, partial(print, flush=True))
     try:
         benchmark.run()

@@ -57,8 +57,8 @@ def run(arguments: Namespace) -> None:
         return
     from lqn_seg.engine.store import make_writable
 
-    make_writable(arguments.output)
     if arguments.memory or arguments.growth:
+        make_writable(arguments.output)
         (_memory if arguments.memory else _growth)(arguments, partial(print, flush=True))
         return
     from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
@@ -68,6 +68,7 @@ def run(arguments: Namespace) -> None:
     for key in ("variants", "precisions", "baselines"):
         settings[key] = tuple(names(settings[key]))
     config = BenchmarkConfig(**settings)
+    make_writable(arguments.output)
     benchmark = Benchmark(config, partial(print, flush=True))
     try:
         benchmark.run()

@@ -120,7 +120,7 @@ class View:
 
 def _at(rows: Tensor, *indices: Tensor) -> Tensor:
     """(B, R, D) and (B, n) to (B, n, D); with another axis before D, two of (B, n)."""
-    return rows[torch.arange(len(rows), device=rows.device)[:, None], *indices]
+    return rows[(torch.arange(len(rows), device=rows.device)[:, None], *indices)]
 
 
 def guiding_tokens(fields: Tensor, fraction: float) -> Tensor:

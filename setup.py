@@ -84,6 +84,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
+        "profile": ["pyinstrument>=5.0"],  # flame graphs of lqn-seg benchmark --end-to-end
         "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=0.26", "Pygments>=2.18"],  # mkdocs serve
         "dev": [
             *TEST,

@@ -7,21 +7,31 @@ and benchmark.txt.
 grows with pixels, layers, views, classes and images (growth.json, and a plot where matplotlib is
 installed).
 
+--end-to-end measures evaluations instead: from an image file to its stored result, by stage, for
+teacher, restore, field and lqn, each in a run of its own. A scene is demo (the shipped teacher) or
+a teacher with the side of its images; images are drawn, and noisy. Where pyinstrument is installed,
+a page for each scene shows lqn's run as a flame graph.
+
 Examples:
     lqn-seg benchmark                               # CLIP ViT-B/16, the paper's student
     lqn-seg benchmark --teacher eomt-l --image-size 640 --device cuda
     lqn-seg benchmark --baselines zero,mta,tps,tpt --variants default --no-references
     lqn-seg benchmark --memory --teacher eomt-l --image-size 1280
     lqn-seg benchmark --growth
+    lqn-seg benchmark --end-to-end demo,eomt-s:512,eomt-l:512,clip-b16 --threads 2
+    lqn-seg benchmark --end-to-end eomt-l:1280 --images 1 --repeats 1
 """
 
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lqn_seg.cli.parser import Namespace, Parser, exit_status, names
 from lqn_seg.errors import InputError
+
+_SHARED = ("classes", "device", "threads", "repeats")  # settings of both kinds of measurement
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
@@ -36,6 +46,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
         "--baselines", "", "any of zero, mta, tps, tpt, comma-separated; needs a CLIP teacher"
     )
     parser.add("--views", 64, "views per image for the baselines")
+    parser.add("--end-to-end", "", "scenes whose evaluation is timed by stage, comma-separated")
+    parser.add("--images", 4, "images of a scene")
     parser.add("--device", "cpu", "cpu or cuda")
     parser.add("--threads", 1, "CPU threads")
     parser.add("--repeats", 3, "repetitions of each measurement")
@@ -61,15 +73,10 @@ def run(arguments: Namespace) -> None:
         make_writable(arguments.output)
         (_memory if arguments.memory else _growth)(arguments, partial(print, flush=True))
         return
-    from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig, write_numbers
+    from lqn_seg.lab.benchmark.benchmark import write_numbers
 
-    others = ("read", "full", "output", "memory", "growth")
-    settings = {k: v for k, v in vars(arguments).items() if k not in others}
-    for key in ("variants", "precisions", "baselines"):
-        settings[key] = tuple(names(settings[key]))
-    config = BenchmarkConfig(**settings)
+    benchmark = _benchmark(arguments, partial(print, flush=True))
     make_writable(arguments.output)
-    benchmark = Benchmark(config, partial(print, flush=True))
     try:
         benchmark.run()
     except BaseException as end:
@@ -119,6 +126,23 @@ def _growth(arguments: Namespace, say: Callable[[str], None]) -> None:
     except ModuleNotFoundError as missing:
         say(f"no plot, because {missing.name} is not installed (the extra figures)")
     say(f"written: {', '.join(map(str, written))}")
+
+
+def _benchmark(arguments: Namespace, say: Callable[[str], None]) -> Any:
+    """What is asked for, checked; nothing is measured yet."""
+    from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig
+
+    precisions = tuple(names(arguments.precisions))
+    if scenes := tuple(names(arguments.end_to_end)):
+        from lqn_seg.lab.benchmark.end_to_end import EndToEnd, EndToEndConfig
+
+        shared = {key: getattr(arguments, key) for key in _SHARED}
+        config = EndToEndConfig(scenes, arguments.images, precision=precisions[0], **shared)
+        return EndToEnd(config, arguments.output, say)
+    others = ("read", "full", "output", "memory", "growth", "end_to_end", "images")
+    settings = {k: v for k, v in vars(arguments).items() if k not in others}
+    settings |= {key: tuple(names(settings[key])) for key in ("variants", "baselines")}
+    return Benchmark(BenchmarkConfig(**{**settings, "precisions": precisions}), say)
 
 
 def report(numbers: Path, full: bool) -> None:

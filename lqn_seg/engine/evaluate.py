@@ -50,6 +50,7 @@ from lqn_seg.evaluation import (
 from lqn_seg.evaluation.base import ImageEvaluator
 from lqn_seg.segmentation.postprocess import mask_hash
 from lqn_seg.segmentation.segmenter import Prediction, Segmenter
+from lqn_seg.teachers.base import Teacher
 
 if TYPE_CHECKING:  # open_clip takes a second
     from lqn_seg.classification.classifier import Classifier
@@ -356,6 +357,9 @@ class Evaluation(DatasetRun):
     """One run of segmentation: a data set, conditions and methods. ``OUTPUT_DIR/inference``
     receives the results; the other arguments are `DatasetRun`'s.
 
+    Args:
+        teacher: the configuration's, where it is loaded already.
+
     Attributes:
         watch: is shown each image's predictions before they are scored and forgotten.
     """
@@ -370,15 +374,15 @@ class Evaluation(DatasetRun):
         conditions: Sequence[Condition] | None = None,
         strict: bool = False,
         shard: Shard = WHOLE,
+        teacher: Teacher[Any] | None = None,
     ) -> None:
         if cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
             dataset = dataset.with_instances()  # what is wrong there is said before the first image
         dataset = dataset.listed()
         records = dataset.records(strict)[: cfg.MODEL.LQN.EVAL.MAX_IMAGES or None]
         metadata = dataset.metadata
-        self.segmenter = build_segmenter(
-            cfg, metadata.thing_ids, metadata.num_classes, class_names=metadata.class_names
-        )
+        about = metadata.thing_ids, metadata.num_classes, None, metadata.class_names
+        self.segmenter = build_segmenter(cfg, *about, teacher)
         adapters = self.segmenter.adapters.items()
         check_history([n for n, adapter in adapters if adapter.history], resume, shard)
         if note := describe_class_map(self.segmenter, metadata):

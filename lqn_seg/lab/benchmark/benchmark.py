@@ -83,12 +83,7 @@ class Benchmark:
         with fixed_threads(self.config.threads):
             self.roofline = Roofline.measure(self.device, self.precisions)
             results: dict[str, Any] = {
-                "environment": {
-                    **environment(self.config.threads),
-                    "device": device_name(self.device),
-                    "date": date.today().isoformat(),
-                    "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
-                },
+                "environment": machine(self.config.threads, self.device),
                 "settings": asdict(self.config),
                 "teacher": self._teacher(),
                 "methods": [],
@@ -207,6 +202,16 @@ class Benchmark:
         return time_classifiers(
             teacher, methods, config.classes, settings, config.repeats, self.say
         )
+
+
+def machine(threads: int, device: torch.device) -> dict[str, Any]:
+    """What numbers were measured on, and when."""
+    return {
+        **environment(threads),
+        "device": device_name(device),
+        "date": date.today().isoformat(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
+    }
 
 
 def write_numbers(results: Mapping[str, Any], folder: Path) -> Path:

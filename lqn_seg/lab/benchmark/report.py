@@ -12,29 +12,40 @@ _TIMES = ("ms", "p95 ms", "busy ms")
 
 
 def summary_text(results: Results) -> str:
-    """One sentence and one table."""
+    """One sentence and one table; of evaluations all tables."""
+    if "end_to_end" in results:
+        return _end_to_end(results)
     return "\n\n".join(filter(None, (_sentence(results), _summary(results))))
 
 
 def report_text(results: Results) -> str:
+    if "end_to_end" in results:
+        return "\n\n".join((_about(results), _end_to_end(results)))
     further = {"references": _references, "baselines": _baselines}
     makers = [section for key, section in further.items() if results.get(key)]
     return "\n\n".join(make(results) for make in (_heading, _teacher, _methods, *makers))
 
 
 def _heading(results: Results) -> str:
-    about, roofline = results["environment"], results["roofline"]
+    roofline = results["roofline"]
     peaks = ", ".join(f"{peak:.3g} in {p}" for p, peak in roofline["gmacs_per_ms"].items())
-    threads = counted(int(about["threads"]), "thread")
     turns = counted(results["settings"]["repeats"], "turn")
     lines = (
-        f"{about['device']}, {threads}, torch {about['torch']}; {about['date']}, commit "
-        f"{about['commit'][:12]}; load {about['load']:.1f} at the start.",
+        _about(results),
         f"Roofline, measured: {peaks} GMACs/ms; copy {roofline['bytes_per_ms'] / 1e6:.3g} GB/s.",
         f"Milliseconds are medians over {turns}; busy is processor time, which other processes "
         "hardly change. GMACs: multiply-add = 1, forward and backward.",
     )
     return "\n".join(map(wrapped, lines))
+
+
+def _about(results: Results) -> str:
+    about = results["environment"]
+    threads = counted(int(about["threads"]), "thread")
+    return wrapped(
+        f"{about['device']}, {threads}, torch {about['torch']}; {about['date']}, commit "
+        f"{about['commit'][:12]}; load {about['load']:.1f} at the start."
+    )
 
 
 def _pass_ms(results: Results) -> float:
@@ -149,6 +160,34 @@ def _baselines(results: Results) -> str:
         f"{settings['classes'] or 1000} classes, all in {results['teacher']['precision']}"
     )
     return _table(title, rows, heads, [".1f"] * (len(heads) - 1))
+
+
+def _end_to_end(results: Results) -> str:
+    return "\n\n".join(_stages(row, results["settings"]) for row in results["end_to_end"])
+
+
+def _stages(row: Results, settings: Results) -> str:
+    """One scene: milliseconds per image and share of the total, by stage and method."""
+    methods = row["methods"]
+    stages = next(iter(methods.values()))
+    wholes = {method: by_stage["total"]["ms"] for method, by_stage in methods.items()}
+    rows: list[list[Any]] = []
+    for stage in stages:
+        took = {method: by_stage[stage]["ms"] for method, by_stage in methods.items()}
+        if any(took.values()):
+            pairs = ([ms, 100 * ms / wholes[method]] for method, ms in took.items())
+            rows.append([stage, *(value for pair in pairs for value in pair)])
+    busy = ([by_stage["total"]["busy_ms"], None] for by_stage in methods.values())
+    rows.append(["processor time", *(value for pair in busy for value in pair)])
+    title = (
+        f"{row['scene']}: from an image file to its stored result, milliseconds per image and % of "
+        f"the total. {row['teacher']} in {row['precision']}, {row['image_size'][0]} px, "
+        f"{row['classes']} classes, {', '.join(row['outputs'])}; "
+        f"{counted(row['images'], 'image')}, batch {row['batch']}, medians over "
+        f"{counted(settings['repeats'], 'run')}."
+    )
+    heads = [head for method in methods for head in (f"{method}\nms", "\n%")]
+    return _table(title, rows, ["", *heads], [".2f", ".1f"] * len(methods))
 
 
 def _times(times: Mapping[str, float]) -> list[float]:

@@ -28,6 +28,7 @@ CLIPS = {"clip-b16": "ViT-B-16-quickgelu", "clip-l14": "ViT-L-14-quickgelu"}
 _CLIP_CLASSES = 1000
 # width, layers, heads, image side, and what differs from transformers' default, EoMT-L's
 EOMTS: dict[str, tuple[int, int, int, int, dict[str, int]]] = {
+    "eomt-s": (384, 12, 6, 512, {"num_queries": 100, "num_blocks": 3}),
     "eomt-b": (768, 12, 12, 224, {}),
     "eomt-l": (1024, 24, 16, 640, {}),
     # Runs in milliseconds, to see that everything works.

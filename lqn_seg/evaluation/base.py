@@ -71,7 +71,8 @@ class ImageEvaluator(ABC):
 
     def statistics(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Statistics:
         """One image's contribution: JSON-able, pure; InputError as `prepare` and `score`."""
-        record = {**self._records.get(record.get("image_id"), {}), **record}
+        if known := self._records.get(record.get("image_id")):  # else the same for all evaluators
+            record = {**known, **record}
         return self.score(self.prepare(record), output)
 
     @abstractmethod

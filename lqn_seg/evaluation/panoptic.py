@@ -35,8 +35,8 @@ def prepare_segments(
 ) -> PanopticTruth:
     """Ground truth (H, W) of segment ids, 0 = void, ready for `match_segments`; `segments` hold
     `id`, `category_id` and, optionally, `iscrowd` and `area`."""
-    values, index = np.unique(np.append(ids, VOID), return_inverse=True)
-    index = index[:-1].reshape(ids.shape)
+    values = np.unique(np.append(ids, VOID))
+    index = np.searchsorted(values, ids)
     area = np.bincount(index.ravel(), minlength=len(values)).astype(np.float64)
     category, crowd = np.full(len(values), -1), np.zeros(len(values), bool)
     crowds = {}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lqn_seg.core.planes import strongest
 from lqn_seg.errors import InputError
 from lqn_seg.evaluation.base import (
     DatasetMetadata,
@@ -45,7 +46,7 @@ class SemanticAnswer(NamedTuple):
 def confidence_of(scores: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """(C, h, w) scores to the winning class (h, w) of each pixel and its share of their sum. Where
     the scores are probabilities, a temperature is that of their logits (Guo et al., 2017)."""
-    best, labels = scores.max(0)  # faster than argmax
+    best, labels = strongest(scores)
     scores, best = scores.float(), best.float()
     if temperature != 1:
         scores = (scores / best.clamp(min=_TINY)).pow(1 / temperature)
@@ -238,8 +239,12 @@ def near_boundary(labels: NDArray[np.int64], ignored: int) -> NDArray[np.bool_]:
     class; those of the label `ignored` are none."""
     values = torch.from_numpy(labels).float()[None, None]
     unknown, side = values == ignored, 2 * TRIMAP + 1
-    highest, lowest = (
-        F.max_pool2d(sign * values.masked_fill(unknown, -sign * ignored), side, 1, TRIMAP) * sign
-        for sign in (1, -1)
+
+    def highest(values: Tensor) -> Tensor:  # along the columns, then along the rows: much less work
+        along = F.max_pool2d(values, (side, 1), 1, (TRIMAP, 0))
+        return F.max_pool2d(along, (1, side), 1, (0, TRIMAP))
+
+    most, least = (
+        highest(sign * values.masked_fill(unknown, -sign * ignored)) * sign for sign in (1, -1)
     )
-    return (highest > lowest)[0, 0].numpy()
+    return (most > least)[0, 0].numpy()

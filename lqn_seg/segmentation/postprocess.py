@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lqn_seg.core.planes import runs, strongest
+
 
 @dataclass
 class Instances:
@@ -47,7 +49,12 @@ def semantic_inference(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
         (C, h, w), not normalised over classes.
     """
     _check(mask_logits, class_logits)
-    return torch.einsum("qc,qhw->chw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
+    classes = class_logits.softmax(-1)[:, :-1]
+    scores = mask_logits.new_empty(classes.shape[1], *mask_logits.shape[1:])
+    for rows in runs(mask_logits.movedim(1, 0).shape):  # of the image
+        masks = mask_logits[:, rows].contiguous().sigmoid()
+        scores[:, rows] = torch.einsum("qc,qhw->chw", classes, masks)
+    return scores
 
 
 def class_scores(logits: Tensor, class_logits: Tensor | None) -> Tensor:
@@ -97,7 +104,8 @@ def panoptic_inference(
     if not keep.any():
         return id_map, segments
     scores, classes = scores[keep], classes[keep]
-    kept, areas = _compete(mask_logits[keep].sigmoid(), scores)
+    winner, areas = _compete(mask_logits, keep.nonzero()[:, 0], scores)
+    number = [0] * (len(scores) + 1)  # of each query's segment; the last one's is nobody's
     stuff: dict[int, dict[str, Any]] = {}
     rows = zip(classes.tolist(), scores.tolist(), areas, strict=True)
     for k, (category, score, (mask_area, area, kept_area)) in enumerate(rows):
@@ -110,19 +118,34 @@ def panoptic_inference(
             if not isthing:
                 stuff[category] = segment
         segment["score"] = max(segment.get("score", score), score)
-        id_map[kept[k]] = segment["id"]
-    return id_map, segments
+        number[k] = segment["id"]
+    return id_map.new_tensor(number)[winner], segments
 
 
-def _compete(masks: Tensor, scores: Tensor) -> tuple[Tensor, list[list[int]]]:
-    """What each of K masks (K, h, w) wins inside itself, (K, h, w), and its areas in pixels: of the
-    mask, of what it won, of what it won inside itself."""
-    winner = (scores[:, None, None] * masks).argmax(0)  # (h, w)
-    inside = masks >= 0.5
-    kept = inside & (winner == torch.arange(len(masks), device=winner.device)[:, None, None])
-    won_area = torch.bincount(winner.flatten(), minlength=len(masks))
-    areas = torch.stack([inside.flatten(1).sum(1), won_area, kept.flatten(1).sum(1)], 1)
-    return kept, areas.tolist()  # one transfer to the host rather than one per query
+def _compete(
+    mask_logits: Tensor, queries: Tensor, scores: Tensor
+) -> tuple[Tensor, list[list[int]]]:
+    """Which of K queries wins each pixel and holds it, (h, w), K where the winner's mask does not;
+    and areas in pixels: of each one's mask, of what it won, of what it won inside its mask."""
+    count, shape = len(queries), mask_logits.shape[1:]
+    best = mask_logits.new_full(shape, -1)
+    winner = torch.zeros_like(best, dtype=torch.int64)
+    held, areas = torch.zeros_like(winner, dtype=torch.bool), []
+    for some in runs(torch.Size((count, *shape))):
+        masks = mask_logits[queries[some]].sigmoid_()
+        inside = masks >= 0.5
+        areas.append(inside.flatten(1).sum(1))
+        value, index = strongest(masks.mul_(scores[some, None, None]))
+        better = value > best
+        best = torch.where(better, value, best)
+        winner = torch.where(better, index + some.start, winner)
+        held = torch.where(better, inside.gather(0, index[None])[0], held)
+    kept = torch.where(held, winner, count)
+    won_area, kept_area = (
+        x.flatten().bincount(minlength=count + 1)[:count] for x in (winner, kept)
+    )
+    # One transfer to the host rather than one per query.
+    return kept, torch.stack([torch.cat(areas), won_area, kept_area], 1).tolist()
 
 
 def instance_inference(
@@ -151,9 +174,12 @@ def instance_inference(
     scores, query, category = scores[is_thing], query[is_thing], category[is_thing]
 
     # Quality per query, once: several classes of one query share its mask.
-    masks = mask_logits > 0
-    inside = (mask_logits.sigmoid() * masks).flatten(1).sum(1)
-    quality = inside / (masks.flatten(1).sum(1) + 1e-6)
+    masks = torch.empty_like(mask_logits, dtype=torch.bool)
+    quality = mask_logits.new_empty(len(mask_logits))
+    for some in runs(mask_logits.shape):
+        masks[some] = inside = mask_logits[some] > 0
+        weight = (mask_logits[some].sigmoid() * inside).flatten(1).sum(1)
+        quality[some] = weight / (inside.flatten(1).sum(1) + 1e-6)
     scores, order = (scores * quality[query]).sort(descending=True, stable=True)
     height, width = mask_logits.shape[-2:]
     return Instances((height, width), masks[query[order]], scores, category[order])
@@ -174,7 +200,7 @@ def mask_hash(output: Mapping[str, Any]) -> str:
         table = [[int(s["id"]), int(s["category_id"])] for s in segments]
         parts = [id_map, torch.tensor(sorted(table)).view(-1, 2)]
     elif "sem_seg" in output:
-        parts = [output["sem_seg"].argmax(0)]
+        parts = [strongest(output["sem_seg"])[1]]
     else:
         parts = [output["instances"].pred_masks, output["instances"].pred_classes]
     digest = hashlib.sha256()

@@ -357,7 +357,7 @@ class Segmenter:
                 class_scores(resize_scores(part.masks, layout.window), part.classes)
                 for part in parts
             ]
-            output = {"sem_seg": layout.average(torch.stack(scores), size)}
+            output = {"sem_seg": layout.average(scores, size)}
         else:
             masks = layout.logits(parts[0].masks, size)
             output = self._outputs(masks, parts[0].classes, self.tasks)

@@ -10,6 +10,7 @@ Shapes: images (3, height, width) uint8 RGB; n windows of S = (rows, columns) pi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lqn_seg.core.planes import runs
 from lqn_seg.errors import InputError
 from lqn_seg.teachers.base import Preprocessing, Teacher
 
@@ -89,8 +91,11 @@ class PaddedWindow:
 
     def logits(self, mask_logits: Tensor, size: Size) -> Tensor:
         """(Q, h, w) mask logits at the head's resolution to (Q, *size), the padding cut off."""
-        whole = resize_scores(mask_logits, self.window)
-        return resize_scores(whole[:, : self.inside[0], : self.inside[1]], size)
+        logits = mask_logits.new_empty(len(mask_logits), *size)
+        for some in runs(logits.shape):
+            whole = resize_scores(mask_logits[some], self.window)
+            logits[some] = resize_scores(whole[:, : self.inside[0], : self.inside[1]], size)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -166,18 +171,18 @@ class SlidingWindows:
         along = (starts[:, None] + within).flatten()
         return (along, columns) if self.axis == 0 else (rows, along)
 
-    def average(self, scores: Tensor, size: Size) -> Tensor:
-        """Class scores of the windows (n, C, *window) to the image (C, *size).
+    def average(self, scores: Sequence[Tensor] | Tensor, size: Size) -> Tensor:
+        """Class scores (C, *window) of the n windows to the image (C, *size).
 
         Overlaps are averaged before the scores are resized, as EoMT does.
         """
-        total = scores.new_zeros(scores.shape[1], *self.resized)
-        count = scores.new_zeros(self.resized)
+        total = scores[0].new_zeros(len(scores[0]), *self.resized)
+        count = total.new_zeros(self.resized)
         for start, window_scores in zip(self.starts, scores):
             length = self.window[self.axis]
             total.narrow(self.axis + 1, start, length).add_(window_scores)
             count.narrow(self.axis, start, length).add_(1)
-        return resize_scores(total / count, size)
+        return resize_scores(total.div_(count), size)
 
 
 def layout_of(

@@ -129,17 +129,18 @@ def _compete(
     and areas in pixels: of each one's mask, of what it won, of what it won inside its mask."""
     count, shape = len(queries), mask_logits.shape[1:]
     best = mask_logits.new_full(shape, -1)
-    winner = torch.zeros_like(best, dtype=torch.int64)
-    held, areas = torch.zeros_like(winner, dtype=torch.bool), []
+    winner = torch.zeros_like(best, dtype=torch.int32)
+    held, areas = torch.zeros_like(best, dtype=torch.bool), []
     for some in runs(torch.Size((count, *shape))):
-        masks = mask_logits[queries[some]].sigmoid_()
+        masks = mask_logits.index_select(0, queries[some]).sigmoid_()
         inside = masks >= 0.5
         areas.append(inside.flatten(1).sum(1))
-        value, index = strongest(masks.mul_(scores[some, None, None]))
-        better = value > best
-        best = torch.where(better, value, best)
-        winner = torch.where(better, index + some.start, winner)
-        held = torch.where(better, inside.gather(0, index[None])[0], held)
+        masks *= scores[some, None, None]
+        for number, (strength, within) in enumerate(zip(masks, inside), some.start):
+            better = strength > best
+            winner.masked_fill_(better, number)
+            held = torch.where(better, within, held)
+            torch.maximum(best, strength, out=best)
     kept = torch.where(held, winner, count)
     won_area, kept_area = (
         x.flatten().bincount(minlength=count + 1)[:count] for x in (winner, kept)

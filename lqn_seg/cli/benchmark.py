@@ -75,8 +75,9 @@ def run(arguments: Namespace) -> None:
         return
     from lqn_seg.lab.benchmark.benchmark import write_numbers
 
-    benchmark = _benchmark(arguments, partial(print, flush=True))
+    build = _benchmark(arguments, partial(print, flush=True))
     make_writable(arguments.output)
+    benchmark = build()
     try:
         benchmark.run()
     except BaseException as end:
@@ -128,8 +129,8 @@ def _growth(arguments: Namespace, say: Callable[[str], None]) -> None:
     say(f"written: {', '.join(map(str, written))}")
 
 
-def _benchmark(arguments: Namespace, say: Callable[[str], None]) -> Any:
-    """What is asked for, checked; nothing is measured yet."""
+def _benchmark(arguments: Namespace, say: Callable[[str], None]) -> Callable[[], Any]:
+    """What builds the benchmark that is asked for, whose settings are checked."""
     from lqn_seg.lab.benchmark.benchmark import Benchmark, BenchmarkConfig
 
     precisions = tuple(names(arguments.precisions))
@@ -137,12 +138,13 @@ def _benchmark(arguments: Namespace, say: Callable[[str], None]) -> Any:
         from lqn_seg.lab.benchmark.end_to_end import EndToEnd, EndToEndConfig
 
         shared = {key: getattr(arguments, key) for key in _SHARED}
-        config = EndToEndConfig(scenes, arguments.images, precision=precisions[0], **shared)
-        return EndToEnd(config, arguments.output, say)
+        scenery = EndToEndConfig(scenes, arguments.images, precision=precisions[0], **shared)
+        return partial(EndToEnd, scenery, arguments.output, say)
     others = ("read", "full", "output", "memory", "growth", "end_to_end", "images")
     settings = {k: v for k, v in vars(arguments).items() if k not in others}
     settings |= {key: tuple(names(settings[key])) for key in ("variants", "baselines")}
-    return Benchmark(BenchmarkConfig(**{**settings, "precisions": precisions}), say)
+    config = BenchmarkConfig(**{**settings, "precisions": precisions})
+    return partial(Benchmark, config, say)
 
 
 def report(numbers: Path, full: bool) -> None:

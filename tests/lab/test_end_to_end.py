@@ -59,7 +59,7 @@ def test_all_stages_of_lqn_are_met_and_change_nothing(tmp_path):
     scene = SceneRun("eomt-tiny", tmp_path, CONFIG)
     plain = scene.open("lqn")
     plain.run(progress=False)
-    expected = plain.lines(plain.conditions[0], "lqn")
+    expected = list(plain.lines(plain.conditions[0], "lqn"))
     encode, hashing = Images.inputs, postprocess.mask_hash
     clock = scene.time("lqn")
     assert Images.inputs is encode and postprocess.mask_hash is hashing  # put back

@@ -29,7 +29,7 @@ class Pass:
     """One run of the teacher over B images.
 
     Attributes:
-        field: (B, L, H, W, D).
+        field: (B, L, H, W, D); (B, 1, H, W, D) where the last layer is enough.
         context: what the frozen rest of the teacher needs beside the patch tokens.
         ms: of the run.
         damage, damaged: (B,) deviation from clean images, and whether it is more than theirs; None
@@ -45,10 +45,11 @@ class Pass:
     last: Tensor | None = None
 
     def tokens(self, layer: int) -> Tensor:
-        """(B, H, W, D) tokens of a layer."""
-        if self.last is not None and layer == self.field.shape[1]:
+        """(B, H, W, D) tokens of a layer; where there is but the last one, of that."""
+        depth = self.field.shape[1]
+        if self.last is not None and layer >= depth:
             return self.last
-        return self.field[:, layer - 1]
+        return self.field[:, min(layer, depth) - 1]
 
 
 class Task(Protocol):
@@ -71,6 +72,7 @@ class Images:
         whole: where the images are windows of one: that image (3, height, width) uint8 and how
             its windows lie.
         moves: (down, right) in patches of each view, where the views are the image itself, moved.
+        last_alone: whether a pass needs to hold the last layer alone.
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class Images:
         views: int = 1,
         whole: tuple[Tensor, Any] | None = None,
         moves: Sequence[tuple[float, float]] = (),
+        last_alone: bool = False,
     ) -> None:
         self.teacher, self.pixels, self.keys = teacher, pixels, keys
         self.calibration, self.task, self.views, self.whole = calibration, task, views, whole
-        self.moves = moves
+        self.moves, self.last_alone = moves, last_alone
         self.passes: dict[str, Pass] = {}
 
     def inputs(self, pixels: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class Images:
         if aligned and self.calibration is not None:
             aligner = Aligner(self.calibration)
             pixels = remove_noise(pixels, self.calibration.noise)
-        tokens, context = self.teacher.encode(self.inputs(pixels), aligner)
+        tokens, context = self.teacher.encode(self.inputs(pixels), aligner, self.last_alone)
         seen = Pass(tokens, context, clock.lap())
         if aligner is not None:
             seen.damage, seen.damaged = aligner.damage, aligner.damaged
@@ -153,6 +156,7 @@ class Method:
         whole_image: whether it wants all windows of an image at once.
         precision: of its own matrix products; empty where there are none.
         history: whether its answer to an image depends on those before it.
+        last_alone: whether it reads no layer of a pass but the last.
     """
 
     history = False
@@ -171,6 +175,7 @@ class Method:
     ) -> None:
         self.aligned, self.layer, self.recipe = aligned, layer or teacher.num_layers, recipe
         self.views = recipe.views if recipe else 1
+        self.last_alone = type(self).fit is Method.fit and self.layer == teacher.num_layers
 
     def reset(self) -> None:
         """Forget the images before."""

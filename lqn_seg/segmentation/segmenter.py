@@ -295,7 +295,9 @@ class Segmenter:
         # Beyond the windows of any image: each view has random numbers of its own.
         keys = [k._replace(window=k.window + (view << 16)) for view in range(views) for k in keys]
         moves = MOVES[:views] if views > 1 else ()
-        return Images(self.teacher, moved, keys, self.calibration, self, views, whole, moves)
+        alike = [adapter for adapter in self.adapters.values() if adapter.views == views]
+        how = views, whole, moves, all(adapter.last_alone for adapter in alike)
+        return Images(self.teacher, moved, keys, self.calibration, self, *how)
 
     def _said(
         self, adapted: Adapted, views: int, guide: Tensor | None

@@ -64,14 +64,19 @@ ContextT = TypeVar("ContextT", bound=PrefixContext)
 
 class Layers:
     """(B, H, W, D) tokens of so many layers, handed over one after the other, as a (B, L, H, W, D)
-    field. They are in memory once: stacking them in the end would take them twice."""
+    field, or of the last one alone. They are in memory once: stacking them in the end would take
+    them twice."""
 
-    def __init__(self, count: int) -> None:
-        self._count, self._written = count, 0
+    def __init__(self, count: int, last: bool = False) -> None:
+        self._left_out = count - 1 if last else 0
+        self._count, self._written = count - self._left_out, 0
         self._listed: list[Tensor] = []  # with gradients on, which writing in place would break
         self._field = torch.empty(0)
 
     def append(self, tokens: Tensor) -> None:
+        if self._left_out:
+            self._left_out -= 1
+            return
         if torch.is_grad_enabled():
             self._listed.append(tokens)
             return
@@ -145,12 +150,18 @@ class Teacher(ABC, Generic[ContextT]):
         return state
 
     def run(
-        self, layer: int, patches: Tensor, context: ContextT, hook: Hook | None = None
+        self,
+        layer: int,
+        patches: Tensor,
+        context: ContextT,
+        hook: Hook | None = None,
+        last: bool = False,
     ) -> tuple[Tensor, ContextT]:
         """Layers ``layer + 1`` to L from patches (B, H, W, D) and the context up to ``layer``:
-        patches of the layers run (B, L - layer, H, W, D), and the whole context."""
+        patches of the layers run (B, L - layer, H, W, D), or of the ``last`` alone (B, 1, H, W, D),
+        and the whole context."""
         prefixes = list(context.prefix[:, : layer + 1].unbind(1))
-        count, layers = prefixes[0].shape[1], Layers(self.num_layers - layer)
+        count, layers = prefixes[0].shape[1], Layers(self.num_layers - layer, last)
         state = torch.cat([prefixes[-1], patches.flatten(1, 2)], 1)
         if layer == 0:
             state = self.enter(state)
@@ -165,22 +176,27 @@ class Teacher(ABC, Generic[ContextT]):
             prefixes.append(state[:, :count].clone())  # a part would hold all of the layer
         return layers.field, replace(context, prefix=torch.stack(prefixes, 1))
 
-    def forward(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:
+    def forward(
+        self, images: Tensor, hook: Hook | None = None, last: bool = False
+    ) -> tuple[Tensor, ContextT]:
         """`encode`, with gradients where they are on."""
         self.check_images(images)
         patches, context = self.start(images)
-        return self.run(0, patches if hook is None else hook(0, patches), context, hook)
+        return self.run(0, patches if hook is None else hook(0, patches), context, hook, last)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, hook: Hook | None = None) -> tuple[Tensor, ContextT]:
+    def encode(
+        self, images: Tensor, hook: Hook | None = None, last: bool = False
+    ) -> tuple[Tensor, ContextT]:
         """Token field (B, L, H, W, D), block outputs of layers 1..L, and its context, in one pass.
 
         Args:
             images: (B, 3, h, w) normalised with ``pixel_mean`` and ``pixel_std``; an `InputError`
                 where they are not of the teacher's size.
             hook: replaces the patch tokens of the embedding and of each layer as they come.
+            last: hold the last layer alone: (B, 1, H, W, D).
         """
-        return self.forward(images, hook)
+        return self.forward(images, hook, last)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -199,7 +215,7 @@ class Teacher(ABC, Generic[ContextT]):
             raise InputError(f"resume layer must be in 0..{self.num_layers}, not {layer}")
         if layer == self.num_layers:
             return tokens, context
-        field, context = self.run(layer, tokens, context)
+        field, context = self.run(layer, tokens, context, last=True)
         return field[:, -1], context
 
     def resized(self, size: Size) -> Self:

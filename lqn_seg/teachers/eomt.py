@@ -92,13 +92,18 @@ class EomtTeacher(Teacher[EomtContext]):
         return embedded[:, count:].unflatten(1, self.grid), context
 
     def run(
-        self, layer: int, patches: Tensor, context: EomtContext, hook: Hook | None = None
+        self,
+        layer: int,
+        patches: Tensor,
+        context: EomtContext,
+        hook: Hook | None = None,
+        last: bool = False,
     ) -> tuple[Tensor, EomtContext]:
         first_query_layer = self.num_layers - self.num_query_layers
         passed = max(layer - first_query_layer, 0)  # query layers
         prefixes = list(context.prefix[:, : layer + 1].unbind(1))
         queries = list(context.queries[:, : passed + 1].unbind(1))
-        masks, layers = list(context.masks[: passed + 1]), Layers(self.num_layers - layer)
+        masks, layers = list(context.masks[: passed + 1]), Layers(self.num_layers - layer, last)
         positions = self._positions()
         state = torch.cat([prefixes[-1], patches.flatten(1, 2)], 1)
         if passed:

@@ -30,7 +30,7 @@ class StandIn:
     def __init__(self) -> None:
         self.passes = 0
 
-    def encode(self, images, hook=None):
+    def encode(self, images, hook=None, last=False):
         self.passes += 1
         tokens = images.movedim(1, -1)  # (B, H, W, D)
         field = torch.stack([tokens, 2 * tokens], 1)

@@ -27,6 +27,7 @@ class OnStatistics(Method):
         tokens, context = images.teacher.encode(
             images.inputs(images.pixels),
             lambda layer, tokens: self.replace(layer, tokens, calibration),
+            images.last_alone,
         )
         return Pass(tokens, context, clock.lap())
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lqn_seg.core.moments import moments
 from lqn_seg.core.precision import operand_precision
 
 # Directions whose clean variance is below this share of the largest carry rounding, not signal.
@@ -66,7 +67,7 @@ class LayerRange:
         """Components (B, H, W, R) of tokens, their means and log deviations (B, R)."""
         with operand_precision(tokens.device):  # bfloat16 would drown weak directions
             parts = F.linear(tokens.float() - self.centre, self.basis.mT)
-        variance, mean = torch.var_mean(parts.flatten(1, 2), dim=1, correction=0)
+        mean, variance = moments(parts, (1, 2))
         return parts, mean, 0.5 * variance.clamp_(min=1e-12).log()
 
     def align(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

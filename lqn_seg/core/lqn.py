@@ -48,34 +48,41 @@ def axis_code(values: Tensor, features: int) -> Tensor:
 class Table(NamedTuple):
     """Codes of the coordinates that some addresses have, for the role of source or destination.
 
-    The code of an address (Eq. 2) concatenates the codes of i, j and l, and so is the *sum* of
-    three rows, each zero outside its axis. What is linear in it is computed once for each row.
+    The code of an address (Eq. 2) concatenates the codes of i, j, l and the flag, so what is linear
+    in it is the *sum* of three rows, one for each coordinate, each computed once.
 
-    rows: (R, d_p) of the values along i, then j, then l; sin and cos of the flag in the last two
-        features of the rows of i. Nothing in it is learnt.
+    codes: (R_i, ...), (R_j, ...) and (R_l, ...) of the values along each axis. Nothing in them is
+        learnt.
+    flag: (1, 2) its sin and cos; it counts with the rows of i.
     values: along each axis, ascending.
     """
 
-    rows: Tensor
+    codes: Sequence[Tensor]
+    flag: Tensor
     values: Sequence[Tensor]
 
     @classmethod
     def of(cls, values: Sequence[Tensor], position_dim: int, flag: int) -> Table:
         """Of the values along each axis, in the role of the flag."""
         widths = axis_features(position_dim, len(values))
-        codes = torch.block_diag(*(axis_code(axis, width) for axis, width in zip(values, widths)))
-        rows = F.pad(codes, (0, 2))
-        rows[: len(values[0]), -2:] = rows.new_tensor([math.sin(flag), math.cos(flag)])
-        return cls(rows, values)
+        codes = [axis_code(axis, width) for axis, width in zip(values, widths)]
+        return cls(codes, codes[0].new_tensor([[math.sin(flag), math.cos(flag)]]), values)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """(B, R, w) of all coordinates, what a layer with (B, d_p, w) weights makes of them."""
+        codes = [*self.codes, self.flag]
+        blocks = weight.split([code.shape[1] for code in codes], 1)
+        i, *others, flag = (code @ block for code, block in zip(codes, blocks))
+        return torch.cat([i + flag, *others], 1)
 
     def names(self, addresses: Tensor) -> Tensor:
-        """(B, n, 3) addresses to (B, n, R): 1 at the rows that add up to each one's code."""
+        """(B, n, 3) addresses to (B, n, R): 1 at the rows that add up to what is made of each."""
         columns, first = [], 0
         for axis, values in enumerate(self.values):
             columns.append(first + torch.searchsorted(values, addresses[..., axis].contiguous()))
             first += len(values)
         rows = torch.stack(columns, -1)  # (B, n, axes)
-        return self.rows.new_zeros(*rows.shape[:2], first).scatter_(2, rows, 1.0)
+        return self.flag.new_zeros(*rows.shape[:2], first).scatter_(2, rows, 1.0)
 
 
 class Students:
@@ -96,10 +103,11 @@ class Students:
             drawn = [torch.randn(shape, generator=g, device=fitter.device) for g in random]
             self.weights[name] = torch.stack(drawn).mul_(deviation).requires_grad_()
 
-    def tables(self, values: Sequence[Tensor]) -> list[Table]:
-        """Of the locations that the students read: src, unless they have none, and dest."""
-        flags = (SOURCE, DESTINATION) if self.config.source else (DESTINATION,)
-        return [Table.of(values, self.config.position_dim, flag) for flag in flags]
+    def tables(self, sources: Sequence[Tensor], dests: Sequence[Tensor]) -> list[Table]:
+        """Of the locations that the students read, by their values along each axis: src, unless
+        they have none, and dest."""
+        roles = [(SOURCE, sources), (DESTINATION, dests)][not self.config.source :]
+        return [Table.of(values, self.config.position_dim, flag) for flag, values in roles]
 
     def __call__(
         self,
@@ -120,7 +128,7 @@ class Students:
         x = torch.baddbmm(w["conv.bias"][:, None], patches, w["conv.weight"][..., None])
         image = torch.baddbmm(w["first.bias"][:, None], x.mT, w["first.image"])  # (B, 1, w)
         blocks = ("first.source", "first.destination")[-k:]
-        rows = [table.rows @ w[block] for table, block in zip(tables, blocks)]  # (B, R, w) each
+        rows = [table.rows(w[block]) for table, block in zip(tables, blocks)]  # (B, R, w) each
         named = [table.names(where) for table, where in zip(tables, (source, dest)[-k:])]
         names = F.pad(torch.cat(named, -1), (1, 0), value=1.0)  # (B, n, 1 + k R)
         hidden = names @ torch.cat([image, *rows], 1)  # (B, n, w)
@@ -233,7 +241,10 @@ class FittedStudents:
                 for axis in ("rows", "columns")
             )
         values = (rows, columns, layers)[: fitter.config.student.axes]
-        self.tables = students.tables([F.pad(v.sort()[0], (1, 0)) for v in values])  # 0 is src0's
+        dests = [axis.sort()[0] for axis in values]
+        # Without recirculation src0 is the only source.
+        sources = [F.pad(v, (1, 0)) if fitter.recirculates else v.new_zeros(1) for v in dests]
+        self.tables = students.tables(sources, dests)
 
     @property
     def finite(self) -> Tensor:
@@ -296,7 +307,7 @@ class FittedStudents:
         guides = [None] * dest.shape[1] if guide is None else guide.split(size, 1)
         with operand_precision(dest.device):
             for src, to, near in zip(source.split(size, 1), dest.split(size, 1), guides):
-                both = torch.cat((src, to))
-                tables = self.students.tables([both[..., k].unique() for k in range(config.axes)])
+                known = [[x[..., k].unique() for k in range(config.axes)] for x in (src, to)]
+                tables = self.students.tables(*known)
                 pieces.append(self.students(view.patches, tables, src, to, near))
         return view.in_units(torch.cat(pieces, 1), dest[..., 2])

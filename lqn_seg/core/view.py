@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lqn_seg.core.config import LQNConfig
+from lqn_seg.core.moments import moments
 from lqn_seg.errors import InputError
 
 
@@ -56,8 +57,8 @@ class View:
             tokens = fields.flatten(2, 3)
             mean = deviation = None  # layer by layer: no copy of the field
             if config.fit.target_norm == "layer":
-                found = [torch.var_mean(tokens[:, k - 1].float(), 1, correction=0) for k in layers]
-                variance, mean = (torch.stack(one, 1) for one in zip(*found))
+                found = [moments(tokens[:, k - 1].float(), 1) for k in layers]
+                mean, variance = (torch.stack(one, 1) for one in zip(*found))
                 deviation = variance.sqrt_().clamp_(min=1e-6)
             numbers = torch.tensor(layers, device=device, dtype=torch.float32)
             places = coordinates or [torch.arange(1.0, side + 1) for side in shape[2:4]]
@@ -128,5 +129,5 @@ def guiding_tokens(fields: Tensor, fraction: float) -> Tensor:
     standardised per feature over the positions."""
     layer = max(1, round(fraction * fields.shape[1]))
     tokens = fields[:, layer - 1].float()
-    variance, mean = torch.var_mean(tokens, dim=(1, 2), correction=0, keepdim=True)
+    mean, variance = moments(tokens, (1, 2), keepdim=True)
     return (tokens - mean) / variance.sqrt_().clamp_(min=1e-6)

@@ -214,6 +214,7 @@ def test_literal_student_pass_is_counted(change, queries):
 
 
 @pytest.mark.parametrize("queries", [1, 90])
+@pytest.mark.parametrize("recirculates", [False, True])
 @pytest.mark.parametrize(
     "change",
     [
@@ -223,7 +224,7 @@ def test_literal_student_pass_is_counted(change, queries):
         {"guide": 0.5, "source": False},
     ],
 )
-def test_our_student_pass_is_counted(change, queries):
+def test_our_student_pass_is_counted(change, recirculates, queries):
     config = replace(DEEP, **change)
     variant = {(True, 3): "lqn", (False, 3): "lqn-src", (False, 2): "apm"}[
         config.source, config.axes
@@ -231,11 +232,17 @@ def test_our_student_pass_is_counted(change, queries):
     fitter = StudentFitter(LQNConfig(config, FitConfig(variant, precision="float32")), GRID, 12)
     students = Students(fitter, [RandomKey(0)])
     patches, addresses = torch.zeros(1, 36, 48), torch.ones(1, queries, 3)
-    tables = students.tables([torch.arange(n + 1.0) for n in (*GRID[1:], GRID[0])][: config.axes])
+    source = addresses if recirculates else 0 * addresses
+    values = [torch.arange(n + 1.0) for n in (*GRID[1:], GRID[0])][: config.axes]
+    if not recirculates:
+        values = [axis[:1] for axis in values]
+    tables = students.tables(
+        values, [torch.arange(1.0, n + 1) for n in (*GRID[1:], GRID[0])][: config.axes]
+    )
     guided = max(1, queries // 3)  # three queries share a guiding token
     guide = torch.zeros(1, guided, 12) if config.guide else None
-    cost = measure(lambda: students(patches, tables, addresses, addresses, guide).sum().backward())
-    macs = pass_macs(config, 12, queries, GRID, guided)
+    cost = measure(lambda: students(patches, tables, source, addresses, guide).sum().backward())
+    macs = pass_macs(config, 12, queries, GRID, guided, recirculates)
     assert cost.forward_gmacs == pytest.approx(macs.forward / 1e9, rel=1e-9)
     if queries == 90:
         assert cost.backward_gmacs == pytest.approx(macs.backward / 1e9, rel=0.01)

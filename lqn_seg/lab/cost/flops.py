@@ -11,11 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, prod
+from operator import mul
 from typing import Any
 
 from lqn_seg.adapt.calibration import DIRECTIONS, calibrated_layers
 from lqn_seg.adapt.methods import parse_ablation
-from lqn_seg.core.config import NO_STUDENT, LQNConfig, StudentConfig
+from lqn_seg.core.config import (
+    FLAG_FEATURES,
+    NO_STUDENT,
+    LQNConfig,
+    StudentConfig,
+    axis_features,
+)
 from lqn_seg.core.lqn import Grid
 from lqn_seg.segmentation.views import DENSITY
 from lqn_seg.teachers.dinov2 import Dinov2Teacher
@@ -197,16 +204,22 @@ class PassMacs:
 
 
 def pass_macs(
-    config: StudentConfig, feature_dim: int, queries: int, grid: Grid | None = None, guided: int = 0
+    config: StudentConfig,
+    feature_dim: int,
+    queries: int,
+    grid: Grid | None = None,
+    guided: int = 0,
+    recirculates: bool = False,
 ) -> PassMacs:
     """One pass as Table 4 states it, `[conv(x) | P(src) | P(dest)]` concatenated for every query;
     or with a grid (L, H, W) as `core.lqn` computes it, the first layer once per distinct row.
 
     Backward, a product has two of the same size, for its weights and for its input; where the input
-    is constant (the image, position codes) only one. Of distinct rows, the image is one, and each
-    value of i, j and l is one for source and destination. Queries add rows up by a product with the
-    0/1 matrix of who names what; the way back sums a row's gradient over its queries with the same.
-    With a guide, `guided` tokens are read: the queries, without those that share one.
+    is constant (the image, position codes) only one. Of distinct rows, the image is one, each value
+    of i, j and l is one for dest, and to recirculate for src, of which src0 is one more. Queries
+    add rows up by a product with the 0/1 matrix of who names what; the way back sums a row's
+    gradient over its queries with the same. With a guide, `guided` tokens are read: the queries,
+    without those that share one.
     """
     width = config.widths[0]
     convolution = config.image_features * _CHANNELS * config.stride**2
@@ -215,12 +228,14 @@ def pass_macs(
         every_query = queries * first_inputs(config, feature_dim) * width + deep
         return PassMacs(convolution + every_query, convolution + 2 * every_query)
     layers, rows, columns = grid
-    table_rows = sum(size + 1 for size in (rows, columns, layers)[: config.axes])
-    table_rows *= 2 if config.source else 1
-    guided *= feature_dim if config.guide else 0
+    dests = (rows, columns, layers)[: config.axes]
+    sources = [1 + size * recirculates for size in dests]
+    roles = [sources, dests] if config.source else [dests]
+    features = axis_features(config.position_dim, config.axes)
+    codes = sum(FLAG_FEATURES + sum(map(mul, sizes, features)) for sizes in roles)
     image = config.image_features * width
-    tables = (table_rows * config.position_dim + guided) * width
-    look_ups = queries * (1 + table_rows) * width
+    tables = (codes + (guided * feature_dim if config.guide else 0)) * width
+    look_ups = queries * (1 + sum(map(sum, roles))) * width
     return PassMacs(
         forward=convolution + image + tables + look_ups + deep,
         backward=convolution + 2 * image + tables + look_ups + 2 * deep,
@@ -238,7 +253,7 @@ def step_macs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = F
     # Views moved by half a patch have their tokens between those of the first.
     finer = 2 if config.views > 1 else 1
     rows = grid[0], finer * grid[1], finer * grid[2]
-    return pass_macs(config.student, feature_dim, passes * n, rows, guided=n)
+    return pass_macs(config.student, feature_dim, passes * n, rows, n, passes > 1)
 
 
 def fit_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool = False) -> float:

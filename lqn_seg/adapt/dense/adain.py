@@ -2,8 +2,8 @@
 
 Huang and Belongie, "Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization"
 (ICCV 2017), with clean images' averages in the place of a style image. The channels are the
-principal directions that a calibration knows. Where `core.alignment` removes what augmentations
-explain, this replaces all.
+strongest directions of clean tokens, all that a calibration knows. Where `core.alignment` removes
+what augmentations explain, this replaces all.
 """
 
 from __future__ import annotations

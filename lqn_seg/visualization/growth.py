@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from lqn_seg.visualization.files import save_figure
 from lqn_seg.visualization.palette import series_style
@@ -33,6 +34,9 @@ def draw_growth(points: Sequence[Mapping[str, Any]], stem: Path) -> list[Path]:
                 axes.plot([p["value"] for p in known], [p[cost] for p in known], **style)
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=5))
+            axes.xaxis.set_minor_formatter("")
+            axes.yaxis.set_minor_formatter("")
         row[0].set_ylabel(label)
     for axes, name in zip(panels[-1], names):
         axes.set_xlabel(name)

@@ -63,7 +63,8 @@ class Slope:
     def __str__(self) -> str:
         if math.isnan(self.exponent):
             return "-"
-        return f"{self.exponent:.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
+        rounded = round(self.exponent, 2) + 0.0  # no "-0.00"
+        return f"{rounded:.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
 
 
 def growth(

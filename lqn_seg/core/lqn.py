@@ -307,7 +307,12 @@ class FittedStudents:
         guides = [None] * dest.shape[1] if guide is None else guide.split(size, 1)
         with operand_precision(dest.device):
             for src, to, near in zip(source.split(size, 1), dest.split(size, 1), guides):
-                known = [[x[..., k].unique() for k in range(config.axes)] for x in (src, to)]
+                # Sources beside all destinations: else one image's would decide how another's are
+                # summed.
+                known = [
+                    [x[..., k].unique() for k in range(config.axes)]
+                    for x in (torch.cat((src, to)), to)
+                ]
                 tables = self.students.tables(*known)
                 pieces.append(self.students(view.patches, tables, src, to, near))
         return view.in_units(torch.cat(pieces, 1), dest[..., 2])

@@ -271,7 +271,7 @@ def query_gmacs(config: LQNConfig, grid: Grid, feature_dim: int, literal: bool =
     """One forward pass for all H x W addresses of the last layer."""
     queries = grid[1] * grid[2]
     tabulated = None if literal else (1, *grid[1:])
-    return pass_macs(config.student, feature_dim, queries, tabulated, queries).forward / 1e9
+    return pass_macs(config.student, feature_dim, queries, tabulated, queries, True).forward / 1e9
 
 
 def fit_bytes(config: LQNConfig, feature_dim: int, lowered: bool = False) -> int:

@@ -52,7 +52,7 @@ class TeacherConfig:
     config: str = ""  # what describes a model without weights
     base: str = ""  # what delta weights (EoMT on DINOv3) are the difference to
     image_size: tuple[int, ...] = ()  # (height, width) in place of the checkpoint's
-    precision: str = "float32"  # of its matrix products: as FIT.PRECISION, or float16
+    precision: str = "float32"  # of its matrix products: as FIT.PRECISION, float16 or int8
     compile: bool = False  # its blocks by torch.compile, for a GPU (a CPU gains nothing)
 
 

@@ -47,7 +47,7 @@ class ClipTeacher(Teacher[ClipContext]):
     Args:
         model: an open_clip model whose vision tower is open_clip's own ViT, an `InputError` else.
         tokenizer: texts to (C, T) token ids.
-        precision: of the matrix products: "float32", "bfloat16" or "float16".
+        precision: of the matrix products, one of `DTYPES`.
         source: what says how its pixels are prepared, for messages.
 
     Attributes:

@@ -167,6 +167,19 @@ def test_int8_products_are_close_image_by_image_and_leave_the_weights(bias):
 
 
 @needs_int8
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_in_int8_what_is_not_finite_stays_so_and_in_its_image(bad):
+    """The method that it came from falls back then; an exception would end an evaluation."""
+    ours, x = in_int8(nn.Linear(WIDTH, WIDTH)), torch.randn(2, 50, WIDTH)
+    with torch.no_grad():
+        plain = ours(x)
+        x[1, 3, 5] = bad
+        got = ours(x)
+    assert torch.equal(got[0], plain[0])
+    assert not got[1, 3].isfinite().any() and got[1, :3].isfinite().all()
+
+
+@needs_int8
 def test_int8_layers_learn_in_bfloat16():
     plain, x = nn.Linear(WIDTH, WIDTH), torch.randn(2, 50, WIDTH, requires_grad=True)
     lowered = copy.deepcopy(plain).bfloat16()

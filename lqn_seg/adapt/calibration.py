@@ -165,8 +165,8 @@ def load_calibration(
     fits = [
         0 <= layer <= teacher.num_layers
         and tuple(clean.centre.shape) == shape
-        and clean.basis.shape == (width, clean.mean.shape[1])
-        and clean.mean.shape == clean.deviation.shape
+        and clean.basis.shape[:-1] == (width,)
+        and clean.mean.shape == clean.deviation.shape == (2, clean.basis.shape[1])
         for layer, clean in layers.items()
     ]
     if not fits or not all(fits):

@@ -193,6 +193,13 @@ def test_a_file_that_is_missing_or_damaged_is_refused(tmp_path, teacher, calibra
     save_calibration(path, calibration, {})
     path.write_bytes(path.read_bytes()[:-100])
     assert "is no calibration" in refusal(path, teacher)
-    centre = {**calibration.layers, 1: replace(calibration.layers[1], centre=torch.zeros(4, 5, 16))}
-    save_calibration(path, replace(calibration, layers=centre), {})
-    assert "another shape than 4x4x16" in refusal(path, teacher)
+    for wrong in (
+        {"centre": torch.zeros(4, 5, 16)},
+        {"basis": torch.zeros(16)},
+        {"basis": torch.zeros(16, 3)},
+        {name: torch.zeros(16) for name in ("mean", "deviation")},
+        {name: torch.zeros(3, 16) for name in ("mean", "deviation")},
+    ):
+        layers = {**calibration.layers, 1: replace(calibration.layers[1], **wrong)}
+        save_calibration(path, replace(calibration, layers=layers), {})
+        assert "another shape than 4x4x16" in refusal(path, teacher)

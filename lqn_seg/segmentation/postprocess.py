@@ -140,7 +140,7 @@ def _compete(
             better = strength > best
             winner.masked_fill_(better, number)
             held = torch.where(better, within, held)
-            torch.maximum(best, strength, out=best)
+            best = torch.where(better, strength, best)  # NaN is never better
     kept = torch.where(held, winner, count)
     won_area, kept_area = (
         x.flatten().bincount(minlength=count + 1)[:count] for x in (winner, kept)

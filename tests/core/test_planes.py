@@ -1,5 +1,7 @@
 """Maps a few at a time: the strongest of them against `max`, and bits that blocks do not change."""
 
+import math
+
 import pytest
 import torch
 
@@ -28,6 +30,16 @@ def test_runs_are_whole_vectors_and_cover_all_maps(monkeypatch):
         for one in slices[:-1]:
             assert (one.stop - one.start) * shape[1] * shape[2] % 32 == 0
             assert one.stop - one.start >= 2
+
+
+def test_a_mask_that_is_not_a_number_wins_nothing():
+    masks = torch.randn(4, 9, 9, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([[5.0, 0, 0], [0, 5, 0], [4, 0, 0], [0, 4, 0]])
+    others = [0, 2, 3]
+    expected, segments = panoptic_inference(masks[others], classes[others], {0, 1}, 0.3, 0.0)
+    masks[1] = math.nan
+    id_map, same = panoptic_inference(masks.requires_grad_(), classes, {0, 1}, 0.3, 0.0)
+    assert torch.equal(id_map, expected) and same == segments and len(same) > 1
 
 
 def test_blocks_change_no_bit(monkeypatch):

@@ -69,6 +69,8 @@ def run(arguments: Namespace) -> None:
         return
     from lqn_seg.engine.store import make_writable
 
+    if arguments.repeats < 1 or not names(arguments.precisions):
+        raise InputError("a benchmark needs a precision, and repeats of at least 1")
     if arguments.memory or arguments.growth:
         make_writable(arguments.output)
         (_memory if arguments.memory else _growth)(arguments, partial(print, flush=True))

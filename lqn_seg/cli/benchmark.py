@@ -71,6 +71,8 @@ def run(arguments: Namespace) -> None:
 
     if arguments.repeats < 1 or not names(arguments.precisions):
         raise InputError("a benchmark needs a precision, and repeats of at least 1")
+    if sum(map(bool, (arguments.memory, arguments.growth, arguments.end_to_end))) > 1:
+        raise InputError("--memory, --growth and --end-to-end are measured one at a time")
     if arguments.memory or arguments.growth:
         make_writable(arguments.output)
         (_memory if arguments.memory else _growth)(arguments, partial(print, flush=True))

@@ -30,8 +30,8 @@ def strongest(maps: Tensor) -> tuple[Tensor, Tensor]:
     what `max(0)` gives, but for NaN."""
     if maps.device.type != "cpu":  # where many small steps would be slower
         return tuple(maps.max(0))  # type: ignore[return-value]
-    best, index = maps[0].clone(), torch.zeros(maps.shape[1:], dtype=torch.int32)
+    best, index = maps[0], torch.zeros(maps.shape[1:], dtype=torch.int32)
     for number, one in enumerate(maps[1:], 1):
         index.masked_fill_(one > best, number)
-        torch.maximum(best, one, out=best)
+        best = torch.maximum(best, one)
     return best, index.long()

@@ -281,3 +281,17 @@ def test_a_gpu_machine_needs_little_beside_torch(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "benchmark.json").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--memory", "--growth"], "one at a time"),
+        (["--growth", "--end-to-end", "demo"], "one at a time"),
+        (["--growth", "--repeats", "0"], "repeats of at least 1"),
+        (["--memory", "--precisions", ""], "needs a precision"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_at_once(tool, tmp_path, capsys, words, said):
+    assert tool.main([*words, "--output", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -81,7 +81,7 @@ class Layers:
             self._listed.append(tokens)
             return
         if not self._written:
-            self._field = tokens.new_empty(len(tokens), self._count, *tokens.shape[1:])
+            self._field = tokens.new_empty(tokens.shape[0], self._count, *tokens.shape[1:])
         self._field[:, self._written] = tokens
         self._written += 1
 

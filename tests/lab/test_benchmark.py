@@ -290,6 +290,7 @@ def test_a_gpu_machine_needs_little_beside_torch(tmp_path):
         (["--growth", "--end-to-end", "demo"], "one at a time"),
         (["--growth", "--repeats", "0"], "repeats of at least 1"),
         (["--memory", "--precisions", ""], "needs a precision"),
+        (["--precisions", "int8"], "precision"),
     ],
 )
 def test_what_cannot_be_measured_is_said_at_once(tool, tmp_path, capsys, words, said):

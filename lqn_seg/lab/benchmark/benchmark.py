@@ -19,7 +19,7 @@ import torch
 from lqn_seg.adapt.classification_methods import Adaptation
 from lqn_seg.adapt.threads import fixed_threads
 from lqn_seg.classification.classifier import ClassifierConfig
-from lqn_seg.core.config import LQNConfig, preset, with_variant
+from lqn_seg.core.config import FitConfig, LQNConfig, preset, with_variant
 from lqn_seg.core.precision import resolve_precision
 from lqn_seg.engine.launch import keep_memory
 from lqn_seg.engine.store import make_writable
@@ -59,6 +59,8 @@ class BenchmarkConfig:
             nearest(name, VARIANTS, "variant")
         for name in self.baselines:
             nearest(name, BASELINES, "baseline")
+        for name in self.precisions:
+            FitConfig(precision=name)  # type: ignore[arg-type]  # which students must have too
         if not self.precisions or self.repeats < 1:
             raise InputError("a benchmark needs a precision, and repeats of at least 1")
         if self.baselines and not self.teacher.startswith("clip"):

@@ -31,7 +31,7 @@ def noise_deviation(pixels: Tensor) -> Tensor:
     do not count."""
     with operand_precision(pixels.device):
         colours = torch.einsum("ij,bjhw->bihw", _cosines(3, pixels), pixels.float())
-        blocks = _transform(colours, _SIDE)  # (B, 3, 64, blocks)
+        blocks = _transform(colours, _block_basis(pixels), _SIDE)  # (B, 3, 64, blocks)
     frequency = torch.arange(_SIDE, device=pixels.device)
     frequency = (frequency[:, None] + frequency).flatten()
     middle = (frequency >= _MIDDLE[0]) & (frequency <= _MIDDLE[-1])
@@ -67,7 +67,7 @@ def _threshold(pixels: Tensor, deviation: float) -> Tensor:
         # In stripes, whose coefficients a processor's cache can hold.
         for top in range(0, padded.shape[2] - margin, _STRIPE):
             stripe = padded[:, :, top : top + _STRIPE + margin]
-            blocks = _transform(stripe, _STEP)  # (B, 3, 64, blocks)
+            blocks = _transform(stripe, basis, _STEP)  # (B, 3, 64, blocks)
             kept = F.hardshrink(blocks, _THRESHOLD * deviation)
             kept[:, :, 0] = blocks[:, :, 0]  # the mean
             parts = (basis.mT @ kept).flatten(0, 1)
@@ -78,10 +78,10 @@ def _threshold(pixels: Tensor, deviation: float) -> Tensor:
         return torch.einsum("ij,bihw->bjhw", mixing, colours).clamp(0, 1)
 
 
-def _transform(colours: Tensor, step: int) -> Tensor:
+def _transform(colours: Tensor, basis: Tensor, step: int) -> Tensor:
     """(B, C, h, w) to the coefficients (B, C, 64, n) of its n blocks `step` pixels apart."""
     blocks = F.unfold(colours.flatten(0, 1)[:, None], _SIDE, stride=step)
-    return (_block_basis(colours) @ blocks).unflatten(0, colours.shape[:2])
+    return (basis @ blocks).unflatten(0, colours.shape[:2])
 
 
 def _block_basis(like: Tensor) -> Tensor:
